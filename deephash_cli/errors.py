@@ -1,0 +1,37 @@
+"""Errors that a user can cause. Each is one sentence (what was expected, what was got, what to do) and an exit code."""
+
+
+class DeephashError(Exception):
+    """An error to show as one sentence, without a traceback. ``exit_code`` is the process's status."""
+
+    exit_code = 1
+
+
+class ConfigError(DeephashError):
+    """A command or a setting that cannot work."""
+
+    exit_code = 2
+
+
+class DataError(DeephashError):
+    """Images, labels or splits that are missing or malformed."""
+
+    exit_code = 3
+
+
+class ArtifactError(DeephashError):
+    """A checkpoint, a codes folder or a run folder that is incomplete, corrupt or of another kind."""
+
+    exit_code = 4
+
+
+class DivergedError(DeephashError):
+    """Training that produced a loss or weights that are not finite."""
+
+    exit_code = 5
+
+
+class SweepError(DeephashError):
+    """A sweep of which some jobs failed."""
+
+    exit_code = 6

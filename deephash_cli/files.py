@@ -1,0 +1,102 @@
+"""Whole files or none: writing beside the target and renaming, reading back with size limits, digests."""
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from deephash_cli.errors import ArtifactError
+
+
+@contextlib.contextmanager
+def atomic_write(path: Path) -> Iterator[IO[bytes]]:
+    """Open a temporary file beside ``path``; on success flush it to disk and rename it, on failure remove it.
+
+    A reader sees the old file or the whole new one, never a part, even after a power cut.
+
+    Raises:
+        ArtifactError: If the folder cannot be written to, or the disk is full.
+    """
+    path = Path(path)
+    temporary = None
+    try:
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        temporary = Path(name)
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes files that only their owner can read
+        os.replace(temporary, path)
+        temporary = None
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise ArtifactError(f"could not write {path}: {error.strerror or error}; nothing was changed there") from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write ``content`` to ``path``, whole or not at all."""
+    with atomic_write(path) as file:
+        file.write(content)
+
+
+def write_text(path: Path, content: str) -> None:
+    """Write ``content`` to ``path`` as UTF-8, whole or not at all."""
+    write_bytes(path, content.encode("utf-8"))
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write ``content`` to ``path`` as indented JSON, whole or not at all. Infinities and NaN are refused."""
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path, limit: int = 256 * 2**20) -> Any:
+    """Read a JSON file of at most ``limit`` bytes.
+
+    Raises:
+        ArtifactError: If the file is missing, too large, or not JSON.
+    """
+    path = Path(path)
+    try:
+        size = path.stat().st_size
+        if size > limit:
+            raise ArtifactError(f"{path} has {size} bytes, more than the {limit} that such a file may have")
+        return json.loads(path.read_bytes().decode("utf-8"))
+    except FileNotFoundError as error:
+        raise ArtifactError(f"{path} does not exist") from error
+    except OSError as error:
+        raise ArtifactError(f"could not read {path}: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(f"{path} is not valid JSON ({error}); it was damaged or edited by hand") from error
+
+
+def sha256_file(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file's content."""
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename durable. Some file systems have no such call for folders; then the rename alone must do."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -35,3 +35,16 @@ class SweepError(DeephashError):
     """A sweep of which some jobs failed."""
 
     exit_code = 6
+
+
+class Stopped(BaseException):
+    """A person or the system asked the process to end. Not an ``Exception``: nothing on the way may take it for a failure."""
+
+    def __init__(self, exit_code: int):
+        super().__init__(exit_code)
+        self.exit_code = exit_code
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, on one line; its type if it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

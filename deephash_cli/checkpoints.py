@@ -1,0 +1,145 @@
+"""Checkpoints that are whole or absent, verified when read, and never run code of whoever made them."""
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.plugins.io import CheckpointIO
+
+from deephash_cli import __version__
+from deephash_cli.errors import ArtifactError, DivergedError, first_line
+from deephash_cli.files import atomic_write, read_json, sha256_file, write_json
+
+LAST = "last.ckpt"
+PREVIOUS = "previous.ckpt"
+BEST = "best.ckpt"
+FORMAT = 1
+
+
+class VerifiedCheckpointIO(CheckpointIO):
+    """Write a checkpoint beside its target and rename it, with its SHA-256 in a sidecar; verify that before reading.
+
+    Lightning's own writer goes through the system's temporary folder and does not flush; its reader finds no flipped bit.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write ``checkpoint`` to ``path`` and ``<path>.json``."""
+        buffer = io.BytesIO()
+        torch.save(checkpoint, buffer)
+        path = Path(path)
+        with atomic_write(path) as file:
+            file.write(buffer.getbuffer())
+        sidecar = {"format": FORMAT, "deephash": __version__, "bytes": path.stat().st_size, "sha256": sha256_file(path)}
+        write_json(_sidecar(path), sidecar)
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        """Read a checkpoint after its digest was verified. Only tensors and plain values are unpickled, whatever is asked."""
+        return read_checkpoint(Path(path))
+
+    def remove_checkpoint(self, path: Any) -> None:
+        """Remove a checkpoint and its sidecar."""
+        for file in (Path(path), _sidecar(Path(path))):
+            file.unlink(missing_ok=True)
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint that this project wrote.
+
+    Raises:
+        ArtifactError: If it is missing, damaged, or of a newer format.
+    """
+    verify_checkpoint(path)
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises whatever the bytes lead it to
+        raise ArtifactError(f"{path} could not be read as a checkpoint: {first_line(error)}") from error
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
+        raise ArtifactError(f"{path} is not a checkpoint of deephash: it has no state_dict")
+    return checkpoint
+
+
+def verify_checkpoint(path: Path) -> None:
+    """Compare a checkpoint with its sidecar.
+
+    Raises:
+        ArtifactError: If one of the two is missing, or they disagree.
+    """
+    if not path.is_file():
+        raise ArtifactError(f"{path} does not exist")
+    sidecar = read_json(_sidecar(path))
+    if not isinstance(sidecar, dict) or not isinstance(sidecar.get("format"), int):
+        raise ArtifactError(f"{_sidecar(path)} does not describe a checkpoint")
+    if sidecar["format"] > FORMAT:
+        raise ArtifactError(
+            f"{path} was written by a newer deephash ({sidecar.get('deephash')}); this is {__version__}"
+        )
+    if sidecar.get("sha256") != sha256_file(path):
+        raise ArtifactError(f"{path} is damaged: its SHA-256 is not the one in {_sidecar(path).name}")
+
+
+def newest_valid(folder: Path, warn: Callable[[str], None]) -> Path | None:
+    """The checkpoint to go on from: the last one, or the one before it if the last is damaged, or none."""
+    for name in (LAST, PREVIOUS):
+        path = folder / name
+        if path.exists():
+            try:
+                verify_checkpoint(path)
+                return path
+            except ArtifactError as error:
+                warn(f"skipped a checkpoint: {error}")
+    return None
+
+
+class EpochCheckpoints(Callback):
+    """Save at the end of an epoch: ``last``, the one before it, and, with a monitored metric, the best.
+
+    Args:
+        folder: Where to.
+        every_n_epochs: How often; the final epoch is always saved.
+        monitor: Name of a logged metric whose highest value is the best; ``None`` for none.
+    """
+
+    def __init__(self, folder: Path, every_n_epochs: int, monitor: str | None):
+        self.folder = folder
+        self.every_n_epochs = every_n_epochs
+        self.monitor = monitor
+        self.best = -1.0
+
+    def state_dict(self) -> dict[str, float]:
+        """The best value so far, kept in the checkpoint."""
+        return {"best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, float]) -> None:
+        """Go on comparing with the best value so far."""
+        self.best = state_dict["best"]
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save, unless the weights are not finite."""
+        final = trainer.current_epoch + 1 == trainer.max_epochs
+        value = float(trainer.callback_metrics[self.monitor]) if self.monitor else -1.0
+        better = value > self.best
+        due = final or (trainer.current_epoch + 1) % self.every_n_epochs == 0
+        if not (due or better):
+            return
+        for name, weight in pl_module.named_parameters():
+            if weight.requires_grad and not torch.isfinite(weight).all():
+                raise DivergedError(
+                    f"{name} is not finite after epoch {trainer.current_epoch}: lower optimizer.lr and backbone_lr; "
+                    f"the last good checkpoint is in {self.folder}"
+                )
+        self.best = max(self.best, value)
+        if better:
+            trainer.save_checkpoint(self.folder / BEST)
+        if due:
+            last = self.folder / LAST
+            if last.exists() and _sidecar(last).exists():
+                last.replace(self.folder / PREVIOUS)
+                _sidecar(last).replace(_sidecar(self.folder / PREVIOUS))
+            trainer.save_checkpoint(last)
+
+
+def _sidecar(path: Path) -> Path:
+    return path.with_name(f"{path.name}.json")

@@ -1,0 +1,345 @@
+"""Binary codes: continuous values to bits, bits to bytes, and a folder of codes that is complete or refused."""
+
+import json
+import stat
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, UInt8
+
+from deephash_cli.errors import ArtifactError
+from deephash_cli.files import atomic_write, read_json, sha256_file, write_json, write_text
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+_OWN_KEYS = ("format", "bits", "bit_order", "query", "database", "files")
+_SIDES = ("query", "database")
+_MANIFEST_LIMIT = 2**20
+_BITS_LIMIT = 2**16
+
+
+def binarize(u: Float[np.ndarray, "n bits"]) -> Bool[np.ndarray, "n bits"]:
+    """Threshold continuous codes at zero: 0 and -0.0 become True, infinities keep their sign.
+
+    Args:
+        u: Continuous codes, one row an image.
+
+    Raises:
+        ValueError: If a value is NaN; the message names the first such row.
+    """
+    broken = np.isnan(u).any(axis=1)
+    if broken.any():
+        raise ValueError(
+            f"continuous codes must be numbers, got NaN first in row {int(broken.argmax())} "
+            f"({int(broken.sum())} of {len(u)} rows): the model has diverged"
+        )
+    return u >= 0
+
+
+def pack(codes: Bool[np.ndarray, "n bits"]) -> UInt8[np.ndarray, "n bytes"]:
+    """Put bit i of a code into byte i//8 at position i%8 (little bit order); padding bits are zero."""
+    return np.packbits(codes, axis=1, bitorder="little")
+
+
+def unpack(packed: UInt8[np.ndarray, "n bytes"], bits: int) -> Bool[np.ndarray, "n {bits}"]:
+    """Undo `pack`; padding bits are dropped.
+
+    Raises:
+        ValueError: If rows of this width do not hold codes of ``bits`` bits.
+    """
+    if bits < 1 or packed.shape[1] != _width(bits):
+        raise ValueError(f"codes of {bits} bits take {_width(bits)} bytes a row, got rows of {packed.shape[1]} bytes")
+    return np.unpackbits(packed, axis=1, count=bits, bitorder="little").view(np.bool_)
+
+
+@dataclass(frozen=True, eq=False)
+class CodeSet:
+    """One side of a retrieval: packed codes with the labels and the names of their images.
+
+    Attributes:
+        packed: Codes (n, bytes) uint8, eight bits a byte, as `pack` makes them.
+        bits: Code length.
+        labels: Multi-hot labels (n, classes) uint8; a row of zeros is an image without a label.
+        ids: A unique name for each image.
+
+    Raises:
+        ArtifactError: If the parts do not fit together.
+    """
+
+    # Not annotated with shapes: what does not fit is a user's broken file, and gets a sentence below.
+    packed: np.ndarray
+    bits: int
+    labels: np.ndarray
+    ids: list[str]
+
+    def __post_init__(self) -> None:
+        for name, array in (("codes", self.packed), ("labels", self.labels)):
+            if not isinstance(array, np.ndarray) or array.dtype != np.uint8 or array.ndim != 2:
+                raise ArtifactError(f"{name} must be a two-dimensional array of uint8, got {_describe(array)}")
+        if not _is_count(self.bits) or not 1 <= self.bits <= _BITS_LIMIT:
+            raise ArtifactError(f"bits must be a whole number between 1 and {_BITS_LIMIT}, got {self.bits!r}")
+        if self.packed.shape[1] != _width(self.bits):
+            raise ArtifactError(
+                f"codes of {self.bits} bits take {_width(self.bits)} bytes a row, "
+                f"got rows of {self.packed.shape[1]} bytes"
+            )
+        if not len(self.packed) == len(self.labels) == len(self.ids):
+            raise ArtifactError(
+                f"codes, labels and ids must have equal lengths, "
+                f"got {len(self.packed)}, {len(self.labels)} and {len(self.ids)}"
+            )
+        if self.labels.size and self.labels.max() > 1:
+            raise ArtifactError(f"labels must be 0 or 1 (multi-hot), got {int(self.labels.max())}")
+        # Non-zero padding would count as distance between codes, silently.
+        if self.bits % 8 and (self.packed[:, -1] >> (self.bits % 8)).any():
+            raise ArtifactError(
+                f"codes of {self.bits} bits must have zeros in the {8 * _width(self.bits) - self.bits} padding bits "
+                "of their last byte, got ones: they have another length or another bit order"
+            )
+        _check_ids(self.ids)
+
+    @property
+    def n(self) -> int:
+        """Number of images."""
+        return len(self.ids)
+
+
+def require_comparable(query: CodeSet, database: CodeSet) -> None:
+    """Check that distances and shared labels between the two sides mean something.
+
+    Raises:
+        ArtifactError: If code lengths or class counts differ.
+    """
+    if query.bits != database.bits:
+        raise ArtifactError(
+            f"query codes have {query.bits} bits but the database has {database.bits}: they come from different runs"
+        )
+    if query.labels.shape[1] != database.labels.shape[1]:
+        raise ArtifactError(
+            f"query labels have {query.labels.shape[1]} classes but the database has {database.labels.shape[1]}: "
+            "they come from different runs"
+        )
+
+
+def save_codes(folder: Path, query: CodeSet, database: CodeSet, provenance: Mapping[str, Any]) -> None:
+    """Write both sides into ``folder``, the manifest last: a folder without one is incomplete and is refused later.
+
+    Args:
+        folder: Made if it does not exist. Codes that it holds are replaced.
+        query: The searching side.
+        database: The searched side.
+        provenance: What the codes come from (method, model, dataset, ...), added to the manifest as it is.
+
+    Raises:
+        ArtifactError: If the two sides do not fit each other, or the folder cannot be written to.
+        ValueError: If ``provenance`` uses a key of the manifest's own, or cannot be written as JSON.
+    """
+    folder = Path(folder)
+    require_comparable(query, database)
+    if taken := sorted(set(provenance) & set(_OWN_KEYS)):
+        raise ValueError(f"provenance must leave the manifest's own keys alone, got {', '.join(taken)}")
+    try:
+        json.dumps(dict(provenance), allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"provenance must be JSON, got something else: {error}") from error
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # An old manifest beside new files would say "damaged" after a crash; without one the folder says "incomplete".
+        (folder / MANIFEST).unlink(missing_ok=True)
+    except OSError as error:
+        raise ArtifactError(f"could not write to {folder}: {error.strerror or error}") from error
+    files = {}
+    for side, codes in zip(_SIDES, (query, database), strict=True):
+        codes_name, labels_name, ids_name = _file_names(side)
+        for name, array in ((codes_name, codes.packed), (labels_name, codes.labels)):
+            with atomic_write(folder / name) as file:
+                np.save(file, np.ascontiguousarray(array), allow_pickle=False)
+        write_text(folder / ids_name, "".join(f"{name}\n" for name in codes.ids))
+        for name in (codes_name, labels_name, ids_name):
+            files[name] = {"sha256": sha256_file(folder / name), "bytes": (folder / name).stat().st_size}
+    manifest = {
+        "format": FORMAT,
+        "bits": query.bits,
+        "bit_order": "little",
+        "query": {"count": query.n, "classes": query.labels.shape[1]},
+        "database": {"count": database.n, "classes": database.labels.shape[1]},
+        "files": files,
+        **provenance,
+    }
+    write_json(folder / MANIFEST, manifest)
+
+
+def load_codes(folder: Path) -> tuple[CodeSet, CodeSet, dict[str, Any]]:
+    """Open a folder that `save_codes` wrote. Arrays stay on disk (memory-mapped, read-only) until they are used.
+
+    Returns:
+        The query side, the database side, and the manifest.
+
+    Raises:
+        ArtifactError: If the folder is incomplete, damaged, of a newer format, or no codes folder at all.
+    """
+    folder = Path(folder)
+    manifest = _load_manifest(folder)
+    query, database = (_load_side(folder, side, manifest) for side in _SIDES)
+    require_comparable(query, database)
+    return query, database, manifest
+
+
+def _load_manifest(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise ArtifactError(f"{folder} has no {MANIFEST}: the codes are incomplete or this is not a codes folder")
+    manifest = read_json(path, limit=_MANIFEST_LIMIT)
+    if not isinstance(manifest, dict) or not _is_count(manifest.get("format")):
+        raise ArtifactError(f"{path} has no format number: it was damaged or is not the manifest of a codes folder")
+    version = manifest["format"]
+    if version > FORMAT:
+        raise ArtifactError(
+            f"{path} has format {version}, written by a newer deephash; this one reads format {FORMAT}: update it"
+        )
+    if version != FORMAT:
+        raise ArtifactError(f"{path} has format {version}, expected {FORMAT}: it was damaged or edited by hand")
+    if not _is_count(manifest.get("bits")) or not 1 <= manifest["bits"] <= _BITS_LIMIT:
+        raise ArtifactError(f"{path} must give bits between 1 and {_BITS_LIMIT}, got {_short(manifest.get('bits'))}")
+    if manifest.get("bit_order") != "little":
+        raise ArtifactError(f"{path} must have bit_order 'little', got {_short(manifest.get('bit_order'))}")
+    for side in _SIDES:
+        part = manifest.get(side)
+        if not isinstance(part, dict) or not all(_is_count(part.get(key)) for key in ("count", "classes")):
+            raise ArtifactError(f"{path} must give count and classes of the {side}, got {_short(part)}")
+    files = manifest.get("files")
+    for name in (name for side in _SIDES for name in _file_names(side)):
+        entry = files.get(name) if isinstance(files, dict) else None
+        if not isinstance(entry, dict) or not _is_count(entry.get("bytes")) or not isinstance(entry.get("sha256"), str):
+            raise ArtifactError(f"{path} must give bytes and sha256 of {name}, got {_short(entry)}")
+    return manifest
+
+
+def _load_side(folder: Path, side: str, manifest: dict[str, Any]) -> CodeSet:
+    codes_name, labels_name, ids_name = _file_names(side)
+    # The names are ours: a manifest from elsewhere cannot make us open another file.
+    for name in (codes_name, labels_name, ids_name):
+        _verify(folder / name, manifest["files"][name])
+    count, classes, bits = manifest[side]["count"], manifest[side]["classes"], manifest["bits"]
+    packed = _open_array(folder / codes_name, (count, _width(bits)))
+    labels = _open_array(folder / labels_name, (count, classes))
+    ids = _read_ids(folder / ids_name, count)
+    try:
+        return CodeSet(packed=packed, bits=bits, labels=labels, ids=ids)
+    except ArtifactError as error:
+        raise ArtifactError(f"{folder}, {side} side: {error}") from error
+
+
+def _verify(path: Path, entry: dict[str, Any]) -> None:
+    try:
+        status = path.stat()
+        # Reading a pipe or a device could wait for ever.
+        if not stat.S_ISREG(status.st_mode):
+            raise ArtifactError(f"{path} is not a plain file")
+        if status.st_size != entry["bytes"]:
+            raise ArtifactError(
+                f"{path} has {status.st_size} bytes but {MANIFEST} says {entry['bytes']}: it was truncated or replaced"
+            )
+        digest = sha256_file(path)
+    except FileNotFoundError as error:
+        raise ArtifactError(f"{path} does not exist: the codes are incomplete") from error
+    except OSError as error:
+        raise ArtifactError(f"could not read {path}: {error.strerror or error}") from error
+    if digest != entry["sha256"]:
+        raise ArtifactError(f"{path} has not the sha256 that {MANIFEST} gives: it was damaged or replaced")
+
+
+def _open_array(path: Path, expected: tuple[int, int]) -> UInt8[np.ndarray, "n columns"]:
+    """Map an array of unsigned bytes, after its header was found to be exactly the expected one."""
+    try:
+        with path.open("rb") as file, warnings.catch_warnings():
+            warnings.simplefilter("error")
+            version = np.lib.format.read_magic(file)
+            if version != (1, 0):
+                raise ArtifactError(f"{path} has .npy version {version[0]}.{version[1]}, expected 1.0")
+            shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
+            start = file.tell()
+        if dtype != np.dtype("u1"):
+            raise ArtifactError(f"{path} must hold unsigned bytes (|u1), got {_short(dtype.str)}")
+        if fortran_order:
+            raise ArtifactError(f"{path} must be in C order, got Fortran order")
+        if shape != expected:
+            raise ArtifactError(f"{path} has shape {_short(shape)} but {MANIFEST} says {expected}")
+        size = path.stat().st_size
+        # Python's integers: a product of two lies cannot wrap around to the true size.
+        if size != start + expected[0] * expected[1]:
+            raise ArtifactError(
+                f"{path} has {size} bytes, expected {start + expected[0] * expected[1]} for shape {expected}"
+            )
+        if 0 in expected:
+            return np.zeros(expected, np.uint8)  # nothing to map
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except ArtifactError:
+        raise
+    except Exception as error:
+        # NumPy's header parser evaluates text and lets whatever that raises through.
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ArtifactError(f"{path} is not a .npy array: {reason}") from error
+
+
+def _read_ids(path: Path, count: int) -> list[str]:
+    try:
+        text = path.read_bytes().decode("utf-8")
+    except OSError as error:
+        raise ArtifactError(f"could not read {path}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise ArtifactError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
+    # str.splitlines would also split at characters that an id may contain.
+    *ids, rest = text.split("\n")
+    if rest:
+        raise ArtifactError(f"{path} must end with a line break: it was truncated")
+    if len(ids) != count:
+        raise ArtifactError(f"{path} has {len(ids)} ids but {MANIFEST} says {count}")
+    return ids
+
+
+def _check_ids(ids: list[str]) -> None:
+    for position, name in enumerate(ids):
+        if not isinstance(name, str) or not name or "\n" in name or "\r" in name:
+            raise ArtifactError(
+                f"an id must be text without a line break and not empty, got {_short(name)} at position {position}"
+            )
+    try:
+        "".join(ids).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ArtifactError(
+            f"ids must be valid Unicode, got {_short(error.object[error.start : error.end])}"
+        ) from error
+    if len(set(ids)) != len(ids):
+        seen: set[str] = set()
+        # set.add returns None: the first name already seen is the culprit.
+        repeated = next(name for name in ids if name in seen or seen.add(name))
+        raise ArtifactError(f"ids must be unique, got {_short(repeated)} twice")
+
+
+def _file_names(side: str) -> tuple[str, str, str]:
+    return f"{side}.npy", f"{side}_labels.npy", f"{side}_ids.txt"
+
+
+def _width(bits: int) -> int:
+    return -(-bits // 8)
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _describe(array: object) -> str:
+    if isinstance(array, np.ndarray):
+        return f"{array.ndim} dimensions of {array.dtype}"
+    return type(array).__name__
+
+
+def _short(value: object) -> str:
+    """A value as a message shows it: one line of bounded length."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,0 +1,281 @@
+"""What a retrieval data set is: ids, multi-hot labels, images, and its authors' own division if they made one."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Int64, Integer, UInt8
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from deephash_cli.errors import DataError
+
+# Each decoder is a door for malformed files, and Pillow has forty: only these are opened.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
+ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"})
+
+# Pillow's own threshold for suspicion: a quarter of a GiB as RGB, more than any camera's picture in a data set needs.
+MAX_PIXELS = 89_478_485
+
+_ORIENTATION = 0x0112  # EXIF
+_ROLES = ("train", "query", "database")
+
+Rows = Integer[np.ndarray, "b"] | Integer[Tensor, "b"]
+
+
+class ImageTensor:
+    """Small images that are held in memory.
+
+    Attributes:
+        images: The pixels. Grey images have one channel.
+        in_memory: True: ``batch`` costs an indexing operation, no decoding.
+    """
+
+    in_memory = True
+
+    def __init__(self, images: UInt8[Tensor, "n channels height width"]) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def batch(self, rows: Rows) -> UInt8[Tensor, "b channels height width"]:
+        """The images at ``rows``, in that order and at their own size."""
+        return self.images[torch.as_tensor(rows, dtype=torch.int64)]
+
+    def digest(self) -> str:
+        """SHA-256 over shape and pixels: equal for equal images wherever they were loaded from."""
+        digest = hashlib.sha256(f"uint8 {tuple(self.images.shape)}\n".encode())
+        digest.update(self.images.contiguous().numpy().data)
+        return digest.hexdigest()
+
+
+class ImageFiles:
+    """Image files that are decoded when they are asked for. Can be pickled, for data loader workers.
+
+    Any JPEG, PNG, WebP, BMP or GIF becomes 8-bit RGB: the EXIF rotation is applied, of 16 bits the upper 8 are kept,
+    transparency is laid on white (what a page behind it would show), grey is repeated, CMYK is converted without a
+    colour profile, and of an animation the first frame is taken.
+
+    Attributes:
+        paths: The files, absolute or relative to ``root``.
+        root: The folder to which they are relative.
+        size: The size that ``load`` and ``batch`` give when they are told none.
+        in_memory: False: ``batch`` reads and decodes.
+    """
+
+    in_memory = False
+
+    def __init__(self, paths: list[Path], root: Path, size: int | None = None) -> None:
+        self.paths = paths
+        self.root = root
+        self.size = size
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def sized(self, size: int) -> "ImageFiles":
+        """The same files, whose ``batch(rows)`` gives squares of ``size`` pixels."""
+        return ImageFiles(self.paths, self.root, size)
+
+    def load(self, index: int, size: int | None = None) -> UInt8[Tensor, "3 size size"]:
+        """One image: its central square, resized to ``size`` (bilinear, antialiased).
+
+        That is the usual "resize the shorter side, crop the centre", with bounded memory for extreme shapes.
+
+        Raises:
+            DataError: If the file is missing, cannot be decoded, or is a decompression bomb.
+        """
+        return torch.from_numpy(self._pixels(index, size))
+
+    def batch(self, rows: Rows, size: int | None = None) -> UInt8[Tensor, "b 3 size size"]:
+        """The images at ``rows``, in that order, each as ``load`` gives it.
+
+        Raises:
+            DataError: If one of the files is missing, cannot be decoded, or is a decompression bomb.
+        """
+        side = self._side(size)
+        pixels = np.empty((len(rows), 3, side, side), dtype=np.uint8)
+        for position, row in enumerate(rows.tolist()):
+            pixels[position] = self._pixels(row, side)
+        return torch.from_numpy(pixels)
+
+    def digest(self) -> str:
+        """SHA-256 over each file's path, size and time of change: what a cache of these images is keyed by.
+
+        Raises:
+            DataError: If a file is missing.
+        """
+        digest = hashlib.sha256()
+        for path in self.paths:
+            try:
+                status = (self.root / path).stat()
+            except OSError as error:
+                raise _unreadable(self.root / path, error.strerror or str(error)) from error
+            digest.update(
+                f"{path.as_posix()}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(errors="surrogateescape")
+            )
+        return digest.hexdigest()
+
+    def _side(self, size: int | None) -> int:
+        side = self.size if size is None else size
+        if side is None or side < 1:
+            raise ValueError(f"images from files need a size of at least 1 pixel, got {side}")
+        return side
+
+    def _pixels(self, index: int, size: int | None) -> UInt8[np.ndarray, "3 size size"]:
+        side = self._side(size)
+        image = decode(self.root / self.paths[index], at_least=side)
+        if image.size != (side, side):
+            short = min(image.size)
+            left, top = (image.width - short) // 2, (image.height - short) // 2
+            image = image.resize((side, side), Image.Resampling.BILINEAR, box=(left, top, left + short, top + short))
+        return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+
+
+ImageStore = ImageTensor | ImageFiles
+
+
+@dataclass(frozen=True, eq=False)
+class RetrievalDataset:
+    """A data set of images to search among, before it is divided into query, training set and database.
+
+    Attributes:
+        name: The loader's name for it, stored with splits and codes.
+        ids: One id an image: unique, one line, the same on every machine that has the same data.
+        labels: Multi-hot, also where each image has one class. A row of zeros is an image without a label.
+        class_names: One name a column of ``labels``.
+        images: The pixels, or how to get them.
+        official: The authors' own division: row numbers under "train", "query" and perhaps "database".
+
+    Raises:
+        DataError: If ids repeat or span lines, or lengths differ, or there is no image.
+    """
+
+    name: str
+    ids: list[str]
+    labels: UInt8[np.ndarray, "n classes"]
+    class_names: list[str]
+    images: ImageTensor | ImageFiles
+    official: dict[str, Int64[np.ndarray, "_"]] | None = None
+
+    def __post_init__(self) -> None:
+        count = len(self.ids)
+        if count == 0:
+            raise DataError(f"data set {self.name} has no images; at least one is needed")
+        if not count == len(self.labels) == len(self.images):
+            raise DataError(
+                f"data set {self.name} has {count} ids, {len(self.labels)} rows of labels and {len(self.images)} "
+                "images; there must be as many of each"
+            )
+        if self.labels.shape[1] != len(self.class_names):
+            raise DataError(
+                f"data set {self.name} has {self.labels.shape[1]} label columns and {len(self.class_names)} class "
+                "names; there must be as many of each"
+            )
+        if self.labels.size and self.labels.max() > 1:
+            raise DataError(f"data set {self.name} has a label {self.labels.max()}; labels are 0 or 1")
+        self._check_ids()
+        for role, rows in (self.official or {}).items():
+            if role not in _ROLES:
+                raise DataError(f"data set {self.name} has a part {role!r}; the parts are train, query and database")
+            if len(rows) and not 0 <= rows.min() <= rows.max() < count:
+                raise DataError(
+                    f"data set {self.name} has {count} images, but its {role} part names one outside of these"
+                )
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def _check_ids(self) -> None:
+        seen = set()
+        for identifier in self.ids:
+            if identifier in seen:
+                raise DataError(
+                    f"data set {self.name} has the id {identifier!r} twice; ids must be unique: rename one file"
+                )
+            seen.add(identifier)
+            # Ids are stored one a line, so nothing in them may end a line, in any reader.
+            if identifier.splitlines() != [identifier]:
+                raise DataError(
+                    f"data set {self.name} has the id {identifier!r}, which is empty or spans lines; rename the file"
+                )
+            if any("\ud800" <= character <= "\udfff" for character in identifier):
+                raise DataError(f"data set {self.name} has the id {identifier!a}, which is not UTF-8; rename the file")
+
+
+def multi_hot(classes: Integer[np.ndarray, " n"], count: int) -> UInt8[np.ndarray, "n count"]:
+    """Labels as the project has them everywhere, from one class number an image."""
+    labels = np.zeros((len(classes), count), dtype=np.uint8)
+    labels[np.arange(len(classes)), classes] = 1
+    return labels
+
+
+def decode(path: Path, at_least: int | None = None) -> Image.Image:
+    """Read an image file as RGB, turned upright.
+
+    Args:
+        path: The file.
+        at_least: Shorter side that the caller will shrink to. A JPEG more than twice as large is then decoded at a
+            half, a quarter or an eighth, which for photographs is several times faster.
+
+    Raises:
+        DataError: If the file is missing, cannot be decoded, or has more than ``MAX_PIXELS``.
+    """
+    try:
+        with path.open("rb") as file, Image.open(file, formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise _bomb(path, f"{image.width} x {image.height}")
+            if at_least is not None:
+                image.draft(image.mode, (2 * at_least, 2 * at_least))
+            image.load()
+            return _to_rgb(_upright(image))
+    except DataError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise _bomb(path, "too many") from error
+    except Image.UnidentifiedImageError as error:
+        empty = path.stat().st_size == 0
+        reason = "it is empty" if empty else f"it is none of {', '.join(FORMATS)}, whatever its name says"
+        raise _unreadable(path, reason) from error
+    except Exception as error:  # decoders fail in a dozen ways on damaged files; all of them mean the same to the user
+        raise _unreadable(path, getattr(error, "strerror", None) or str(error) or type(error).__name__) from error
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        turned = image.getexif().get(_ORIENTATION, 1) != 1
+    except Exception:  # an EXIF block that cannot be parsed says nothing about rotation, and the pixels are sound
+        turned = False
+    return ImageOps.exif_transpose(image) if turned else image
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # Pillow would clip 16 bits at 255 instead of scaling them
+        return Image.fromarray((np.asarray(image).astype(np.int64).clip(0, 65535) >> 8).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        visible = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", visible.size, "white"), visible).convert("RGB")
+    return image.convert("RGB")
+
+
+def _bomb(path: Path, pixels: str) -> DataError:
+    return DataError(f"image {path} has {pixels} pixels, more than the {MAX_PIXELS} allowed; shrink or remove the file")
+
+
+def _unreadable(path: Path, reason: str) -> DataError:
+    reason = " ".join(reason.split()).rstrip(".")  # some decoders' messages span lines
+    return DataError(f"image {path} cannot be read: {reason}; replace or remove the file")
+
+
+def missing_images(source: str, root: Path, paths: Sequence[str]) -> DataError:
+    """The error for files that a list or table names and that are not there."""
+    some = ", ".join(paths[:5])
+    more = ", ..." if len(paths) > 5 else ""
+    return DataError(
+        f"{source}: {len(paths)} of the images named do not exist under {root}: {some}{more}; "
+        "set dataset.root to the folder that the paths start from"
+    )

@@ -1,0 +1,130 @@
+"""Fashion-MNIST (Xiao, Rasul, Vollgraf, 2017, arXiv 1708.07747): 28 x 28 grey pictures of ten kinds of clothing.
+
+The ten thousand test images are part of this package (MIT licence, see fashion_mini/LICENSE), so that a first run needs
+no download.
+"""
+
+import gzip
+import math
+import zlib
+from importlib import resources
+from importlib.resources.abc import Traversable
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+
+from deephash_cli.data.dataset import ImageTensor, RetrievalDataset, multi_hot
+from deephash_cli.data.download import download as fetch
+from deephash_cli.data.location import candidate_folders, download_folder, listed
+from deephash_cli.errors import DataError
+
+CLASS_NAMES = [
+    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
+]  # fmt: skip
+DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
+
+_PARTS = {"train": "train", "test": "t10k"}  # our name for a part, and the file names' prefix
+_FILES = [f"{prefix}-{kind}" for prefix in _PARTS.values() for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")]
+_MAX_BYTES = 256 * 2**20  # the real ones have up to 47 MB
+
+
+def fashion_mini() -> RetrievalDataset:
+    """Fashion-MNIST's 10,000 test images, from the package itself."""
+    images, labels = _read_part(resources.files("deephash_cli.data") / "fashion_mini", "t10k")
+    ids = [f"test/{number:05d}" for number in range(len(images))]
+    return RetrievalDataset("fashion_mini", ids, multi_hot(labels, 10), CLASS_NAMES, ImageTensor(images))
+
+
+def fashion_mnist(root: str | Path | None, download: bool) -> RetrievalDataset:
+    """All 70,000 images; the official division searches the training images with the test images.
+
+    Args:
+        root: Folder with the four original files, compressed or not. None: the usual places, among them Debian's.
+        download: Whether to fetch the files (31 MB) if they are in none of these.
+
+    Raises:
+        DataError: If the files are missing or damaged.
+    """
+    folder = _find(root, download)
+    parts = {part: _read_part(folder, prefix) for part, prefix in _PARTS.items()}
+    sizes = {part: len(labels) for part, (_, labels) in parts.items()}
+    train = np.arange(sizes["train"])
+    return RetrievalDataset(
+        name="fashion_mnist",
+        ids=[f"{part}/{number:05d}" for part, size in sizes.items() for number in range(size)],
+        labels=multi_hot(np.concatenate([labels for _, labels in parts.values()]), 10),
+        class_names=CLASS_NAMES,
+        images=ImageTensor(torch.cat([images for images, _ in parts.values()])),
+        official={"train": train, "query": np.arange(sizes["test"]) + len(train), "database": train},
+    )
+
+
+def read_idx(content: bytes, name: str, dimensions: int) -> UInt8[np.ndarray, "..."]:
+    """Read an array of bytes in the IDX format: a magic number, the sizes, the values, and nothing more.
+
+    Raises:
+        DataError: If the file is of another kind, cut short, or has bytes left over.
+    """
+    start = 4 + 4 * dimensions
+    if len(content) < start or content[:4] != bytes([0, 0, 8, dimensions]):
+        raise DataError(f"{name} is not an IDX file of bytes in {dimensions} dimensions; get it again")
+    shape = tuple(int.from_bytes(content[at : at + 4], "big") for at in range(4, start, 4))
+    expected, found = math.prod(shape), len(content) - start
+    if found != expected or not expected:
+        sizes = " x ".join(map(str, shape))
+        raise DataError(f"{name} should hold {sizes} bytes after its header but has {found}; get it again")
+    # A copy, because a tensor must not share memory that cannot be written to.
+    return np.frombuffer(bytearray(content), dtype=np.uint8, offset=start).reshape(shape)
+
+
+def _read_part(folder: Path | Traversable, prefix: str) -> tuple[torch.Tensor, np.ndarray]:
+    images = _read_file(folder, f"{prefix}-images-idx3-ubyte", 3)
+    labels = _read_file(folder, f"{prefix}-labels-idx1-ubyte", 1)
+    if images.shape[1:] != (28, 28) or len(images) != len(labels) or labels.max() > 9:
+        raise DataError(
+            f"{folder} has {prefix} images of shape {images.shape} with {len(labels)} labels up to {labels.max()}; "
+            "expected as many labels as images of 28 x 28 pixels, from 0 to 9"
+        )
+    return torch.from_numpy(images)[:, None], labels
+
+
+def _read_file(folder: Path | Traversable, name: str, dimensions: int) -> np.ndarray:
+    plain, compressed = folder / name, folder / f"{name}.gz"
+    source = plain if plain.is_file() else compressed
+    try:
+        with source.open("rb") as file:
+            if source is compressed:
+                with gzip.open(file) as unpacked:
+                    content = unpacked.read(_MAX_BYTES)
+            else:
+                content = file.read(_MAX_BYTES)
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{source} cannot be read: {error}; get it again") from error
+    return read_idx(content, str(source), dimensions)
+
+
+def _find(root: str | Path | None, download: bool) -> Path:
+    folders = candidate_folders("fashion_mnist", root)
+    if root is None:
+        folders.insert(-1, DEBIAN_FOLDER)  # what the user has put somewhere himself goes first
+    for folder in folders:
+        for place in (folder, folder / "raw", folder / "FashionMNIST" / "raw"):
+            if all((place / name).is_file() or (place / f"{name}.gz").is_file() for name in _FILES):
+                return place
+    if not download:
+        raise DataError(
+            f"Fashion-MNIST's four files ({_FILES[0]}.gz, ...) were not found in {listed(folders)}; set "
+            "dataset.root=<folder>, or dataset.download=true to fetch them (31 MB), or run: "
+            "apt install dataset-fashion-mnist"
+        )
+    return _fetch(download_folder("fashion_mnist", root))
+
+
+def _fetch(folder: Path) -> Path:
+    from torchvision.datasets import FashionMNIST  # knows the addresses and checksums; a second to import
+
+    for name, md5 in FashionMNIST.resources:
+        fetch(FashionMNIST.mirrors[0] + name, folder / name, md5, max_bytes=100 * 2**20)
+    return folder

@@ -1,0 +1,123 @@
+"""Features of a frozen backbone: computed once, kept on disk as float16, shared by every method, length and seed."""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from deephash_cli.errors import ArtifactError
+from deephash_cli.files import read_json, sha256_file, write_json
+
+_FLUSH_ROWS = 1024  # rows between two notes of progress: what an interruption costs at the most
+
+
+class Features:
+    """Rows of a feature file, as float32 tensors."""
+
+    def __init__(self, array: Float[np.ndarray, "n features"]):
+        self.array = array
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def batch(self, rows: Int[np.ndarray, "n"]) -> Float[Tensor, "n features"]:
+        """The features of some rows."""
+        return torch.from_numpy(self.array[rows].astype(np.float32))
+
+
+def feature_key(network_digest: str, data_digest: str) -> str:
+    """Name of a feature file: the same backbone, weights, preprocessing and images give the same key."""
+    return hashlib.sha256(f"float16 {network_digest} {data_digest}".encode()).hexdigest()[:32]
+
+
+def cached_features(
+    folder: Path,
+    n: int,
+    width: int,
+    compute: Callable[[int, int], Float[Tensor, "m features"]],
+    progress: Callable[[int], None],
+) -> Features:
+    """Read the features in ``folder``, computing what is missing.
+
+    Args:
+        folder: Where ``features.npy`` is or shall be; one folder for one key.
+        n: Number of images.
+        width: Length of a feature vector.
+        compute: Features of the images from one number up to, not including, another.
+        progress: Called with the number of rows that are there, after each piece.
+
+    Raises:
+        ArtifactError: If the folder cannot be written, or features are not finite.
+    """
+    file, manifest, partial, done_file = (
+        folder / name for name in ("features.npy", "manifest.json", "partial.npy", "partial.json")
+    )
+    with _locked(folder):
+        if not _complete(file, manifest, n, width):
+            start = _rows_done(partial, done_file, n, width)
+            try:
+                mode = "r+" if start else "w+"
+                array = np.lib.format.open_memmap(partial, mode=mode, dtype=np.float16, shape=(n, width))
+                progress(start)
+                while start < n:
+                    stop = min(start + _FLUSH_ROWS, n)
+                    values = compute(start, stop).cpu().numpy().astype(np.float16)
+                    if not np.isfinite(values).all():
+                        raise ArtifactError(
+                            f"the backbone gives features that float16 cannot hold (images {start} to {stop - 1}): "
+                            "use model.frozen=false or other weights"
+                        )
+                    array[start:stop] = values
+                    array.flush()
+                    start = stop
+                    write_json(done_file, {"rows": start, "n": n, "width": width})
+                    progress(start)
+                del array
+                partial.replace(file)
+                done_file.unlink(missing_ok=True)
+            except OSError as error:
+                raise ArtifactError(f"could not keep features in {folder}: {error.strerror or error}") from error
+            write_json(manifest, {"n": n, "width": width, "sha256": sha256_file(file)})
+    return Features(np.load(file, mmap_mode="r", allow_pickle=False))
+
+
+def _complete(file: Path, manifest: Path, n: int, width: int) -> bool:
+    """Whether the file is what the manifest says. A damaged one is computed again: it can always be."""
+    if not (file.exists() and manifest.exists()):
+        return False
+    try:
+        expected = read_json(manifest)
+        return expected == {"n": n, "width": width, "sha256": sha256_file(file)}
+    except ArtifactError:
+        return False
+
+
+def _rows_done(partial: Path, done_file: Path, n: int, width: int) -> int:
+    if not (partial.exists() and done_file.exists()):
+        return 0
+    with contextlib.suppress(ArtifactError, json.JSONDecodeError, TypeError, KeyError, ValueError):
+        done = read_json(done_file)
+        shape = np.load(partial, mmap_mode="r", allow_pickle=False).shape
+        if (done["n"], done["width"]) == (n, width) == shape and 0 < done["rows"] <= n:
+            return int(done["rows"])
+    return 0
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Let one process at a time compute: the others wait and then find the file."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / "lock").open("w")
+    except OSError as error:
+        raise ArtifactError(f"could not keep features in {folder}: {error.strerror or error}") from error
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

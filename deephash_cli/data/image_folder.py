@@ -1,0 +1,83 @@
+"""Your own images: one folder a class."""
+
+import logging
+import os
+from pathlib import Path
+
+import numpy as np
+
+from deephash_cli.data.dataset import ENDINGS, ImageFiles, RetrievalDataset, multi_hot
+from deephash_cli.data.small_images import in_memory_if_small
+from deephash_cli.errors import DataError
+
+_PARTS = {"train", "training", "test", "val", "valid", "validation", "query", "database", "gallery"}
+
+_logger = logging.getLogger(__name__)
+
+
+def image_folder(root: str | Path | None) -> RetrievalDataset:
+    """Images in one sub-folder a class, at any depth below it; ids are the paths from ``root``.
+
+    Hidden files, and files that are not images by their ending, are left out, counted and logged.
+
+    Raises:
+        DataError: If there is no root, no class folder, or a class folder without an image.
+    """
+    if root is None:
+        raise DataError("an image folder needs dataset.root=<folder>, with one sub-folder of images for each class")
+    root = Path(root).expanduser()
+    if not root.is_dir():
+        raise DataError(f"dataset.root={root} is not a folder; it must hold one sub-folder of images for each class")
+    entries = sorted(root.iterdir())
+    folders = [path for path in entries if path.is_dir() and not path.name.startswith(".")]
+    if not folders:
+        raise DataError(f"{root} has no sub-folders; it must hold one sub-folder of images for each class")
+    if {folder.name.lower() for folder in folders} <= _PARTS:
+        names = ", ".join(folder.name for folder in folders)
+        raise DataError(
+            f"{root} holds the folders {names}: these look like parts of a data set, not classes; point dataset.root "
+            "at one of them, or describe the division in a table with dataset=csv"
+        )
+    paths, classes = [], []
+    left_out = len(entries) - len(folders)
+    for number, folder in enumerate(folders):
+        found, others = _images_below(folder)
+        if not found:
+            raise DataError(
+                f"class folder {folder} holds no image ({others} other files); add images "
+                f"({', '.join(sorted(ENDINGS))}) or remove the folder"
+            )
+        paths += [path.relative_to(root) for path in found]
+        classes += [number] * len(found)
+        left_out += others
+    if left_out:
+        _logger.warning(
+            "%d files or folders under %s are hidden or no images by their ending: left out", left_out, root
+        )
+    return RetrievalDataset(
+        name="image_folder",
+        ids=[path.as_posix() for path in paths],
+        labels=multi_hot(np.array(classes), len(folders)),
+        class_names=[folder.name for folder in folders],
+        images=in_memory_if_small(ImageFiles(paths, root)),
+    )
+
+
+def _images_below(folder: Path) -> tuple[list[Path], int]:
+    """The image files below ``folder``, sorted, and the number of other files."""
+    found, others = [], 0
+    visited = set()
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(parent)
+        if real in visited:  # a link that leads back up
+            folders.clear()
+            continue
+        visited.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in names:
+            path = Path(parent, name)
+            if not name.startswith(".") and path.suffix.lower() in ENDINGS and path.is_file():
+                found.append(path)
+            else:
+                others += 1
+    return sorted(found), others

@@ -1,0 +1,367 @@
+"""Retrieval protocols: which images are queries, which are trained on, which are searched.
+
+Numbers are comparable only if these are the same, so a division is a value of its own: made by a named and versioned
+generator, identified by a digest of its ids, stored with every run, and audited for what is known to distort results.
+
+    s1            100 queries and 500 training images a class; the database is all but the queries, so contains these
+    s1_disjoint   the same queries and training images; the database is all the rest
+    s2            1000 queries a class; all the rest is trained on and searched
+    official      the data set's own division
+    holdout       a tenth of each class are queries; all the rest is trained on and searched
+"""
+
+import difflib
+import hashlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Int64
+
+from deephash_cli.data.dataset import ImageTensor, RetrievalDataset
+from deephash_cli.errors import ArtifactError, ConfigError, DataError
+from deephash_cli.files import read_json, write_json
+
+_FORMAT = "deephash-split"
+_FORMAT_VERSION = 1
+_ROLES = ("query", "train", "database")
+_VALIDATION = 1  # sets the random numbers of hold_out_validation apart from those of the protocol
+_HINT = "use dataset.protocol=holdout, which takes a tenth of each class as queries"
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """A data set's division into queries, training set and database.
+
+    Attributes:
+        name: The protocol.
+        version: Of the generator: raised whenever the same seed would give other rows.
+        seed: Of the generator, None where nothing was drawn.
+        query: Row numbers in the data set, ascending, as in ``train`` and ``database``.
+        train: The images whose labels a method may see.
+        database: The images that are searched.
+        sha256: Digest of the three lists of ids: two runs can be compared if it is equal.
+        flags: What a reader of the numbers must know: ``database_contains_train``, ``query_in_database`` (how many),
+            ``unlabelled_rows`` (a number a part), ``duplicate_images`` (how many used rows repeat the pixels of an
+            earlier one; None if the images are not in memory), ``label_kind`` ("single" or "multi").
+    """
+
+    name: str
+    version: int
+    seed: int | None
+    query: Int64[np.ndarray, " q"]
+    train: Int64[np.ndarray, " t"]
+    database: Int64[np.ndarray, " d"]
+    sha256: str
+    flags: dict[str, Any]
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Split):
+            return NotImplemented
+        return (
+            (self.name, self.version, self.seed, self.sha256, self.flags)
+            == (other.name, other.version, other.seed, other.sha256, other.flags)
+        ) and all(np.array_equal(getattr(self, role), getattr(other, role)) for role in _ROLES)
+
+    def __hash__(self) -> int:
+        return hash(self.sha256)
+
+
+def make_split(protocol: str, dataset: RetrievalDataset, seed: int) -> Split:
+    """Divide a data set by a named protocol. The same arguments give the same rows on every machine.
+
+    Raises:
+        ConfigError: If there is no such protocol, or the seed is negative.
+        DataError: If the data set cannot be divided so: a class is too small, or it has no division of its own.
+    """
+    if protocol not in _PROTOCOLS:
+        near = difflib.get_close_matches(protocol, _PROTOCOLS, n=1, cutoff=0.4)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ConfigError(f"dataset.protocol={protocol} does not exist; those that do: {', '.join(_PROTOCOLS)}{hint}")
+    if seed < 0:
+        raise ConfigError(f"dataset.split_seed must be 0 or more, got {seed}")
+    generator = _PROTOCOLS[protocol]
+    order = _permutation(len(dataset), seed, generator.version)
+    query, train, database = generator.divide(dataset, order, protocol)
+    return _split(dataset, protocol, generator.version, seed if generator.draws else None, query, train, database)
+
+
+def save_split(path: Path, split: Split, dataset: RetrievalDataset) -> None:
+    """Write a division as JSON with the ids of each part, so that it can be read without this project.
+
+    Raises:
+        ArtifactError: If the file cannot be written.
+    """
+    write_json(
+        path,
+        {
+            "format": _FORMAT,
+            "format_version": _FORMAT_VERSION,
+            "dataset": dataset.name,
+            "name": split.name,
+            "version": split.version,
+            "seed": split.seed,
+            "sha256": split.sha256,
+            "flags": split.flags,
+            "counts": {role: len(getattr(split, role)) for role in _ROLES},
+            **{role: [dataset.ids[row] for row in getattr(split, role)] for role in _ROLES},
+        },
+    )
+
+
+def load_split(path: Path, dataset: RetrievalDataset) -> Split:
+    """Read a division that ``save_split`` wrote and find its rows in ``dataset``. The flags are computed afresh.
+
+    Raises:
+        DataError: If the file is missing, damaged or of another data set, names unknown ids, or trains on queries.
+    """
+    try:
+        content = read_json(path)
+    except ArtifactError as error:
+        raise DataError(f"dataset.split_file: {error}") from error
+    _check_content(path, content)
+    if content["dataset"] != dataset.name:
+        raise DataError(f"{path} divides the data set {content['dataset']}, not {dataset.name}; choose the other one")
+    row_of = {identifier: row for row, identifier in enumerate(dataset.ids)}
+    unknown = list(dict.fromkeys(name for role in _ROLES for name in content[role] if name not in row_of))
+    if unknown:
+        raise DataError(
+            f"{path} names {len(unknown)} ids that the data set {dataset.name} does not have: {_some(unknown)}; "
+            "it was made from other data, or images are missing"
+        )
+    rows = [np.array([row_of[name] for name in content[role]], dtype=np.int64) for role in _ROLES]
+    split = _split(dataset, content["name"], content["version"], content["seed"], *rows)
+    if split.sha256 != content["sha256"]:
+        raise DataError(
+            f"{path} was damaged or edited: its ids have the SHA-256 {split.sha256}, not {content['sha256']}"
+        )
+    return split
+
+
+def hold_out_validation(
+    split: Split, dataset: RetrievalDataset, n: int, seed: int
+) -> tuple[Int64[np.ndarray, " t"], Int64[np.ndarray, " v"]]:
+    """Take ``n`` images out of the training set to validate with, as equal a number of each class as there is.
+
+    A model may be chosen by how well these find the remaining training images; the test queries stay untouched. Every
+    class keeps at least one training image; images without labels are not taken.
+
+    Returns:
+        The remaining training rows and the validation queries, both ascending.
+
+    Raises:
+        ConfigError: If ``n`` is negative.
+        DataError: If the training set cannot give so many.
+    """
+    if n < 0:
+        raise ConfigError(f"the number of validation queries must be 0 or more, got {n}")
+    if seed < 0:
+        raise ConfigError(f"the seed must be 0 or more, got {seed}")
+    rows = split.train[_permutation(len(split.train), seed, split.version, _VALIDATION)]
+    labels = dataset.labels[rows].astype(bool)
+    left = labels.sum(axis=0)
+    queues = [iter(np.flatnonzero(labels[:, column])) for column in range(labels.shape[1])]
+    taken = np.zeros(labels.shape[1])  # how many of each class; infinite where it can give no more
+    chosen = np.zeros(len(rows), dtype=bool)
+    for count in range(n):
+        position = None
+        while position is None:
+            column = int(taken.argmin()) if len(taken) else -1
+            if column < 0 or np.isinf(taken[column]):
+                raise DataError(
+                    f"{n} validation queries were asked for, but the training set of {len(rows)} images can give "
+                    f"{count} and keep one of every class; ask for fewer"
+                )
+            position = next((at for at in queues[column] if not chosen[at] and (left[labels[at]] > 1).all()), None)
+            if position is None:
+                taken[column] = np.inf
+        chosen[position] = True
+        left -= labels[position]
+        taken += labels[position]
+    return np.sort(rows[~chosen]), np.sort(rows[chosen])
+
+
+# ``divide`` gets the data set, its rows in random order, and the protocol's name; it gives query, train, database.
+_Rows = Int64[np.ndarray, "_"]
+_Divide = Callable[[RetrievalDataset, np.ndarray, str], tuple[np.ndarray, np.ndarray, np.ndarray]]
+
+
+@dataclass(frozen=True)
+class _Protocol:
+    version: int
+    divide: _Divide
+    draws: bool = True
+
+
+def _s1(dataset: RetrievalDataset, order: _Rows, name: str) -> tuple[_Rows, _Rows, _Rows]:
+    takes = f"protocol {name} takes 100 queries and 500 training images a class"
+    _check_class_sizes(dataset, 600, takes)
+    free = np.ones(len(dataset), dtype=bool)
+    query = _draw(dataset, order, [100] * len(dataset.class_names), free, takes)
+    train = _draw(dataset, order, [500] * len(dataset.class_names), ~query, takes)
+    return np.flatnonzero(query), np.flatnonzero(train), np.flatnonzero(~query)
+
+
+def _s1_disjoint(dataset: RetrievalDataset, order: _Rows, name: str) -> tuple[_Rows, _Rows, _Rows]:
+    query, train, rest = _s1(dataset, order, name)
+    return query, train, np.setdiff1d(rest, train, assume_unique=True)
+
+
+def _s2(dataset: RetrievalDataset, order: _Rows, name: str) -> tuple[_Rows, _Rows, _Rows]:
+    takes = f"protocol {name} takes 1000 queries a class and trains on the rest"
+    _check_class_sizes(dataset, 1001, takes)
+    free = np.ones(len(dataset), dtype=bool)
+    query = _draw(dataset, order, [1000] * len(dataset.class_names), free, takes)
+    return np.flatnonzero(query), np.flatnonzero(~query), np.flatnonzero(~query)
+
+
+def _holdout(dataset: RetrievalDataset, order: _Rows, name: str) -> tuple[_Rows, _Rows, _Rows]:
+    sizes = dataset.labels.sum(axis=0, dtype=np.int64)
+    quotas = [-(-size // 10) if size > 1 else 0 for size in sizes.tolist()]  # a lone image can only be searched for
+    free = np.ones(len(dataset), dtype=bool)
+    query = _draw(dataset, order, quotas, free, f"protocol {name} takes a tenth of each class as queries")
+    if not query.any():
+        raise DataError(
+            f"data set {dataset.name} has no class of two images, so protocol {name} finds no query; add images"
+        )
+    return np.flatnonzero(query), np.flatnonzero(~query), np.flatnonzero(~query)
+
+
+def _official(dataset: RetrievalDataset, order: _Rows, name: str) -> tuple[_Rows, _Rows, _Rows]:  # noqa: ARG001
+    parts = dataset.official
+    if parts is None:
+        raise DataError(
+            f"data set {dataset.name} has no division of its own, so protocol {name} has nothing to use; {_HINT}"
+        )
+    for role in ("query", "train"):
+        if role not in parts:
+            raise DataError(
+                f"data set {dataset.name} names no {role} images, so protocol {name} cannot be used; {_HINT}"
+            )
+    return parts["query"], parts["train"], parts.get("database", parts["train"])
+
+
+_PROTOCOLS = {
+    "s1": _Protocol(1, _s1),
+    "s1_disjoint": _Protocol(1, _s1_disjoint),
+    "s2": _Protocol(1, _s2),
+    "official": _Protocol(1, _official, draws=False),
+    "holdout": _Protocol(1, _holdout),
+}
+
+
+def _permutation(count: int, *key: int) -> _Rows:
+    """The numbers below ``count`` in an order that depends on ``key`` alone.
+
+    Sorting the generator's raw output: NumPy promises that stream for ever, but not the one of ``permutation``.
+    """
+    return np.argsort(np.random.default_rng(key).bit_generator.random_raw(count), kind="stable").astype(np.int64)
+
+
+def _check_class_sizes(dataset: RetrievalDataset, needed: int, takes: str) -> None:
+    for name, size in zip(dataset.class_names, dataset.labels.sum(axis=0, dtype=np.int64).tolist(), strict=True):
+        if size < needed:
+            raise DataError(f"class {name!r} has {size} images but {takes}; {_HINT}")
+
+
+def _draw(
+    dataset: RetrievalDataset, order: _Rows, quotas: list[int], free: Bool[np.ndarray, " n"], takes: str
+) -> Bool[np.ndarray, " n"]:
+    """Choose among the free rows so that each class reaches its quota, class by class in ``order``.
+
+    A row with several labels counts for each of them, so a class may get more than its quota, never fewer.
+    """
+    labels = dataset.labels.astype(bool)
+    chosen = np.zeros(len(order), dtype=bool)
+    for column, quota in enumerate(quotas):
+        needed = quota - int(labels[chosen, column].sum())
+        if needed <= 0:
+            continue
+        candidates = order[(labels[:, column] & free & ~chosen)[order]]
+        if len(candidates) < needed:
+            raise DataError(
+                f"class {dataset.class_names[column]!r} has {len(candidates)} images left of {needed} still needed, "
+                f"as its images were taken for their other labels, but {takes}; {_HINT}"
+            )
+        chosen[candidates[:needed]] = True
+    return chosen
+
+
+def _split(
+    dataset: RetrievalDataset, name: str, version: int, seed: int | None, query: _Rows, train: _Rows, database: _Rows
+) -> Split:
+    """Check the three parts, describe them, and give them a name that nobody can mistake."""
+    parts = {}
+    for role, rows in zip(_ROLES, (query, train, database), strict=True):
+        parts[role] = np.unique(rows)
+        if len(rows) == 0:
+            raise DataError(f"protocol {name} leaves no {role} images in data set {dataset.name}; add images")
+        if len(parts[role]) < len(rows):
+            raise DataError(
+                f"the {role} images of {name} name {len(rows) - len(parts[role])} rows twice; name each once"
+            )
+    both = np.intersect1d(parts["query"], parts["train"])
+    if len(both):
+        some = _some([dataset.ids[row] for row in both[:6]])
+        raise DataError(
+            f"{len(both)} images of data set {dataset.name} are both query and training image: {some}; a method must "
+            "not see the labels of its queries, so remove them from one of the two"
+        )
+    used = np.unique(np.concatenate(list(parts.values())))
+    flags = {
+        "database_contains_train": bool(np.isin(parts["train"], parts["database"]).all()),
+        "query_in_database": int(np.isin(parts["query"], parts["database"]).sum()),
+        "unlabelled_rows": {role: int((~dataset.labels[rows].any(axis=1)).sum()) for role, rows in parts.items()},
+        "duplicate_images": _duplicates(dataset.images, used) if isinstance(dataset.images, ImageTensor) else None,
+        "label_kind": "multi" if dataset.labels[used].sum(axis=1).max(initial=0) > 1 else "single",
+    }
+    digest = _digest({role: [dataset.ids[row] for row in rows] for role, rows in parts.items()})
+    return Split(name, version, seed, parts["query"], parts["train"], parts["database"], digest, flags)
+
+
+def _digest(ids: dict[str, list[str]]) -> str:
+    """SHA-256 of the text ``query 1000``, then its ids in byte order, one a line; then ``train``, then ``database``.
+
+    The order of rows in the data set does not enter: it is the same division if the same images are in the same parts.
+    """
+    digest = hashlib.sha256()
+    for role in _ROLES:
+        lines = sorted(identifier.encode("utf-8") for identifier in ids[role])
+        digest.update(b"".join(line + b"\n" for line in [f"{role} {len(lines)}".encode(), *lines]))
+    return digest.hexdigest()
+
+
+def _duplicates(images: ImageTensor, rows: _Rows) -> int:
+    pixels = images.images.contiguous().numpy()
+    distinct = {hashlib.blake2b(pixels[row].data, digest_size=16).digest() for row in rows}
+    return len(rows) - len(distinct)
+
+
+def _check_content(path: Path, content: object) -> None:
+    if not isinstance(content, dict) or content.get("format") != _FORMAT:
+        raise DataError(f"{path} is not a split file; expected the split.json of a run folder")
+    if content.get("format_version") != _FORMAT_VERSION:
+        raise DataError(
+            f"{path} has format version {content.get('format_version')!r}, this program reads "
+            f"{_FORMAT_VERSION}; update the program"
+        )
+    kinds = {
+        "dataset": str,
+        "name": str,
+        "version": int,
+        "seed": int | None,
+        "sha256": str,
+        **dict.fromkeys(_ROLES, list),
+    }
+    for key, kind in kinds.items():
+        if key not in content or not isinstance(content[key], kind) or isinstance(content[key], bool):
+            raise DataError(f"{path} has no proper {key!r}; it was damaged or edited by hand")
+    if not all(isinstance(name, str) for role in _ROLES for name in content[role]):
+        raise DataError(f"{path} has ids that are not text; it was damaged or edited by hand")
+
+
+def _some(names: Iterable[str]) -> str:
+    names = list(names)
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")

@@ -1,0 +1,100 @@
+"""Image files so small that they are decoded once and then held in memory."""
+
+import hashlib
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import PIL
+import torch
+from jaxtyping import UInt8
+
+from deephash_cli.cache import cache_folder
+from deephash_cli.data.dataset import ImageFiles, ImageTensor, decode
+from deephash_cli.errors import ArtifactError, DeephashError
+from deephash_cli.files import atomic_write, read_json, sha256_file, write_json
+
+MAX_SIDE = 64
+MAX_BYTES = 2**30
+_SAMPLE = 16
+_CHUNK = 512
+_VERSION = 1  # of the decoding; raise it when the pixels that ``decode`` gives change
+
+
+def in_memory_if_small(files: ImageFiles) -> ImageTensor | ImageFiles:
+    """Decode the files into memory if all are squares of one size up to 64 pixels and fit in 1 GiB.
+
+    Opening 60,000 files of 32 x 32 pixels costs far more than reading their pixels, so these are kept in the cache
+    folder, keyed by every file's path, size and time of change. Anything else comes back as it was.
+
+    Raises:
+        DataError: If the images are small and one of them cannot be decoded.
+    """
+    side = _common_side(files)
+    if side is None or len(files) * 3 * side * side > MAX_BYTES:
+        return files
+    shape = (len(files), 3, side, side)
+    key = hashlib.sha256(f"{_VERSION} {PIL.__version__} {shape} {files.digest()}".encode()).hexdigest()
+    stored = cache_folder() / "images" / f"{key}.npy"
+    pixels = _read(stored, shape)
+    if pixels is None:
+        pixels = _decode_all(files, shape)
+        if pixels is None:
+            return files
+        _write(stored, pixels)
+    return ImageTensor(torch.from_numpy(pixels))
+
+
+def _common_side(files: ImageFiles) -> int | None:
+    """The side that a sample of the files has in common, if they are small squares."""
+    sides = set()
+    for index in np.unique(np.linspace(0, len(files) - 1, num=_SAMPLE).astype(int)):
+        try:
+            sides.add(decode(files.root / files.paths[index]).size)
+        except DeephashError:
+            return None  # to be reported when the image is asked for, as for large ones
+    width, height = sides.pop()
+    return width if not sides and width == height <= MAX_SIDE else None
+
+
+def _decode_all(files: ImageFiles, shape: tuple[int, ...]) -> UInt8[np.ndarray, "n 3 side side"] | None:
+    """All images, or None at the first one that has another size than the sample."""
+    pixels = np.empty(shape, dtype=np.uint8)
+
+    def fill(start: int) -> bool:
+        for index in range(start, min(start + _CHUNK, len(files))):
+            image = decode(files.root / files.paths[index])
+            if (image.height, image.width) != shape[2:]:
+                return False
+            pixels[index] = np.asarray(image).transpose(2, 0, 1)
+        return True
+
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        tasks = [pool.submit(fill, start) for start in range(0, len(files), _CHUNK)]
+        try:
+            same = all(task.result() for task in tasks)
+        finally:
+            pool.shutdown(cancel_futures=True)
+    return pixels if same else None
+
+
+def _read(path: Path, shape: tuple[int, ...]) -> UInt8[np.ndarray, "n 3 side side"] | None:
+    """The stored pixels, or None if they are not there or not what was written."""
+    try:
+        if read_json(path.with_suffix(".json")) != {"sha256": sha256_file(path)}:
+            return None
+        pixels = np.load(path, allow_pickle=False)
+    except (ArtifactError, OSError, ValueError, EOFError):
+        return None
+    return pixels if pixels.shape == shape and pixels.dtype == np.uint8 else None
+
+
+def _write(path: Path, pixels: UInt8[np.ndarray, "n 3 side side"]) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path) as file:
+            np.save(file, pixels)
+        write_json(path.with_suffix(".json"), {"sha256": sha256_file(path)})
+    except (ArtifactError, OSError):
+        return  # a full disk costs the next run some seconds, and must not cost this one

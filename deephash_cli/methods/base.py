@@ -1,0 +1,118 @@
+"""What methods share: ``HashingModule``, the part of a run that is learned by gradient."""
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from pytorch_lightning import LightningModule
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from deephash_cli import metrics, ranking
+from deephash_cli.codes import binarize, pack
+from deephash_cli.data.loaders import Batch
+from deephash_cli.errors import DivergedError
+from deephash_cli.models import HashingNetwork
+
+
+class HashingModule(LightningModule):
+    """Train a hashing network with a loss. A method supplies ``losses`` and, if it needs any, state and a relaxation.
+
+    Args:
+        network: Backbone and hash layer, giving continuous codes.
+        loss: The method's loss module.
+        optimizer: Called with parameter groups.
+        scheduler: Called with the optimizer and ``total_steps``.
+        backbone_lr: Learning rate of the backbone's weights; the new layers have the optimizer's.
+        augment: Random changes of training images ``(n, c, h, w)`` uint8; not applied to features.
+        train_labels: Multi-hot labels of the training set, in the order of ``Batch.indices``.
+        seed: Of everything random in a training step.
+    """
+
+    def __init__(
+        self,
+        network: HashingNetwork,
+        loss: nn.Module,
+        optimizer: Callable[[Iterable[dict[str, Any]]], Optimizer],
+        scheduler: Callable[..., LRScheduler],
+        backbone_lr: float,
+        augment: nn.Module,
+        train_labels: Float[Tensor, "n classes"],
+        seed: int,
+    ):
+        super().__init__()
+        self.network = network
+        self.loss = loss
+        self.augment = augment
+        self._optimizer = optimizer
+        self._scheduler = scheduler
+        self._backbone_lr = backbone_lr
+        self._seed = seed
+        self._validation: tuple[list[tuple[np.ndarray, np.ndarray]], ...] = ([], [])
+        self.register_buffer("train_labels", train_labels, persistent=False)  # the data set brings them again
+        self.train_labels: Tensor
+
+    @abstractmethod
+    def losses(self, u: Float[Tensor, "n bits"], batch: Batch) -> dict[str, Tensor]:
+        """Named terms whose sum is minimised. Each is logged under its name."""
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Seed what is random in this step by its number, so that a resumed run repeats it bit for bit."""
+        torch.manual_seed((self._seed << 32) + self.global_step)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """One step.
+
+        Raises:
+            DivergedError: If the loss is NaN or infinite, before it can reach the weights.
+        """
+        inputs = batch.inputs if batch.inputs.ndim == 2 else self.augment(batch.inputs)
+        terms = self.losses(self.network(inputs), batch)
+        total = torch.stack(list(terms.values())).sum()
+        if not torch.isfinite(total):
+            parts = ", ".join(f"{name} {value.item():.4g}" for name, value in terms.items())
+            raise DivergedError(
+                f"the loss is {total.item()} in epoch {self.current_epoch}, batch {batch_idx} ({parts}): "
+                "lower optimizer.lr and backbone_lr, or set trainer.gradient_clip_val=1"
+            )
+        self.log_dict(
+            {f"train/{name}": value.detach() for name, value in {**terms, "loss": total}.items()},
+            on_step=False,
+            on_epoch=True,
+            batch_size=len(inputs),
+        )
+        return total
+
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int) -> None:
+        """Keep the codes of the held-out queries (loader 0) and of the training set (loader 1) until both are complete."""
+        codes = binarize(self.network(batch.inputs).float().cpu().numpy())
+        self._validation[dataloader_idx].append((pack(codes), batch.labels.cpu().numpy().astype(np.uint8)))
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the tie-aware mAP of the held-out queries."""
+        (queries, query_labels), (database, labels) = (
+            (np.concatenate(codes), np.concatenate(labels))
+            for codes, labels in (zip(*side, strict=True) for side in self._validation)
+        )
+        self._validation = ([], [])
+        total, relevant = ranking.histograms(queries, database, self.network.bits, query_labels, labels)
+        self.log("validation/map", float(metrics.average_precision(metrics.Histograms(total, relevant)).mean()))
+
+    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Float[Tensor, "n bits"]:
+        """Continuous codes of a batch."""
+        return self.network(batch.inputs).float().cpu()
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """One group for the new layers, one for the backbone unless it is frozen; the schedule moves once a step."""
+        groups: list[dict[str, Any]] = [{"params": self.network.new_layers(), "name": "new_layers"}]
+        backbone = [weight for weight in self.network.backbone.parameters() if weight.requires_grad]
+        if backbone:
+            groups.append({"params": backbone, "lr": self._backbone_lr, "name": "backbone"})
+        optimizer = self._optimizer(groups)
+        steps = int(self.trainer.estimated_stepping_batches)
+        scheduler = self._scheduler(optimizer, total_steps=steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -1,0 +1,213 @@
+"""The run folder: its name, its files, who is writing to it, and how to find it again."""
+
+import datetime
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import re
+import secrets
+from collections.abc import Iterator, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import IO, Any
+
+from deephash_cli import __version__
+from deephash_cli.errors import ArtifactError, ConfigError
+from deephash_cli.files import read_json, write_json, write_text
+
+RECORD = "run.json"
+CONFIG = "config.yaml"
+METRICS = "metrics.json"
+STEPS = "metrics.jsonl"
+SPLIT = "split.json"
+CODES = "codes"
+CHECKPOINTS = "checkpoints"
+
+# Settings that say where and how a run is computed and logged, not what it computes.
+INCIDENTAL = (
+    "run_dir",
+    "runs",
+    "resume",
+    "group",
+    "logger",
+    "trainer.max_time",
+    "loader.num_workers",
+    "loader.pin_memory",
+)
+# Settings that a resumed run may change besides those: how long and on what it trains.
+RESUMABLE = (*INCIDENTAL, "trainer", "checkpoint", "metrics")
+
+_SECRET = re.compile(r"key|token|secret|password", re.IGNORECASE)
+
+
+def fingerprint(config: Mapping[str, Any]) -> str:
+    """Digest of the settings that decide a run's result, and of the version that computes it: equal means the same result."""
+    content = {name: value for name, value in flatten(config).items() if not _belongs(name, INCIDENTAL)}
+    return hashlib.sha256(json.dumps([__version__, content], sort_keys=True).encode()).hexdigest()[:16]
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings under dotted names."""
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, Mapping) and value:
+            flat.update(flatten(value, f"{prefix}{name}."))
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def redact(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy in which values whose name speaks of a key, token, secret or password are hidden."""
+    return {
+        name: redact(value) if isinstance(value, Mapping) else "<hidden>" if value and _SECRET.search(name) else value
+        for name, value in config.items()
+    }
+
+
+def forbidden_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """Settings that differ between two configurations although a resumed run must keep them, as ``name: old -> new``."""
+    old, new = flatten(before), flatten(after)
+    return [
+        f"{name}: {old.get(name)} -> {new.get(name)}"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name) and not _belongs(name, RESUMABLE)
+    ]
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a result depends on."""
+    packages = ("torch", "torchvision", "pytorch-lightning", "timm", "numpy", "hydra-core", "wandb")
+    return {
+        "deephash": __version__,
+        "python": platform.python_version(),
+        **{name: metadata.version(name) for name in packages},
+    }
+
+
+class Run:
+    """A run folder that this process may write to until ``close``.
+
+    Args:
+        path: The folder; it exists.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._lock = _lock(path)
+
+    def start(self, config_yaml: str, record: Mapping[str, Any]) -> str:
+        """Write down what is about to run. Returns the run's id, which it keeps when it is resumed."""
+        known = read_record(self.path) if (self.path / RECORD).exists() else {}
+        identity = known.get("id") or secrets.token_hex(6)
+        (self.path / CHECKPOINTS).mkdir(exist_ok=True)
+        write_text(self.path / CONFIG, config_yaml)
+        now = _now()
+        facts = {"id": identity, "status": "running", "started": now, "pid": os.getpid(), "host": platform.node()}
+        write_json(self.path / RECORD, {**facts, **record, "versions": versions()})
+        return identity
+
+    def end(self, status: str, error: str | None = None) -> None:
+        """Write down how it ended: ``finished``, ``failed`` or ``interrupted``."""
+        record = read_record(self.path)
+        write_json(self.path / RECORD, {**record, "status": status, "ended": _now(), "error": error})
+
+    def close(self) -> None:
+        """Let other processes write to the folder."""
+        self._lock.close()
+
+
+def create(root: Path, name: str, run_dir: Path | None) -> Run:
+    """Make a new, empty run folder: ``run_dir`` if given, else a unique one under ``root`` whose name starts with ``name``.
+
+    Raises:
+        ConfigError: If the folder cannot be made, or ``run_dir`` holds something already.
+    """
+    try:
+        if run_dir is None:
+            root.mkdir(parents=True, exist_ok=True)
+            stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+            path = root / f"{name}-{stamp}-{secrets.token_hex(2)}"
+            path.mkdir()
+        else:
+            path = run_dir
+            if path.is_dir() and any(entry.name != ".lock" for entry in path.iterdir()):
+                raise ConfigError(
+                    f"run_dir={path} is not empty: choose another folder, or resume={path} to go on with the run in it"
+                )
+            path.mkdir(parents=True, exist_ok=True)
+        return Run(path)
+    except OSError as error:
+        where = f"run_dir={run_dir}" if run_dir else f"runs={root}"
+        raise ConfigError(
+            f"cannot make a run folder at {where}: {error.strerror or error}; choose a folder you can write to"
+        ) from error
+
+
+def check_writable(folder: Path) -> None:
+    """Find out before any work whether a run folder can be made there, without making one.
+
+    Raises:
+        ConfigError: If not.
+    """
+    existing = folder.absolute()
+    while not existing.exists():
+        existing = existing.parent
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        reason = "is read-only" if existing.is_dir() else "is not a folder"
+        raise ConfigError(f"cannot write runs to {folder}: {existing} {reason}; set runs=<folder> or run_dir=<folder>")
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """The record of a run.
+
+    Raises:
+        ArtifactError: If the folder holds no run.
+    """
+    folder = Path(folder)
+    if not (folder / RECORD).is_file():
+        raise ArtifactError(f"{folder} is not a run folder: it has no {RECORD}")
+    record = read_json(folder / RECORD)
+    if not isinstance(record, dict) or not {"status", "fingerprint", "overrides"} <= record.keys():
+        raise ArtifactError(f"{folder / RECORD} is not the record of a run")
+    return record
+
+
+def find(root: Path, wanted: str) -> list[tuple[Path, dict[str, Any]]]:
+    """Runs under ``root`` whose fingerprint is ``wanted``: finished ones first, then the newest."""
+    found = [(path, record) for path, record in scan(root) if record["fingerprint"] == wanted]
+    return sorted(found, key=lambda run: (run[1]["status"] == "finished", run[1].get("started", "")), reverse=True)
+
+
+def scan(root: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Every run under ``root`` that can be read."""
+    for record_file in sorted(root.glob(f"*/{RECORD}")):
+        try:
+            yield record_file.parent, read_record(record_file.parent)
+        except ArtifactError:
+            continue
+
+
+def _belongs(name: str, keys: tuple[str, ...]) -> bool:
+    return any(name == key or name.startswith(f"{key}.") for key in keys)
+
+
+def _lock(folder: Path) -> IO[str]:
+    """Hold the folder for this process. The system lets go of it when the process ends, however it ends."""
+    file = (folder / ".lock").open("a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.close()
+        owner = (folder / ".lock").read_text().strip() or "another process"
+        raise ConfigError(f"{folder} is in use by {owner}: wait for it to end, or choose another run_dir") from error
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {platform.node()} since {_now()}")
+    file.flush()
+    return file
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

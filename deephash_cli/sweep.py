@@ -1,0 +1,96 @@
+"""A sweep's jobs: what became of each, and the table at the end. The jobs may run in other processes or on other machines."""
+
+import re
+import statistics
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from deephash_cli.console import console, errors, say
+from deephash_cli.errors import DeephashError, Stopped, SweepError, first_line
+from deephash_cli.files import read_json, write_json
+
+COLUMNS = ("map", "map_stable", "precision_at_100")
+
+
+def begin(folder: Path) -> None:
+    """Forget the jobs of an earlier start of the same sweep; their run folders stay."""
+    for file in folder.glob("job-*.json"):
+        file.unlink()
+
+
+def run_job(folder: Path, number: int, overrides: Sequence[str], work: Callable[[], Mapping[str, Any]]) -> None:
+    """Run one job and write down how it ended. An error ends the job, not the sweep."""
+    settings = [plain(override) for override in overrides]
+    say(f"\njob {number + 1}: {' '.join(settings)}")
+    record: dict[str, Any] = {"number": number, "overrides": settings, "status": "interrupted"}
+    try:
+        metrics = work()
+        record |= {"status": "finished", "run_dir": metrics["run_dir"], "metrics": _columns(metrics)}
+    except Stopped:
+        raise
+    except DeephashError as error:
+        record |= {"status": "failed", "error": first_line(error)}
+        errors.print(f"error: {error}", markup=False)
+    except Exception as error:  # a bug in one job must not cost the others; its traceback is in its run folder too
+        record |= {"status": "failed", "error": f"{type(error).__name__}: {first_line(error)}"}
+        errors.print(traceback.format_exc(), markup=False)
+    finally:
+        write_json(folder / f"job-{number:04d}.json", record)
+
+
+def conclude(folder: Path) -> None:
+    """Print the table of the sweep: mean and standard deviation over seeds; then the failed jobs.
+
+    Raises:
+        SweepError: If a job failed.
+    """
+    jobs = [read_json(file) for file in sorted(folder.glob("job-*.json"))]
+    done = [job for job in jobs if job["status"] == "finished"]
+    groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for job in done:
+        groups.setdefault(tuple(item for item in job["overrides"] if not item.startswith("seed=")), []).append(job)
+    if groups:
+        console.print(_table(groups))
+    unfinished = [job for job in jobs if job["status"] == "interrupted"]
+    failed = [job for job in jobs if job["status"] == "failed"]
+    for job in failed:
+        errors.print(f"failed: {' '.join(job['overrides'])}: {job['error']}", markup=False)
+    for job in unfinished:
+        say(f"interrupted: {' '.join(job['overrides'])}")
+    say(f"{len(done)} of {len(jobs)} jobs are done; the same command again does what is missing")
+    if failed:
+        raise SweepError(f"{len(failed)} of {len(jobs)} jobs failed")
+
+
+def plain(override: str) -> str:
+    """An override without the quotes that Hydra needs."""
+    return re.sub(r"='([^']*)'$", r"=\1", override)
+
+
+def _columns(metrics: Mapping[str, Any]) -> dict[str, float]:
+    at_100 = metrics["precision_at_k"].get("100")
+    return {
+        "map": metrics["map"],
+        "map_stable": metrics["map_stable"],
+        **({} if at_100 is None else {"precision_at_100": at_100}),
+    }
+
+
+def _table(groups: Mapping[tuple[str, ...], list[dict[str, Any]]]) -> Table:
+    table = Table(title="mean and standard deviation over seeds", title_justify="left")
+    table.add_column("settings")
+    table.add_column("seeds", justify="right")
+    for name in COLUMNS:
+        table.add_column(name, justify="right")
+    for settings, jobs in groups.items():
+        cells = []
+        for name in COLUMNS:
+            values = [job["metrics"][name] for job in jobs if name in job["metrics"]]
+            spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
+            cells.append(f"{statistics.mean(values):.4f}{spread}" if values else "")
+        table.add_row(" ".join(settings) or "(defaults)", str(len(jobs)), *cells)
+    return table

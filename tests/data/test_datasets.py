@@ -1,0 +1,712 @@
+"""Loaders: what they accept, what they refuse and in which words. All data are made here or are part of the package."""
+
+import gzip
+import io
+import logging
+import os
+import pickle
+import struct
+import tarfile
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from deephash_cli.data import cifar10 as cifar10_module
+from deephash_cli.data import fashion_mnist as fashion_mnist_module
+from deephash_cli.data.cifar10 import CLASS_NAMES, cifar10
+from deephash_cli.data.csv_table import csv_table
+from deephash_cli.data.dataset import ImageFiles, ImageTensor, RetrievalDataset, multi_hot
+from deephash_cli.data.download import download, extract_tar
+from deephash_cli.data.fashion_mnist import fashion_mini, fashion_mnist, read_idx
+from deephash_cli.data.image_folder import image_folder
+from deephash_cli.data.image_list import image_list
+from deephash_cli.data.protocol import make_split
+from deephash_cli.data.restricted_pickle import read_pickle
+from deephash_cli.errors import DataError
+
+
+@pytest.fixture(autouse=True)
+def no_data_elsewhere(tmp_path_factory, monkeypatch):
+    """Neither the machine's data nor its cache may decide a test."""
+    folder = tmp_path_factory.mktemp("elsewhere")
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("DEEPHASH_CACHE_DIR", str(folder / "cache"))
+    monkeypatch.delenv("DEEPHASH_DATA_DIR", raising=False)
+    monkeypatch.setattr(fashion_mnist_module, "DEBIAN_FOLDER", folder / "debian")
+    return folder
+
+
+def picture(path, value=0, side=8):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (side, side), (value, value, value)).save(path)
+
+
+def one_sentence(caught, *parts):
+    message = str(caught.value)
+    assert "\n" not in message
+    assert len(message) < 500
+    for part in parts:
+        assert part in message
+
+
+# RetrievalDataset
+
+
+def dataset(ids=("a", "b"), labels=((1,), (0,)), class_names=("c",), images=None, official=None):
+    images = images if images is not None else ImageTensor(torch.zeros(len(ids), 1, 2, 2, dtype=torch.uint8))
+    labels = np.array(labels, dtype=np.uint8)
+    return RetrievalDataset("made", list(ids), labels, list(class_names), images, official)
+
+
+def test_a_proper_dataset():
+    assert len(dataset()) == 2
+    assert multi_hot(np.array([2, 0]), 3).tolist() == [[0, 0, 1], [1, 0, 0]]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"ids": (), "labels": np.zeros((0, 1))}, "data set made has no images; at least one is needed"),
+        ({"ids": ("a", "a")}, "has the id 'a' twice"),
+        ({"ids": ("a", "b\nc")}, "which is empty or spans lines"),
+        ({"ids": ("a", "b\r")}, "which is empty or spans lines"),
+        ({"ids": ("a", "b\u2028c")}, "which is empty or spans lines"),
+        ({"ids": ("a", "")}, "which is empty or spans lines"),
+        ({"ids": ("a", "b\udcff")}, "which is not UTF-8"),
+        ({"ids": ("a", "b", "c")}, "has 3 ids, 2 rows of labels and 3 images"),
+        ({"images": ImageTensor(torch.zeros(3, 1, 2, 2, dtype=torch.uint8))}, "2 rows of labels and 3 images"),
+        ({"class_names": ("c", "d")}, "has 1 label columns and 2 class names"),
+        ({"labels": ((1,), (2,))}, "has a label 2; labels are 0 or 1"),
+        ({"official": {"test": np.array([0])}}, "has a part 'test'"),
+        ({"official": {"query": np.array([2])}}, "its query part names one outside of these"),
+        ({"official": {"query": np.array([-1])}}, "its query part names one outside of these"),
+    ],
+)
+def test_malformed_datasets(arguments, sentence):
+    with pytest.raises(DataError) as caught:
+        dataset(**arguments)
+    one_sentence(caught, sentence)
+
+
+# Fashion-MNIST
+
+
+def idx(array):
+    return bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
+
+
+def write_fashion(folder, compress=True, train=4, test=3):
+    folder.mkdir(parents=True, exist_ok=True)
+    for prefix, count in (("train", train), ("t10k", test)):
+        images = np.full((count, 28, 28), count, dtype=np.uint8)
+        for name, array in (("images-idx3", images), ("labels-idx1", np.arange(count, dtype=np.uint8))):
+            path = folder / f"{prefix}-{name}-ubyte{'.gz' if compress else ''}"
+            path.write_bytes(gzip.compress(idx(array)) if compress else idx(array))
+
+
+def test_fashion_mini_is_in_the_package():
+    data = fashion_mini()
+    assert data.images.images.shape == (10_000, 1, 28, 28)
+    assert data.labels.sum(axis=0).tolist() == [1000] * 10
+    assert (data.ids[0], data.ids[-1]) == ("test/00000", "test/09999")
+    assert data.class_names[int(data.labels[0].argmax())] == "Ankle boot"
+    assert data.official is None
+    assert data.images.digest() == fashion_mini().images.digest()
+
+
+def test_fashion_mini_loads_fast():
+    fashion_mini()
+    start = time.perf_counter()
+    fashion_mini()
+    assert time.perf_counter() - start < 3  # a tenth of a second on an idle machine
+
+
+@pytest.mark.parametrize("below", [".", "raw", "FashionMNIST/raw"])
+@pytest.mark.parametrize("compress", [True, False])
+def test_fashion_mnist_layouts(tmp_path, below, compress):
+    write_fashion(tmp_path / below, compress)
+    data = fashion_mnist(tmp_path, download=False)
+    assert data.ids == [f"train/{n:05d}" for n in range(4)] + [f"test/{n:05d}" for n in range(3)]
+    assert data.images.images[:, 0, 0, 0].tolist() == [4] * 4 + [3] * 3
+    assert data.labels.argmax(axis=1).tolist() == [0, 1, 2, 3, 0, 1, 2]
+    split = make_split("official", data, 0)
+    assert (split.query.tolist(), split.train.tolist()) == ([4, 5, 6], [0, 1, 2, 3])
+
+
+def test_order_of_places(tmp_path, monkeypatch, no_data_elsewhere):
+    def found():
+        return len(fashion_mnist(None, download=False))
+
+    write_fashion(no_data_elsewhere / "cache" / "fashion_mnist", test=1)
+    assert found() == 5
+    write_fashion(no_data_elsewhere / "debian", test=2)
+    assert found() == 6
+    write_fashion(no_data_elsewhere / "data" / "fashion_mnist", test=3)
+    assert found() == 7
+    write_fashion(tmp_path / "fashion_mnist", test=4)
+    monkeypatch.setenv("DEEPHASH_DATA_DIR", str(tmp_path))
+    assert found() == 8
+
+
+def test_missing_fashion_mnist(tmp_path):
+    with pytest.raises(DataError) as caught:
+        fashion_mnist(None, download=False)
+    one_sentence(
+        caught, "data/fashion_mnist", "debian", "cache/fashion_mnist", "dataset.root=<folder>", "dataset.download=true",
+        "apt install dataset-fashion-mnist",
+    )  # fmt: skip
+    with pytest.raises(DataError) as caught:
+        fashion_mnist(str(tmp_path / "typo"), download=False)
+    one_sentence(caught, f"were not found in {tmp_path / 'typo'};")
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"", "is not an IDX file of bytes in 3 dimensions"),
+        (b"<html>not found</html>", "is not an IDX file"),
+        (idx(np.zeros((2, 2), np.uint8)), "is not an IDX file of bytes in 3 dimensions"),
+        (idx(np.zeros((2, 2, 2), np.uint8))[:-1], "should hold 2 x 2 x 2 bytes after its header but has 7"),
+        (idx(np.zeros((2, 2, 2), np.uint8)) + b"x", "should hold 2 x 2 x 2 bytes after its header but has 9"),
+        (bytes([0, 0, 8, 3]) + b"\xff" * 12 + b"x", "should hold 4294967295 x 4294967295 x 4294967295 bytes"),
+        (bytes([0, 0, 8, 3]) + bytes(12), "should hold 0 x 0 x 0 bytes"),
+    ],
+)
+def test_idx_sizes_are_exact(content, sentence):
+    with pytest.raises(DataError) as caught:
+        read_idx(content, "some-file", 3)
+    one_sentence(caught, "some-file", sentence)
+
+
+def test_idx_round_trip():
+    array = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
+    assert (read_idx(idx(array), "some-file", 3) == array).all()
+
+
+def test_damaged_fashion_mnist(tmp_path):
+    write_fashion(tmp_path)
+    path = tmp_path / "train-images-idx3-ubyte.gz"
+    whole = path.read_bytes()
+    for content in (whole[:-20], b"", b"<html>", whole[:30] + bytes(5) + whole[35:]):
+        path.write_bytes(content)
+        with pytest.raises(DataError, match=r"train-images-idx3-ubyte\.gz .*get it again"):
+            fashion_mnist(tmp_path, download=False)
+    path.write_bytes(gzip.compress(idx(np.zeros((5, 28, 28), np.uint8))))
+    with pytest.raises(DataError, match="expected as many labels as images of 28 x 28"):
+        fashion_mnist(tmp_path, download=False)
+
+
+def test_fashion_mnist_download_goes_to_the_root(tmp_path, monkeypatch):
+    write_fashion(tmp_path / "server")
+
+    def served(url, path, md5, max_bytes):
+        assert len(md5) == 32
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes((tmp_path / "server" / url.rpartition("/")[2]).read_bytes())
+
+    monkeypatch.setattr(fashion_mnist_module, "fetch", served)
+    assert len(fashion_mnist(tmp_path / "root", download=True)) == 7
+    assert len(fashion_mnist(tmp_path / "root", download=False)) == 7
+    assert len(fashion_mnist(None, download=True)) == 7
+    assert len(fashion_mnist(None, download=False)) == 7  # now in the cache
+
+
+# CIFAR-10
+
+
+def write_batches(folder, size=3, protocol=2):
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, name in enumerate([*(f"data_batch_{n}" for n in range(1, 6)), "test_batch"]):
+        content = {
+            "data": np.full((size, 3072), number, dtype=np.uint8),
+            "labels": list(range(size)),
+            "batch_label": "a batch",
+            "filenames": [f"{n}.png" for n in range(size)],
+        }
+        (folder / name).write_bytes(pickle.dumps(content, protocol=protocol))
+
+
+def write_cifar_folders(root, train=2, test=1):
+    for part, count in (("train", train), ("test", test)):
+        for number, name in enumerate(CLASS_NAMES):
+            for at in range(count):
+                picture(root / part / name / f"{at:04d}.png", number, side=32)
+
+
+@pytest.mark.parametrize("protocol", range(6))
+@pytest.mark.parametrize("below", [".", "cifar-10-batches-py"])
+def test_cifar10_batches(tmp_path, below, protocol):
+    write_batches(tmp_path / below, protocol=protocol)
+    data = cifar10(tmp_path, download=False)
+    assert len(data) == 18
+    assert data.ids[:2] == ["train/00000", "train/00001"]
+    assert data.ids[-1] == "test/00002"
+    assert data.images.images.shape == (18, 3, 32, 32)
+    assert data.images.images[::3, 0, 0, 0].tolist() == [0, 1, 2, 3, 4, 5]
+    assert data.labels.argmax(axis=1).tolist() == [0, 1, 2] * 6
+    assert data.official is not None
+    assert {role: len(rows) for role, rows in data.official.items()} == {"train": 15, "query": 3, "database": 15}
+
+
+def test_batches_written_by_python_2(tmp_path):
+    # The published files: byte strings, numpy.core, and dtype's flags as integers, which NumPy would warn of.
+    write_batches(tmp_path)
+    data = np.arange(2 * 3072, dtype=np.uint32).astype(np.uint8)
+
+    def text(value):
+        return b"U" + bytes([len(value)]) + value
+
+    array = (
+        b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\nK\x00\x85"
+        + text(b"b")
+        + b"tR(K\x01K\x02M\x00\x0c\x86"
+        b"cnumpy\ndtype\n("
+        + text(b"u1")
+        + b"K\x00K\x01tR(K\x03"
+        + text(b"|")
+        + b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+        b"\x89T" + struct.pack("<i", len(data)) + data.tobytes() + b"tb"
+    )
+    batch = b"\x80\x02}(" + text(b"data") + array + text(b"labels") + b"](K\x09K\x08eu."
+    (tmp_path / "test_batch").write_bytes(batch)
+    loaded = cifar10(tmp_path, download=False)
+    assert loaded.labels[-2:].argmax(axis=1).tolist() == [9, 8]
+    assert (loaded.images.images[-2:].numpy().ravel() == data).all()
+
+
+def test_cifar10_folders(tmp_path):
+    write_cifar_folders(tmp_path)
+    (tmp_path / "train" / "cat" / ".hidden.png").write_bytes(b"")
+    (tmp_path / "train" / "cat" / "notes.txt").write_text("")
+    data = cifar10(tmp_path, download=False)
+    assert isinstance(data.images, ImageTensor)
+    assert len(data) == 30
+    assert data.ids[:3] == ["train/airplane/0000", "train/airplane/0001", "train/automobile/0000"]
+    assert data.ids[-1] == "test/truck/0000"
+    assert data.images.images[:, 0, 0, 0].tolist() == data.labels.argmax(axis=1).tolist()
+    split = make_split("official", data, 0)
+    assert (len(split.query), len(split.train), len(split.database)) == (10, 20, 20)
+    assert split.flags["duplicate_images"] == 20
+
+
+def test_cifar10_folders_without_images(tmp_path):
+    write_cifar_folders(tmp_path)
+    (tmp_path / "test" / "frog" / "0000.png").unlink()
+    with pytest.raises(DataError, match=r"test/frog holds no images"):
+        cifar10(tmp_path, download=False)
+
+
+def test_missing_cifar10(tmp_path):
+    with pytest.raises(DataError) as caught:
+        cifar10(None, download=False)
+    one_sentence(
+        caught,
+        "data/cifar10",
+        "cache/cifar10",
+        "train/airplane",
+        "data_batch_1",
+        "dataset.root=",
+        "dataset.download=true",
+    )
+    write_batches(tmp_path)
+    (tmp_path / "data_batch_4").unlink()
+    with pytest.raises(DataError, match="neither as batches"):
+        cifar10(tmp_path, download=False)
+
+
+class Evil:
+    """What a stranger's pickle may do when it is loaded."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_malicious_pickle_does_nothing(tmp_path, protocol):
+    mark = tmp_path / "the code ran"
+    write_batches(tmp_path / "data")
+    (tmp_path / "data" / "data_batch_2").write_bytes(pickle.dumps({"data": Evil(mark)}, protocol=protocol))
+    with pytest.raises(DataError) as caught:
+        cifar10(tmp_path / "data", download=False)
+    one_sentence(caught, "data_batch_2 cannot be read as pickled arrays", "mkdir, which no array needs")
+    assert not mark.exists()
+
+
+GADGETS = {
+    "eval": b"cbuiltins\neval\n(S'1'\ntR.",
+    "getattr": b"cbuiltins\ngetattr\n.",
+    "numpy_load": b"cnumpy\nload\n.",
+    "numpy_dotted": b"\x80\x04\x8c\x05numpy\x8c\x0andarray.tofile\x93.",
+    "ndarray_called": b"cnumpy\nndarray\n(I8\ntR.",
+    "huge": b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(L99999999999999L\ntS'b'\ntR.",
+    "object_dtype": b"cnumpy\ndtype\n(S'O8'\ntR.",
+    "codec": b"c_codecs\nencode\n(S'x'\nS'zlib'\ntR.",
+    "extension": b"\x80\x02\x82\x01.",
+    "persistent": b"Pthing\n.",
+    "cut": b"\x80\x02}",
+    "empty": b"",
+    "html": b"<html>",
+    "number": b"I1\n.",
+    "long_string": b"T\xff\xff\xff\x7fabc.",
+}
+
+
+@pytest.mark.parametrize("gadget", GADGETS)
+def test_pickles_that_are_no_batches(tmp_path, gadget):
+    write_batches(tmp_path)
+    (tmp_path / "test_batch").write_bytes(GADGETS[gadget])
+    with pytest.raises(DataError) as caught:
+        cifar10(tmp_path, download=False)
+    one_sentence(caught, "test_batch", "get the file from its authors")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"data": np.zeros((2, 3071), np.uint8), "labels": [0, 1]},
+        {"data": np.zeros((2, 3072), np.int16), "labels": [0, 1]},
+        {"data": np.zeros((2, 3072), np.uint8), "labels": [0]},
+        {"data": np.zeros((2, 3072), np.uint8), "labels": [0, 10]},
+        {"data": np.zeros((2, 3072), np.uint8), "labels": [0, -1]},
+        {"data": np.zeros((2, 3072), np.uint8), "labels": [0, "1"]},
+        {"data": np.zeros((2, 3072), np.uint8)},
+        [],
+    ],
+)
+def test_batches_of_another_shape(tmp_path, content):
+    write_batches(tmp_path)
+    (tmp_path / "test_batch").write_bytes(pickle.dumps(content))
+    with pytest.raises(DataError, match="test_batch is not a batch of CIFAR-10: expected rows of 3072 bytes"):
+        cifar10(tmp_path, download=False)
+
+
+def test_pickle_size_limit(tmp_path):
+    (tmp_path / "a").write_bytes(pickle.dumps([1] * 100))
+    assert read_pickle(tmp_path / "a", 10_000) == [1] * 100
+    with pytest.raises(DataError, match="more than the 50 bytes expected"):
+        read_pickle(tmp_path / "a", 50)
+
+
+def test_cifar10_download(tmp_path, monkeypatch):
+    write_batches(tmp_path / "server" / "cifar-10-batches-py")
+    with tarfile.open(tmp_path / "server.tar.gz", "w:gz") as tar:
+        tar.add(tmp_path / "server" / "cifar-10-batches-py", "cifar-10-batches-py")
+
+    def served(url, path, md5, max_bytes):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes((tmp_path / "server.tar.gz").read_bytes())
+
+    monkeypatch.setattr(cifar10_module, "fetch", served)
+    assert len(cifar10(None, download=True)) == 18
+    assert len(cifar10(None, download=False)) == 18
+
+
+# Archives and downloads
+
+
+def tar_of(path, *members):
+    with tarfile.open(path, "w:gz") as tar:
+        for name, change in members:
+            info = tarfile.TarInfo(name)
+            info.size = 3
+            for key, value in change.items():
+                setattr(info, key, value)
+            tar.addfile(info, io.BytesIO(b"abc") if info.size == 3 else None)
+    return path
+
+
+def test_plain_archive(tmp_path):
+    tar_of(tmp_path / "a.tar.gz", ("top/one", {}), ("top/below/two", {}))
+    (tmp_path / "out" / "top").mkdir(parents=True)
+    (tmp_path / "out" / "top" / "kept").write_text("mine")
+    extract_tar(tmp_path / "a.tar.gz", tmp_path / "out", 10, 100)
+    assert (tmp_path / "out" / "top" / "below" / "two").read_bytes() == b"abc"
+    assert (tmp_path / "out" / "top" / "kept").read_text() == "mine"
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["top"]
+
+
+EVIL = {
+    "parent": ("../evil", {}),
+    "deep_parent": ("a/../../evil", {}),
+    "absolute": ("/tmp/evil", {}),
+    "windows": ("..\\evil", {}),
+    "drive": ("c:evil", {}),
+    "symlink": ("link", {"type": tarfile.SYMTYPE, "linkname": "/etc/passwd", "size": 0}),
+    "hardlink": ("link", {"type": tarfile.LNKTYPE, "linkname": "../evil", "size": 0}),
+    "fifo": ("pipe", {"type": tarfile.FIFOTYPE, "size": 0}),
+    "device": ("device", {"type": tarfile.CHRTYPE, "size": 0}),
+}
+
+
+@pytest.mark.parametrize("kind", EVIL)
+def test_evil_archives_write_nothing(tmp_path, kind):
+    tar_of(tmp_path / "evil.tar.gz", ("good", {}), EVIL[kind])
+    with pytest.raises(DataError) as caught:
+        extract_tar(tmp_path / "evil.tar.gz", tmp_path / "x" / "out", 10, 100)
+    one_sentence(caught, "it was not unpacked: get the archive from its authors")
+    assert [path.name for path in tmp_path.iterdir()] == ["evil.tar.gz"]
+
+
+def test_archives_that_are_too_large_or_damaged(tmp_path):
+    path = tar_of(tmp_path / "a.tar.gz", ("one", {}), ("two", {}))
+    with pytest.raises(DataError, match="more than the 1 files or 100 bytes"):
+        extract_tar(path, tmp_path / "out", 1, 100)
+    with pytest.raises(DataError, match="more than the 10 files or 5 bytes"):
+        extract_tar(path, tmp_path / "out", 10, 5)
+    for content in (b"", b"<html>", path.read_bytes()[:60]):
+        (tmp_path / "bad.tar.gz").write_bytes(content)
+        with pytest.raises(DataError, match=r"bad\.tar\.gz could not be unpacked"):
+            extract_tar(tmp_path / "bad.tar.gz", tmp_path / "out", 10, 100)
+    assert not (tmp_path / "out").exists()
+
+
+MD5_OF_ABC = "900150983cd24fb0d6963f7d28e17f72"
+
+
+def test_download(tmp_path):
+    (tmp_path / "served").write_bytes(b"abc")
+    url = (tmp_path / "served").as_uri()
+    target = tmp_path / "new" / "file"
+    download(url, target, MD5_OF_ABC, 10)
+    assert target.read_bytes() == b"abc"
+    download("http://127.0.0.1:9/unreachable", target, MD5_OF_ABC, 10)  # it is there: nothing to fetch
+    for arguments, sentence in [
+        ((url, tmp_path / "a", "0" * 32, 10), "sent 3 bytes with MD5 9001"),
+        ((url, tmp_path / "a", MD5_OF_ABC, 2), "sent more than the 2 bytes expected"),
+        ((url + "x", tmp_path / "a", MD5_OF_ABC, 2), "could not download"),
+        (("http://127.0.0.1:9/", tmp_path / "a", MD5_OF_ABC, 2), "Connection refused"),
+    ]:
+        with pytest.raises(DataError) as caught:
+            download(*arguments)
+        one_sentence(caught, sentence)
+        assert not (tmp_path / "a").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "served"]
+
+
+# Image folders
+
+
+def test_image_folder(tmp_path, caplog):
+    picture(tmp_path / "shoe" / "b.png", 1)
+    picture(tmp_path / "shoe" / "deeper" / "a.JPG", 2)
+    picture(tmp_path / "bag" / "é x.png", 3)
+    picture(tmp_path / ".hidden" / "x.png")
+    picture(tmp_path / "bag" / ".hidden.png")
+    (tmp_path / "bag" / "notes.txt").write_text("")
+    (tmp_path / "README").write_text("")
+    with caplog.at_level(logging.WARNING):
+        data = image_folder(str(tmp_path))
+    assert data.ids == ["bag/é x.png", "shoe/b.png", "shoe/deeper/a.JPG"]
+    assert data.class_names == ["bag", "shoe"]
+    assert data.labels.tolist() == [[1, 0], [0, 1], [0, 1]]
+    assert data.images.batch(np.array([0, 1, 2]))[:, 0, 0, 0].tolist() == [3, 1, 2]
+    assert f"4 files or folders under {tmp_path} are hidden or no images by their ending: left out" in caplog.text
+
+
+def test_large_images_stay_files(tmp_path):
+    picture(tmp_path / "a" / "1.png", 1, side=100)
+    picture(tmp_path / "b" / "1.png", 1, side=100)
+    assert isinstance(image_folder(tmp_path).images, ImageFiles)
+
+
+def test_links_that_lead_in_a_circle(tmp_path):
+    picture(tmp_path / "a" / "1.png")
+    (tmp_path / "a" / "again").symlink_to(tmp_path / "a")
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    assert image_folder(tmp_path).ids == ["a/1.png", "b/1.png"]
+
+
+def test_image_folder_errors(tmp_path):
+    with pytest.raises(DataError, match=r"needs dataset\.root=<folder>"):
+        image_folder(None)
+    with pytest.raises(DataError, match="none is not a folder"):
+        image_folder(tmp_path / "none")
+    picture(tmp_path / "one.png")
+    with pytest.raises(DataError, match="has no sub-folders"):
+        image_folder(tmp_path)
+    picture(tmp_path / "train" / "cat" / "1.png")
+    picture(tmp_path / "test" / "cat" / "1.png")
+    with pytest.raises(DataError, match="holds the folders test, train: these look like parts of a data set"):
+        image_folder(tmp_path)
+    (tmp_path / "bag").mkdir()
+    (tmp_path / "bag" / "notes.txt").write_text("")
+    with pytest.raises(DataError, match=r"class folder .*/bag holds no image \(1 other files\)"):
+        image_folder(tmp_path)
+
+
+# List files
+
+
+def write_lists(folder, **lists):
+    for number in range(5):
+        picture(folder / "images" / f"{number}.png", number)
+    for name, content in lists.items():
+        (folder / f"{name}.txt").write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def lists(folder, *names):
+    train, query, database = (*(f"{name}.txt" for name in names), None, None, None)[:3]
+    return image_list(str(folder), train, query, database)
+
+
+def test_list_files(tmp_path):
+    write_lists(
+        tmp_path,
+        train="images/0.png 1 0\nimages/1.png 1 1\n",
+        query="images/2.png 0 1\n",
+        database="images/3.png 0 0\nimages/1.png 1 1\nimages/0.png 1 0\n",
+    )
+    data = lists(tmp_path, "train", "query", "database")
+    assert data.ids == [f"images/{n}.png" for n in range(4)]
+    assert data.labels.tolist() == [[1, 0], [1, 1], [0, 1], [0, 0]]
+    assert data.class_names == ["class 0", "class 1"]
+    split = make_split("official", data, 0)
+    assert (split.train.tolist(), split.query.tolist(), split.database.tolist()) == ([0, 1], [2], [0, 1, 3])
+    assert split.flags["unlabelled_rows"] == {"query": 0, "train": 0, "database": 1}
+    assert split.flags["label_kind"] == "multi"
+    assert split.flags["database_contains_train"]
+    assert make_split("official", lists(tmp_path, "train", "query"), 0).database.tolist() == [0, 1]
+
+
+def test_list_files_with_bom_crlf_tabs_and_spaces(tmp_path):
+    write_lists(
+        tmp_path,
+        train=b"\xef\xbb\xbfimages/0.png 1 0\r\nimages/my cat.png\t1\t1\r\nimages/1.png\t0 1  \r\n\r\n",
+        query="images/2.png  0   1",
+    )
+    picture(tmp_path / "images" / "my cat.png")
+    data = lists(tmp_path, "train", "query")
+    assert data.ids == ["images/0.png", "images/my cat.png", "images/1.png", "images/2.png"]
+    assert data.labels.tolist() == [[1, 0], [1, 1], [0, 1], [0, 1]]
+
+
+def test_lists_beside_the_current_folder_or_the_root(tmp_path, monkeypatch):
+    write_lists(tmp_path / "root", query="images/2.png 1")
+    write_lists(tmp_path / "here", train="images/0.png 1")
+    monkeypatch.chdir(tmp_path / "here")
+    assert lists(tmp_path / "root", "train", "query").ids == ["images/0.png", "images/2.png"]
+
+
+@pytest.mark.parametrize(
+    ("train", "sentence"),
+    [
+        (
+            "images/0.png 1 0\nimages/1.png 1\n",
+            "train.txt:2: expected 2 label columns, as in {folder}/train.txt:1, got 1",
+        ),
+        ("images/0.png 1 0\nimages/1.png 1 2\n", "train.txt:2: labels must be 0 or 1, got '2'"),
+        ("images/0.png 1 0\nimages/1.png 1 -1\n", "train.txt:2: labels must be 0 or 1, got '-1'"),
+        ("images/0.png 1.0 0\n", "train.txt:1: labels must be 0 or 1, got '1.0'"),
+        ("images/0.png 10 0\n", "train.txt:1: labels must be 0 or 1, got '10'"),
+        ("images/my cat.png 1 0\n", "got 'cat.png' (a path with spaces needs a tab between it and the labels)"),
+        ("images/0.png 1 0\n\nimages/1.png 1 0\n", "train.txt:2: the path is empty"),
+        ("images/0.png 1 0\n\t1 0\n", "train.txt:2: the path is empty"),
+        (" 1 0\n", "train.txt:1: the path is empty"),
+        ("images/0.png\n", "train.txt:1: no labels after the path"),
+        ("images/0.png 1 0\nimages/0.png 1 0\n", "train.txt:2: images/0.png stands in line 1 already"),
+        ("images/2.png 1 1\n", "query.txt:1: images/2.png has other labels than in {folder}/train.txt:1"),
+        ("images/0.png 1 0 0\n", "query.txt:1: expected 3 label columns, as in {folder}/train.txt:1, got 2"),
+        ("", "train.txt is empty"),
+        (" \n\n", "train.txt is empty"),
+        (b"images/0.png 1 0\nimages/\xff.png 1 0\n", "train.txt:2: not UTF-8 text"),
+        (
+            "".join(f"images/x{n}.png 1 0\n" for n in range(7)),
+            "list files: 7 of the images named do not exist under {folder}: images/x0.png, images/x1.png, "
+            "images/x2.png, images/x3.png, images/x4.png, ...; set dataset.root to the folder that the "
+            "paths start from",
+        ),
+    ],
+)
+def test_malformed_lists(tmp_path, train, sentence):
+    write_lists(tmp_path, train=train, query="images/2.png 0 1\n")
+    with pytest.raises(DataError) as caught:
+        lists(tmp_path, "train", "query")
+    one_sentence(caught, sentence.replace("{folder}", str(tmp_path)))
+
+
+def test_lists_that_are_not_there(tmp_path):
+    write_lists(tmp_path, train="images/0.png 1")
+    with pytest.raises(DataError, match=r"needs dataset\.train=<file>"):
+        lists(tmp_path)
+    with pytest.raises(DataError, match=r"needs dataset\.query=<file>"):
+        lists(tmp_path, "train")
+    with pytest.raises(DataError, match=r"dataset\.query=typo\.txt is not a file: found neither typo\.txt nor "):
+        lists(tmp_path, "train", "typo")
+
+
+def test_a_training_image_as_query_is_refused(tmp_path):
+    write_lists(tmp_path, train="images/0.png 1\nimages/1.png 1", query="images/1.png 1")
+    with pytest.raises(DataError, match=r"both query and training image: images/1\.png"):
+        make_split("official", lists(tmp_path, "train", "query"), 0)
+
+
+# Tables
+
+
+def table(folder, content):
+    write_lists(folder)
+    path = folder / "table.csv"
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return str(path)
+
+
+def test_table(tmp_path):
+    data = csv_table(
+        None,
+        table(
+            tmp_path,
+            b"\xef\xbb\xbfsplit,path,labels,remark\r\n"
+            b'train;database,images/0.png,shoe; red,"x, y"\r\n'
+            b"query,images/1.png,red,\r\ndatabase,images/2.png,,\r\n,images/3.png,bag,\r\n",
+        ),
+    )
+    assert data.ids == [f"images/{n}.png" for n in range(4)]
+    assert data.class_names == ["bag", "red", "shoe"]
+    assert data.labels.tolist() == [[0, 1, 1], [0, 1, 0], [0, 0, 0], [1, 0, 0]]
+    split = make_split("official", data, 0)
+    assert (split.train.tolist(), split.query.tolist(), split.database.tolist()) == ([0], [1], [0, 2])
+
+
+def test_table_without_split(tmp_path):
+    path = table(tmp_path, "path,labels\n0.png,a\n1.png,a\n2.png,b\n")
+    data = csv_table(tmp_path / "images", path)
+    assert data.official is None
+    assert make_split("holdout", data, 0).flags["label_kind"] == "single"
+    with pytest.raises(DataError, match="has no division of its own"):
+        make_split("official", data, 0)
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ("", "the first line must name the columns path and labels, got ''"),
+        ("file,labels\n", "the first line must name the columns path and labels, got 'file, labels'"),
+        ("path,labels\n", "has no rows below its first line"),
+        ("path,labels\nimages/0.png,a,b\n", "table.csv:2: expected 2 columns"),
+        ("path,labels\nimages/0.png\n", "table.csv:2: expected 2 columns"),
+        ("path,labels\nimages/0.png,a\n,b\n", "table.csv:3: the path is empty"),
+        ("path,labels\nimages/0.png,a\nimages/0.png,b\n", "table.csv:3: images/0.png stands in line 2 already"),
+        ("path,labels,split\nimages/0.png,a,test\n", "table.csv:2: split must be train, query or database, got 'test'"),
+        ("path,labels\nimages/9.png,a\n", "table.csv: 1 of the images named do not exist under"),
+        ('path,labels\n"images/0.png,a\n', "cannot be read as a table"),
+        (b"path,labels\nimages/\xff.png,a\n", "is not UTF-8 text"),
+    ],
+)
+def test_malformed_tables(tmp_path, content, sentence):
+    path = table(tmp_path, content)
+    with pytest.raises(DataError) as caught:
+        csv_table(None, path)
+    one_sentence(caught, sentence)
+
+
+def test_tables_that_are_not_there(tmp_path):
+    with pytest.raises(DataError, match=r"needs dataset\.file=<file\.csv>"):
+        csv_table(None, None)
+    with pytest.raises(DataError, match=r"dataset\.file=.*none\.csv does not exist"):
+        csv_table(None, str(tmp_path / "none.csv"))

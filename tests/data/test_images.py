@@ -1,0 +1,335 @@
+"""Decoding: every kind of picture becomes RGB by a stated rule, every damaged one an error that names it."""
+
+import io
+import pickle
+import struct
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from deephash_cli.data import dataset as dataset_module
+from deephash_cli.data import small_images
+from deephash_cli.cache import cache_folder
+from deephash_cli.data.dataset import ImageFiles, ImageTensor
+from deephash_cli.data.small_images import in_memory_if_small
+from deephash_cli.errors import DataError
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("DEEPHASH_CACHE_DIR", str(folder))
+    return folder
+
+
+def files(folder, *names, size=None):
+    return ImageFiles([folder / name for name in names], folder, size)
+
+
+def loaded(path, size=8):
+    return ImageFiles([path], path.parent).load(0, size)
+
+
+def png_header(width, height):
+    """A PNG that claims a size and has no pixels."""
+
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+SOLID = [
+    ("rgb.png", Image.new("RGB", (8, 8), (10, 20, 30)), (10, 20, 30)),
+    ("grey.png", Image.new("L", (8, 8), 77), (77, 77, 77)),
+    ("bilevel.png", Image.new("1", (8, 8), 1), (255, 255, 255)),
+    ("rgba_clear.png", Image.new("RGBA", (8, 8), (10, 20, 30, 0)), (255, 255, 255)),
+    ("rgba_opaque.png", Image.new("RGBA", (8, 8), (10, 20, 30, 255)), (10, 20, 30)),
+    ("la_clear.png", Image.new("LA", (8, 8), (5, 0)), (255, 255, 255)),
+    ("cmyk.jpg", Image.new("CMYK", (8, 8), (0, 0, 0, 255)), (0, 0, 0)),
+    ("grey16.png", Image.fromarray(np.full((8, 8), 0x8123, dtype=np.uint16)), (0x81, 0x81, 0x81)),
+    (
+        "palette.png",
+        Image.new("RGB", (8, 8), (200, 100, 50)).convert("P", palette=Image.Palette.ADAPTIVE),
+        (200, 100, 50),
+    ),
+    ("image.bmp", Image.new("RGB", (8, 8), (1, 2, 3)), (1, 2, 3)),
+    ("one_pixel.png", Image.new("RGB", (1, 1), (9, 8, 7)), (9, 8, 7)),
+    ("flat.png", Image.new("RGB", (3000, 1), (9, 8, 7)), (9, 8, 7)),
+]
+
+
+@pytest.mark.parametrize(("name", "image", "colour"), SOLID, ids=[name for name, _, _ in SOLID])
+def test_every_mode_becomes_rgb(tmp_path, name, image, colour):
+    image.save(tmp_path / name)
+    pixels = loaded(tmp_path / name)
+    assert pixels.dtype == torch.uint8
+    assert pixels.shape == (3, 8, 8)
+    assert pixels.permute(1, 2, 0).reshape(-1, 3).unique(dim=0).tolist() == [list(colour)]
+
+
+def test_transparent_palette_is_laid_on_white(tmp_path):
+    image = Image.new("P", (8, 8), 0)
+    image.putpalette([255, 0, 0, 0, 255, 0])
+    image.save(tmp_path / "clear.png", transparency=0)
+    assert (loaded(tmp_path / "clear.png") == 255).all()
+
+
+def test_first_frame_of_an_animation(tmp_path):
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ((255, 0, 0), (0, 255, 0))]
+    frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
+    assert loaded(tmp_path / "moving.gif")[:, 0, 0].tolist() == [255, 0, 0]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_rotation_is_applied(tmp_path, orientation):
+    upright = np.zeros((8, 8, 3), dtype=np.uint8)
+    upright[:4, :4, 0] = 255  # red at the upper left
+    upright[:4, 4:, 1] = 255  # green at the upper right
+    undo = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_90, 7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }  # fmt: skip
+    image = Image.fromarray(upright)
+    stored = image.transpose(undo[orientation]) if orientation in undo else image
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored.save(tmp_path / "turned.png", exif=exif)
+    assert (loaded(tmp_path / "turned.png").permute(1, 2, 0).numpy() == upright).all()
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+def test_broken_exif_does_not_make_an_image_unreadable(tmp_path):
+    Image.new("RGB", (8, 8), (128, 128, 128)).save(
+        tmp_path / "a.jpg", exif=b"Exif\x00\x00II*\x00\xff\xff\xff\x7fbroken"
+    )
+    assert (loaded(tmp_path / "a.jpg") == 128).all()
+
+
+def test_centre_square_is_kept(tmp_path):
+    wide = np.zeros((10, 30, 3), dtype=np.uint8)
+    wide[:, 9:21] = 255  # antialiasing looks a pixel beyond the square
+    Image.fromarray(wide).save(tmp_path / "wide.png")
+    Image.fromarray(wide.transpose(1, 0, 2)).save(tmp_path / "tall.png")
+    both = files(tmp_path, "wide.png", "tall.png").batch(np.array([0, 1]), 5)
+    assert both.shape == (2, 3, 5, 5)
+    assert (both == 255).all()
+
+
+def test_shrinking_is_antialiased(tmp_path):
+    board = (np.indices((64, 64)).sum(0) % 2 * 255).astype(np.uint8)
+    Image.fromarray(board).save(tmp_path / "board.png")
+    pixels = loaded(tmp_path / "board.png", 8).float()
+    assert pixels.min() > 118
+    assert pixels.max() < 138
+
+
+def test_large_jpeg_decoded_smaller_looks_the_same(tmp_path):
+    ramp = np.tile(np.linspace(0, 255, 1024).astype(np.uint8), (1024, 1))
+    Image.fromarray(ramp).save(tmp_path / "ramp.jpg", quality=95)
+    Image.fromarray(ramp).save(tmp_path / "ramp.png")
+    difference = loaded(tmp_path / "ramp.jpg", 32).int() - loaded(tmp_path / "ramp.png", 32).int()
+    assert difference.abs().max() <= 2
+
+
+def test_batch_keeps_the_order_and_accepts_tensors(tmp_path):
+    for value in range(3):
+        Image.new("L", (8, 8), value).save(tmp_path / f"{value}.png")
+    images = files(tmp_path, "0.png", "1.png", "2.png").sized(4)
+    assert images.batch(torch.tensor([2, 0]))[:, 0, 0, 0].tolist() == [2, 0]
+    assert images.batch(np.array([1, 1]))[:, 0, 0, 0].tolist() == [1, 1]
+    assert not images.in_memory
+    with pytest.raises(ValueError, match="at least 1 pixel"):
+        files(tmp_path, "0.png").load(0)
+
+
+def test_can_be_pickled_for_workers(tmp_path):
+    Image.new("L", (8, 8), 5).save(tmp_path / "a.png")
+    copy = pickle.loads(pickle.dumps(files(tmp_path, "a.png", size=4)))
+    assert (copy.load(0) == 5).all()
+
+
+def damaged(kind):
+    picture = io.BytesIO()
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(picture, "PNG" if kind.startswith("png") else "JPEG")
+    whole = picture.getvalue()
+    return {
+        "empty": b"",
+        "html": b"<!DOCTYPE html><html><body>404 Not Found</body></html>",
+        "random": np.random.default_rng(1).bytes(5000),
+        "jpeg_cut": whole[: len(whole) // 2],
+        "png_cut": whole[: len(whole) // 2],
+        "png_flipped": whole[:200] + bytes(byte ^ 0xFF for byte in whole[200:260]) + whole[260:],
+        "pdf": b"%PDF-1.4\n" + bytes(100),
+    }[kind]
+
+
+@pytest.mark.parametrize("kind", ["empty", "html", "random", "jpeg_cut", "png_cut", "png_flipped", "pdf"])
+def test_damaged_files_are_named(tmp_path, kind):
+    path = tmp_path / "bad.jpg"
+    path.write_bytes(damaged(kind))
+    with pytest.raises(DataError, match=r"bad\.jpg cannot be read: .+; replace or remove the file") as caught:
+        loaded(path)
+    assert "\n" not in str(caught.value)
+    if kind == "empty":
+        assert "it is empty" in str(caught.value)
+    if kind == "html":
+        assert "none of JPEG, PNG" in str(caught.value)
+
+
+def test_missing_file_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"gone\.png cannot be read: No such file"):
+        loaded(tmp_path / "gone.png")
+    with pytest.raises(DataError, match=r"gone\.png cannot be read"):
+        files(tmp_path, "gone.png").digest()
+
+
+@pytest.mark.parametrize("side", [9600, 12000, 60000])
+def test_decompression_bombs_are_refused(tmp_path, side):
+    (tmp_path / "bomb.png").write_bytes(png_header(side, side))
+    with pytest.raises(DataError, match=r"bomb\.png has .* pixels, more than the 89478485 allowed"):
+        loaded(tmp_path / "bomb.png")
+
+
+def test_own_pixel_limit_needs_no_help_from_pillow(tmp_path, monkeypatch):
+    monkeypatch.setattr(dataset_module, "MAX_PIXELS", 99)
+    Image.new("L", (10, 10)).save(tmp_path / "large.png")
+    with pytest.raises(DataError, match="10 x 10 pixels, more than the 99 allowed"):
+        loaded(tmp_path / "large.png")
+
+
+def test_only_listed_decoders_are_opened(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png", format="TIFF")
+    with pytest.raises(DataError, match="none of JPEG"):
+        loaded(tmp_path / "a.png")
+
+
+def test_tensor_digest_depends_on_shape_and_pixels():
+    pixels = torch.arange(24, dtype=torch.uint8)
+    one, other = ImageTensor(pixels.reshape(2, 3, 2, 2)), ImageTensor(pixels.reshape(2, 3, 4, 1))
+    changed = pixels.clone()
+    changed[7] += 1
+    strided = pixels.reshape(2, 2, 2, 3).permute(0, 3, 1, 2)
+    assert one.digest() == ImageTensor(pixels.reshape(2, 3, 2, 2).clone()).digest()
+    assert len({one.digest(), other.digest(), ImageTensor(changed.reshape(2, 3, 2, 2)).digest()}) == 3
+    assert ImageTensor(strided).digest() == ImageTensor(strided.contiguous()).digest()
+    assert one.batch(np.array([1])).flatten().tolist() == list(range(12, 24))
+    assert len(one) == 2
+    assert one.in_memory
+
+
+def test_files_digest_changes_with_the_files(tmp_path):
+    Image.new("L", (8, 8), 1).save(tmp_path / "a.png")
+    images = ImageFiles([tmp_path / "a.png"], tmp_path)
+    before = images.digest()
+    assert images.digest() == before
+    Image.new("L", (9, 9), 1).save(tmp_path / "a.png")
+    assert images.digest() != before
+
+
+# Small images
+
+
+def small(folder, count=5, side=16):
+    for value in range(count):
+        Image.new("L", (side, side), value).save(folder / f"{value}.png")
+    return files(folder, *(f"{value}.png" for value in range(count)))
+
+
+def test_small_images_are_decoded_once(tmp_path, monkeypatch):
+    first = in_memory_if_small(small(tmp_path))
+    assert isinstance(first, ImageTensor)
+    assert first.images.shape == (5, 3, 16, 16)
+    assert first.images[:, 2, 7, 7].tolist() == [0, 1, 2, 3, 4]
+
+    def never(files, shape):
+        raise AssertionError("decoded again")
+
+    monkeypatch.setattr(small_images, "_decode_all", never)
+    second = in_memory_if_small(files(tmp_path, *(f"{value}.png" for value in range(5))))
+    assert isinstance(second, ImageTensor)
+    assert second.digest() == first.digest()
+
+
+@pytest.mark.parametrize("harm", ["flip", "cut", "no_manifest", "empty"])
+def test_damaged_cache_is_decoded_again(tmp_path, own_cache, harm):
+    images = small(tmp_path)
+    expected = in_memory_if_small(images).digest()
+    [stored] = (own_cache / "images").glob("*.npy")
+    content = bytearray(stored.read_bytes())
+    if harm == "flip":
+        content[-3] ^= 1
+        stored.write_bytes(content)
+    elif harm == "cut":
+        stored.write_bytes(content[:-10])
+    elif harm == "empty":
+        stored.write_bytes(b"")
+    else:
+        stored.with_suffix(".json").unlink()
+    assert in_memory_if_small(images).digest() == expected
+
+
+def test_changed_file_is_decoded_again(tmp_path):
+    images = small(tmp_path)
+    before = in_memory_if_small(images).digest()
+    Image.new("L", (16, 16), 200).save(tmp_path / "3.png")
+    assert in_memory_if_small(images).digest() != before
+
+
+def test_large_or_mixed_images_stay_files(tmp_path):
+    assert isinstance(in_memory_if_small(small(tmp_path, side=65)), ImageFiles)
+    images = small(tmp_path, count=40, side=16)
+    Image.new("L", (17, 16)).save(tmp_path / "1.png")  # not in the sample of 16 among 40
+    assert isinstance(in_memory_if_small(images), ImageFiles)
+
+
+def test_small_images_too_many_for_memory_stay_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(small_images, "MAX_BYTES", 5 * 3 * 16 * 16 - 1)
+    assert isinstance(in_memory_if_small(small(tmp_path)), ImageFiles)
+
+
+def test_damaged_small_image_is_named(tmp_path):
+    images = small(tmp_path, count=40)
+    (tmp_path / "1.png").write_bytes(b"")
+    with pytest.raises(DataError, match=r"1\.png cannot be read: it is empty"):
+        in_memory_if_small(images)
+
+
+def test_unwritable_cache_costs_nothing_but_time(tmp_path, own_cache):
+    (own_cache / "images").write_text("a file where a folder should be")
+    assert isinstance(in_memory_if_small(small(tmp_path)), ImageTensor)
+
+
+# The cache folder
+
+
+def test_cache_folder_order(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("DEEPHASH_CACHE_DIR", str(tmp_path / "own"))
+    assert cache_folder() == tmp_path / "own"
+    monkeypatch.delenv("DEEPHASH_CACHE_DIR")
+    assert cache_folder() == tmp_path / "xdg" / "deephash"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert cache_folder() == tmp_path / "home" / ".cache" / "deephash"
+    assert cache_folder().is_dir()
+
+
+def test_cache_folder_falls_back_to_the_temporary_directory(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setenv("DEEPHASH_CACHE_DIR", str(tmp_path / "file" / "cache"))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
+    folder = cache_folder()
+    assert folder.is_dir()
+    assert folder.parent == tmp_path / "tmp"
+    assert cache_folder() == folder
+    folder.rmdir()
+    folder.symlink_to(tmp_path)  # planted by someone else
+    assert cache_folder() not in (folder, tmp_path)

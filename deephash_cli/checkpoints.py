@@ -22,7 +22,8 @@ FORMAT = 1
 class VerifiedCheckpointIO(CheckpointIO):
     """Write a checkpoint beside its target and rename it, with its SHA-256 in a sidecar; verify that before reading.
 
-    Lightning's own writer goes through the system's temporary folder and does not flush; its reader finds no flipped bit.
+    Lightning's own writer goes through the system's temporary folder and does not flush; its reader misses flipped
+    bits.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
@@ -36,7 +37,7 @@ class VerifiedCheckpointIO(CheckpointIO):
         write_json(_sidecar(path), sidecar)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        """Read a checkpoint after its digest was verified. Only tensors and plain values are unpickled, whatever is asked."""
+        """Read a checkpoint after its digest was verified. Only tensors and plain values are unpickled."""
         return read_checkpoint(Path(path))
 
     def remove_checkpoint(self, path: Any) -> None:

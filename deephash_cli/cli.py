@@ -1,8 +1,8 @@
 """The command line: verbs, help, exit codes, and what Hydra does not do by itself. Imports nothing heavy at the top.
 
-Hydra composes the configuration and launches jobs. Before it gets to see the command, ``main`` strips the verb, ``quote_bits``
-makes numbers choices of the group ``bits``, and ``check`` refuses unknown keys, choices, types and ranges in one sentence,
-before torch is imported.
+Hydra composes the configuration and launches jobs. Before it gets to see the command, ``run`` strips the verb,
+``quote_bits`` makes numbers choices of the group ``bits``, and ``check`` refuses unknown keys, choices, types and
+ranges in one sentence, before torch is imported.
 """
 
 import difflib
@@ -232,8 +232,8 @@ def check(verb: str, overrides: Sequence[str], config_dir: str | None, multirun:
         parsed: list[Override] = OverridesParser.create().parse_overrides(list(overrides))
     except OverrideParseException as error:
         raise ConfigError(
-            f"could not read {error.override!r}: a setting is key=value, and a value with special characters needs quotes, "
-            "such as \"'dataset.root=\\'my photos\\''\""
+            f"could not read {error.override!r}: a setting is key=value, and a value with special characters needs "
+            "quotes, such as \"'dataset.root=\\'my photos\\''\""
         ) from error
     fixed: list[str] = [] if config_dir is None else [f"hydra.searchpath=[file://{Path(config_dir).absolute()}]"]
     swept: dict[int, list[str]] = {}
@@ -320,8 +320,8 @@ def _explain_bits(choice: str, exist: Sequence[str]) -> str:
     if not re.fullmatch(r"\d+", choice) or not 1 <= int(choice) <= RANGES["bits"][1]:  # type: ignore[operator]
         return f"bits must be a whole number from 1 to {RANGES['bits'][1]}, got {choice}; there are: {', '.join(exist)}"
     return (
-        f"there is no bits/{choice}.yaml; code lengths that exist: {', '.join(exist)}. For another one write the two lines "
-        f"'# @package _global_' and 'bits: {choice}' to <folder>/bits/{choice}.yaml and add --config-dir <folder>"
+        f"there is no bits/{choice}.yaml; code lengths that exist: {', '.join(exist)}. For another one write the two "
+        f"lines '# @package _global_' and 'bits: {choice}' to <folder>/bits/{choice}.yaml and add --config-dir <folder>"
     )
 
 
@@ -347,14 +347,13 @@ def _launch(verb: str, arguments: list[str]) -> int:
 
     parsed = get_args_parser().parse_args(arguments)
     overrides = list(parsed.overrides)
-    informs = parsed.cfg or parsed.info or parsed.hydra_help
+    informs = parsed.cfg or parsed.info
     if parsed.multirun and verb != "train":
         raise ConfigError(f"deephash {verb} has no sweeps; -m goes with train")
     overrides = _take_up(overrides, parsed.multirun)
-    if not parsed.hydra_help:
-        config = check(verb, overrides, parsed.config_dir, parsed.multirun)
+    config = None if parsed.hydra_help else check(verb, overrides, parsed.config_dir, parsed.multirun)
     options = [argument for argument in arguments if argument not in parsed.overrides]
-    if informs:
+    if config is None or informs:
         return _hydra(verb, [*options, *overrides], _nothing)
     for stop, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
         signal.signal(stop, _stopper(code))
@@ -455,7 +454,7 @@ def _known_errors(work: Callable[[], Any]) -> None:
 
 
 def _stopper(exit_code: int) -> Callable[[int, FrameType | None], None]:
-    def stop(number: int, frame: FrameType | None) -> None:
+    def stop(number: int, _: FrameType | None) -> None:
         signal.signal(number, signal.SIG_DFL)  # a second one ends the process at once
         raise Stopped(exit_code)
 

@@ -25,7 +25,7 @@ def warn(message: str) -> None:
 
 @contextlib.contextmanager
 def progress(task: str, total: int) -> Iterator[Callable[..., None]]:
-    """Show how far a task is. Yields ``update(done, note="")``; on a terminal it moves a bar, else it prints a line now and then."""
+    """Show how far a task is: a bar on a terminal, a line now and then elsewhere. Yields ``update(done, note)``."""
     if console.is_terminal:
         columns = (
             TextColumn("{task.description}"),

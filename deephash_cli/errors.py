@@ -38,7 +38,7 @@ class SweepError(DeephashError):
 
 
 class Stopped(BaseException):
-    """A person or the system asked the process to end. Not an ``Exception``: nothing on the way may take it for a failure."""
+    """A person or the system asked the process to end. Not an ``Exception``: nothing may take it for a failure."""
 
     def __init__(self, exit_code: int):
         super().__init__(exit_code)

@@ -35,7 +35,7 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
         raise ConfigError("deephash eval needs run=<run folder> or codes=<codes folder>, and only one of the two")
     if config.run is not None:
         runs.read_record(Path(config.run))
-    folder = Path(config.codes) if config.codes is not None else Path(config.run) / runs.CODES
+    folder = Path(config.codes) if config.run is None else Path(config.run) / runs.CODES
     metrics = score(folder, {name: config[name] for name in ("ks", "map_at", "radius")})
     show(metrics)
     if config.output is not None:
@@ -47,19 +47,23 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
 def show(metrics: Mapping[str, Any]) -> None:
     """Print the metrics as a table, to the last digit."""
     split = metrics["split"]
-    title = f"{metrics['method']}, {metrics['bits']} bits, {metrics['dataset']} {split['name']}, {metrics['model']}, seed {metrics['seed']}"
+    choices = " ".join(f"{name}={value}" for name, value in metrics["module"].items() if name != "_target_")
+    title = (
+        f"{metrics['method']} ({choices}), {metrics['bits']} bits, seed {metrics['seed']}\n"
+        f"{metrics['dataset']} {split['name']}, {metrics['model']}"
+    )
     table = Table(title=title, title_justify="left", show_header=False)
     table.add_column(style="bold")
     table.add_column(justify="right")
     table.add_column(style="dim")
 
     notes = {
-        "map": "mean over all orders of ties",
-        "map_stable": "ties in database order, as most code does",
-        "map_best": "relevant items first in each tie",
-        "map_worst": "relevant items last in each tie",
-        "empty_ball_rate": "queries with nothing within that radius",
-        "unique_code_ratio": "different codes per database item",
+        "map": "mean over orders of ties",
+        "map_stable": "ties in database order",
+        "map_best": "relevant first in ties",
+        "map_worst": "relevant last in ties",
+        "empty_ball_rate": "nothing within the radius",
+        "unique_code_ratio": "codes per database item",
     }
     for name, value in metrics.items():
         if isinstance(value, float):
@@ -68,9 +72,7 @@ def show(metrics: Mapping[str, Any]) -> None:
         for k in SHOWN_AT:
             if k in metrics[name]:
                 table.add_row(f"{name.removesuffix('_k')}_{k}", repr(metrics[name][k]), "")
-    table.add_row(
-        "bit balance", repr(metrics["bit_balance"]["mean_deviation"]), "mean |share of ones - 0.5|; 0 is best"
-    )
+    table.add_row("bit balance", repr(metrics["bit_balance"]["mean_deviation"]), "mean |ones - 0.5|, 0 is best")
     console.print(table)
     say(f"{metrics['queries']} queries, {metrics['database']} database items, split {split['sha256'][:12]}")
     if metrics["queries_without_relevant"]:

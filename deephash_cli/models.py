@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import torch
 from jaxtyping import Float, UInt8
@@ -152,8 +152,8 @@ def timm_backbone(name: str, weights: str) -> nn.Module:
 
     Args:
         name: Its name in ``timm.list_models()``.
-        weights: ``none`` (random), ``packaged`` (from an installed package), ``auto`` (packaged if there is one, else the
-            hub's, downloaded or from the hub's cache), or a file with the whole network's state dict.
+        weights: ``none`` (random), ``packaged`` (from an installed package), ``auto`` (packaged if there is one, else
+            the hub's, downloaded or from the hub's cache), or a file with the whole network's state dict.
 
     Raises:
         ConfigError: If timm knows no such network.
@@ -177,7 +177,7 @@ def timm_backbone(name: str, weights: str) -> nn.Module:
             raise ArtifactError(_no_weights(name, f"timm could not fetch them ({first_line(error)})")) from error
     elif weights != "none":
         _load_by_name(network, Path(weights))
-    network.reset_classifier(0)
+    cast(Any, network).reset_classifier(0)
     return network
 
 
@@ -186,16 +186,16 @@ def torchvision_backbone(name: str, weights: str) -> nn.Module:
 
     Args:
         name: Such as ``alexnet``, ``vgg11``, ``resnet18``, ``resnet50``.
-        weights: ``none``, ``auto`` (the file that torchvision names, from the cache folder or downloaded to it), or a file.
+        weights: ``none``, ``auto`` (the file that torchvision names, in the cache or downloaded to it), or a file.
 
     Raises:
         ArtifactError: If the weights cannot be had; says which file to put where.
     """
     from torchvision.models import get_model, get_model_weights
 
-    network = get_model(name, weights=None)
+    network: Any = get_model(name, weights=None)
     if weights == "auto":
-        url: str = get_model_weights(name).DEFAULT.url
+        url: str = cast(Any, get_model_weights(name)).DEFAULT.url
         file = cache_folder() / "weights" / url.rsplit("/", 1)[-1]
         if not file.exists():
             _download(name, url, file)

@@ -8,7 +8,7 @@ import os
 import platform
 import re
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
@@ -43,7 +43,7 @@ _SECRET = re.compile(r"key|token|secret|password", re.IGNORECASE)
 
 
 def fingerprint(config: Mapping[str, Any]) -> str:
-    """Digest of the settings that decide a run's result, and of the version that computes it: equal means the same result."""
+    """Digest of the settings that decide a run's result, and of the version that computes it."""
     content = {name: value for name, value in flatten(config).items() if not _belongs(name, INCIDENTAL)}
     return hashlib.sha256(json.dumps([__version__, content], sort_keys=True).encode()).hexdigest()[:16]
 
@@ -68,7 +68,7 @@ def redact(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def forbidden_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """Settings that differ between two configurations although a resumed run must keep them, as ``name: old -> new``."""
+    """Settings that a resumed run must keep and that differ all the same, as ``name: old -> new``."""
     old, new = flatten(before), flatten(after)
     return [
         f"{name}: {old.get(name)} -> {new.get(name)}"
@@ -98,16 +98,27 @@ class Run:
         self.path = path
         self._lock = _lock(path)
 
-    def start(self, config_yaml: str, record: Mapping[str, Any]) -> str:
-        """Write down what is about to run. Returns the run's id, which it keeps when it is resumed."""
+    def start(self, config_yaml: str, fingerprint: str, overrides: Sequence[str]) -> str:
+        """Write down what is about to run.
+
+        Returns:
+            The run's id, which it keeps when it is resumed.
+        """
         known = read_record(self.path) if (self.path / RECORD).exists() else {}
-        identity = known.get("id") or secrets.token_hex(6)
+        record = {
+            "id": known.get("id") or secrets.token_hex(6),
+            "status": "running",
+            "started": _now(),
+            "process": os.getpid(),
+            "host": platform.node(),
+            "fingerprint": fingerprint,
+            "overrides": list(overrides),
+            "versions": versions(),
+        }
         (self.path / CHECKPOINTS).mkdir(exist_ok=True)
         write_text(self.path / CONFIG, config_yaml)
-        now = _now()
-        facts = {"id": identity, "status": "running", "started": now, "pid": os.getpid(), "host": platform.node()}
-        write_json(self.path / RECORD, {**facts, **record, "versions": versions()})
-        return identity
+        write_json(self.path / RECORD, record)
+        return record["id"]
 
     def end(self, status: str, error: str | None = None) -> None:
         """Write down how it ended: ``finished``, ``failed`` or ``interrupted``."""
@@ -119,8 +130,8 @@ class Run:
         self._lock.close()
 
 
-def create(root: Path, name: str, run_dir: Path | None) -> Run:
-    """Make a new, empty run folder: ``run_dir`` if given, else a unique one under ``root`` whose name starts with ``name``.
+def create(root: Path, name: str, run_dir: str | None) -> Run:
+    """Make a new, empty run folder: ``run_dir`` if given, else a unique one under ``root`` named after ``name``.
 
     Raises:
         ConfigError: If the folder cannot be made, or ``run_dir`` holds something already.
@@ -132,7 +143,7 @@ def create(root: Path, name: str, run_dir: Path | None) -> Run:
             path = root / f"{name}-{stamp}-{secrets.token_hex(2)}"
             path.mkdir()
         else:
-            path = run_dir
+            path = Path(run_dir)
             if path.is_dir() and any(entry.name != ".lock" for entry in path.iterdir()):
                 raise ConfigError(
                     f"run_dir={path} is not empty: choose another folder, or resume={path} to go on with the run in it"
@@ -175,10 +186,11 @@ def read_record(folder: Path) -> dict[str, Any]:
     return record
 
 
-def find(root: Path, wanted: str) -> list[tuple[Path, dict[str, Any]]]:
-    """Runs under ``root`` whose fingerprint is ``wanted``: finished ones first, then the newest."""
+def find(root: Path, wanted: str) -> Path | None:
+    """The run under ``root`` whose fingerprint is ``wanted``: a finished one, else the newest."""
     found = [(path, record) for path, record in scan(root) if record["fingerprint"] == wanted]
-    return sorted(found, key=lambda run: (run[1]["status"] == "finished", run[1].get("started", "")), reverse=True)
+    found.sort(key=lambda run: (run[1]["status"] == "finished", run[1].get("started", "")))
+    return found[-1][0] if found else None
 
 
 def scan(root: Path) -> Iterator[tuple[Path, dict[str, Any]]]:

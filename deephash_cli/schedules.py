@@ -9,7 +9,7 @@ from torch.optim.lr_scheduler import LambdaLR
 def constant(optimizer: Optimizer, total_steps: int) -> LambdaLR:
     """Keep every learning rate as configured, whatever ``total_steps`` is."""
     del total_steps
-    return LambdaLR(optimizer, lambda step: 1.0)
+    return LambdaLR(optimizer, lambda _: 1.0)
 
 
 def cosine(optimizer: Optimizer, total_steps: int, warmup: float) -> LambdaLR:

@@ -1,4 +1,4 @@
-"""A sweep's jobs: what became of each, and the table at the end. The jobs may run in other processes or on other machines."""
+"""A sweep's jobs: what became of each, and the table at the end. The jobs may run in other processes."""
 
 import re
 import statistics

@@ -5,7 +5,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
@@ -105,7 +105,7 @@ class EncodeReport(Callback):
         """Open the progress bar."""
         loader = trainer.predict_dataloaders
         self._done = 0
-        self._context = console.progress("encoding, images", len(loader.dataset))
+        self._context = console.progress("encoding, images", len(cast(Any, loader).dataset))
         self._update = self._context.__enter__()
 
     def on_predict_batch_end(
@@ -134,8 +134,8 @@ class WandbRun(WandbLogger):
         identity: W&B's id of the run: a resumed run goes on under it.
         group: Of the sweep, if any.
         config: The resolved configuration, secrets hidden.
-        mode: ``auto`` (online if there is a key, else offline), ``online``, ``offline``, ``disabled``. The environment's
-            ``WANDB_MODE`` comes first.
+        mode: ``auto`` (online if there is a key, else offline), ``online``, ``offline``, ``disabled``. The
+            environment's ``WANDB_MODE`` comes first.
         project: Project that the run is listed in.
         entity: User or team; ``None`` for the key's default.
         tags: To filter by.
@@ -193,7 +193,7 @@ class WandbRun(WandbLogger):
 
 
 def copies_to(create: Callable[..., Logger] | None, **facts: Any) -> Logger | None:
-    """Make the logger that the configuration names, or warn and go on without: whatever is wrong, the run matters more."""
+    """Make the logger that the configuration names, or warn and go on without: the run matters more."""
     if create is None:
         return None
     try:

@@ -4,74 +4,93 @@ import contextlib
 import logging
 import traceback
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import torch
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from pytorch_lightning import Callback, Trainer, seed_everything
 from pytorch_lightning.loggers import Logger
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
-from torch.utils.data import DataLoader
 
-from deephash_cli import checkpoints, evaluate, runs, tracking
-from deephash_cli.cache import cache_folder
-from deephash_cli.codes import CodeSet, binarize, pack, save_codes
-from deephash_cli.console import progress, say, warn
-from deephash_cli.data.dataset import ImageFiles, ImageTensor, RetrievalDataset
-from deephash_cli.data.features import Features, cached_features, feature_key
-from deephash_cli.data.loaders import Batch, Inputs, Rows, encode_loader, train_loader
-from deephash_cli.data.protocol import Split, hold_out_validation, load_split, make_split, save_split
-from deephash_cli.errors import ArtifactError, ConfigError, DeephashError, DivergedError, Stopped, first_line
+from deephash_cli import checkpoints, evaluate, resuming, runs, tracking
+from deephash_cli.building import build, require_trusted
+from deephash_cli.codes import save_codes
+from deephash_cli.console import say, warn
+from deephash_cli.data.dataset import RetrievalDataset
+from deephash_cli.data.protocol import Split, hold_out_validation, load_split, make_split
+from deephash_cli.encoding import Loading, Source
+from deephash_cli.errors import ConfigError, DeephashError, Stopped, first_line
 from deephash_cli.files import read_json, sha256_file, write_json, write_text
 from deephash_cli.methods.base import HashingModule
-from deephash_cli.models import Backbone, HashingNetwork
+from deephash_cli.models import HashingNetwork
 
-_TRUSTED = ("deephash_cli", "torch", "torchvision", "pytorch_lightning", "timm")
+
+@dataclass(frozen=True)
+class Job:
+    """What a run is made of before it has a folder."""
+
+    config: DictConfig
+    settings: dict[str, Any]  # the same, resolved, secrets hidden: what is written down
+    dataset: RetrievalDataset
+    split: Split
+    network: HashingNetwork
 
 
 def train(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
-    """Train, encode, evaluate. Returns the metrics, with the run folder under ``run_dir``.
+    """Train, encode, evaluate.
 
     Args:
         config: The composed configuration.
         overrides: What was typed, kept in the run folder so that the run can be taken up again.
+
+    Returns:
+        The metrics, and the run folder under ``run_dir``.
     """
-    settings = runs.redact(OmegaConf.to_container(config, resolve=True))  # type: ignore[arg-type]
+    settings = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
+    settings = runs.redact(settings)
     if config.resume not in ("auto", "none"):
-        _check_targets(settings, [*_TRUSTED, *config.allowed_targets])
-    wanted = runs.fingerprint(settings)
-    earlier = _earlier_run(config, settings, wanted)
-    if earlier and _is_done(earlier, config):
+        require_trusted(settings, also=config.allowed_targets)
+    earlier = resuming.earlier_run(settings)
+    if earlier and resuming.is_done(earlier, config.trainer.max_epochs):
         say(f"already done: {earlier}")
         metrics = read_json(earlier / runs.METRICS)
         evaluate.show(metrics)
         return {**metrics, "run_dir": str(earlier)}
-    runs.check_writable(Path(config.run_dir or config.runs))
+    runs.check_writable(earlier or Path(config.run_dir or config.runs))
 
     seed_everything(config.seed, verbose=False)
-    dataset: RetrievalDataset = _build(config.dataset.source)
+    dataset: RetrievalDataset = build(config.dataset.source)
     if config.dataset.split_file:
         split = load_split(Path(config.dataset.split_file), dataset)
     else:
         split = make_split(config.dataset.protocol, dataset, config.dataset.split_seed)
-    network: HashingNetwork = _build(config.model.network, bits=config.bits)
+    job = Job(config, settings, dataset, split, build(config.model.network, bits=config.bits))
 
     name = f"{config.dataset.name}-{config.method}-{config.bits}-s{config.seed}".replace("/", "_")
-    run = (
-        runs.Run(earlier) if earlier else runs.create(Path(config.runs), name, config.run_dir and Path(config.run_dir))
-    )
-    record = {"fingerprint": wanted, "overrides": list(overrides), "group": config.group}
+    run = runs.Run(earlier) if earlier else runs.create(Path(config.runs), name, config.run_dir)
     try:
-        identity = run.start(OmegaConf.to_yaml(OmegaConf.create(settings)), record)
-        _same_split(run.path, split, dataset)
-        metrics = _train_in(run.path, identity, config, settings, dataset, split, network)
+        metrics = _run(run, job, overrides)
+    finally:
+        run.close()
+    evaluate.show(metrics)
+    say(f"run folder: {run.path}")
+    say(f"again from the codes alone: deephash eval run={run.path}")
+    return {**metrics, "run_dir": str(run.path)}
+
+
+def _run(run: runs.Run, job: Job, overrides: Sequence[str]) -> dict[str, Any]:
+    """Do the job in its folder and write down how it ended."""
+    try:
+        identity = run.start(
+            OmegaConf.to_yaml(OmegaConf.create(job.settings)), runs.fingerprint(job.settings), overrides
+        )
+        resuming.keep_split(run.path, job.split, job.dataset)
+        metrics = _train_and_evaluate(run.path, identity, job)
         run.end("finished")
+        return metrics
     except Stopped:
         run.end("interrupted")
         say(f"interrupted: resume={run.path} goes on from the last finished epoch")
@@ -81,155 +100,98 @@ def train(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
         if not isinstance(error, DeephashError):
             write_text(run.path / "error.txt", traceback.format_exc())
         raise
-    finally:
-        run.close()
-    evaluate.show(metrics)
-    say(f"run folder: {run.path}")
-    say(f"again from the codes alone: deephash eval run={run.path}")
-    return {**metrics, "run_dir": str(run.path)}
 
 
-def _train_in(
-    folder: Path,
-    identity: str,
-    config: DictConfig,
-    settings: dict[str, Any],
-    dataset: RetrievalDataset,
-    split: Split,
-    network: HashingNetwork,
-) -> dict[str, Any]:
-    """Everything that happens inside the run folder. Returns the metrics."""
+def _train_and_evaluate(folder: Path, identity: str, job: Job) -> dict[str, Any]:
     dashboard = tracking.copies_to(
-        _build(config.logger), run_dir=folder, identity=identity, group=config.group, config=settings
+        build(job.config.logger), run_dir=folder, identity=identity, group=job.config.group, config=job.settings
     )
     metrics = None
     try:
         with _quiet_lightning():
-            _fit_and_encode(folder, config, settings, dataset, split, network, dashboard)
+            _train_and_encode(folder, job, dashboard)
         metrics = evaluate.score(folder / runs.CODES, {})
         write_json(folder / runs.METRICS, metrics)
+        return metrics
     finally:
         tracking.conclude(dashboard, metrics, exit_code=0 if metrics else 1)
-    return metrics
 
 
-def _fit_and_encode(
-    folder: Path,
-    config: DictConfig,
-    settings: dict[str, Any],
-    dataset: RetrievalDataset,
-    split: Split,
-    network: HashingNetwork,
-    dashboard: Logger | None,
-) -> None:
+def _train_and_encode(folder: Path, job: Job, dashboard: Logger | None) -> None:
+    config, split = job.config, job.split
     train_rows, validation_rows = split.train, np.empty(0, np.int64)
     if config.validation.queries:
-        train_rows, validation_rows = hold_out_validation(split, dataset, config.validation.queries, config.seed)
-    labels = torch.from_numpy(dataset.labels).float()
-    module: HashingModule = _build(config.module, _partial_=True)(
-        network=network,
-        loss=_build(config.loss),
-        optimizer=_build(config.optimizer),
-        scheduler=_build(config.scheduler),
+        train_rows, validation_rows = hold_out_validation(split, job.dataset, config.validation.queries, config.seed)
+    checkpoint = checkpoints.newest_valid(folder / runs.CHECKPOINTS, warn)
+    steps_done = checkpoints.read_checkpoint(checkpoint)["global_step"] if checkpoint else 0
+    trainer = _trainer(
+        config,
+        folder,
+        [tracking.RecordLogger(folder / runs.STEPS, steps_done), *([dashboard] if dashboard else [])],
+        [
+            tracking.EpochReport(len(train_rows)),
+            tracking.EncodeReport(),
+            checkpoints.EpochCheckpoints(
+                folder / runs.CHECKPOINTS,
+                config.checkpoint.every_n_epochs,
+                monitor="validation/map" if len(validation_rows) else None,
+            ),
+        ],
+    )
+    source = Source(job.dataset, job.network, trainer.strategy.root_device, Loading(**config.loader))
+    module: HashingModule = build(config.module, _partial_=True)(
+        network=job.network,
+        loss=build(config.loss),
+        optimizer=build(config.optimizer),
+        scheduler=build(config.scheduler),
         backbone_lr=config.backbone_lr,
-        augment=_build(config.augment),
-        train_labels=labels[torch.from_numpy(train_rows)],
+        augment=build(config.augment),
+        train_labels=source.labels[train_rows],
         seed=config.seed,
     )
-    checkpoint = checkpoints.newest_valid(folder / runs.CHECKPOINTS, warn)
-    step = checkpoints.read_checkpoint(checkpoint)["global_step"] if checkpoint else 0
-    saving = checkpoints.EpochCheckpoints(
-        folder / runs.CHECKPOINTS, config.checkpoint.every_n_epochs, "validation/map" if len(validation_rows) else None
-    )
-    loggers = [tracking.RecordLogger(folder / runs.STEPS, step), *([dashboard] if dashboard else [])]
-    callbacks = [tracking.EpochReport(len(train_rows)), tracking.EncodeReport(), saving]
-    trainer = _trainer(config, folder, loggers, callbacks)
-
-    inputs = _inputs(config, dataset, network, trainer.strategy.root_device)
-    workers = 0 if isinstance(inputs, Features | ImageTensor) else config.loader.num_workers
-
-    def in_order(rows: np.ndarray) -> "DataLoader[Batch]":
-        size = config.loader.eval_batch_size
-        return encode_loader(Rows(inputs, labels, rows), size, workers, config.loader.pin_memory)
-
-    shuffled = train_loader(
-        Rows(inputs, labels, train_rows), config.loader.batch_size, config.seed, workers, config.loader.pin_memory
-    )
-    validation = [in_order(validation_rows), in_order(train_rows)] if len(validation_rows) else None
-    trainer.fit(module, shuffled, validation, ckpt_path=checkpoint)
+    validation = [source.in_order(validation_rows), source.in_order(train_rows)] if len(validation_rows) else None
+    trainer.fit(module, source.shuffled(train_rows, config.seed), validation, ckpt_path=checkpoint)
 
     chosen = folder / runs.CHECKPOINTS / (checkpoints.BEST if validation else checkpoints.LAST)
     if validation:
         module.load_state_dict(checkpoints.read_checkpoint(chosen)["state_dict"])
-    sides = [_codes(trainer, module, in_order(rows), dataset, rows) for rows in (split.query, split.database)]
-    provenance = {
-        "method": config.method,
-        "module": settings["module"],
-        "model": config.model.name,
-        "dataset": config.dataset.name,
-        "split": {
-            "name": split.name,
-            "version": split.version,
-            "seed": split.seed,
-            "sha256": split.sha256,
-            **split.flags,
+    query, database = (source.codes(trainer, module, rows) for rows in (split.query, split.database))
+    save_codes(folder / runs.CODES, query, database, _provenance(job, trainer.current_epoch, chosen))
+
+
+def _provenance(job: Job, epochs: int, checkpoint: Path) -> dict[str, Any]:
+    """Where the codes come from and how they are to be measured: all that ``deephash eval`` has to know."""
+    config, split = job.config, job.split
+    return {
+        "provenance": {
+            "method": config.method,
+            "module": job.settings["module"],
+            "model": config.model.name,
+            "dataset": config.dataset.name,
+            "split": {
+                "name": split.name,
+                "version": split.version,
+                "seed": split.seed,
+                "sha256": split.sha256,
+                **split.flags,
+            },
+            "seed": config.seed,
+            "epochs": epochs,
+            "selection": "best on validation queries" if checkpoint.name == checkpoints.BEST else "last epoch",
+            "views": "one: shorter side resized, centre crop",
+            "checkpoint": {"file": f"{runs.CHECKPOINTS}/{checkpoint.name}", "sha256": sha256_file(checkpoint)},
+            "versions": runs.versions(),
         },
-        "seed": config.seed,
-        "epochs": trainer.current_epoch,
-        "selection": "best on validation queries" if validation else "last epoch",
-        "views": "one: whole image, shorter side resized, centre crop",
-        "checkpoint": {"file": f"{runs.CHECKPOINTS}/{chosen.name}", "sha256": sha256_file(chosen)},
-        "versions": runs.versions(),
+        "evaluation": {
+            "ks": list(config.metrics.ks),
+            "map_at": list(config.dataset.map_at),
+            "radius": config.metrics.radius,
+        },
     }
-    evaluation = {
-        "ks": list(config.metrics.ks), "map_at": list(config.dataset.map_at), "radius": config.metrics.radius
-    }  # fmt: skip
-    save_codes(folder / runs.CODES, *sides, {"provenance": provenance, "evaluation": evaluation})
-
-
-def _inputs(config: DictConfig, dataset: RetrievalDataset, network: HashingNetwork, device: torch.device) -> Inputs:
-    """What the network is given: images, or the features of a frozen backbone, computed now unless they are on disk."""
-    images = dataset.images
-    if isinstance(images, ImageFiles):
-        images = images.sized(network.image_size)
-    if not network.frozen:
-        return images
-    n = len(dataset)
-    labels = torch.from_numpy(dataset.labels).float()
-    workers = 0 if isinstance(images, ImageTensor) else config.loader.num_workers
-    network.to(device).eval()
-
-    @torch.inference_mode()
-    def compute(start: int, stop: int) -> torch.Tensor:
-        rows = Rows(images, labels, np.arange(start, stop))
-        parts = []
-        for batch in encode_loader(rows, config.loader.eval_batch_size, workers, config.loader.pin_memory):
-            parts.append(network.features(batch.inputs.to(device)).float().cpu())
-            show(start + sum(map(len, parts)))
-        return torch.cat(parts)
-
-    folder = cache_folder() / "features" / feature_key(network.backbone_digest(), images.digest())
-    with progress(f"{config.model.name} features, images (once, then kept)", n) as show:
-        width = cast(Backbone, network.backbone).num_features
-        return cached_features(folder, n, width, compute, show)
-
-
-def _codes(
-    trainer: Trainer, module: HashingModule, loader: "DataLoader[Batch]", dataset: RetrievalDataset, rows: np.ndarray
-) -> CodeSet:
-    """Binary codes of some rows, in their order."""
-    u = torch.cat(cast(list[torch.Tensor], trainer.predict(module, loader))).numpy()
-    try:
-        codes = binarize(u)
-    except ValueError as error:
-        raise DivergedError(
-            f"the trained network gives no codes: {error}; lower optimizer.lr and backbone_lr"
-        ) from error
-    return CodeSet(pack(codes), codes.shape[1], dataset.labels[rows], [dataset.ids[row] for row in rows])
 
 
 def _trainer(config: DictConfig, folder: Path, loggers: list[Logger], callbacks: list[Callback]) -> Trainer:
-    create = _build(config.trainer, _partial_=True)
+    create = build(config.trainer, _partial_=True)
     try:
         return create(
             logger=loggers,
@@ -245,69 +207,6 @@ def _trainer(config: DictConfig, folder: Path, loggers: list[Logger], callbacks:
         )
     except (MisconfigurationException, ValueError, TypeError) as error:
         raise ConfigError(f"trainer: {first_line(error)}") from error
-
-
-def _build(node: Any, **changes: Any) -> Any:
-    """Instantiate a node of the configuration; what its class finds wrong with the settings becomes one sentence."""
-    if node is None:
-        return None
-    try:
-        return instantiate(node, _convert_="all", **changes)
-    except (InstantiationException, OmegaConfBaseException) as error:
-        cause: BaseException = error
-        while cause.__cause__ is not None:
-            cause = cause.__cause__
-        if isinstance(cause, DeephashError):
-            raise cause from error
-        if isinstance(cause, ValueError | TypeError | ImportError | AttributeError | OmegaConfBaseException):
-            raise ConfigError(f"{node.get('_target_', 'configuration')}: {first_line(cause)}") from error
-        raise
-
-
-def _earlier_run(config: DictConfig, settings: dict[str, Any], wanted: str) -> Path | None:
-    """The run folder to go on with, if ``resume`` asks for one and there is one."""
-    if config.resume == "none":
-        return None
-    if config.resume == "auto" and config.run_dir is None:
-        return next((path for path, _ in runs.find(Path(config.runs), wanted)), None)
-    folder = Path(config.run_dir if config.resume == "auto" else config.resume)
-    if config.resume == "auto" and not (folder / runs.RECORD).exists():
-        return None
-    runs.read_record(folder)
-    before = OmegaConf.to_container(OmegaConf.load(folder / runs.CONFIG))
-    if changes := runs.forbidden_changes(cast(dict[str, Any], before), settings):
-        raise ConfigError(
-            f"{folder} was started with other settings, which a resumed run must keep: {'; '.join(changes)}"
-        )
-    return folder
-
-
-def _is_done(folder: Path, config: DictConfig) -> bool:
-    if runs.read_record(folder)["status"] != "finished":
-        return False
-    return read_json(folder / runs.METRICS)["epochs"] >= config.trainer.max_epochs
-
-
-def _same_split(folder: Path, split: Split, dataset: RetrievalDataset) -> None:
-    """Keep the split in the run folder; in one that has a split already it must be the same."""
-    file = folder / runs.SPLIT
-    if file.exists() and load_split(file, dataset).sha256 != split.sha256:
-        raise ArtifactError(f"{file} is not the split that the settings give now: the data changed, start a new run")
-    save_split(file, split, dataset)
-
-
-def _check_targets(settings: Mapping[str, Any], trusted: Sequence[str]) -> None:
-    """Refuse settings that come from a run folder and would build something from elsewhere.
-
-    Raises:
-        ConfigError: If a ``_target_`` is not in a trusted package.
-    """
-    for name, value in runs.flatten(settings).items():
-        if name.endswith("_target_") and str(value).split(".")[0] not in trusted:
-            raise ConfigError(
-                f"{name}={value} is not part of {', '.join(trusted)}: if you trust the run folder, add "
-                f"'allowed_targets=[{str(value).split('.')[0]}]'"
-            )
 
 
 @contextlib.contextmanager

@@ -6,9 +6,9 @@ from torch import Tensor, nn
 
 
 class ShiftFlip(nn.Module):
-    """Shift each image by up to ``shift`` of its side in both directions, edges repeated, and mirror it with probability ``flip``.
+    """Shift each image by up to ``shift`` of its side, edges repeated, and mirror it with probability ``flip``.
 
-    A shift is what a random crop of the padded image is.
+    A shift in both directions is what a random crop of the padded image is.
     """
 
     def __init__(self, shift: float, flip: float):

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from pytorch_lightning import LightningModule
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -60,6 +61,10 @@ class HashingModule(LightningModule):
     def losses(self, u: Float[Tensor, "n bits"], batch: Batch) -> dict[str, Tensor]:
         """Named terms whose sum is minimised. Each is logged under its name."""
 
+    def on_fit_start(self) -> None:
+        """Set training mode: Lightning keeps the mode it finds, and the network may have been encoding before."""
+        self.train()
+
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seed what is random in this step by its number, so that a resumed run repeats it bit for bit."""
         torch.manual_seed((self._seed << 32) + self.global_step)
@@ -88,7 +93,7 @@ class HashingModule(LightningModule):
         return total
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int) -> None:
-        """Keep the codes of the held-out queries (loader 0) and of the training set (loader 1) until both are complete."""
+        """Keep the codes of the held-out queries (loader 0) and of the training set (loader 1) to the epoch's end."""
         codes = binarize(self.network(batch.inputs).float().cpu().numpy())
         self._validation[dataloader_idx].append((pack(codes), batch.labels.cpu().numpy().astype(np.uint8)))
 
@@ -106,7 +111,7 @@ class HashingModule(LightningModule):
         """Continuous codes of a batch."""
         return self.network(batch.inputs).float().cpu()
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         """One group for the new layers, one for the backbone unless it is frozen; the schedule moves once a step."""
         groups: list[dict[str, Any]] = [{"params": self.network.new_layers(), "name": "new_layers"}]
         backbone = [weight for weight in self.network.backbone.parameters() if weight.requires_grad]

@@ -2,22 +2,24 @@
 
 https://www.ijcai.org/Proceedings/16/Papers/245.pdf
 
-    J = - sum over pairs [ s_ij t_ij - log(1 + exp(t_ij)) ] + eta sum_i |b_i - u_i|^2,   t_ij = <u_i, u_j> / 2,   b_i = sgn(u_i)
+    J = - sum over pairs [ s_ij t_ij - log(1 + exp(t_ij)) ] + eta sum_i |b_i - u_i|^2
+    t_ij = <u_i, u_j> / 2,   b_i = sgn(u_i)
 
-``u`` is the network's output without a squashing function. ``U`` holds the last output of every training image; a batch is
-written into it and then paired with the whole of it, and the gradient flows through the batch's rows alone. Summed over
-ordered pairs, the paper's gradient of one row is ``sum_j (sigmoid(t_ij) - s_ij) u_j + 2 eta (u_i - b_i)``; the loss here is
-J times 1 / (2 N batch) with exactly that gradient, so that its size depends on neither N nor the batch.
+``u`` is the network's output without a squashing function. ``U`` holds the last output of every training image; a batch
+is written into it and then paired with the whole of it, and the gradient flows through the batch's rows alone. Summed
+over ordered pairs, the paper's gradient of one row is ``sum_j (sigmoid(t_ij) - s_ij) u_j + 2 eta (u_i - b_i)``; the
+loss here has 1 / (2 N batch) times that gradient, so that its size depends on neither N nor the batch.
 
-Where we differ: the network and the optimizer are today's (the paper has CNN-F and plain SGD); ``pairs=batch`` forms pairs
-inside the batch instead of against U, which is not DPSH's published procedure and is named in the results.
+Where we differ: the network and the optimizer are today's (the paper has CNN-F and plain SGD); ``pairs=batch`` forms
+pairs inside the batch instead of against U, which is not DPSH's published procedure and is named in the results.
 """
 
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from deephash_cli.data.loaders import Batch
 from deephash_cli.losses import pair_likelihood, signs, similar
@@ -29,9 +31,9 @@ class DPSHLoss(nn.Module):
 
     Args:
         quantization_weight: eta.
-        eta_convention: ``paper``: eta weighs the sum over images of squared distances against the sum over pairs.
-            ``mean``: it weighs the mean over images and bits against the mean over pairs, as many re-implementations do;
-            over a buffer of N rows that equals ``2 N / bits`` times as much in the paper's convention.
+        eta_convention: ``paper``: eta weighs the sum over images of squared distances, against the sum over pairs.
+            ``mean``: it weighs the mean over images and bits against the mean over pairs, as many re-implementations
+            do; over a buffer of N rows that equals ``2 N / bits`` times as much in the paper's convention.
     """
 
     def __init__(self, quantization_weight: float, eta_convention: Literal["paper", "mean"]):
@@ -54,8 +56,8 @@ class DPSHLoss(nn.Module):
             u: Outputs of the batch.
             others: What the batch is paired with: the buffer, or the batch itself.
             similar: Which pairs share a label.
-            two_sided: Whether the gradient flows through both sides of a pair. With a buffer it flows through one, so the
-                pair term weighs half as much against the same quantization.
+            two_sided: Whether the gradient flows through both sides of a pair. With a buffer it flows through one, so
+                the pair term weighs half as much against the same quantization.
         """
         errors = (signs(u.detach()) - u).square()
         if self.eta_convention == "mean":
@@ -73,8 +75,8 @@ class DPSH(HashingModule):
 
     Args:
         pairs: ``buffer`` or ``batch``.
-        buffer_init: ``zeros`` as published, or ``first_pass``: the untrained network's outputs, which helps networks that
-            start from random weights away from the saddle at u = 0.
+        buffer_init: ``zeros`` as published, or ``first_pass``: the untrained network's outputs, which helps networks
+            that start from random weights away from the saddle at u = 0.
         **settings: Those of ``HashingModule``.
     """
 
@@ -91,7 +93,7 @@ class DPSH(HashingModule):
         if self.pairs == "buffer" and self.buffer_init == "first_pass" and self.trainer.global_step == 0:
             self.network.eval()
             with torch.no_grad():
-                for batch in self.trainer.train_dataloader:
+                for batch in cast(DataLoader[Batch], self.trainer.train_dataloader):
                     moved = self.transfer_batch_to_device(batch, self.device, 0)
                     self.u_buffer[moved.indices] = self.network(moved.inputs).float()
             self.network.train()

@@ -10,9 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
+from deephash_cli.cache import cache_folder
 from deephash_cli.data import dataset as dataset_module
 from deephash_cli.data import small_images
-from deephash_cli.cache import cache_folder
 from deephash_cli.data.dataset import ImageFiles, ImageTensor
 from deephash_cli.data.small_images import in_memory_if_small
 from deephash_cli.errors import DataError

@@ -1,0 +1,109 @@
+"""From images to what a network is given, and from a network to binary codes."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from pytorch_lightning import LightningModule, Trainer
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from deephash_cli.cache import cache_folder
+from deephash_cli.codes import CodeSet, binarize, pack
+from deephash_cli.console import progress
+from deephash_cli.data.dataset import ImageFiles, ImageTensor, RetrievalDataset
+from deephash_cli.data.features import cached_features, feature_key
+from deephash_cli.data.loaders import Batch, Inputs, Rows, encode_loader, train_loader
+from deephash_cli.errors import DivergedError
+from deephash_cli.models import Backbone, HashingNetwork
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How batches are made.
+
+    Attributes:
+        batch_size: Images in a training step.
+        eval_batch_size: Images at a time when nothing is learned.
+        num_workers: Processes that decode image files. Images and features in memory need none and get none.
+        pin_memory: Whether batches are copied to memory that a GPU can read directly.
+    """
+
+    batch_size: int
+    eval_batch_size: int
+    num_workers: int
+    pin_memory: bool
+
+
+class Source:
+    """The rows of a data set as a network is given them: images, or the features of its frozen backbone.
+
+    Features are computed when a source is made, unless they are on disk from an earlier run.
+
+    Args:
+        dataset: Images and labels.
+        network: Whose image size and backbone matter.
+        device: Where features are computed.
+        loading: How batches are made.
+    """
+
+    def __init__(self, dataset: RetrievalDataset, network: HashingNetwork, device: torch.device, loading: Loading):
+        images = dataset.images
+        self.images: Inputs = images.sized(network.image_size) if isinstance(images, ImageFiles) else images
+        self.labels = torch.from_numpy(dataset.labels).float()
+        self.dataset = dataset
+        self.loading = loading
+        self._workers = 0 if isinstance(images, ImageTensor) else loading.num_workers
+        self.inputs = self.images
+        if network.frozen:
+            self.inputs = self._features(network, device)
+            self._workers = 0
+
+    def shuffled(self, rows: Int[np.ndarray, "n"], seed: int) -> "DataLoader[Batch]":
+        """Training batches of some rows, in an order of their own each epoch."""
+        subset = Rows(self.inputs, self.labels, rows)
+        return train_loader(subset, self.loading.batch_size, seed, self._workers, self.loading.pin_memory)
+
+    def in_order(self, rows: Int[np.ndarray, "n"]) -> "DataLoader[Batch]":
+        """Some rows once, in their order."""
+        subset = Rows(self.inputs, self.labels, rows)
+        return encode_loader(subset, self.loading.eval_batch_size, self._workers, self.loading.pin_memory)
+
+    def codes(self, trainer: Trainer, module: LightningModule, rows: Int[np.ndarray, "n"]) -> CodeSet:
+        """Binary codes of some rows, in their order.
+
+        Raises:
+            DivergedError: If the network's output is not a number.
+        """
+        u = torch.cat(cast(list[Tensor], trainer.predict(module, self.in_order(rows)))).numpy()
+        try:
+            codes = binarize(u)
+        except ValueError as error:
+            raise DivergedError(f"the network gives no codes ({error}): lower optimizer.lr and backbone_lr") from error
+        return CodeSet(pack(codes), codes.shape[1], self.dataset.labels[rows], [self.dataset.ids[row] for row in rows])
+
+    def _features(self, network: HashingNetwork, device: torch.device) -> Inputs:
+        n = len(self.dataset)
+        network.to(device).eval()
+        key = feature_key(network.backbone_digest(), self.dataset.images.digest())
+        width = cast(Backbone, network.backbone).num_features
+        with progress("backbone features, images", n) as show:
+            return cached_features(
+                cache_folder() / "features" / key, n, width, self._computer(network, device, show), show
+            )
+
+    def _computer(
+        self, network: HashingNetwork, device: torch.device, show: Callable[[int], None]
+    ) -> Callable[[int, int], Float[Tensor, "n features"]]:
+        @torch.inference_mode()
+        def compute(start: int, stop: int) -> Tensor:
+            parts: list[Tensor] = []
+            for batch in self.in_order(np.arange(start, stop)):
+                parts.append(network.features(batch.inputs.to(device)).float().cpu())
+                show(start + sum(map(len, parts)))
+            return torch.cat(parts)
+
+        return compute

@@ -1,0 +1,55 @@
+"""Which run folder a command goes on with, and whether it may."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from omegaconf import OmegaConf
+
+from deephash_cli import runs
+from deephash_cli.data.dataset import RetrievalDataset
+from deephash_cli.data.protocol import Split, load_split, save_split
+from deephash_cli.errors import ArtifactError, ConfigError
+from deephash_cli.files import read_json
+
+
+def earlier_run(settings: Mapping[str, Any]) -> Path | None:
+    """The run folder that ``resume`` asks for, if there is one.
+
+    Raises:
+        ConfigError: If the run in it has other settings than a resumed run may have.
+        ArtifactError: If it holds no run.
+    """
+    resume, run_dir = settings["resume"], settings["run_dir"]
+    if resume == "none":
+        return None
+    if resume == "auto" and run_dir is None:
+        return runs.find(Path(settings["runs"]), runs.fingerprint(settings))
+    folder = Path(run_dir if resume == "auto" else resume)
+    if resume == "auto" and not (folder / runs.RECORD).exists():
+        return None
+    runs.read_record(folder)
+    before = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(folder / runs.CONFIG)))
+    if changes := runs.forbidden_changes(before, settings):
+        raise ConfigError(
+            f"{folder} was started with other settings, which a resumed run must keep: {'; '.join(changes)}"
+        )
+    return folder
+
+
+def is_done(folder: Path, epochs: int) -> bool:
+    """Whether the run in ``folder`` has ended and trained for as many epochs as are asked for now."""
+    finished = runs.read_record(folder)["status"] == "finished"
+    return finished and read_json(folder / runs.METRICS)["epochs"] >= epochs
+
+
+def keep_split(folder: Path, split: Split, dataset: RetrievalDataset) -> None:
+    """Write the split into the run folder; a resumed run must have the one that is there.
+
+    Raises:
+        ArtifactError: If it has another.
+    """
+    file = folder / runs.SPLIT
+    if file.exists() and load_split(file, dataset).sha256 != split.sha256:
+        raise ArtifactError(f"{file} is not the split that the settings give now: the data changed, start a new run")
+    save_split(file, split, dataset)

@@ -1,0 +1,78 @@
+"""Fixtures: the command line in this process, a folder of tiny images, isolation from the user's own machine."""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from deephash_cli import cli
+
+# As in the documentation: one folder of choices, read from the disk, so that a new file is a tested file.
+METHODS = cli.choices("method")
+
+# A run of seconds: a network from scratch on small images, two epochs.
+QUICK = (
+    "model=small_cnn",
+    "model.image_size=16",
+    "trainer=cpu",
+    "trainer.max_epochs=2",
+    "loader.num_workers=0",
+    "logger=none",
+)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a command left behind on the screen, and its exit code."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture(autouse=True)
+def isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Work in an empty folder, with empty caches, no W&B key, and no colours."""
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+    monkeypatch.setenv("DEEPHASH_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("COLUMNS", "200")
+    for name in [name for name in os.environ if name.startswith(("WANDB_", "DEEPHASH_DATA", "DEEPHASH_OUTPUT"))]:
+        monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def deephash(capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
+    """``deephash("train", "bits=12")``: run a command line in this process."""
+
+    def run(*arguments: str) -> Result:
+        capsys.readouterr()
+        code = cli.run(arguments)
+        captured = capsys.readouterr()
+        return Result(code, captured.out, captured.err)
+
+    return run
+
+
+def write_photos(root: Path, classes: Sequence[str] = ("bag", "boot", "coat"), each: int = 20) -> Path:
+    """A folder of small JPEG files, one sub-folder a class; each class has a colour of its own."""
+    rng = np.random.default_rng(0)
+    for number, name in enumerate(classes):
+        (root / name).mkdir(parents=True)
+        for i in range(each):
+            pixels = rng.integers(0, 120, (20, 20, 3))
+            pixels[..., number % 3] += 120
+            Image.fromarray(pixels.astype(np.uint8)).save(root / name / f"{i:03}.jpg")
+    return root
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> list[str]:
+    """Overrides that train on 60 tiny images of three classes."""
+    return ["dataset=image_folder", f"dataset.root={write_photos(tmp_path / 'photos')}", *QUICK]

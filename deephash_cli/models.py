@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from jaxtyping import Float, UInt8
@@ -20,6 +20,7 @@ PACKAGED_WEIGHTS = {
 }
 
 
+@runtime_checkable
 class Backbone(Protocol):
     """What a hashing network needs to know of a backbone: the length of the feature vectors that it returns."""
 

@@ -35,13 +35,14 @@ class Result:
 
 
 @pytest.fixture(autouse=True)
-def isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def isolated(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Work in an empty folder, with empty caches, no W&B key, and no colours."""
-    work = tmp_path / "work"
-    work.mkdir()
-    monkeypatch.chdir(work)
-    monkeypatch.setenv("DEEPHASH_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    place = tmp_path_factory.mktemp("place")
+    for name in ("work", "home", "cache"):
+        (place / name).mkdir()
+    monkeypatch.chdir(place / "work")
+    monkeypatch.setenv("DEEPHASH_CACHE_DIR", str(place / "cache"))
+    monkeypatch.setenv("HOME", str(place / "home"))
     monkeypatch.setenv("COLUMNS", "200")
     for name in [name for name in os.environ if name.startswith(("WANDB_", "DEEPHASH_DATA", "DEEPHASH_OUTPUT"))]:
         monkeypatch.delenv(name)

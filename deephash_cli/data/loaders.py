@@ -1,7 +1,7 @@
 """Batches of images or features: shuffled by (seed, epoch) for training, in order for encoding."""
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ class Batch(NamedTuple):
     indices: Int[Tensor, "n"]  # positions in the set that the loader goes over
 
 
+@runtime_checkable
 class Inputs(Protocol):
     """Rows of a data set by number: images, or features computed from them."""
 

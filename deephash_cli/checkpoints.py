@@ -1,5 +1,6 @@
 """Checkpoints that are whole or absent, verified when read, and never run code of whoever made them."""
 
+import contextlib
 import io
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ from pytorch_lightning.plugins.io import CheckpointIO
 
 from deephash_cli import __version__
 from deephash_cli.errors import ArtifactError, DivergedError, first_line
-from deephash_cli.files import atomic_write, read_json, sha256_file, write_json
+from deephash_cli.files import atomic_write, read_json, sha256_file, write_bytes, write_json
 
 LAST = "last.ckpt"
 PREVIOUS = "previous.ckpt"
@@ -119,14 +120,15 @@ class EpochCheckpoints(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save, unless the weights are not finite."""
-        final = trainer.current_epoch + 1 == trainer.max_epochs
-        value = float(trainer.callback_metrics[self.monitor]) if self.monitor else -1.0
+        final = trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs
+        # an epoch without validation has no value, or still that of the last one, and neither is better
+        value = float(trainer.callback_metrics.get(self.monitor, -1.0)) if self.monitor else -1.0
         better = value > self.best
         due = final or (trainer.current_epoch + 1) % self.every_n_epochs == 0
         if not (due or better):
             return
-        for name, weight in pl_module.named_parameters():
-            if weight.requires_grad and not torch.isfinite(weight).all():
+        for name, state in pl_module.state_dict().items():  # statistics of batch normalization overflow first
+            if not torch.isfinite(state).all():
                 raise DivergedError(
                     f"{name} is not finite after epoch {trainer.current_epoch}: lower optimizer.lr and backbone_lr; "
                     f"the last good checkpoint is in {self.folder}"
@@ -135,11 +137,19 @@ class EpochCheckpoints(Callback):
         if better:
             trainer.save_checkpoint(self.folder / BEST)
         if due:
-            last = self.folder / LAST
-            if last.exists() and _sidecar(last).exists():
-                last.replace(self.folder / PREVIOUS)
-                _sidecar(last).replace(_sidecar(self.folder / PREVIOUS))
-            trainer.save_checkpoint(last)
+            self._keep_previous()
+            trainer.save_checkpoint(self.folder / LAST)
+
+    def _keep_previous(self) -> None:
+        """Make the last checkpoint the previous one, in an order that leaves one of them valid at every moment.
+
+        A damaged one is left to be overwritten: the previous is then what the run goes on from.
+        """
+        last, previous = self.folder / LAST, self.folder / PREVIOUS
+        with contextlib.suppress(ArtifactError):
+            verify_checkpoint(last)
+            write_bytes(_sidecar(previous), _sidecar(last).read_bytes())
+            last.replace(previous)
 
 
 def _sidecar(path: Path) -> Path:

@@ -250,12 +250,12 @@ def check(verb: str, overrides: Sequence[str], config_dir: str | None, multirun:
     with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
         groups = [text for text, override in zip(overrides, parsed, strict=True) if _is_group(override)]
         for variant in variants:
+            chosen = [*fixed, *(text for text, original in zip(variant, overrides, strict=True) if original in groups)]
             try:
                 configs.append(compose(verb, overrides=[*fixed, *variant]))
             except (HydraException, OmegaConfBaseException) as error:
-                raise ConfigError(_explain(verb, str(error), config_dir)) from error
-            chosen = [text for text, original in zip(variant, overrides, strict=True) if original in groups]
-            defaults = compose(verb, overrides=[*fixed, *chosen])
+                raise ConfigError(_explain(verb, str(error), config_dir, chosen)) from error
+            defaults = compose(verb, overrides=chosen)
             _check_values(configs[-1], defaults, variant)
     return configs[0]
 
@@ -294,7 +294,7 @@ def _check_values(config: Any, defaults: Any, overrides: Sequence[str]) -> None:
             raise ConfigError(f"{key} must be {kind} {limits}, got {value}")
 
 
-def _explain(verb: str, message: str, config_dir: str | None) -> str:
+def _explain(verb: str, message: str, config_dir: str | None, chosen: Sequence[str]) -> str:
     """Hydra's message about a configuration that does not compose, as one sentence with what would have worked."""
     if match := re.search(r"Could not find '([^']+)/([^'/]+)'|Could not find '([^']+)'", message):
         path = match[3] or f"{match[1]}/{match[2]}"
@@ -308,7 +308,13 @@ def _explain(verb: str, message: str, config_dir: str | None) -> str:
         return f"{group} has no choice {choice!r}{_hint(choice, exist)}; it has: {', '.join(exist)}"
     if match := re.search(r"Could not override '([^']+)'|Key '([^']+)' is not in struct", message):
         key = match[1] or match[2]
-        return f"unknown key {key!r}{_hint(key, _known_keys(verb))}; deephash {verb} --cfg job prints those that exist"
+        known = _known_keys(verb, chosen)
+        parent = key
+        beside: list[str] = []
+        while parent and not beside:
+            parent = parent.rpartition(".")[0]
+            beside = sorted({name for name in known if name.rpartition(".")[0] == parent and not name.endswith("_")})
+        return f"unknown key {key!r}{_hint(key, known)}; there are: {', '.join(beside)}"
     if "Ambiguous value" in message:
         return message.splitlines()[0] + ": to sweep over it add -m, to use it as a list write key=[a,b]"
     if "Config group override must be a string" in message:
@@ -325,13 +331,14 @@ def _explain_bits(choice: str, exist: Sequence[str]) -> str:
     )
 
 
-def _known_keys(verb: str) -> list[str]:
+def _known_keys(verb: str, chosen: Sequence[str]) -> list[str]:
+    """Keys and groups of the configuration with these choices."""
     from hydra import compose
     from omegaconf import OmegaConf
 
     from deephash_cli.runs import flatten
 
-    flat = flatten(OmegaConf.to_container(compose(verb), resolve=False))  # type: ignore[arg-type]
+    flat = flatten(OmegaConf.to_container(compose(verb, overrides=list(chosen)), resolve=False))  # type: ignore[arg-type]
     parents = {".".join(key.split(".")[:depth]) for key in flat for depth in range(1, key.count(".") + 1)}
     return [*group_names(), *parents, *flat]
 
@@ -426,9 +433,17 @@ def _eval(config: Any) -> None:
 def _train(config: Any) -> None:
     from hydra.core.hydra_config import HydraConfig
 
+    from deephash_cli.console import say
+    from deephash_cli.evaluate import show
     from deephash_cli.train import train
 
-    _known_errors(lambda: train(config, list(HydraConfig.get().overrides.task)))
+    def work() -> None:
+        metrics = train(config, list(HydraConfig.get().overrides.task))
+        show(metrics)
+        say(f"run folder: {metrics['run_dir']}")
+        say(f"every number again from the codes: deephash eval run={metrics['run_dir']}")
+
+    _known_errors(work)
 
 
 def _train_job(config: Any) -> None:

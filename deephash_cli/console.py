@@ -11,6 +11,7 @@ console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
 _LINE_SECONDS = 10  # without a terminal, a long task says how far it is this often
+_SHORT_SECONDS = 2  # and a short one says nothing
 
 
 def say(message: str) -> None:
@@ -24,30 +25,42 @@ def warn(message: str) -> None:
 
 
 @contextlib.contextmanager
-def progress(task: str, total: int) -> Iterator[Callable[..., None]]:
-    """Show how far a task is: a bar on a terminal, a line now and then elsewhere. Yields ``update(done, note)``."""
+def progress(task: str, total: int, quiet: bool = False) -> Iterator[Callable[..., None]]:
+    """Show how far a task is: a bar on a terminal, a line now and then elsewhere. Yields ``update(done, note)``.
+
+    Args:
+        task: What is being done, and what is counted.
+        total: How many there are.
+        quiet: No lines without a terminal: the task prints its own.
+    """
     if console.is_terminal:
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
             TaskProgressColumn(),
-            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
         )
         with Progress(*columns, console=console) as bars:
             bar = bars.add_task(task, total=total, note="")
-            yield lambda done, note="": bars.update(bar, completed=done, note=note)
+
+            def move(done: int, note: str | None = None) -> None:
+                bars.update(bar, completed=done, **({} if note is None else {"note": note}))
+
+            yield move
+            move(total)
         return
     started = last = time.monotonic()
 
-    def update(done: int, note: str = "") -> None:
+    def line(done: int, note: str | None = None) -> None:
         nonlocal last
         now = time.monotonic()
-        if done < total and now - last >= _LINE_SECONDS:
+        if not quiet and done < total and now - last >= _LINE_SECONDS:
             last = now
-            say(f"{task}: {done}/{total} {note}".rstrip())
+            say(f"{task}: {done}/{total} {note or ''}".rstrip())
 
-    yield update
-    say(f"{task}: done in {time.monotonic() - started:.0f} s")
+    yield line
+    seconds = time.monotonic() - started
+    if not quiet and seconds >= _SHORT_SECONDS:
+        say(f"{task}: {total} in {seconds:.0f} s")

@@ -205,12 +205,14 @@ def torchvision_backbone(name: str, weights: str) -> nn.Module:
         _packaged_weights(name)
     elif weights != "none":
         _load_by_name(network, Path(weights))
-    last = network.classifier if hasattr(network, "classifier") else network.fc
+    head = "classifier" if hasattr(network, "classifier") else "fc"
+    last = getattr(network, head)
     if isinstance(last, nn.Sequential):
-        width, network.classifier = last[-1].in_features, last[:-1]
+        network.num_features = last[-1].in_features
+        setattr(network, head, last[:-1])
     else:
-        width, network.fc = last.in_features, nn.Identity()
-    network.num_features = width
+        network.num_features = last.in_features
+        setattr(network, head, nn.Identity())
     return network
 
 

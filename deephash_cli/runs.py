@@ -8,6 +8,7 @@ import os
 import platform
 import re
 import secrets
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -116,6 +117,9 @@ class Run:
             "versions": versions(),
         }
         (self.path / CHECKPOINTS).mkdir(exist_ok=True)
+        for folder in (self.path, self.path / CHECKPOINTS, self.path / CODES):
+            for leftover in folder.glob(".*.tmp"):  # of a process that was killed while it wrote
+                leftover.unlink(missing_ok=True)
         write_text(self.path / CONFIG, config_yaml)
         write_json(self.path / RECORD, record)
         return record["id"]
@@ -124,6 +128,10 @@ class Run:
         """Write down how it ended: ``finished``, ``failed`` or ``interrupted``."""
         record = read_record(self.path)
         write_json(self.path / RECORD, {**record, "status": status, "ended": _now(), "error": error})
+
+    def discard(self) -> None:
+        """Remove the folder: nothing in it is worth keeping."""
+        shutil.rmtree(self.path)
 
     def close(self) -> None:
         """Let other processes write to the folder."""

@@ -29,6 +29,7 @@ def run_job(folder: Path, number: int, overrides: Sequence[str], work: Callable[
     record: dict[str, Any] = {"number": number, "overrides": settings, "status": "interrupted"}
     try:
         metrics = work()
+        say(f"map {metrics['map']:.4f}, run folder {metrics['run_dir']}")
         record |= {"status": "finished", "run_dir": metrics["run_dir"], "metrics": _columns(metrics)}
     except Stopped:
         raise
@@ -61,7 +62,8 @@ def conclude(folder: Path) -> None:
         errors.print(f"failed: {' '.join(job['overrides'])}: {job['error']}", markup=False)
     for job in unfinished:
         say(f"interrupted: {' '.join(job['overrides'])}")
-    say(f"{len(done)} of {len(jobs)} jobs are done; the same command again does what is missing")
+    if failed or unfinished:
+        say(f"{len(done)} jobs are done; the same command again does what is missing")
     if failed:
         raise SweepError(f"{len(failed)} of {len(jobs)} jobs failed")
 

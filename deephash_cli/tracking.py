@@ -60,9 +60,16 @@ class EpochReport(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the progress bar."""
-        self._context = console.progress("training, epochs", trainer.max_epochs or 0)
+        total = (trainer.max_epochs or 0) * int(trainer.num_training_batches)
+        self._context = console.progress("training, batches", total, quiet=True)
         self._update = self._context.__enter__()
-        self._update(trainer.current_epoch)
+        self._update(trainer.global_step)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Move it."""
+        self._update(trainer.global_step)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look at the clock."""
@@ -81,7 +88,10 @@ class EpochReport(Callback):
         if "validation/map" in trainer.callback_metrics:
             shown["validation map"] = trainer.callback_metrics["validation/map"]
         note = "  ".join(f"{name} {float(value):.4f}" for name, value in shown.items())
-        self._update(trainer.current_epoch + 1, f"{note}  {self.images / seconds:.0f} images/s")
+        note = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {note}  {self.images / seconds:.0f} images/s"
+        self._update(trainer.global_step, note)
+        if not console.console.is_terminal:
+            console.say(note)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Close the progress bar."""

@@ -22,7 +22,7 @@ from deephash_cli.console import say, warn
 from deephash_cli.data.dataset import RetrievalDataset
 from deephash_cli.data.protocol import Split, hold_out_validation, load_split, make_split
 from deephash_cli.encoding import Loading, Source
-from deephash_cli.errors import ConfigError, DeephashError, Stopped, first_line
+from deephash_cli.errors import ConfigError, DataError, DeephashError, Stopped, first_line
 from deephash_cli.files import read_json, sha256_file, write_json, write_text
 from deephash_cli.methods.base import HashingModule
 from deephash_cli.models import HashingNetwork
@@ -56,9 +56,7 @@ def train(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
     earlier = resuming.earlier_run(settings)
     if earlier and resuming.is_done(earlier, config.trainer.max_epochs):
         say(f"already done: {earlier}")
-        metrics = read_json(earlier / runs.METRICS)
-        evaluate.show(metrics)
-        return {**metrics, "run_dir": str(earlier)}
+        return {**read_json(earlier / runs.METRICS), "run_dir": str(earlier)}
     runs.check_writable(earlier or Path(config.run_dir or config.runs))
 
     seed_everything(config.seed, verbose=False)
@@ -73,11 +71,12 @@ def train(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
     run = runs.Run(earlier) if earlier else runs.create(Path(config.runs), name, config.run_dir)
     try:
         metrics = _run(run, job, overrides)
+    except (ConfigError, DataError):
+        if not earlier:
+            run.discard()  # the command could not work, so there was no run
+        raise
     finally:
         run.close()
-    evaluate.show(metrics)
-    say(f"run folder: {run.path}")
-    say(f"again from the codes alone: deephash eval run={run.path}")
     return {**metrics, "run_dir": str(run.path)}
 
 

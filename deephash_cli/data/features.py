@@ -3,7 +3,6 @@
 import contextlib
 import fcntl
 import hashlib
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -68,7 +67,8 @@ def cached_features(
                 progress(start)
                 while start < n:
                     stop = min(start + _FLUSH_ROWS, n)
-                    values = compute(start, stop).cpu().numpy().astype(np.float16)
+                    with np.errstate(over="ignore"):  # reported below
+                        values = compute(start, stop).cpu().numpy().astype(np.float16)
                     if not np.isfinite(values).all():
                         raise ArtifactError(
                             f"the backbone gives features that float16 cannot hold (images {start} to {stop - 1}): "
@@ -102,7 +102,7 @@ def _complete(file: Path, manifest: Path, n: int, width: int) -> bool:
 def _rows_done(partial: Path, done_file: Path, n: int, width: int) -> int:
     if not (partial.exists() and done_file.exists()):
         return 0
-    with contextlib.suppress(ArtifactError, json.JSONDecodeError, TypeError, KeyError, ValueError):
+    with contextlib.suppress(ArtifactError, EOFError, TypeError, KeyError, ValueError):
         done = read_json(done_file)
         shape = np.load(partial, mmap_mode="r", allow_pickle=False).shape
         if (done["n"], done["width"]) == (n, width) == shape and 0 < done["rows"] <= n:

@@ -93,8 +93,15 @@ class HashingModule(LightningModule):
         return total
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int) -> None:
-        """Keep the codes of the held-out queries (loader 0) and of the training set (loader 1) to the epoch's end."""
-        codes = binarize(self.network(batch.inputs).float().cpu().numpy())
+        """Keep the codes of the held-out queries (loader 0) and of the training set (loader 1) to the epoch's end.
+
+        Raises:
+            DivergedError: If the network's output is not a number.
+        """
+        try:
+            codes = binarize(self.network(batch.inputs).float().cpu().numpy())
+        except ValueError as error:
+            raise DivergedError(f"the network gives no codes ({error}): lower optimizer.lr and backbone_lr") from error
         self._validation[dataloader_idx].append((pack(codes), batch.labels.cpu().numpy().astype(np.uint8)))
 
     def on_validation_epoch_end(self) -> None:

@@ -82,6 +82,10 @@ class DPSH(HashingModule):
 
     def __init__(self, pairs: Literal["buffer", "batch"], buffer_init: Literal["zeros", "first_pass"], **settings):
         super().__init__(**settings)
+        if pairs not in ("buffer", "batch"):
+            raise ValueError(f"pairs must be buffer or batch, got {pairs!r}")
+        if buffer_init not in ("zeros", "first_pass"):
+            raise ValueError(f"buffer_init must be zeros or first_pass, got {buffer_init!r}")
         self.pairs = pairs
         self.buffer_init = buffer_init
         if pairs == "buffer":

@@ -10,7 +10,9 @@ from deephash_cli import schedules
 
 def rates(schedule, steps, **settings):
     weight = torch.nn.Parameter(torch.zeros(1))
-    optimizer = torch.optim.SGD([{"params": [weight]}, {"params": [torch.nn.Parameter(torch.zeros(1))], "lr": 0.1}], 1.0)
+    optimizer = torch.optim.SGD(
+        [{"params": [weight]}, {"params": [torch.nn.Parameter(torch.zeros(1))], "lr": 0.1}], 1.0
+    )
     scheduler = schedule(optimizer, total_steps=steps, **settings)
     seen = []
     for _ in range(steps + 1):

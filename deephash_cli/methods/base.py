@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from deephash_cli import metrics, ranking
 from deephash_cli.codes import binarize, pack
 from deephash_cli.data.loaders import Batch
-from deephash_cli.errors import DivergedError
+from deephash_cli.errors import DataError, DivergedError
 from deephash_cli.models import HashingNetwork
 
 
@@ -32,6 +32,9 @@ class HashingModule(LightningModule):
         augment: Random changes of training images ``(n, c, h, w)`` uint8; not applied to features.
         train_labels: Multi-hot labels of the training set, in the order of ``Batch.indices``.
         seed: Of everything random in a training step.
+
+    Raises:
+        DataError: If the training set has no two images that share a label, or no two that share none.
     """
 
     def __init__(
@@ -46,6 +49,7 @@ class HashingModule(LightningModule):
         seed: int,
     ):
         super().__init__()
+        _require_pairs(train_labels)
         self.network = network
         self.loss = loss
         self.augment = augment
@@ -128,3 +132,15 @@ class HashingModule(LightningModule):
         steps = int(self.trainer.estimated_stepping_batches)
         scheduler = self._scheduler(optimizer, total_steps=steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def _require_pairs(labels: Float[Tensor, "n classes"]) -> None:
+    """Refuse a training set from which no notion of similarity can be learned."""
+    kinds, counts = labels.unique(dim=0, return_counts=True)
+    shared = kinds @ kinds.T > 0
+    if not (shared.triu(diagonal=1).any() or (shared.diagonal() & (counts > 1)).any()):
+        raise DataError(
+            f"no two of the {len(labels)} training images share a label: there is nothing similar to learn from"
+        )
+    if shared.all():
+        raise DataError(f"all {len(labels)} training images share a label: give at least two classes of images")

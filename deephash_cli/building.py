@@ -1,16 +1,22 @@
 """From a node of the configuration to the object that it names, with errors that a user can act on."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from hydra.errors import InstantiationException
-from hydra.utils import instantiate
+from hydra.utils import get_object, instantiate
 from omegaconf.errors import OmegaConfBaseException
 
 from deephash_cli.errors import ConfigError, DeephashError, first_line
-from deephash_cli.runs import flatten
 
-TRUSTED = ("deephash_cli", "torch", "torchvision", "pytorch_lightning", "timm")
+# What a run folder from elsewhere may build: parts of a run, but nothing that reads, writes or downloads a file of the
+# folder's choice. Whatever such a name leads to must be defined there too: deephash_cli.models.os.system is not.
+TRUSTED = (
+    "deephash_cli.data", "deephash_cli.losses", "deephash_cli.methods", "deephash_cli.models", "deephash_cli.schedules",
+    "deephash_cli.tracking", "pytorch_lightning.trainer", "torch.nn", "torch.optim", "torchvision.transforms",
+)  # fmt: skip
+UNTRUSTED = ("deephash_cli.data.download", "deephash_cli.data.features", "deephash_cli.data.protocol")
+_SHORT = {"pytorch_lightning.Trainer": "pytorch_lightning.trainer.trainer.Trainer"}
 
 
 def build(node: Any, **arguments: Any) -> Any:
@@ -43,12 +49,39 @@ def require_trusted(settings: Mapping[str, Any], also: Sequence[str]) -> None:
     """Refuse settings that come from a run folder and would build something from elsewhere.
 
     Raises:
-        ConfigError: If a ``_target_`` is in none of the trusted packages.
+        ConfigError: If a ``_target_`` is not one of the trusted kinds.
     """
-    for name, value in flatten(settings).items():
-        package = str(value).split(".")[0]
-        if name.endswith("_target_") and package not in (*TRUSTED, *also):
+    for name, target in _targets(settings, ""):
+        package = target.split(".")[0]
+        if package not in also and not _is_trusted(target):
             raise ConfigError(
-                f"the run folder wants to build {name}={value}, which is not of {', '.join(TRUSTED)}: if you trust it, "
-                f"add allowed_targets=[{package}]"
+                f"the run folder wants to build {name}={target}, which is none of the parts that deephash trusts: if "
+                f"you do, add allowed_targets=[{package}]"
             )
+
+
+def _targets(node: Any, name: str) -> Iterator[tuple[str, str]]:
+    """Every ``_target_`` below a node, in lists as well."""
+    children = node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, list) else ()
+    for key, child in children:
+        path = f"{name}.{key}" if name else str(key)
+        if key == "_target_":
+            yield path, str(child)
+        else:
+            yield from _targets(child, path)
+
+
+def _is_trusted(target: str) -> bool:
+    target = _SHORT.get(target, target)
+    if not _within(target, TRUSTED) or _within(target, UNTRUSTED):
+        return False
+    try:
+        found = get_object(target)
+    except Exception:  # a module that cannot be imported, a name that it does not have, one that Hydra blocks
+        return False
+    origin = str(getattr(found, "__module__", ""))
+    return callable(found) and _within(origin, TRUSTED) and not _within(origin, UNTRUSTED)
+
+
+def _within(name: str, packages: Sequence[str]) -> bool:
+    return any(name == package or name.startswith(f"{package}.") for package in packages)

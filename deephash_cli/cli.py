@@ -5,20 +5,22 @@ Hydra composes the configuration and launches jobs. Before it gets to see the co
 ranges in one sentence, before torch is imported.
 """
 
+import argparse
+import contextlib
 import difflib
 import hashlib
 import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 from deephash_cli import __version__
-from deephash_cli.errors import ConfigError, DeephashError, Stopped
+from deephash_cli.errors import ArtifactError, ConfigError, DeephashError, Stopped, SweepError, first_line
 
 _PACKAGE = Path(__file__).resolve().parent
 # In a wheel the configuration is inside the package, in a checkout beside it.
@@ -111,6 +113,13 @@ RANGES: dict[str, tuple[float, float | None]] = {
     "metrics.radius": (0, None),
     "radius": (0, None),
 }
+# Lists of ranks.
+RANKS = ("metrics.ks", "dataset.map_at", "ks", "map_at")
+# Settings without a default that are text.
+TEXTS = (
+    "run_dir", "runs", "resume", "group", "dataset.root", "dataset.file", "dataset.split_file", "dataset.train",
+    "dataset.query", "dataset.database", "run", "codes", "output",
+)  # fmt: skip
 
 
 def main() -> None:
@@ -136,6 +145,9 @@ def run(arguments: Sequence[str]) -> int:
         if any(argument in ("-h", "--help") for argument in rest):
             print_verb_help(verb)
             return 0
+        if "--version" in rest:
+            print_version()
+            return 0
         return _launch(verb, [normalize(argument) for argument in rest])
     except DeephashError as error:
         _print_error(error)
@@ -148,13 +160,16 @@ def run(arguments: Sequence[str]) -> int:
 
 def quote_bits(override: str) -> str:
     """Turn ``bits=12,24`` into ``bits='12','24'``: Hydra only accepts strings as choices of a group."""
-    match = re.fullmatch(r"bits=(-?[\d.]+(?:,-?[\d.]+)*)", override)
-    return "bits=" + ",".join(f"'{number}'" for number in match[1].split(",")) if match else override
+    if not override.startswith("bits="):
+        return override
+    lengths = override.removeprefix("bits=").split(",")
+    return "bits=" + ",".join(f"'{n}'" if re.fullmatch(r"[+-]?[\d.]+", n) else n for n in lengths)
 
 
 def normalize(argument: str) -> str:
-    """Accept what users type: numbers of bits, and ``+experiment=`` for ``experiment=``."""
-    return quote_bits(argument.removeprefix("+") if argument.startswith("+experiment=") else argument)
+    """Accept what users type: numbers of bits, and ``+experiment=`` (as many projects have it) for ``experiment=``."""
+    name, equals, _ = argument.lstrip("+").partition("=")
+    return quote_bits(argument.lstrip("+") if equals and name in group_names() else argument)
 
 
 def print_help() -> None:
@@ -226,7 +241,9 @@ def check(verb: str, overrides: Sequence[str], config_dir: str | None, multirun:
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.core.override_parser.types import Override
     from hydra.errors import HydraException, OverrideParseException
+    from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
 
     try:
         parsed: list[Override] = OverridesParser.create().parse_overrides(list(overrides))
@@ -238,9 +255,16 @@ def check(verb: str, overrides: Sequence[str], config_dir: str | None, multirun:
     fixed: list[str] = [] if config_dir is None else [f"hydra.searchpath=[file://{Path(config_dir).absolute()}]"]
     swept: dict[int, list[str]] = {}
     for position, override in enumerate(parsed):
+        if not override.key_or_group:
+            raise ConfigError(f"could not read {overrides[position]!r}: a setting is key=value")
+        if _is_group(verb, override):
+            _check_choice(override)
         if multirun and override.is_sweep_override():
             key = override.input_line.split("=", 1)[0] if override.input_line else override.get_key_element()
-            swept[position] = [f"{key}={value}" for value in override.sweep_string_iterator()]
+            try:
+                swept[position] = [f"{key}={value}" for value in override.sweep_string_iterator()]
+            except HydraException as error:  # a glob, an interval
+                raise ConfigError(f"{overrides[position]}: a sweep lists its values, such as {key}=a,b") from error
     variants = [[swept[i][0] if i in swept else text for i, text in enumerate(overrides)]]
     for position, values in swept.items():
         for value in values[1:]:
@@ -248,26 +272,49 @@ def check(verb: str, overrides: Sequence[str], config_dir: str | None, multirun:
 
     configs = []
     with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
-        groups = [text for text, override in zip(overrides, parsed, strict=True) if _is_group(override)]
+        groups = [text for text, override in zip(overrides, parsed, strict=True) if _is_group(verb, override)]
         for variant in variants:
             chosen = [*fixed, *(text for text, original in zip(variant, overrides, strict=True) if original in groups)]
             try:
                 configs.append(compose(verb, overrides=[*fixed, *variant]))
-            except (HydraException, OmegaConfBaseException) as error:
+                OmegaConf.to_container(configs[-1], resolve=True, throw_on_missing=True)
+                _check_values(configs[-1], compose(verb, overrides=chosen), variant)
+            except (HydraException, OmegaConfBaseException, YAMLError) as error:
                 raise ConfigError(_explain(verb, str(error), config_dir, chosen)) from error
-            defaults = compose(verb, overrides=chosen)
-            _check_values(configs[-1], defaults, variant)
+            except (OSError, ValueError) as error:  # names that no file can have, files that are not text
+                raise ConfigError(f"the configuration cannot be read: {first_line(error)}") from error
     return configs[0]
 
 
-def _is_group(override: Any) -> bool:
-    return (CONF_DIR / override.key_or_group).is_dir()
+def _check_choice(override: Any) -> None:
+    """Refuse what Hydra cannot take as the choice of a group: it is a name, or several in a sweep."""
+    from hydra.core.override_parser.types import ChoiceSweep, QuotedString
+
+    group, value = override.key_or_group, override.value()
+    if override.package is not None:
+        raise ConfigError(f"{override.input_line}: a choice of {group} has its place, leave out @{override.package}")
+    if override.is_delete():
+        raise ConfigError(f"{group} cannot be left out; it has: {', '.join(choices(group))}")
+    values = value.list if isinstance(value, ChoiceSweep) else value if isinstance(value, list) else [value]
+    for choice in values:
+        if not isinstance(choice, str | QuotedString):
+            text = override.get_value_string()
+            if group == "bits":
+                raise ConfigError(_explain_bits(text, choices(group)))
+            raise ConfigError(f"{group} must be the name of a choice, got {text}; it has: {', '.join(choices(group))}")
+
+
+def _is_group(verb: str, override: Any) -> bool:
+    return verb == "train" and override.key_or_group in group_names()
 
 
 def _check_values(config: Any, defaults: Any, overrides: Sequence[str]) -> None:
     """Compare each setting with the type of its default and with its range."""
-    from omegaconf import OmegaConf
+    from omegaconf import DictConfig, ListConfig, OmegaConf
 
+    for name in defaults:
+        if name not in config:
+            raise ConfigError(f"{name} cannot be removed: every run needs it")
     for name in config:
         if name not in defaults:
             raise ConfigError(
@@ -276,8 +323,17 @@ def _check_values(config: Any, defaults: Any, overrides: Sequence[str]) -> None:
     for override in overrides:
         key = override.split("=", 1)[0].lstrip("+~")
         default, value = (OmegaConf.select(source, key, throw_on_missing=False) for source in (defaults, config))
-        if value is None or default is None:
+        if value is not None and key in TEXTS and not isinstance(value, str):
+            raise ConfigError(f"{key} must be text, got {value!r}: a name that looks like something else needs quotes")
+        if default is None:
             continue
+        if value is None and (key in RANGES or key in defaults):
+            raise ConfigError(f"{key} must not be empty: its default is {_short(default)}")
+        if value is None:
+            continue
+        for kind, name in ((DictConfig, "a group of settings"), (ListConfig, "a list, such as [a,b]")):
+            if isinstance(default, kind) and not isinstance(value, kind):
+                raise ConfigError(f"{key} must be {name}, got {value!r}")
         for kind, name in ((bool, "true or false"), (int, "a whole number"), (float, "a number"), (str, "text")):
             if isinstance(default, kind):
                 allowed = {int: (int,), float: (int, float), str: (str, int, float, bool), bool: (bool,)}[kind]
@@ -289,9 +345,24 @@ def _check_values(config: Any, defaults: Any, overrides: Sequence[str]) -> None:
         if value is None:
             continue
         limits = f"from {low} to {high}" if high is not None else f"at least {low}"
-        kind = "a whole number" if isinstance(value, int) or key == "bits" else "a number"
-        if isinstance(value, bool | str) or not low <= value <= (float("inf") if high is None else high):
-            raise ConfigError(f"{key} must be {kind} {limits}, got {value}")
+        default = OmegaConf.select(defaults, key, throw_on_missing=False)
+        kind = "a number" if isinstance(default, float) else "a whole number"
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not low <= value <= (float("inf") if high is None else high):
+            raise ConfigError(f"{key} must be {kind}, {limits}, got {_short(value)}")
+    for key in RANKS:
+        value = OmegaConf.select(config, key, throw_on_missing=False)
+        if value is None:
+            continue
+        ranks = list(value) if isinstance(value, ListConfig) else [value]
+        if not isinstance(value, ListConfig) or any(type(rank) is not int or rank < 1 for rank in ranks):
+            raise ConfigError(f"{key} must be a list of whole numbers, at least 1, such as [1,10], got {_short(value)}")
+
+
+def _short(value: Any) -> str:
+    """A value as a message shows it: one line of bounded length."""
+    text = " ".join(str(value).split())
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _explain(verb: str, message: str, config_dir: str | None, chosen: Sequence[str]) -> str:
@@ -306,7 +377,7 @@ def _explain(verb: str, message: str, config_dir: str | None, chosen: Sequence[s
         if group == "bits":
             return _explain_bits(choice, exist)
         return f"{group} has no choice {choice!r}{_hint(choice, exist)}; it has: {', '.join(exist)}"
-    if match := re.search(r"Could not override '([^']+)'|Key '([^']+)' is not in struct", message):
+    if match := re.search(r"Could not (?:override|delete from config\.) '([^']+)'|Key '([^']+)' is not in", message):
         key = match[1] or match[2]
         known = _known_keys(verb, chosen)
         parent = key
@@ -340,7 +411,7 @@ def _known_keys(verb: str, chosen: Sequence[str]) -> list[str]:
 
     flat = flatten(OmegaConf.to_container(compose(verb, overrides=list(chosen)), resolve=False))  # type: ignore[arg-type]
     parents = {".".join(key.split(".")[:depth]) for key in flat for depth in range(1, key.count(".") + 1)}
-    return [*group_names(), *parents, *flat]
+    return [*(group_names() if verb == "train" else []), *parents, *flat]
 
 
 def _hint(word: str, known: Iterable[str]) -> str:
@@ -350,37 +421,57 @@ def _hint(word: str, known: Iterable[str]) -> str:
 
 def _launch(verb: str, arguments: list[str]) -> int:
     """Check the command, then let Hydra run it."""
-    from hydra._internal.utils import get_args_parser
-
-    parsed = get_args_parser().parse_args(arguments)
-    overrides = list(parsed.overrides)
-    informs = parsed.cfg or parsed.info
-    if parsed.multirun and verb != "train":
-        raise ConfigError(f"deephash {verb} has no sweeps; -m goes with train")
-    overrides = _take_up(overrides, parsed.multirun)
-    config = None if parsed.hydra_help else check(verb, overrides, parsed.config_dir, parsed.multirun)
-    options = [argument for argument in arguments if argument not in parsed.overrides]
-    if config is None or informs:
-        return _hydra(verb, [*options, *overrides], _nothing)
-    for stop, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
-        signal.signal(stop, _stopper(code))
-    if verb == "eval":
-        return _hydra(verb, [*options, *overrides], _eval)
-    if not parsed.multirun:
-        return _hydra(verb, [*options, *overrides], _train)
-
-    from deephash_cli import sweep
-
-    if not any(override.startswith("group=") for override in overrides):
+    parsed = _parse(verb, arguments)
+    overrides = _take_up(list(parsed.overrides), parsed.multirun)
+    if parsed.multirun and not any(override.startswith("group=") for override in overrides):
         relevant = sorted(o for o in overrides if not o.startswith(("logger", "resume=", "hydra", "runs=")))
         overrides.append(f"group=sweep-{hashlib.sha256(' '.join(relevant).encode()).hexdigest()[:8]}")
-        config = check(verb, overrides, parsed.config_dir, multirun=True)
-    folder = Path(config.runs) / ".sweeps" / config.group
+    config = None if parsed.hydra_help else check(verb, overrides, parsed.config_dir, parsed.multirun)
+    options = [argument for argument in arguments if argument not in parsed.overrides]
+    if config is None or parsed.cfg or parsed.info:
+        return _hydra(verb, [*overrides, *options], _nothing)
+    with _signals():
+        if verb == "eval":
+            return _hydra(verb, [*overrides, *options], _eval)
+        if not parsed.multirun:
+            return _hydra(verb, [*overrides, *options], _train)
+        return _sweep(Path(config.runs), config.group, [*overrides, *options])
+
+
+def _parse(verb: str, arguments: list[str]) -> argparse.Namespace:
+    """Read Hydra's own options, wherever they stand, and refuse those that would go round ``check``."""
+    from hydra._internal.utils import get_args_parser
+
+    def refuse(message: str) -> NoReturn:
+        raise ConfigError(f"{message}; deephash {verb} --help lists what there is")
+
+    parser = get_args_parser()
+    parser.error = refuse  # type: ignore[method-assign]
+    parsed = parser.parse_intermixed_args(arguments)
+    for option in ("config_path", "config_name", "experimental_rerun"):
+        if getattr(parsed, option) is not None:
+            refuse(f"deephash has no --{option.replace('_', '-')}: your own configuration goes into --config-dir")
+    if parsed.config_dir is not None and not Path(parsed.config_dir).is_dir():
+        raise ConfigError(f"--config-dir {parsed.config_dir} is not a folder")
+    if parsed.multirun and verb != "train":
+        raise ConfigError(f"deephash {verb} has no sweeps; -m goes with train")
+    if parsed.multirun and (parsed.run or parsed.cfg or parsed.info):
+        raise ConfigError("--cfg, --info and --run are about a single run: leave out -m")
+    return parsed
+
+
+def _sweep(root: Path, group: str, arguments: list[str]) -> int:
+    """Run every combination, then print the table."""
+    from deephash_cli import runs, sweep
+
+    runs.check_writable(root)
+    folder = root / ".sweeps" / group
     sweep.begin(folder)
     try:
-        code = _hydra(verb, [*options, *overrides], _train_job)
+        code = _hydra("train", arguments, _train_job)
     except Stopped:
-        sweep.conclude(folder)
+        with contextlib.suppress(SweepError):  # that it was stopped matters more than jobs that had failed before
+            sweep.conclude(folder)
         raise
     if code == 0:
         sweep.conclude(folder)
@@ -398,11 +489,32 @@ def _take_up(overrides: list[str], multirun: bool) -> list[str]:
         raise ConfigError("a sweep finds its own runs again: use resume=auto or resume=none with -m")
     from deephash_cli.runs import read_record
 
-    folder = Path(named[-1].strip("'\""))
-    if not folder.is_dir():
-        raise ConfigError(f"resume must be auto, none or a run folder, got {named[-1]}, which is not a folder")
-    earlier = [o for o in read_record(folder)["overrides"] if not o.startswith(("resume=", "run_dir=", "group="))]
-    return [*earlier, *overrides]
+    name = named[-1].strip("'\"")
+    folder = Path(name)
+    if not name or not folder.is_dir():
+        raise ConfigError(f"resume must be auto, none or a run folder, got {name!r}, which is not a folder")
+    return [*_settings_of(folder, read_record(folder)["overrides"]), *overrides]
+
+
+def _settings_of(folder: Path, overrides: Sequence[str]) -> list[str]:
+    """What a run was started with, as far as a run folder may decide it.
+
+    The folder may come from somebody else: it cannot configure Hydra, whose callbacks and launchers are code, nor say
+    whose classes are to be trusted.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+    except HydraException as error:
+        raise ArtifactError(f"{folder} was started with settings that cannot be read; it was edited by hand") from error
+    kept = []
+    for text, override in zip(overrides, parsed, strict=True):
+        name = re.split(r"[./@]", override.key_or_group)[0]
+        if name not in ("hydra", "resume", "run_dir", "group", "allowed_targets") and override.package is None:
+            kept.append(text)
+    return kept
 
 
 def _hydra(verb: str, arguments: list[str], task: Callable[[Any], Any]) -> int:
@@ -466,6 +578,22 @@ def _known_errors(work: Callable[[], Any]) -> None:
     except DeephashError as error:
         _print_error(error)
         raise SystemExit(error.exit_code) from error
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[None]:
+    """Turn Ctrl-C and a polite kill into ``Stopped``. A connection that breaks, such as W&B's, must not end the run."""
+    handlers: dict[int, Any] = {
+        signal.SIGINT: _stopper(130),
+        signal.SIGTERM: _stopper(143),
+        signal.SIGPIPE: signal.SIG_IGN,
+    }
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _stopper(exit_code: int) -> Callable[[int, FrameType | None], None]:

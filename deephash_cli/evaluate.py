@@ -8,11 +8,13 @@ from omegaconf import DictConfig
 from rich.table import Table
 
 from deephash_cli import runs, scoring
-from deephash_cli.codes import load_codes
+from deephash_cli.codes import MANIFEST, load_codes
 from deephash_cli.console import console, say
-from deephash_cli.errors import ConfigError
+from deephash_cli.errors import ArtifactError, ConfigError
 from deephash_cli.files import write_json
 
+_FACTS = {"method", "module", "model", "dataset", "split", "seed"}  # of a manifest's provenance
+_SETTINGS = {"ks", "map_at", "radius"}  # of its evaluation
 SHOWN_AT = ("1", "10", "100", "1000")  # the cut-offs k in the table; the others are in the file
 
 
@@ -22,8 +24,15 @@ def score(folder: Path, overrides: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         folder: A codes folder.
         overrides: ``ks``, ``map_at`` and ``radius`` to use instead of the ones in the manifest; ``None`` keeps them.
+
+    Raises:
+        ArtifactError: If the codes are damaged, or of unknown origin.
     """
     query, database, manifest = load_codes(folder)
+    for name, needed in (("provenance", _FACTS), ("evaluation", _SETTINGS)):
+        missing = needed - set(manifest.get(name) or ())
+        if missing:
+            raise ArtifactError(f"{folder / MANIFEST} must give {', '.join(sorted(missing))} under {name}, got none")
     settings = {**manifest["evaluation"], **{name: value for name, value in overrides.items() if value is not None}}
     metrics = scoring.evaluate(query, database, ks=settings["ks"], map_at=settings["map_at"], radius=settings["radius"])
     return {**metrics, **manifest["provenance"]}

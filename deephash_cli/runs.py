@@ -61,11 +61,31 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def redact(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy in which values whose name speaks of a key, token, secret or password are hidden."""
+    """A copy in which secrets are hidden: by the name of a setting, or by a secret of the environment in its value."""
     return {
-        name: redact(value) if isinstance(value, Mapping) else "<hidden>" if value and _SECRET.search(name) else value
+        name: "<hidden>" if value and _SECRET.search(name) and not isinstance(value, Mapping) else _hide(value)
         for name, value in config.items()
     }
+
+
+def _hide(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return redact(value)
+    if isinstance(value, list):
+        return [_hide(item) for item in value]
+    if isinstance(value, str) and any(secret in value for secret in _secrets()):
+        return "<hidden>"
+    return value
+
+
+def _secrets() -> list[str]:
+    """Values of environment variables whose name speaks of a secret; short ones would be found in harmless text."""
+    return [value for name, value in os.environ.items() if len(value) >= 8 and _SECRET.search(name)]
+
+
+def _hide_in_override(override: str) -> str:
+    name, _, value = override.partition("=")
+    return f"{name}=<hidden>" if value and (_SECRET.search(name) or _hide(value) != value) else override
 
 
 def forbidden_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
@@ -113,7 +133,7 @@ class Run:
             "process": os.getpid(),
             "host": platform.node(),
             "fingerprint": fingerprint,
-            "overrides": list(overrides),
+            "overrides": [_hide_in_override(override) for override in overrides],
             "versions": versions(),
         }
         (self.path / CHECKPOINTS).mkdir(exist_ok=True)
@@ -189,7 +209,10 @@ def read_record(folder: Path) -> dict[str, Any]:
     if not (folder / RECORD).is_file():
         raise ArtifactError(f"{folder} is not a run folder: it has no {RECORD}")
     record = read_json(folder / RECORD)
-    if not isinstance(record, dict) or not {"status", "fingerprint", "overrides"} <= record.keys():
+    texts = record if isinstance(record, dict) else {}
+    if not all(isinstance(texts.get(name), str) for name in ("status", "started", "fingerprint")) or not (
+        isinstance(texts.get("overrides"), list) and all(isinstance(text, str) for text in texts["overrides"])
+    ):
         raise ArtifactError(f"{folder / RECORD} is not the record of a run")
     return record
 
@@ -197,7 +220,7 @@ def read_record(folder: Path) -> dict[str, Any]:
 def find(root: Path, wanted: str) -> Path | None:
     """The run under ``root`` whose fingerprint is ``wanted``: a finished one, else the newest."""
     found = [(path, record) for path, record in scan(root) if record["fingerprint"] == wanted]
-    found.sort(key=lambda run: (run[1]["status"] == "finished", run[1].get("started", "")))
+    found.sort(key=lambda run: (run[1]["status"] == "finished", run[1]["started"]))
     return found[-1][0] if found else None
 
 

@@ -14,6 +14,7 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import Callback, Trainer, seed_everything
 from pytorch_lightning.loggers import Logger
+from torch import Tensor
 
 from deephash_cli import checkpoints, evaluate, resuming, runs, tracking
 from deephash_cli.building import build, require_trusted
@@ -138,22 +139,16 @@ def _train_and_encode(folder: Path, job: Job, dashboard: Logger | None) -> None:
         ],
     )
     source = Source(job.dataset, job.network, trainer.strategy.root_device, Loading(**config.loader))
-    module: HashingModule = build(config.module, _partial_=True)(
-        network=job.network,
-        loss=build(config.loss),
-        optimizer=build(config.optimizer),
-        scheduler=build(config.scheduler),
-        backbone_lr=config.backbone_lr,
-        augment=build(config.augment),
-        train_labels=source.labels[train_rows],
-        seed=config.seed,
-    )
+    module = _module(job, source.labels[train_rows])
     validation = [source.in_order(validation_rows), source.in_order(train_rows)] if len(validation_rows) else None
     trainer.fit(module, source.shuffled(train_rows, config.seed), validation, ckpt_path=checkpoint)
 
-    chosen = folder / runs.CHECKPOINTS / (checkpoints.BEST if validation else checkpoints.LAST)
-    if validation:
-        module.load_state_dict(checkpoints.read_checkpoint(chosen)["state_dict"])
+    chosen, best = (folder / runs.CHECKPOINTS / name for name in (checkpoints.LAST, checkpoints.BEST))
+    if best.exists():
+        module.load_state_dict(checkpoints.read_checkpoint(best)["state_dict"])
+        chosen = best
+    elif validation:
+        warn("the training ended before its first validation: the result is that of the last epoch")
     query, database = (source.codes(trainer, module, rows) for rows in (split.query, split.database))
     save_codes(folder / runs.CODES, query, database, _provenance(job, trainer.current_epoch, chosen))
 
@@ -187,6 +182,22 @@ def _provenance(job: Job, epochs: int, checkpoint: Path) -> dict[str, Any]:
             "radius": config.metrics.radius,
         },
     }
+
+
+def _module(job: Job, train_labels: Tensor) -> HashingModule:
+    config = job.config
+    create = build(config.module, _partial_=True)
+    parts = {name: build(config[name]) for name in ("loss", "optimizer", "scheduler", "augment")}
+    try:
+        return create(
+            network=job.network,
+            **parts,
+            backbone_lr=config.backbone_lr,
+            train_labels=train_labels,
+            seed=config.seed,
+        )
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"module: {first_line(error)}") from error
 
 
 def _trainer(config: DictConfig, folder: Path, loggers: list[Logger], callbacks: list[Callback]) -> Trainer:

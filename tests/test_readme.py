@@ -1,0 +1,35 @@
+"""The commands of the README are commands that exist."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from deephash_cli import cli
+
+README = Path(__file__).parent.parent / "README.md"
+LINES = [shlex.split(line, comments=True)[1:] for line in re.findall(r"^\$ (deephash .*)$", README.read_text(), re.M)]
+
+
+def test_there_are_commands():
+    assert len(LINES) > 10
+
+
+@pytest.mark.parametrize("words", LINES, ids=" ".join)
+def test_every_command_is_understood(words):
+    verb, *rest = words
+    assert verb in cli.VERBS
+    flags = [word for word in rest if word.startswith("-")]
+    settings = [
+        cli.normalize(word)
+        for word in rest
+        if "=" in word and not word.startswith(("resume=runs", "run=runs", "codes="))
+    ]
+    assert set(flags) <= {"-m", "--help", "--cfg"}
+    cli.check(verb, settings, None, multirun="-m" in flags)
+
+
+def test_every_make_target_exists():
+    targets = re.findall(r"^([a-z]+):.*##", (README.parent / "Makefile").read_text(), re.M)
+    assert set(re.findall(r"^\$ make ([a-z]+)", README.read_text(), re.M)) <= set(targets)

@@ -1,0 +1,232 @@
+"""A run folder, a configuration or a file from somebody else runs none of his code."""
+
+import ast
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import QUICK, write_photos
+
+import deephash_cli
+from deephash_cli import cli, runs
+from deephash_cli.building import require_trusted
+from deephash_cli.errors import ConfigError
+
+PACKAGE = Path(deephash_cli.__file__).parent
+SOURCES = {file.relative_to(PACKAGE).as_posix(): file for file in sorted(PACKAGE.rglob("*.py"))}
+
+
+# What the source may contain
+
+
+def calls(file: Path):
+    """Every call in a file: its dotted name, its keyword arguments."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Call):
+            yield ast.unparse(node.func), {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+
+
+def imports(file: Path):
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_nothing_is_loaded_or_run_unguarded(name):
+    for function, arguments in calls(SOURCES[name]):
+        last = function.rsplit(".", 1)[-1]
+        if function == "torch.load":
+            assert arguments.get("weights_only") == "True", function
+            assert name in ("checkpoints.py", "models.py")
+        elif function == "np.load":
+            assert arguments.get("allow_pickle") == "False", function
+        elif last == "extractall":
+            assert arguments.get("filter") == "'data'", function
+        elif function == "torch.hub.download_url_to_file":
+            assert "hash_prefix" in arguments
+        else:
+            assert function not in ("eval", "exec", "compile", "__import__", "os.system", "os.popen", "yaml.load")
+            assert not function.startswith(("pickle.load", "torch.hub", "torch.jit", "subprocess", "joblib", "marshal"))
+            assert last not in ("load_from_checkpoint", "unsafe_load", "full_load", "fromfile", "memmap")
+        assert "True" not in (arguments.get("allow_pickle"), arguments.get("shell")), function
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_modules_that_run_code_are_imported_nowhere_else(name):
+    risky = ("pickle", "joblib", "dill", "cloudpickle", "marshal", "shelve", "subprocess", "ctypes", "runpy", "code")
+    found = {module for module in imports(SOURCES[name]) if module.split(".")[0] in risky}
+    assert found == ({"pickle"} if name == "data/restricted_pickle.py" else set())
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_there_is_one_binarizer(name):
+    """``sign(0)`` is 0, which is no bit."""
+    for function, _ in calls(SOURCES[name]):
+        assert function.rsplit(".", 1)[-1] not in ("sign", "sgn", "sign_"), function
+        assert name == "codes.py" or function.rsplit(".", 1)[-1] not in ("packbits", "unpackbits"), function
+
+
+# A run folder from somebody else
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    place = tmp_path_factory.mktemp("trained")
+    photos = write_photos(place / "photos")
+    settings = ["dataset=image_folder", f"dataset.root={photos}", *QUICK, "bits=8", "trainer.max_epochs=1"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        patch.setenv("DEEPHASH_CACHE_DIR", str(place / "cache"))
+        assert cli.run(["train", *settings, f"run_dir={place / 'run'}"]) == 0
+    return place / "run"
+
+
+@pytest.fixture
+def poisoned(trained, tmp_path):
+    """Add overrides to what a run was started with, as if it had been started so."""
+
+    def add(*overrides: str) -> Path:
+        folder = Path(shutil.copytree(trained, tmp_path / "run"))
+        record = json.loads((folder / runs.RECORD).read_text())
+        record |= {"overrides": [*record["overrides"], *overrides], "status": "interrupted"}
+        (folder / runs.RECORD).write_text(json.dumps(record))
+        return folder
+
+    return add
+
+
+def test_an_honest_folder_is_taken_up(deephash, poisoned):
+    result = deephash("train", f"resume={poisoned()}", "trainer.max_epochs=2")
+    assert result.code == 0, result
+
+
+FOREIGN = [
+    "os.system", "subprocess.run", "builtins.exec", "builtins.open", "pathlib.Path.touch", "shutil.copyfile",
+    "numpy.load", "joblib.load", "torch.load", "torch.hub.load", "torch.jit.load", "torch.utils.cpp_extension.load",
+    "torch.serialization.load", "torch.nn.modules.module.os.system", "torch.os.system", "torch.optim.os.system",
+    "deephash_cli.files.write_text", "deephash_cli.data.download.download", "deephash_cli.data.cifar10.fetch",
+    "deephash_cli.models.torch.load", "deephash_cli.models.torch.hub.load", "deephash_cli.tracking.os.system",
+    "deephash_cli.data.cifar10.read_pickle", "deephash_cli.train.train", "deephash_cli.runs.shutil.rmtree",
+    "deephash_cli.methods.no_such_method.Mine", "pytorch_lightning.Trainer.test", "hydra.utils.instantiate", "",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("target", FOREIGN)
+def test_a_target_of_elsewhere_is_not_trusted(target):
+    for settings in (
+        {"_target_": target},
+        {"a": {"b": {"_target_": target}}},
+        {"a": [{"_target_": "torch.nn.Identity"}, [{"_target_": target}]]},
+        {"_target_": "torch.nn.Identity", "_args_": [{"_target_": target}]},
+    ):
+        with pytest.raises(ConfigError, match="the run folder wants to build .*_target_="):
+            require_trusted(settings, also=["mine"])
+
+
+def test_every_target_of_the_configuration_folder_is_trusted():
+    from omegaconf import OmegaConf
+
+    for group in cli.group_names():
+        for choice in cli.choices(group):
+            config = cli.check("train", [cli.normalize(f"{group}={choice}")], None, multirun=False)
+            require_trusted(OmegaConf.to_container(config, resolve=True), also=[])
+
+
+def test_what_the_user_trusts_is_trusted():
+    require_trusted({"_target_": "mine.methods.Mine"}, also=["mine"])
+    with pytest.raises(ConfigError, match="add allowed_targets=\\[mine_too\\]"):
+        require_trusted({"_target_": "mine_too.methods.Mine"}, also=["mine"])
+
+
+def attacks(mark: str) -> dict[str, list[str]]:
+    """Overrides of a run folder that would leave a file ``mark`` if they were obeyed."""
+    touch = f"{{_target_:pathlib.Path.touch,_args_:[{{_target_:pathlib.Path,_args_:['{mark}']}}]}}"
+    return {
+        "instead of the method": ["module._target_=os.system"],
+        "instead of the optimizer": ["optimizer._target_=subprocess.Popen"],
+        "beside the arguments": [f"+augment.extra={touch}"],
+        "in a list": [f"+augment.extra=[1,[{touch}]]"],
+        "as positional arguments": [f"+augment._args_=[{touch}]"],
+        "by interpolation": ["model.name=os.system", "module._target_=${model.name}"],
+        "by interpolation of a node": ["+model.evil={_target_:os.system}", "augment=none", "+augment.x=${model.evil}"],
+        "by a module of ours": ["module._target_=deephash_cli.files.os.system"],
+        "with a permission of its own": [f"+augment.extra={touch}", "allowed_targets=[pathlib,os]"],
+        "in the logger": ["logger=csv", "logger._target_=os.mkdir", "logger._partial_=false", f"+logger.path={mark}"],
+    }
+
+
+@pytest.mark.parametrize("attack", attacks(""))
+def test_a_folder_that_would_build_something_foreign_is_refused(deephash, poisoned, tmp_path, attack):
+    mark = tmp_path / "mark"
+    result = deephash("train", f"resume={poisoned(*attacks(str(mark))[attack])}")
+    assert result.code == 2, result
+    assert "the run folder wants to build" in result.err
+    assert result.err.count("\n") == 1
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["+hydra.callbacks.evil={_target_:pathlib.Path.touch,_args_:['MARK']}", "++hydra.run.dir=MARK", "hydra.run.dir=MARK",
+     "hydra.sweep.dir=MARK", "hydra.output_subdir=MARK", "hydra.searchpath=[file://MARK]", "hydra/launcher=evil",
+     "hydra/job_logging=default", "run_dir=MARK", "resume=none", "group=MARK", "hydra.mode=MULTIRUN",
+     "hydra.job.env_set={EVIL:MARK}"],
+)  # fmt: skip
+def test_a_folder_cannot_configure_anything_but_its_run(deephash, poisoned, tmp_path, override):
+    mark = tmp_path / "mark"
+    folder = poisoned(override.replace("MARK", str(mark)))
+    result = deephash("train", f"resume={folder}", "trainer.max_epochs=2")
+    assert result.code == 0, result
+    assert not mark.exists()
+    assert f"run folder: {folder}" in result.out
+
+
+@pytest.mark.parametrize("overrides", ["seed=0", [1], ["seed"], ["x=("], [None], {"a": 1}, None])
+def test_a_record_that_was_tampered_with(deephash, poisoned, overrides):
+    folder = poisoned()
+    record = json.loads((folder / runs.RECORD).read_text())
+    (folder / runs.RECORD).write_text(json.dumps({**record, "overrides": overrides}))
+    result = deephash("train", f"resume={folder}")
+    assert result.code == 4, result
+    assert result.err.startswith("error: ")
+    assert result.err.count("\n") == 1
+
+
+LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{name}: &{name} [{', '.join(f'*{before}' for _ in range(9))}]\n"
+    for before, name in zip("abcdefghi", "bcdefghij", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["a: !!python/object/apply:os.system ['touch MARK']\n", "a: !!python/name:os.system\n", "a: !evil x\n", LAUGHS,
+     "- a\n", "", "a: {", "\tx", "x" * (2**20 + 1), "a: ${b}\nb: ${a}\n", "\x00", "[" * 5000],
+    ids=range(12),
+)  # fmt: skip
+def test_the_configuration_in_a_run_folder_is_data(deephash, poisoned, tmp_path, content):
+    folder = poisoned()
+    mark = tmp_path / "mark"
+    (folder / runs.CONFIG).write_text(content.replace("MARK", str(mark)))
+    result = deephash("train", f"resume={folder}")
+    assert result.code in (2, 4), result
+    assert result.err.startswith("error: ")
+    assert result.err.count("\n") == 1
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize(
+    "content", ["a: !!python/object/apply:os.system ['touch mark']\n", "a: [", "\tx: 1", "a: 1\na: 2"]
+)
+def test_a_configuration_of_ones_own_that_is_no_plain_yaml(deephash, content):
+    Path("mine/method").mkdir(parents=True)
+    Path("mine/method/mine.yaml").write_text(f"# @package _global_\n{content}")
+    result = deephash("train", "--config-dir", "mine", "method=mine")
+    assert result.code == 2, result
+    assert result.err.startswith("error: ")
+    assert result.err.count("\n") == 1
+    assert not Path("mark").exists()

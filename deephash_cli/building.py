@@ -15,7 +15,7 @@ TRUSTED = (
     "deephash_cli.data", "deephash_cli.losses", "deephash_cli.methods", "deephash_cli.models", "deephash_cli.schedules",
     "deephash_cli.tracking", "pytorch_lightning.trainer", "torch.nn", "torch.optim", "torchvision.transforms",
 )  # fmt: skip
-UNTRUSTED = ("deephash_cli.data.download", "deephash_cli.data.features", "deephash_cli.data.protocol")
+UNTRUSTED = tuple(f"deephash_cli.data.{name}" for name in ("download", "features", "protocol", "restricted_pickle"))
 _SHORT = {"pytorch_lightning.Trainer": "pytorch_lightning.trainer.trainer.Trainer"}
 
 

@@ -130,8 +130,8 @@ class EpochCheckpoints(Callback):
         for name, state in pl_module.state_dict().items():  # statistics of batch normalization overflow first
             if not torch.isfinite(state).all():
                 raise DivergedError(
-                    f"{name} is not finite after epoch {trainer.current_epoch}: lower optimizer.lr and backbone_lr; "
-                    f"the last good checkpoint is in {self.folder}"
+                    f"{name} is not finite after epoch {trainer.current_epoch}: lower optimizer.lr and "
+                    f"model.backbone_lr; the last good checkpoint is in {self.folder}"
                 )
         self.best = max(self.best, value)
         if better:

@@ -46,7 +46,9 @@ def progress(task: str, total: int, quiet: bool = False) -> Iterator[Callable[..
             bar = bars.add_task(task, total=total, note="")
 
             def move(done: int, note: str | None = None) -> None:
-                bars.update(bar, completed=done, **({} if note is None else {"note": note}))
+                if note is not None:
+                    bars.update(bar, note=note)
+                bars.update(bar, completed=done)
 
             yield move
             move(total)

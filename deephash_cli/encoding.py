@@ -82,7 +82,9 @@ class Source:
         try:
             codes = binarize(u)
         except ValueError as error:
-            raise DivergedError(f"the network gives no codes ({error}): lower optimizer.lr and backbone_lr") from error
+            raise DivergedError(
+                f"the network gives no codes ({error}): lower optimizer.lr and model.backbone_lr"
+            ) from error
         return CodeSet(pack(codes), codes.shape[1], self.dataset.labels[rows], [self.dataset.ids[row] for row in rows])
 
     def _features(self, network: HashingNetwork, device: torch.device) -> Inputs:

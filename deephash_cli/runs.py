@@ -83,7 +83,8 @@ def _secrets() -> list[str]:
     return [value for name, value in os.environ.items() if len(value) >= 8 and _SECRET.search(name)]
 
 
-def _hide_in_override(override: str) -> str:
+def hide_in_override(override: str) -> str:
+    """A setting as it was typed, its value hidden if it is a secret."""
     name, _, value = override.partition("=")
     return f"{name}=<hidden>" if value and (_SECRET.search(name) or _hide(value) != value) else override
 
@@ -133,7 +134,7 @@ class Run:
             "process": os.getpid(),
             "host": platform.node(),
             "fingerprint": fingerprint,
-            "overrides": [_hide_in_override(override) for override in overrides],
+            "overrides": [hide_in_override(override) for override in overrides],
             "versions": versions(),
         }
         (self.path / CHECKPOINTS).mkdir(exist_ok=True)

@@ -51,11 +51,8 @@ def conclude(folder: Path) -> None:
     """
     jobs = [read_json(file) for file in sorted(folder.glob("job-*.json"))]
     done = [job for job in jobs if job["status"] == "finished"]
-    groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
-    for job in done:
-        groups.setdefault(tuple(item for item in job["overrides"] if not item.startswith("seed=")), []).append(job)
-    if groups:
-        console.print(_table(groups))
+    if done:
+        console.print(_table(done))
     unfinished = [job for job in jobs if job["status"] == "interrupted"]
     failed = [job for job in jobs if job["status"] == "failed"]
     for job in failed:
@@ -82,17 +79,24 @@ def _columns(metrics: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
-def _table(groups: Mapping[tuple[str, ...], list[dict[str, Any]]]) -> Table:
-    table = Table(title="mean and standard deviation over seeds", title_justify="left")
+def _table(jobs: Sequence[Mapping[str, Any]]) -> Table:
+    """A row for each combination of settings other than the seed; what all jobs have in common is in the title."""
+    common = set.intersection(*(set(job["overrides"]) for job in jobs))
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for job in jobs:
+        varied = (item for item in job["overrides"] if item not in common and not item.startswith("seed="))
+        groups.setdefault(" ".join(varied) or "all", []).append(job)
+    shared = " ".join(item for item in jobs[0]["overrides"] if item in common and not item.startswith("seed="))
+    table = Table(title=f"{shared} (mean and standard deviation over seeds)".strip(), title_justify="left")
     table.add_column("settings")
     table.add_column("seeds", justify="right")
     for name in COLUMNS:
-        table.add_column(name, justify="right")
-    for settings, jobs in groups.items():
+        table.add_column(name, justify="right", no_wrap=True)
+    for settings, members in groups.items():
         cells = []
         for name in COLUMNS:
-            values = [job["metrics"][name] for job in jobs if name in job["metrics"]]
+            values = [job["metrics"][name] for job in members if name in job["metrics"]]
             spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
             cells.append(f"{statistics.mean(values):.4f}{spread}" if values else "")
-        table.add_row(" ".join(settings) or "(defaults)", str(len(jobs)), *cells)
+        table.add_row(settings, str(len(members)), *cells)
     return table

@@ -1,6 +1,7 @@
 """Where a run's numbers go. ``metrics.jsonl`` in the run folder is the record; dashboards are copies of it."""
 
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -27,7 +28,7 @@ class RecordLogger(Logger):
         super().__init__()
         self.file = file
         kept = file.read_text().splitlines() if file.exists() else []
-        write_text(file, "".join(f"{line}\n" for line in kept if _whole(line) and json.loads(line)["step"] <= step))
+        write_text(file, "".join(f"{line}\n" for line in kept if _step(line) <= step))
 
     @property
     def name(self) -> str:
@@ -256,9 +257,9 @@ def _has_key() -> bool:
         return False
 
 
-def _whole(line: str) -> bool:
-    """Whether a line was written to its end."""
+def _step(line: str) -> float:
+    """The step that a line tells of; infinity if it was not written to its end."""
     try:
-        return "step" in json.loads(line)
-    except (ValueError, TypeError):
-        return False
+        return int(json.loads(line)["step"])
+    except (ValueError, TypeError, KeyError):
+        return math.inf

@@ -192,7 +192,7 @@ def _module(job: Job, train_labels: Tensor) -> HashingModule:
         return create(
             network=job.network,
             **parts,
-            backbone_lr=config.backbone_lr,
+            backbone_lr=config.model.backbone_lr,
             train_labels=train_labels,
             seed=config.seed,
         )

@@ -13,7 +13,7 @@ from conftest import METHODS, QUICK
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from deephash_cli import __version__, cli
+from deephash_cli import __version__, checking, cli
 from deephash_cli.errors import ConfigError
 
 HEAVY = ("torch", "hydra", "numpy", "omegaconf", "rich", "wandb")
@@ -67,8 +67,8 @@ def test_the_help_of_train_lists_every_group_and_choice(deephash):
     result = deephash("train", "--help")
     assert result.code == 0
     lines = {line.split()[0]: line for line in result.out.splitlines() if line.startswith("  ")}
-    for group in (folder.name for folder in cli.CONF_DIR.iterdir() if folder.is_dir()):
-        for file in (cli.CONF_DIR / group).glob("*.yaml"):
+    for group in (folder.name for folder in checking.CONF_DIR.iterdir() if folder.is_dir()):
+        for file in (checking.CONF_DIR / group).glob("*.yaml"):
             listed = file.stem in lines[group].replace(",", " ").split()
             assert listed != file.stem.startswith("_"), file
 
@@ -85,7 +85,7 @@ def test_the_settings_in_the_help_exist(deephash, verb):
     """Help is written by hand, so it could rot."""
     from omegaconf import OmegaConf
 
-    config = cli.check(verb, ["dataset=image_folder"] if verb == "train" else [], None, multirun=False)
+    config = checking.check(verb, ["dataset=image_folder"] if verb == "train" else [], None, multirun=False)
     text = cli.VERB_HELP[verb].split("settings" if verb == "train" else "Settings:")[1].split("Examples")[0]
     keys = [line.split("=")[0].strip() for line in text.splitlines() if "=" in line and line.startswith("  ")]
     assert len(keys) >= 6
@@ -102,7 +102,9 @@ def test_every_example_in_the_help_is_a_command_that_is_understood():
         assert command[:1] == ["deephash"]
         verb, rest = command[1], [cli.normalize(argument) for argument in command[2:]]
         parsed = cli._parse(verb, rest)
-        cli.check(verb, [text for text in parsed.overrides if "<" not in text], None, multirun=bool(parsed.multirun))
+        checking.check(
+            verb, [text for text in parsed.overrides if "<" not in text], None, multirun=bool(parsed.multirun)
+        )
 
 
 def test_help_and_versions_import_nothing_heavy():
@@ -251,7 +253,7 @@ def test_a_code_length_of_ones_own_is_checked_like_any_other(deephash):
     Path("mine/bits").mkdir(parents=True)
     Path("mine/bits/20.yaml").write_text("# @package _global_\nbits: 20\n")
     Path("mine/bits/0.yaml").write_text("# @package _global_\nbits: 0\n")
-    assert cli.check("train", ["bits='20'"], "mine", multirun=False).bits == 20
+    assert checking.check("train", ["bits='20'"], "mine", multirun=False).bits == 20
     assert "bits must be a whole number, from 1 to 4096, got 0" in refused(
         deephash("train", "--config-dir", "mine", "bits=0")
     )
@@ -448,7 +450,7 @@ def test_signal_handlers_are_put_back(deephash, photos):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_is_a_choice_that_the_command_line_knows(method):
-    config = cli.check("train", [f"method={method}"], None, multirun=False)
+    config = checking.check("train", [f"method={method}"], None, multirun=False)
     assert config.method == method
 
 
@@ -489,4 +491,4 @@ def test_no_command_gives_a_traceback(verb, overrides, multirun):
     import contextlib
 
     with contextlib.suppress(ConfigError):
-        cli.check(verb, [cli.normalize(override) for override in overrides], None, multirun)
+        checking.check(verb, [cli.normalize(override) for override in overrides], None, multirun)

@@ -8,16 +8,16 @@ import pytest
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
-from deephash_cli import cli
+from deephash_cli import checking, cli
 
-GROUPS = cli.group_names()
-CHOICES = [(group, choice) for group in GROUPS for choice in cli.choices(group)]
-FILES = sorted(cli.CONF_DIR.rglob("*.yaml"))
+GROUPS = checking.group_names()
+CHOICES = [(group, choice) for group in GROUPS for choice in checking.choices(group)]
+FILES = sorted(checking.CONF_DIR.rglob("*.yaml"))
 
 
 @functools.cache
 def compose(*overrides: str) -> DictConfig:
-    return cli.check("train", [cli.normalize(override) for override in overrides], None, multirun=False)
+    return checking.check("train", [cli.normalize(override) for override in overrides], None, multirun=False)
 
 
 @pytest.mark.parametrize(("group", "choice"), CHOICES)
@@ -31,7 +31,7 @@ def test_every_choice_composes(group, choice):
         assert config.dataset.name == choice
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.relative_to(cli.CONF_DIR).as_posix())
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.relative_to(checking.CONF_DIR).as_posix())
 def test_a_package_line_stands_first(file):
     """Anywhere else Hydra silently takes it for a comment."""
     lines = file.read_text().splitlines()
@@ -41,7 +41,7 @@ def test_a_package_line_stands_first(file):
         assert lines[0] == "# @package _global_"
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.relative_to(cli.CONF_DIR).as_posix())
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.relative_to(checking.CONF_DIR).as_posix())
 def test_files_are_plain_text_of_bounded_width(file):
     text = file.read_text(encoding="ascii")
     assert text.endswith("\n")
@@ -115,20 +115,20 @@ def test_every_range_belongs_to_a_setting():
     """A range for a key that was renamed would guard nothing."""
     absent = object()
     configs = [compose(f"{group}={choice}") for group, choice in CHOICES if group in ("dataset", "loss", "optimizer")]
-    configs.append(cli.check("eval", [], None, multirun=False))
-    for key in [*cli.RANGES, *cli.RANKS, *cli.TEXTS]:
+    configs.append(checking.check("eval", [], None, multirun=False))
+    for key in [*checking.RANGES, *checking.RANKS, *checking.TEXTS]:
         assert any(OmegaConf.select(config, key, default=absent) is not absent for config in configs), key
 
 
 def test_the_defaults_lie_within_their_ranges_and_are_whole_numbers_or_fractions():
     config = compose()
-    for key in cli.RANGES:
+    for key in checking.RANGES:
         value = OmegaConf.select(config, key)
         assert value is None or (isinstance(value, int | float) and not isinstance(value, bool)), key
 
 
 def test_the_configuration_of_eval():
-    config = cli.check("eval", [], None, multirun=False)
+    config = checking.check("eval", [], None, multirun=False)
     assert dict(config) == dict.fromkeys(("run", "codes", "output", "ks", "map_at", "radius"))
 
 
@@ -140,7 +140,7 @@ def test_a_method_brings_its_loss_and_optimizer_and_the_command_line_wins():
 
 def test_every_method_has_a_file_of_its_name():
     package = Path(cli.__file__).parent / "methods"
-    for choice in cli.choices("method"):
+    for choice in checking.choices("method"):
         target = compose(f"method={choice}").module._target_
         module, name = target.rsplit(".", 1)
         assert name.lower() == module.rsplit(".", 1)[1]
@@ -149,13 +149,13 @@ def test_every_method_has_a_file_of_its_name():
 
 def test_the_output_folder_comes_from_the_environment(monkeypatch):
     monkeypatch.setenv("DEEPHASH_OUTPUT_DIR", "elsewhere")
-    assert cli.check("train", [], None, multirun=False).runs == "elsewhere"
-    assert cli.check("train", ["runs=here"], None, multirun=False).runs == "here"
+    assert checking.check("train", [], None, multirun=False).runs == "elsewhere"
+    assert checking.check("train", ["runs=here"], None, multirun=False).runs == "here"
 
 
 def test_experiments_differ_from_the_default_and_keep_to_known_keys():
     from deephash_cli.runs import flatten
 
     default = flatten(OmegaConf.to_container(compose(), resolve=True))
-    for choice in cli.choices("experiment"):
+    for choice in checking.choices("experiment"):
         assert flatten(OmegaConf.to_container(compose(f"experiment={choice}"), resolve=True)) != default

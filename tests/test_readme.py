@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from deephash_cli import cli
+from deephash_cli import checking, cli
 
 README = Path(__file__).parent.parent / "README.md"
 LINES = [shlex.split(line, comments=True)[1:] for line in re.findall(r"^\$ (deephash .*)$", README.read_text(), re.M)]
@@ -27,7 +27,7 @@ def test_every_command_is_understood(words):
         if "=" in word and not word.startswith(("resume=runs", "run=runs", "codes="))
     ]
     assert set(flags) <= {"-m", "--help", "--cfg"}
-    cli.check(verb, settings, None, multirun="-m" in flags)
+    checking.check(verb, settings, None, multirun="-m" in flags)
 
 
 def test_every_make_target_exists():

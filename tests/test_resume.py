@@ -360,7 +360,7 @@ def test_weights_that_are_no_numbers_at_the_end_of_an_epoch_are_not_saved(
 
 
 def test_a_learning_rate_that_explodes_is_divergence(train, deephash, tmp_path):
-    result = deephash(*train(f"run_dir={tmp_path / 'run'}", "optimizer.lr=1e30", "backbone_lr=1e30"))
+    result = deephash(*train(f"run_dir={tmp_path / 'run'}", "optimizer.lr=1e30", "model.backbone_lr=1e30"))
     assert result.code == 5
     assert "lower optimizer.lr" in result.err
     assert "Traceback" not in result.err

@@ -86,7 +86,7 @@ class HashingModule(LightningModule):
             parts = ", ".join(f"{name} {value.item():.4g}" for name, value in terms.items())
             raise DivergedError(
                 f"the loss is {total.item()} in epoch {self.current_epoch}, batch {batch_idx} ({parts}): "
-                "lower optimizer.lr and backbone_lr, or set trainer.gradient_clip_val=1"
+                "lower optimizer.lr and model.backbone_lr, or set trainer.gradient_clip_val=1"
             )
         self.log_dict(
             {f"train/{name}": value.detach() for name, value in {**terms, "loss": total}.items()},
@@ -105,7 +105,9 @@ class HashingModule(LightningModule):
         try:
             codes = binarize(self.network(batch.inputs).float().cpu().numpy())
         except ValueError as error:
-            raise DivergedError(f"the network gives no codes ({error}): lower optimizer.lr and backbone_lr") from error
+            raise DivergedError(
+                f"the network gives no codes ({error}): lower optimizer.lr and model.backbone_lr"
+            ) from error
         self._validation[dataloader_idx].append((pack(codes), batch.labels.cpu().numpy().astype(np.uint8)))
 
     def on_validation_epoch_end(self) -> None:

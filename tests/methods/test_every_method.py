@@ -12,7 +12,7 @@ from conftest import METHODS, QUICK, write_photos
 from hydra.utils import get_class
 from omegaconf import OmegaConf
 
-from deephash_cli import cli, methods
+from deephash_cli import checking, cli, methods
 from deephash_cli.building import build
 from deephash_cli.checkpoints import LAST, VerifiedCheckpointIO, read_checkpoint
 from deephash_cli.codes import load_codes
@@ -23,18 +23,18 @@ from deephash_cli.encoding import Loading, Source
 from deephash_cli.files import read_json
 from deephash_cli.methods.base import HashingModule
 
-SETTINGS = (*QUICK, "bits=12", "loader.batch_size=16", "trainer.max_epochs=10", "backbone_lr=0.001")
+SETTINGS = (*QUICK, "bits=12", "loader.batch_size=16", "trainer.max_epochs=10", "model.backbone_lr=0.001")
 
 
 def class_of(method):
-    return get_class(OmegaConf.load(cli.CONF_DIR / "method" / f"{method}.yaml").module._target_)
+    return get_class(OmegaConf.load(checking.CONF_DIR / "method" / f"{method}.yaml").module._target_)
 
 
 LEARNED = [method for method in METHODS if issubclass(class_of(method), HashingModule)]
 
 
 def compose(method, *overrides):
-    return cli.check(
+    return checking.check(
         "train", [cli.normalize(text) for text in (f"method={method}", *SETTINGS, *overrides)], None, False
     )
 
@@ -45,7 +45,7 @@ def module_of(config, labels):
     parts = {name: build(config[name]) for name in ("loss", "optimizer", "scheduler", "augment")}
     network = build(config.model.network, bits=config.bits)
     return build(config.module, _partial_=True)(
-        network=network, **parts, backbone_lr=config.backbone_lr, train_labels=labels, seed=config.seed
+        network=network, **parts, backbone_lr=config.model.backbone_lr, train_labels=labels, seed=config.seed
     )
 
 
@@ -88,7 +88,7 @@ every_learned_method = pytest.mark.parametrize("trained", LEARNED, indirect=True
 
 def test_a_method_is_one_module_and_one_yaml_of_the_same_name():
     modules = {file.stem for file in Path(methods.__file__).parent.glob("*.py")} - {"__init__", "base"}
-    assert {file.stem for file in (cli.CONF_DIR / "method").glob("*.yaml")} == modules == set(METHODS)
+    assert {file.stem for file in (checking.CONF_DIR / "method").glob("*.yaml")} == modules == set(METHODS)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -103,7 +103,7 @@ def test_it_composes_and_builds(method):
 @pytest.mark.parametrize("method", METHODS)
 def test_the_first_line_of_its_yaml_makes_it_a_bundle(method):
     # A comment above this line silently disables it, and the method's loss and optimizer are not chosen.
-    text = (cli.CONF_DIR / "method" / f"{method}.yaml").read_text()
+    text = (checking.CONF_DIR / "method" / f"{method}.yaml").read_text()
     assert text.startswith("# @package _global_\n")
 
 

@@ -31,9 +31,9 @@ INCIDENTAL = (
     "run_dir",
     "runs",
     "resume",
+    "allowed_targets",
     "group",
     "logger",
-    "trainer.max_time",
     "loader.num_workers",
     "loader.pin_memory",
 )

@@ -88,10 +88,10 @@ def _table(jobs: Sequence[Mapping[str, Any]]) -> Table:
         groups.setdefault(" ".join(varied) or "all", []).append(job)
     shared = " ".join(item for item in jobs[0]["overrides"] if item in common and not item.startswith("seed="))
     table = Table(title=f"{shared} (mean and standard deviation over seeds)".strip(), title_justify="left")
-    table.add_column("settings")
+    table.add_column("settings", overflow="fold", min_width=8)
     table.add_column("seeds", justify="right")
     for name in COLUMNS:
-        table.add_column(name, justify="right", no_wrap=True)
+        table.add_column(name, justify="right", overflow="fold")
     for settings, members in groups.items():
         cells = []
         for name in COLUMNS:

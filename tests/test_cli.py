@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -492,3 +493,16 @@ def test_no_command_gives_a_traceback(verb, overrides, multirun):
 
     with contextlib.suppress(ConfigError):
         checking.check(verb, [cli.normalize(override) for override in overrides], None, multirun)
+
+
+@pytest.mark.slow
+def test_a_screen_that_knows_neither_colours_nor_unicode_and_is_narrow(photos):
+    """The table of a sweep has a plus-minus sign."""
+    command = ["deephash", "train", "-m", "seed=0,1", "bits=8", *photos]
+    code = f"import sys; from deephash_cli import cli; sys.argv = {command!r}"
+    plain = {"PYTHONIOENCODING": "ascii", "NO_COLOR": "1", "TERM": "dumb", "COLUMNS": "60", "LC_ALL": "C"}
+    result = python(f"{code}; cli.main()", **plain)
+    assert result.returncode == 0, result
+    assert result.stderr == ""
+    assert "\x1b" not in result.stdout
+    assert re.search(r"\d\.\d{4} \?", result.stdout)

@@ -48,15 +48,16 @@ def trained(deephash, *overrides: str) -> Path:
 
 def test_the_default_method_on_real_images(deephash):
     """Fashion-MNIST comes with the package; a network from scratch needs no weights."""
-    small = (
-        "model=small_cnn",
-        "model.image_size=16",
-        "trainer=cpu",
-        "trainer.max_epochs=1",
-        "trainer.limit_train_batches=4",
-        "logger=none",
-    )
-    metrics = complete(trained(deephash, *small, "module.pairs=batch"))
+    settings = {
+        "model": "small_cnn",
+        "model.image_size": 16,
+        "module.pairs": "batch",
+        "trainer": "cpu",
+        "logger": "none",
+    }
+    short = {"trainer.max_epochs": 1, "trainer.limit_train_batches": 4}
+    small = [f"{name}={value}" for name, value in {**settings, **short}.items()]
+    metrics = complete(trained(deephash, *small))
     assert metrics["method"] == "dpsh"
     assert metrics["dataset"] == "fashion_mini"
     assert (metrics["bits"], metrics["queries"], metrics["database"]) == (48, 1000, 9000)

@@ -33,8 +33,8 @@ def times(paths) -> dict[Path, int]:
 
 
 def table(out: str) -> list[str]:
-    """The sweep's table as it was printed."""
-    return out[out.index("mean and standard deviation over seeds") :].splitlines()
+    """The sweep's table as it was printed, with its title."""
+    return out[out.rindex(", run folder ") if ", run folder " in out else 0 :].splitlines()[1:]
 
 
 def test_every_combination_runs_once_and_again_means_nothing_to_do(deephash, photos):

@@ -118,7 +118,7 @@ def test_a_frozen_backbone_trains_on_its_features(train, steps):
 
 
 def test_the_schedule_ends_with_the_training(train):
-    folder = train("trainer.max_epochs=4")[1]
+    folder = train("trainer.max_epochs=4", "optimizer.lr=0.001", "model.backbone_lr=0.0001")[1]
     rates = values(folder, "lr/new_layers")
     assert rates == sorted(rates, reverse=True)
     assert rates[-1] == pytest.approx(0, abs=1e-12)

@@ -12,13 +12,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from deephash_cli.cache import cache_folder
-from deephash_cli.codes import CodeSet, binarize, pack
+from deephash_cli.codes import CodeSet
 from deephash_cli.console import progress
 from deephash_cli.data.dataset import ImageFiles, ImageTensor, RetrievalDataset
 from deephash_cli.data.features import cached_features, feature_key
 from deephash_cli.data.loaders import Batch, Inputs, Rows, encode_loader, train_loader
-from deephash_cli.errors import DivergedError
-from deephash_cli.models import Backbone, HashingNetwork
+from deephash_cli.models import Backbone, HashingNetwork, packed_codes
 
 
 @dataclass(frozen=True)
@@ -78,14 +77,9 @@ class Source:
         Raises:
             DivergedError: If the network's output is not a number.
         """
-        u = torch.cat(cast(list[Tensor], trainer.predict(module, self.in_order(rows)))).numpy()
-        try:
-            codes = binarize(u)
-        except ValueError as error:
-            raise DivergedError(
-                f"the network gives no codes ({error}): lower optimizer.lr and model.backbone_lr"
-            ) from error
-        return CodeSet(pack(codes), codes.shape[1], self.dataset.labels[rows], [self.dataset.ids[row] for row in rows])
+        u = torch.cat(cast(list[Tensor], trainer.predict(module, self.in_order(rows))))
+        ids = [self.dataset.ids[row] for row in rows]
+        return CodeSet(packed_codes(u), u.shape[1], self.dataset.labels[rows], ids)
 
     def _features(self, network: HashingNetwork, device: torch.device) -> Inputs:
         n = len(self.dataset)

@@ -6,13 +6,15 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Protocol, cast, runtime_checkable
 
+import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as transforms
 
 from deephash_cli.cache import cache_folder
-from deephash_cli.errors import ArtifactError, ConfigError, first_line
+from deephash_cli.codes import binarize, pack
+from deephash_cli.errors import ArtifactError, ConfigError, DivergedError, first_line
 
 # The packages from the index that carry ImageNet weights: timm's name of the network -> (package, file inside it).
 PACKAGED_WEIGHTS = {
@@ -113,6 +115,20 @@ class HashingNetwork(nn.Module):
         for name, tensor in self.backbone.state_dict().items():
             digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
+
+
+def packed_codes(u: Float[Tensor, "n bits"]) -> UInt8[np.ndarray, "n bytes"]:
+    """Binary codes of a network's output.
+
+    Raises:
+        DivergedError: If the output is not a number.
+    """
+    try:
+        return pack(binarize(u.numpy()))
+    except ValueError as error:
+        raise DivergedError(
+            f"the network gives no codes ({error}): lower optimizer.lr and model.backbone_lr"
+        ) from error
 
 
 class SmallCNN(nn.Module):

@@ -1,5 +1,6 @@
 """Where a run's numbers go. ``metrics.jsonl`` in the run folder is the record; dashboards are copies of it."""
 
+import contextlib
 import json
 import math
 import os
@@ -50,20 +51,33 @@ class RecordLogger(Logger):
             file.write(json.dumps(line) + "\n")
 
 
-class EpochReport(Callback):
+class _Report(Callback):
+    """A progress bar that is closed however the task ends, leaving the terminal as it was."""
+
+    def __init__(self) -> None:
+        self._bar = contextlib.ExitStack()
+        self._update: Any = None
+
+    def _open(self, task: str, total: int, quiet: bool = False) -> None:
+        self._update = self._bar.enter_context(console.progress(task, total, quiet))
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Close it where it stands."""
+        self._bar.__exit__(type(exception), exception, None)
+
+
+class EpochReport(_Report):
     """Show the progress of the training and log what an epoch cost: learning rates, seconds, images per second."""
 
     def __init__(self, images: int):
+        super().__init__()
         self.images = images
-        self._context: Any = None
-        self._update: Any = None
         self._started = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the progress bar."""
         total = (trainer.max_epochs or 0) * int(trainer.num_training_batches)
-        self._context = console.progress("training, batches", total, quiet=True)
-        self._update = self._context.__enter__()
+        self._open("training, batches", total, quiet=True)
         self._update(trainer.global_step)
 
     def on_train_batch_end(
@@ -96,28 +110,21 @@ class EpochReport(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Close the progress bar."""
-        self._context.__exit__(None, None, None)
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Close the progress bar, leaving the terminal as it was."""
-        if self._context is not None:
-            self._context.__exit__(type(exception), exception, None)
+        self._bar.close()
 
 
-class EncodeReport(Callback):
+class EncodeReport(_Report):
     """Show how far encoding is."""
 
     def __init__(self) -> None:
-        self._context: Any = None
-        self._update: Any = None
+        super().__init__()
         self._done = 0
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the progress bar."""
         loader = trainer.predict_dataloaders
         self._done = 0
-        self._context = console.progress("encoding, images", len(cast(Any, loader).dataset))
-        self._update = self._context.__enter__()
+        self._open("encoding, images", len(cast(Any, loader).dataset))
 
     def on_predict_batch_end(
         self,
@@ -134,7 +141,7 @@ class EncodeReport(Callback):
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Close it."""
-        self._context.__exit__(None, None, None)
+        self._bar.close()
 
 
 class WandbRun(WandbLogger):

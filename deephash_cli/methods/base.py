@@ -14,10 +14,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from deephash_cli import metrics, ranking
-from deephash_cli.codes import binarize, pack
 from deephash_cli.data.loaders import Batch
 from deephash_cli.errors import ConfigError, DataError, DivergedError, first_line
-from deephash_cli.models import HashingNetwork
+from deephash_cli.models import HashingNetwork, packed_codes
 
 
 class HashingModule(LightningModule):
@@ -102,13 +101,8 @@ class HashingModule(LightningModule):
         Raises:
             DivergedError: If the network's output is not a number.
         """
-        try:
-            codes = binarize(self.network(batch.inputs).float().cpu().numpy())
-        except ValueError as error:
-            raise DivergedError(
-                f"the network gives no codes ({error}): lower optimizer.lr and model.backbone_lr"
-            ) from error
-        self._validation[dataloader_idx].append((pack(codes), batch.labels.cpu().numpy().astype(np.uint8)))
+        codes = packed_codes(self.network(batch.inputs).float().cpu())
+        self._validation[dataloader_idx].append((codes, batch.labels.cpu().numpy().astype(np.uint8)))
 
     def on_validation_epoch_end(self) -> None:
         """Log the tie-aware mAP of the held-out queries."""

@@ -37,12 +37,19 @@ RANGES: dict[str, tuple[float, float | None]] = {
     "metrics.radius": (0, None),
     "radius": (0, None),
 }
+# Settings that are one of a few words.
+WORDS: dict[str, tuple[str, ...]] = {
+    "bit_order": ("little", "big"),
+    "zero_hits": ("zero", "skip"),
+    "metrics.zero_hits": ("zero", "skip"),
+}
 # Lists of ranks.
 RANKS = ("metrics.ks", "dataset.map_at", "ks", "map_at")
 # Settings without a default that are text.
 TEXTS = (
     "run_dir", "runs", "resume", "group", "dataset.root", "dataset.file", "dataset.split_file", "dataset.train",
-    "dataset.query", "dataset.database", "run", "codes", "output",
+    "dataset.query", "dataset.database", "run", "codes", "output", "query", "database", "query_labels",
+    "database_labels",
 )  # fmt: skip
 
 
@@ -98,6 +105,9 @@ def check(verb: str, overrides: Sequence[str], config_dir: str | None, multirun:
             raise ConfigError(f"could not read {overrides[position]!r}: a setting is key=value")
         if _is_group(verb, override):
             _check_choice(override)
+        elif verb == "eval" and (key := override.key_or_group).startswith("metrics"):
+            # The group is there for its values: beside ks, metrics.ks would be a second name for one thing.
+            raise ConfigError(f"deephash eval has no {key}; it has ks, map_at, radius and zero_hits")
         if multirun and override.is_sweep_override():
             key = override.input_line.split("=", 1)[0] if override.input_line else override.get_key_element()
             try:
@@ -186,9 +196,13 @@ def _check_values(config: Any, defaults: Any, overrides: Sequence[str]) -> None:
         limits = f"from {low} to {high}" if high is not None else f"at least {low}"
         default = OmegaConf.select(defaults, key, throw_on_missing=False)
         kind = "a number" if isinstance(default, float) else "a whole number"
-        number = isinstance(value, int | float) and not isinstance(value, bool)
+        number = isinstance(value, int | float if isinstance(default, float) else int) and not isinstance(value, bool)
         if not number or not low <= value <= (float("inf") if high is None else high):
             raise ConfigError(f"{key} must be {kind}, {limits}, got {_short(value)}")
+    for key, words in WORDS.items():
+        value = OmegaConf.select(config, key, throw_on_missing=False)
+        if value is not None and value not in words:
+            raise ConfigError(f"{key} must be {' or '.join(words)}, got {_short(value)}")
     for key in RANKS:
         value = OmegaConf.select(config, key, throw_on_missing=False)
         if value is None:
@@ -249,6 +263,8 @@ def _known_keys(verb: str, chosen: Sequence[str]) -> list[str]:
     from deephash_cli.runs import flatten
 
     flat = flatten(OmegaConf.to_container(compose(verb, overrides=list(chosen)), resolve=False))  # type: ignore[arg-type]
+    if verb == "eval":
+        flat = {key: value for key, value in flat.items() if not key.startswith("metrics.") and key != "code_bits"}
     parents = {".".join(key.split(".")[:depth]) for key in flat for depth in range(1, key.count(".") + 1)}
     return [*(group_names() if verb == "train" else []), *parents, *flat]
 

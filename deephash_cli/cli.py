@@ -23,7 +23,7 @@ from deephash_cli.errors import ArtifactError, ConfigError, DeephashError, Stopp
 
 VERBS = {
     "train": "train a method, write binary codes, report mAP and precision@k",
-    "eval": "recompute every number of a run from its codes alone",
+    "eval": "recompute every number of a run from its codes alone, or score anybody's codes",
 }
 
 EXAMPLES = """\
@@ -71,19 +71,29 @@ Examples:
 """
     + EXAMPLES,
     "eval": """\
-deephash eval run=<run folder> | codes=<codes folder> [key=value ...]
+deephash eval run=<run folder> | codes=<codes folder> | <four .npy files> [key=value ...]
 
 Settings:
   run=<folder>                  a run folder
   codes=<folder>                or a folder with query.npy, database.npy, their labels and ids, and manifest.json
+  query=<file.npy>              or codes of any program: (n, bits) of -1/1, 0/1 or bool; or packed uint8, with bits=
+  database=<file.npy>           the same for the database
+  query_labels=<file.npy>       class ids (n,), or multi-hot (n, classes)
+  database_labels=<file.npy>    the same for the database
+  bits=64                       code length; needed where codes are uint8
+  bit_order=little|big          of packed codes: little as in Faiss, big as np.packbits makes them
   output=<file>                 write the metrics to a JSON file
-  ks=[1,10,100]                 cut-offs of precision and recall (default: those of the run)
+  ks=[1,10,100]                 cut-offs of precision and recall (default: those of the run, or of deephash train)
   map_at=[1000]                 cut-offs R of mAP@R
   radius=2                      of the Hamming ball
+  zero_hits=zero|skip           a query without a relevant item in the database scores 0, or is left out of the means
+
+A run leaves each query out of its own ranking, by its id. The four files have no ids: keep queries out of the database.
 
 Examples:
   deephash eval run=runs/<folder>
-  deephash eval codes=runs/<folder>/codes ks=[10,100] output=metrics.json""",
+  deephash eval codes=runs/<folder>/codes ks=[10,100] output=metrics.json
+  deephash eval query=q.npy database=d.npy query_labels=ql.npy database_labels=dl.npy output=metrics.json""",
 }
 
 
@@ -115,7 +125,7 @@ def run(arguments: Sequence[str]) -> int:
         if "--version" in rest:
             print_version()
             return 0
-        return _launch(verb, [normalize(argument) for argument in rest])
+        return _launch(verb, [normalize(argument, verb) for argument in rest])
     except DeephashError as error:
         _print_error(error)
         return error.exit_code
@@ -133,9 +143,14 @@ def quote_bits(override: str) -> str:
     return "bits=" + ",".join(f"'{n}'" if re.fullmatch(r"[+-]?[\d.]+", n) else n for n in lengths)
 
 
-def normalize(argument: str) -> str:
-    """Accept what users type: numbers of bits, and ``+experiment=`` (as many projects have it) for ``experiment=``."""
-    name, equals, _ = argument.lstrip("+").partition("=")
+def normalize(argument: str, verb: str = "train") -> str:
+    """Accept what users type: numbers of bits, and ``+experiment=`` (as many projects have it) for ``experiment=``.
+
+    ``bits`` is a group of ``train``, and Hydra would take ``eval bits=20`` for a choice of it, which need not exist.
+    """
+    name, equals, value = argument.lstrip("+").partition("=")
+    if verb == "eval":
+        return f"code_bits={value}" if equals and name == "bits" else argument
     return quote_bits(argument.lstrip("+") if equals and name in group_names() else argument)
 
 

@@ -1,25 +1,27 @@
 """Binary codes: continuous values to bits, bits to bytes, and a folder of codes that is complete or refused."""
 
+import contextlib
 import json
+import math
 import stat
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
 from deephash_cli.errors import ArtifactError
-from deephash_cli.files import atomic_write, read_json, sha256_file, write_json, write_text
+from deephash_cli.files import atomic_write, read_json, sha256_file, write_json
 
 FORMAT = 1
 MANIFEST = "manifest.json"
 _OWN_KEYS = ("format", "bits", "bit_order", "query", "database", "files")
 _SIDES = ("query", "database")
 _MANIFEST_LIMIT = 2**20
-_BITS_LIMIT = 2**16
+BITS_LIMIT = 2**16
 
 
 def binarize(u: Float[np.ndarray, "n bits"]) -> Bool[np.ndarray, "n bits"]:
@@ -51,9 +53,16 @@ def unpack(packed: UInt8[np.ndarray, "n bytes"], bits: int) -> Bool[np.ndarray, 
     Raises:
         ValueError: If rows of this width do not hold codes of ``bits`` bits.
     """
-    if bits < 1 or packed.shape[1] != _width(bits):
-        raise ValueError(f"codes of {bits} bits take {_width(bits)} bytes a row, got rows of {packed.shape[1]} bytes")
+    if bits < 1 or packed.shape[1] != packed_width(bits):
+        raise ValueError(
+            f"codes of {bits} bits take {packed_width(bits)} bytes a row, got rows of {packed.shape[1]} bytes"
+        )
     return np.unpackbits(packed, axis=1, count=bits, bitorder="little").view(np.bool_)
+
+
+def packed_width(bits: int) -> int:
+    """Bytes that a packed code takes."""
+    return -(-bits // 8)
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,8 +72,10 @@ class CodeSet:
     Attributes:
         packed: Codes (n, bytes) uint8, eight bits a byte, as `pack` makes them.
         bits: Code length.
-        labels: Multi-hot labels (n, classes) uint8; a row of zeros is an image without a label.
-        ids: A unique name for each image.
+        labels: Multi-hot labels (n, classes) uint8; a row of zeros is an image without a label. Or class numbers
+            (n,) of any integer type, -1 for an image without a label: ten million rows of a thousand classes are 10 GB
+            multi-hot and 40 MB as numbers. On disk labels are always multi-hot.
+        ids: A unique name for each image; ``None`` where images have no names, so that none is found on both sides.
 
     Raises:
         ArtifactError: If the parts do not fit together.
@@ -74,51 +85,69 @@ class CodeSet:
     packed: np.ndarray
     bits: int
     labels: np.ndarray
-    ids: list[str]
+    ids: list[str] | None
 
     def __post_init__(self) -> None:
-        for name, array in (("codes", self.packed), ("labels", self.labels)):
-            if not isinstance(array, np.ndarray) or array.dtype != np.uint8 or array.ndim != 2:
-                raise ArtifactError(f"{name} must be a two-dimensional array of uint8, got {_describe(array)}")
-        if not _is_count(self.bits) or not 1 <= self.bits <= _BITS_LIMIT:
-            raise ArtifactError(f"bits must be a whole number between 1 and {_BITS_LIMIT}, got {self.bits!r}")
-        if self.packed.shape[1] != _width(self.bits):
+        if not _is_matrix_of_bytes(self.packed):
+            raise ArtifactError(f"codes must be a two-dimensional array of uint8, got {_describe(self.packed)}")
+        if not _is_matrix_of_bytes(self.labels) and not _is_class_numbers(self.labels):
             raise ArtifactError(
-                f"codes of {self.bits} bits take {_width(self.bits)} bytes a row, "
+                "labels must be a two-dimensional array of uint8 or a one-dimensional one of whole numbers, "
+                f"got {_describe(self.labels)}"
+            )
+        if not _is_count(self.bits) or not 1 <= self.bits <= BITS_LIMIT:
+            raise ArtifactError(f"bits must be a whole number between 1 and {BITS_LIMIT}, got {self.bits!r}")
+        if self.packed.shape[1] != packed_width(self.bits):
+            raise ArtifactError(
+                f"codes of {self.bits} bits take {packed_width(self.bits)} bytes a row, "
                 f"got rows of {self.packed.shape[1]} bytes"
             )
-        if not len(self.packed) == len(self.labels) == len(self.ids):
+        if self.ids is None and len(self.packed) != len(self.labels):
+            raise ArtifactError(
+                f"codes and labels must have equal lengths, got {len(self.packed)} and {len(self.labels)}"
+            )
+        if self.ids is not None and not len(self.packed) == len(self.labels) == len(self.ids):
             raise ArtifactError(
                 f"codes, labels and ids must have equal lengths, "
                 f"got {len(self.packed)}, {len(self.labels)} and {len(self.ids)}"
             )
-        if self.labels.size and self.labels.max() > 1:
+        # First, as it needs memory for a while, and mapped labels that were looked at count as memory from then on.
+        if self.ids is not None:
+            _check_ids(self.ids)
+        if self.labels.size and self.labels.ndim == 1 and self.labels.min() < -1:
+            raise ArtifactError(f"class numbers must be at least 0, or -1 for none, got {int(self.labels.min())}")
+        if self.labels.size and self.labels.ndim == 2 and self.labels.max() > 1:
             raise ArtifactError(f"labels must be 0 or 1 (multi-hot), got {int(self.labels.max())}")
         # Non-zero padding would count as distance between codes, silently.
         if self.bits % 8 and (self.packed[:, -1] >> (self.bits % 8)).any():
             raise ArtifactError(
-                f"codes of {self.bits} bits must have zeros in the {8 * _width(self.bits) - self.bits} padding bits "
+                f"codes of {self.bits} bits must have zeros in the {-self.bits % 8} padding bits "
                 "of their last byte, got ones: they have another length or another bit order"
             )
-        _check_ids(self.ids)
 
     @property
     def n(self) -> int:
         """Number of images."""
-        return len(self.ids)
+        return len(self.packed)
 
 
 def require_comparable(query: CodeSet, database: CodeSet) -> None:
     """Check that distances and shared labels between the two sides mean something.
 
     Raises:
-        ArtifactError: If code lengths or class counts differ.
+        ArtifactError: If code lengths, kinds of labels or class counts differ.
     """
     if query.bits != database.bits:
         raise ArtifactError(
             f"query codes have {query.bits} bits but the database has {database.bits}: they come from different runs"
         )
-    if query.labels.shape[1] != database.labels.shape[1]:
+    if query.labels.ndim != database.labels.ndim:
+        kinds = {1: "class numbers", 2: "multi-hot"}
+        raise ArtifactError(
+            f"query labels are {kinds[query.labels.ndim]} but those of the database are {kinds[database.labels.ndim]}: "
+            "both sides need the same kind"
+        )
+    if query.labels.ndim == 2 and query.labels.shape[1] != database.labels.shape[1]:
         raise ArtifactError(
             f"query labels have {query.labels.shape[1]} classes but the database has {database.labels.shape[1]}: "
             "they come from different runs"
@@ -130,16 +159,20 @@ def save_codes(folder: Path, query: CodeSet, database: CodeSet, provenance: Mapp
 
     Args:
         folder: Made if it does not exist. Codes that it holds are replaced.
-        query: The searching side.
-        database: The searched side.
+        query: The searching side, with ids and multi-hot labels.
+        database: The searched side, likewise.
         provenance: What the codes come from (method, model, dataset, ...), added to the manifest as it is.
 
     Raises:
         ArtifactError: If the two sides do not fit each other, or the folder cannot be written to.
-        ValueError: If ``provenance`` uses a key of the manifest's own, or cannot be written as JSON.
+        ValueError: If a side has no ids or no multi-hot labels, or if ``provenance`` uses a key of the manifest's own
+            or cannot be written as JSON.
     """
     folder = Path(folder)
     require_comparable(query, database)
+    for side, codes in zip(_SIDES, (query, database), strict=True):
+        if codes.ids is None or codes.labels.ndim != 2:
+            raise ValueError(f"a codes folder needs ids and multi-hot labels, got a {side} side without")
     if taken := sorted(set(provenance) & set(_OWN_KEYS)):
         raise ValueError(f"provenance must leave the manifest's own keys alone, got {', '.join(taken)}")
     try:
@@ -158,7 +191,8 @@ def save_codes(folder: Path, query: CodeSet, database: CodeSet, provenance: Mapp
         for name, array in ((codes_name, codes.packed), (labels_name, codes.labels)):
             with atomic_write(folder / name) as file:
                 np.save(file, np.ascontiguousarray(array), allow_pickle=False)
-        write_text(folder / ids_name, "".join(f"{name}\n" for name in codes.ids))
+        with atomic_write(folder / ids_name) as file:
+            file.writelines(f"{name}\n".encode() for name in codes.ids or ())
         for name in (codes_name, labels_name, ids_name):
             files[name] = {"sha256": sha256_file(folder / name), "bytes": (folder / name).stat().st_size}
     manifest = {
@@ -203,8 +237,8 @@ def _load_manifest(folder: Path) -> dict[str, Any]:
         )
     if version != FORMAT:
         raise ArtifactError(f"{path} has format {version}, expected {FORMAT}: it was damaged or edited by hand")
-    if not _is_count(manifest.get("bits")) or not 1 <= manifest["bits"] <= _BITS_LIMIT:
-        raise ArtifactError(f"{path} must give bits between 1 and {_BITS_LIMIT}, got {_short(manifest.get('bits'))}")
+    if not _is_count(manifest.get("bits")) or not 1 <= manifest["bits"] <= BITS_LIMIT:
+        raise ArtifactError(f"{path} must give bits between 1 and {BITS_LIMIT}, got {_short(manifest.get('bits'))}")
     if manifest.get("bit_order") != "little":
         raise ArtifactError(f"{path} must have bit_order 'little', got {_short(manifest.get('bit_order'))}")
     for side in _SIDES:
@@ -225,7 +259,7 @@ def _load_side(folder: Path, side: str, manifest: dict[str, Any]) -> CodeSet:
     for name in (codes_name, labels_name, ids_name):
         _verify(folder / name, manifest["files"][name])
     count, classes, bits = manifest[side]["count"], manifest[side]["classes"], manifest["bits"]
-    packed = _open_array(folder / codes_name, (count, _width(bits)))
+    packed = _open_array(folder / codes_name, (count, packed_width(bits)))
     labels = _open_array(folder / labels_name, (count, classes))
     ids = _read_ids(folder / ids_name, count)
     try:
@@ -253,52 +287,115 @@ def _verify(path: Path, entry: dict[str, Any]) -> None:
         raise ArtifactError(f"{path} has not the sha256 that {MANIFEST} gives: it was damaged or replaced")
 
 
-def _open_array(path: Path, expected: tuple[int, int]) -> UInt8[np.ndarray, "n columns"]:
-    """Map an array of unsigned bytes, after its header was found to be exactly the expected one."""
-    try:
+class Header(NamedTuple):
+    """What a .npy file says of itself. Nothing of it is true before `map_array` has compared it with the file."""
+
+    version: tuple[int, int]
+    shape: tuple[int, ...]
+    fortran_order: bool
+    dtype: np.dtype
+    start: int
+
+
+def read_header(path: Path) -> Header:
+    """Read the header of a .npy file, and nothing else.
+
+    Raises:
+        ArtifactError: If the file is missing, no plain file, or no .npy array of version 1.0, 2.0 or 3.0.
+    """
+    with _npy_errors(path):
+        # Opening a pipe could wait for ever.
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise ArtifactError(f"{path} is not a plain file")
         with path.open("rb") as file, warnings.catch_warnings():
             warnings.simplefilter("error")
+            if file.read(4) == b"PK\x03\x04":
+                raise ArtifactError(
+                    f"{path} must be one .npy array, got an archive (.npz): save the array with np.save"
+                )
+            file.seek(0)
             version = np.lib.format.read_magic(file)
-            if version != (1, 0):
-                raise ArtifactError(f"{path} has .npy version {version[0]}.{version[1]}, expected 1.0")
-            shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
-            start = file.tell()
-        if dtype != np.dtype("u1"):
-            raise ArtifactError(f"{path} must hold unsigned bytes (|u1), got {_short(dtype.str)}")
-        if fortran_order:
-            raise ArtifactError(f"{path} must be in C order, got Fortran order")
-        if shape != expected:
-            raise ArtifactError(f"{path} has shape {_short(shape)} but {MANIFEST} says {expected}")
+            if version == (1, 0):
+                shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
+            elif version in ((2, 0), (3, 0)):  # 3.0 differs only where a structured array has names outside Latin-1
+                shape, fortran_order, dtype = np.lib.format.read_array_header_2_0(file)
+            else:
+                raise ArtifactError(
+                    f"{path} has .npy version {version[0]}.{version[1]}, expected 1.0, 2.0 or 3.0: it was damaged"
+                )
+            return Header(version, shape, fortran_order, dtype, file.tell())
+
+
+def map_array(path: Path, header: Header) -> np.ndarray:
+    """Map an array, read-only, after its file was found to have exactly the size that its header gives.
+
+    Raises:
+        ArtifactError: If the size is another, or the array holds Python objects.
+    """
+    with _npy_errors(path):
         size = path.stat().st_size
-        # Python's integers: a product of two lies cannot wrap around to the true size.
-        if size != start + expected[0] * expected[1]:
+        # Python's integers: a product of lies cannot wrap around to the true size.
+        expected = header.start + math.prod(header.shape) * header.dtype.itemsize
+        if size != expected or min(header.shape, default=0) < 0:
             raise ArtifactError(
-                f"{path} has {size} bytes, expected {start + expected[0] * expected[1]} for shape {expected}"
+                f"{path} has {size} bytes, expected {expected} for shape {_short(header.shape)} "
+                f"of {_short(header.dtype.str)}: it was truncated, padded or edited"
             )
-        if 0 in expected:
-            return np.zeros(expected, np.uint8)  # nothing to map
+        if 0 in header.shape:
+            return np.zeros(header.shape, header.dtype)  # nothing to map
         return np.load(path, mmap_mode="r", allow_pickle=False)
+
+
+@contextlib.contextmanager
+def _npy_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
     except ArtifactError:
         raise
+    except FileNotFoundError as error:
+        raise ArtifactError(f"{path} does not exist") from error
+    except OSError as error:
+        raise ArtifactError(f"could not read {path}: {error.strerror or error}") from error
     except Exception as error:
         # NumPy's header parser evaluates text and lets whatever that raises through.
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise ArtifactError(f"{path} is not a .npy array: {reason}") from error
+        raise ArtifactError(f"{path} is not a .npy array as np.save writes it: {reason}") from error
+
+
+def _open_array(path: Path, expected: tuple[int, int]) -> UInt8[np.ndarray, "n columns"]:
+    """Map an array of unsigned bytes, after its header was found to be exactly the expected one."""
+    header = read_header(path)
+    if header.version != (1, 0):
+        raise ArtifactError(f"{path} has .npy version {header.version[0]}.{header.version[1]}, expected 1.0")
+    if header.dtype != np.dtype("u1"):
+        raise ArtifactError(f"{path} must hold unsigned bytes (|u1), got {_short(header.dtype.str)}")
+    if header.fortran_order:
+        raise ArtifactError(f"{path} must be in C order, got Fortran order")
+    if header.shape != expected:
+        raise ArtifactError(f"{path} has shape {_short(header.shape)} but {MANIFEST} says {expected}")
+    return map_array(path, header)
 
 
 def _read_ids(path: Path, count: int) -> list[str]:
+    ids: list[str] = []
+    lines = position = 0
+    line = b"\n"
     try:
-        text = path.read_bytes().decode("utf-8")
+        with path.open("rb") as file:
+            # Text files would also split at a carriage return, which is refused later.
+            for line in file:
+                lines += 1
+                if lines <= count:
+                    ids.append(line.decode("utf-8").removesuffix("\n"))
+                position += len(line)
     except OSError as error:
         raise ArtifactError(f"could not read {path}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
-        raise ArtifactError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
-    # str.splitlines would also split at characters that an id may contain.
-    *ids, rest = text.split("\n")
-    if rest:
+        raise ArtifactError(f"{path} is not UTF-8 text: {error.reason} at byte {position + error.start}") from error
+    if not line.endswith(b"\n"):
         raise ArtifactError(f"{path} must end with a line break: it was truncated")
-    if len(ids) != count:
-        raise ArtifactError(f"{path} has {len(ids)} ids but {MANIFEST} says {count}")
+    if lines != count:
+        raise ArtifactError(f"{path} has {lines} ids but {MANIFEST} says {count}")
     return ids
 
 
@@ -308,29 +405,39 @@ def _check_ids(ids: list[str]) -> None:
             raise ArtifactError(
                 f"an id must be text without a line break and not empty, got {_short(name)} at position {position}"
             )
-    try:
-        "".join(ids).encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise ArtifactError(
-            f"ids must be valid Unicode, got {_short(error.object[error.start : error.end])}"
-        ) from error
-    if len(set(ids)) != len(ids):
-        seen: set[str] = set()
-        # set.add returns None: the first name already seen is the culprit.
-        repeated = next(name for name in ids if name in seen or seen.add(name))
-        raise ArtifactError(f"ids must be unique, got {_short(repeated)} twice")
+        if not name.isascii():
+            try:
+                name.encode("utf-8")
+            except UnicodeEncodeError as error:
+                raise ArtifactError(
+                    f"ids must be valid Unicode, got {_short(error.object[error.start : error.end])}"
+                ) from error
+    # A set of ten million names takes half a gigabyte, their hashes 80 MB. Only names of equal hash can be equal.
+    hashes = np.fromiter(map(hash, ids), np.int64, count=len(ids))
+    hashes.sort()
+    repeated = set(hashes[1:][hashes[1:] == hashes[:-1]].tolist())
+    seen: set[str] = set()
+    for name in ids if repeated else ():
+        if name in seen:
+            raise ArtifactError(f"ids must be unique, got {_short(name)} twice")
+        if hash(name) in repeated:
+            seen.add(name)
 
 
 def _file_names(side: str) -> tuple[str, str, str]:
     return f"{side}.npy", f"{side}_labels.npy", f"{side}_ids.txt"
 
 
-def _width(bits: int) -> int:
-    return -(-bits // 8)
-
-
 def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_matrix_of_bytes(array: object) -> bool:
+    return isinstance(array, np.ndarray) and array.dtype == np.uint8 and array.ndim == 2
+
+
+def _is_class_numbers(array: object) -> bool:
+    return isinstance(array, np.ndarray) and array.dtype.kind in "iu" and array.ndim == 1
 
 
 def _describe(array: object) -> str:

@@ -1,25 +1,32 @@
 """Retrieval metrics: arrays in, one value a query out; the caller averages.
 
 Codes of K bits have only K + 1 distances, so most database items tie with many others. A metric that reads a sorted
-list then depends on an order that nobody chose. Here all but one metric are functions of two histograms (how many
-items, and how many relevant ones, lie at each distance), as exact expectations over every order that the ties allow.
+list then depends on an order that nobody chose. Here all but one metric are functions of histograms (how many items,
+and how many relevant ones, lie at each distance), as exact expectations over every order that the ties allow.
 McSherry and Najork, "Computing information retrieval performance measures efficiently in the presence of tied scores",
 ECIR 2008; He, Cakir, Bargal and Sclaroff, "Hashing as tie-aware learning to rank", CVPR 2018.
 
-A query without a relevant item scores 0 in every metric: it is never skipped.
+A query without a relevant item scores 0 in every metric: it is never skipped. Each query's value is computed from its
+own row alone, in an order that does not depend on the other rows: the same digits however queries are divided.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, get_args
 
 import numpy as np
-from jaxtyping import Bool, Float64, Int64, UInt8
+from jaxtyping import Bool, Float64, Int64, Integer, UInt8
 
 Denominator = Literal["hits", "min", "relevant"]
 
-_ROWS = 2**16  # codes to unpack at once
+_ROWS = 2**16  # codes to count at once
+_QUERIES = 2**10  # queries to work on at once where each needs an array of its own
+_STEPS = 32  # numbers of hits to weigh at once
+_NEGLIGIBLE = 1e-20  # weight of a number of hits, by that of the likeliest number
+_DRAWS = 2**17  # queries to draw at once
 
-_SERIES_FROM = 64  # from here on four terms of the asymptotic series give every digit of a float64
+_SERIES_FROM = 64  # from here on three terms of the asymptotic series give every digit of a float64
 _FROM, _TO = np.arange(_SERIES_FROM + 1)[:, None], np.arange(_SERIES_FROM + 1)[None, :]
 # Sum of 1/t for FROM < t <= TO. Each entry is its own sum: a difference of two harmonic numbers would lose digits.
 _SHORT_SUMS = np.cumsum(np.where(_TO > _FROM, 1.0 / np.maximum(_TO, 1), 0.0), axis=1)
@@ -45,6 +52,50 @@ class Histograms:
         if (self.relevant < 0).any() or (self.relevant > self.total).any():
             raise ValueError("relevant must lie between 0 and total at every distance, got counts outside")
 
+    @staticmethod
+    def of_shared(shared: Int64[np.ndarray, "q distances grades"]) -> "Histograms":
+        """Histograms of graded relevance: an item is relevant if it shares at least one label with the query.
+
+        Args:
+            shared: How many items at each distance share exactly 0, 1, 2, ... labels with each query.
+
+        Raises:
+            ValueError: If a count is negative.
+
+        >>> Histograms.of_shared(np.array([[[5, 0, 2], [7, 1, 0]]])).relevant
+        array([[2, 1]])
+        """
+        if (shared < 0).any():
+            raise ValueError("shared must count items, got a negative number")
+        total = _over_grades(shared)
+        return Histograms(total, total - shared[:, :, 0])
+
+    @cached_property
+    def within(self) -> Int64[np.ndarray, "q distances"]:
+        """Number of items in the Hamming ball of each radius."""
+        return np.cumsum(self.total, axis=1)
+
+    @cached_property
+    def hits_within(self) -> Int64[np.ndarray, "q distances"]:
+        """Number of relevant items in the Hamming ball of each radius."""
+        return np.cumsum(self.relevant, axis=1)
+
+    @cached_property
+    def precisions_within(self) -> Float64[np.ndarray, "q distances"]:
+        """Expected sum, over the relevant items in the Hamming ball of each radius, of the precision at their rank."""
+        nearer, hits = self.within - self.total, self.hits_within - self.relevant
+        return np.cumsum(_tie_terms(nearer, hits, self.total, self.relevant, self.total), axis=1)
+
+    def hits_among_first(self, ks: tuple[int, ...]) -> Float64[np.ndarray, "q ks"]:
+        """Expected number of relevant items among the first k. Kept, since precision and recall need the same."""
+        if ks not in self._kept:
+            self._kept[ks] = _expected_among_first(self.total, self.within, self.relevant, self.hits_within, ks)
+        return self._kept[ks]
+
+    @cached_property
+    def _kept(self) -> dict[tuple[int, ...], np.ndarray]:
+        return {}
+
 
 def average_precision(h: Histograms) -> Float64[np.ndarray, " q"]:
     """Average precision over the whole ranking, in expectation over all orders of the ties. Divides by N+.
@@ -53,7 +104,7 @@ def average_precision(h: Histograms) -> Float64[np.ndarray, " q"]:
     >>> average_precision(h).round(6)  # the relevant item is first, second or third: (1 + 1/2 + 1/3) / 3
     array([0.611111])
     """
-    return _over(_expected_terms(h).sum(axis=1), h.relevant.sum(axis=1))
+    return _over(h.precisions_within[:, -1], h.hits_within[:, -1])
 
 
 def average_precision_best(h: Histograms) -> Float64[np.ndarray, " q"]:
@@ -62,10 +113,7 @@ def average_precision_best(h: Histograms) -> Float64[np.ndarray, " q"]:
     >>> average_precision_best(Histograms(total=np.array([[3, 1]]), relevant=np.array([[1, 0]])))
     array([1.])
     """
-    nearer, hits = _before(h.total), _before(h.relevant)
-    # Sum over t = 1..p of (N+ + t) / (N + t), the relevant items at ranks N + 1 to N + p.
-    terms = h.relevant + (hits - nearer) * _harmonic(nearer, h.relevant)
-    return _over(terms.sum(axis=1), h.relevant.sum(axis=1))
+    return _average_precision_of_runs(h, h.within - h.total)
 
 
 def average_precision_worst(h: Histograms) -> Float64[np.ndarray, " q"]:
@@ -74,9 +122,7 @@ def average_precision_worst(h: Histograms) -> Float64[np.ndarray, " q"]:
     >>> average_precision_worst(Histograms(total=np.array([[4, 1]]), relevant=np.array([[1, 0]])))
     array([0.25])
     """
-    nearer, hits = _before(h.total) + h.total - h.relevant, _before(h.relevant)
-    terms = h.relevant + (hits - nearer) * _harmonic(nearer, h.relevant)
-    return _over(terms.sum(axis=1), h.relevant.sum(axis=1))
+    return _average_precision_of_runs(h, h.within - h.relevant)
 
 
 def average_precision_at(h: Histograms, r: int, denominator: Denominator = "hits") -> Float64[np.ndarray, " q"]:
@@ -95,39 +141,58 @@ def average_precision_at(h: Histograms, r: int, denominator: Denominator = "hits
     """
     if denominator not in get_args(Denominator):
         raise ValueError(f"denominator must be one of {', '.join(get_args(Denominator))}, got {denominator!r}")
-    cut = _cut(h, r)
-    complete = np.where(cut.complete, _expected_terms(h), 0.0).sum(axis=1)
+    cut = _cut(h.total, h.within, [r])
+    complete, relevant = np.take(_shifted(h.precisions_within), cut.group), np.take(h.relevant, cut.group)
+    hits = np.take(h.hits_within, cut.group) - relevant
     if denominator == "hits":
-        return _expected_over_hits(complete, cut)
-    partial = _tie_terms(cut.nearer, cut.hits, cut.size, cut.relevant, cut.inside)
-    relevant = h.relevant.sum(axis=1)
-    return _over(complete + partial, np.minimum(relevant, r) if denominator == "min" else relevant)
+        columns = (complete, hits, cut.nearer, cut.size, relevant, cut.inside)
+        blocks = [slice(start, start + _QUERIES) for start in range(0, max(len(hits), 1), _QUERIES)]
+        return np.concatenate([_expected_over_hits(*(column[block] for column in columns)) for block in blocks])
+    sums = (complete + _tie_terms(cut.nearer, hits, cut.size, relevant, cut.inside))[:, 0]
+    all_relevant = h.hits_within[:, -1]
+    return _over(sums, np.minimum(all_relevant, r) if denominator == "min" else all_relevant)
 
 
-def precision_at(h: Histograms, k: int) -> Float64[np.ndarray, " q"]:
-    """Share of relevant items among the first ``k``, in expectation over ties. Divides by ``k`` always.
+def precision_at(h: Histograms, ks: Sequence[int]) -> Float64[np.ndarray, "q ks"]:
+    """Share of relevant items among the first k, in expectation over ties. Divides by k always.
 
-    So a database smaller than ``k`` counts as filled up with irrelevant items.
-
-    Raises:
-        ValueError: If ``k`` is below 1.
-
-    >>> precision_at(Histograms(total=np.array([[1, 4]]), relevant=np.array([[1, 2]])), 2)
-    array([0.75])
-    """
-    return _expected_hits(_cut(h, k)) / k
-
-
-def recall_at(h: Histograms, k: int) -> Float64[np.ndarray, " q"]:
-    """Share of the query's relevant items that are among the first ``k``, in expectation over ties.
+    So a database smaller than k counts as filled up with irrelevant items.
 
     Raises:
-        ValueError: If ``k`` is below 1.
+        ValueError: If a k is below 1.
 
-    >>> recall_at(Histograms(total=np.array([[1, 4]]), relevant=np.array([[1, 2]])), 2)
-    array([0.5])
+    >>> precision_at(Histograms(total=np.array([[1, 4]]), relevant=np.array([[1, 2]])), [1, 2, 10])
+    array([[1.  , 0.75, 0.3 ]])
     """
-    return _over(_expected_hits(_cut(h, k)), h.relevant.sum(axis=1))
+    return h.hits_among_first(tuple(ks)) / np.array(ks, np.float64)
+
+
+def recall_at(h: Histograms, ks: Sequence[int]) -> Float64[np.ndarray, "q ks"]:
+    """Share of the query's relevant items that are among the first k, in expectation over ties.
+
+    Raises:
+        ValueError: If a k is below 1.
+
+    >>> recall_at(Histograms(total=np.array([[1, 4]]), relevant=np.array([[1, 2]])), [1, 3, 10])
+    array([[0.33333333, 0.66666667, 1.        ]])
+    """
+    return _over(h.hits_among_first(tuple(ks)), h.hits_within[:, -1:])
+
+
+def curve_ranks(n: int, points: int = 50) -> list[int]:
+    """Ranks from 1 to ``n`` for a precision-recall curve by rank: at most ``points``, each a constant ratio apart.
+
+    Small ranks would lie closer together than whole numbers do; those that fall on the same one are drawn once.
+
+    Raises:
+        ValueError: If ``n`` is below 1 or ``points`` below 2.
+
+    >>> curve_ranks(1000, points=10)
+    [1, 2, 5, 10, 22, 46, 100, 215, 464, 1000]
+    """
+    if n < 1 or points < 2:
+        raise ValueError(f"a curve needs at least 1 item and 2 points, got n = {n} and points = {points}")
+    return np.unique(np.rint(np.geomspace(1, n, points)).astype(np.int64)).tolist()
 
 
 def precision_by_radius(h: Histograms) -> Float64[np.ndarray, "q distances"]:
@@ -136,7 +201,7 @@ def precision_by_radius(h: Histograms) -> Float64[np.ndarray, "q distances"]:
     >>> precision_by_radius(Histograms(total=np.array([[0, 2, 2]]), relevant=np.array([[0, 2, 0]])))
     array([[0. , 1. , 0.5]])
     """
-    return _over(np.cumsum(h.relevant, axis=1), np.cumsum(h.total, axis=1))
+    return _over(h.hits_within, h.within)
 
 
 def recall_by_radius(h: Histograms) -> Float64[np.ndarray, "q distances"]:
@@ -145,7 +210,7 @@ def recall_by_radius(h: Histograms) -> Float64[np.ndarray, "q distances"]:
     >>> recall_by_radius(Histograms(total=np.array([[0, 2, 2]]), relevant=np.array([[0, 1, 1]])))
     array([[0. , 0.5, 1. ]])
     """
-    return _over(np.cumsum(h.relevant, axis=1), h.relevant.sum(axis=1, keepdims=True))
+    return _over(h.hits_within, h.hits_within[:, -1:])
 
 
 def precision_within(h: Histograms, radius: int) -> Float64[np.ndarray, " q"]:
@@ -158,7 +223,36 @@ def precision_within(h: Histograms, radius: int) -> Float64[np.ndarray, " q"]:
     >>> precision_within(h, 2)
     array([0.  , 0.75])
     """
-    return precision_by_radius(h)[:, _column(h, radius)]
+    column = _column(h, radius)
+    return _over(h.hits_within[:, column], h.within[:, column])
+
+
+def recall_within(h: Histograms, radius: int) -> Float64[np.ndarray, " q"]:
+    """Share of the query's relevant items that lie in one Hamming ball.
+
+    Raises:
+        ValueError: If ``radius`` is negative.
+
+    >>> recall_within(Histograms(total=np.array([[1, 1, 2, 6]]), relevant=np.array([[1, 0, 1, 2]])), 2)
+    array([0.5])
+    """
+    return _over(h.hits_within[:, _column(h, radius)], h.hits_within[:, -1])
+
+
+def average_precision_within(h: Histograms, radius: int) -> Float64[np.ndarray, " q"]:
+    """Average precision of the items in one Hamming ball, in expectation over all orders of the ties.
+
+    Divides by the relevant items in the ball, and is 0 without one: mAP@H<=radius of Cao, Long, Liu and Wang, "Deep
+    Cauchy hashing for Hamming space retrieval", CVPR 2018.
+
+    Raises:
+        ValueError: If ``radius`` is negative.
+
+    >>> average_precision_within(Histograms(total=np.array([[1, 1, 6]]), relevant=np.array([[0, 1, 5]])), 1)
+    array([0.5])
+    """
+    column = _column(h, radius)
+    return _over(h.precisions_within[:, column], h.hits_within[:, column])
 
 
 def empty_ball(h: Histograms, radius: int) -> Bool[np.ndarray, " q"]:
@@ -170,7 +264,145 @@ def empty_ball(h: Histograms, radius: int) -> Bool[np.ndarray, " q"]:
     >>> empty_ball(Histograms(total=np.array([[0, 0, 0, 9], [1, 1, 2, 6]]), relevant=np.zeros((2, 4), np.int64)), 2)
     array([ True, False])
     """
-    return np.cumsum(h.total, axis=1)[:, _column(h, radius)] == 0
+    return h.within[:, _column(h, radius)] == 0
+
+
+def ndcg_at(shared: Int64[np.ndarray, "q distances grades"], ks: Sequence[int]) -> Float64[np.ndarray, "q ks"]:
+    """Normalized discounted cumulative gain of the first k: expected over ties, then divided by the ideal order's.
+
+    An item that shares g labels with the query has the gain 2^g - 1, at rank i discounted by 1 / log2(1 + i). The
+    ideal order is that of the whole database; a database smaller than k is ranked whole. Järvelin and Kekäläinen,
+    "Cumulated gain-based evaluation of IR techniques", TOIS 2002; gains of Burges et al., ICML 2005.
+
+    Args:
+        shared: How many items at each distance share exactly 0, 1, 2, ... labels with each query.
+        ks: The cut-offs.
+
+    Raises:
+        ValueError: If a k is below 1.
+
+    >>> ndcg_at(np.array([[[0, 1, 0], [0, 0, 1]]]), [1, 2]).round(6)  # 1/3, (1 + 3 / log2(3)) / (3 + 1 / log2(3))
+    array([[0.333333, 0.796708]])
+    """
+    of_grade = np.einsum("qdg->qg", shared)
+    grades = np.arange(shared.shape[2], dtype=np.int32)  # the type of an exponent
+    # Of gains only their ratio counts: by the query's largest they cannot overflow. Grades above it have no item.
+    largest = (grades * (of_grade > 0)).max(axis=1)[:, None]
+    gains = np.ldexp(1.0, np.minimum(grades - largest, 0)) - np.ldexp(1.0, -largest)
+    at_distance = np.zeros(shared.shape[:2])
+    for grade in grades[1:].tolist():
+        at_distance += gains[:, grade, None] * shared[:, :, grade]
+    total = _over_grades(shared)
+    dcg, ideal = _discounted_gains([(total, _over(at_distance, total)), (of_grade[:, ::-1], gains[:, ::-1])], ks)
+    return np.divide(dcg, ideal, out=np.zeros_like(dcg), where=ideal > 0)
+
+
+def acg_at(shared: Int64[np.ndarray, "q distances grades"], ks: Sequence[int]) -> Float64[np.ndarray, "q ks"]:
+    """Average number of labels that the first k items share with the query, in expectation over ties.
+
+    Divides by k always: a database smaller than k counts as filled up with items that share nothing. Järvelin and
+    Kekäläinen, "IR evaluation methods for retrieving highly relevant documents", SIGIR 2000.
+
+    Args:
+        shared: How many items at each distance share exactly 0, 1, 2, ... labels with each query.
+        ks: The cut-offs.
+
+    Raises:
+        ValueError: If a k is below 1.
+
+    >>> acg_at(np.array([[[0, 1, 0], [1, 0, 1]]]), [1, 2, 3])
+    array([[1., 1., 1.]])
+    """
+    total = _over_grades(shared)
+    labels = np.einsum("qdg,g->qd", shared, np.arange(shared.shape[2]))
+    within, labels_within = np.cumsum(total, axis=1), np.cumsum(labels, axis=1)
+    return _expected_among_first(total, within, labels, labels_within, ks) / np.array(ks, np.float64)
+
+
+def bootstrap_interval(
+    values: Float64[np.ndarray, "q *columns"], level: float, resamples: int, seed: int
+) -> tuple[Float64[np.ndarray, "*columns"], Float64[np.ndarray, "*columns"]]:
+    """Percentile bootstrap interval of the mean over queries: which means other samples of queries would give.
+
+    All columns see the same resamples, drawn from the raw stream of PCG64, which NumPy promises to keep. Efron and
+    Tibshirani, "An introduction to the bootstrap", 1993, chapter 13.
+
+    Args:
+        values: One value a query, or one a query and metric.
+        level: Share of resampled means that the interval holds, such as 0.95.
+        resamples: Number of samples, each of as many queries as there are, drawn with replacement.
+        seed: Of the draw.
+
+    Returns:
+        The lower and the upper bounds.
+
+    Raises:
+        ValueError: If there is no query, ``level`` is not between 0 and 1, or ``resamples`` is below 1.
+
+    >>> low, high = bootstrap_interval(np.arange(100.0), level=0.95, resamples=1000, seed=0)
+    >>> round(low.item()), round(high.item())
+    (44, 55)
+    """
+    if not len(values):
+        raise ValueError("a bootstrap needs at least one query, got none")
+    if not 0 < level < 1 or resamples < 1:
+        raise ValueError(
+            f"level must lie between 0 and 1 and resamples be at least 1, got level {level} and {resamples} resamples"
+        )
+    q = len(values)
+    columns = np.ascontiguousarray(values.reshape(q, -1).T)
+    means = np.empty((len(columns), resamples))
+    source = np.random.PCG64(seed)
+    words = (q + 1) // 2  # for each resample: two draws a word
+    at_once = max(1, _DRAWS // q)
+    for start in range(0, resamples, at_once):
+        block = slice(start, min(start + at_once, resamples))
+        raw = source.random_raw((block.stop - start) * words).reshape(-1, words)
+        halves = raw.astype("<u8", copy=False).view("<u4")[:, :q].astype(np.uint64)
+        drawn = (halves * np.uint64(q) >> np.uint64(32)).view(np.int64)
+        for column, row in zip(columns, means, strict=True):
+            np.mean(np.take(column, drawn), axis=1, out=row[block])
+    bounds = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=1)
+    low, high = (side.reshape(values.shape[1:]) for side in bounds)
+    return low, high
+
+
+def mean_by_class(
+    values: Float64[np.ndarray, " q"],
+    labels: UInt8[np.ndarray, "q {classes}"] | Integer[np.ndarray, " q"],
+    classes: int,
+) -> tuple[Float64[np.ndarray, " {classes}"], Int64[np.ndarray, " {classes}"]]:
+    """Mean over the queries that carry each class, and their number; both are 0 where no query does.
+
+    Args:
+        values: One value a query.
+        labels: Multi-hot labels of the queries, or the number of each query's one class, -1 for none.
+        classes: Number of classes.
+
+    Raises:
+        ValueError: If a label is not among the classes.
+
+    >>> mean_by_class(np.array([0.5, 1.0, 0.25]), np.array([0, 0, 2]), classes=3)
+    (array([0.75, 0.  , 0.25]), array([2, 0, 1]))
+    """
+    if labels.ndim == 2:
+        queries, carried = np.nonzero(labels)
+    else:
+        queries = np.flatnonzero(labels >= 0)
+        carried = labels[queries]
+    counts = np.bincount(carried, minlength=classes)
+    if len(counts) > classes:
+        raise ValueError(f"labels must lie below the number of classes {classes}, got {len(counts) - 1}")
+    return _over(np.bincount(carried, weights=values[queries], minlength=classes), counts), counts
+
+
+def hardest(values: Float64[np.ndarray, " q"], n: int) -> Int64[np.ndarray, " hardest"]:
+    """Positions of the ``n`` lowest values, lowest first; of equal values the earlier comes first.
+
+    >>> hardest(np.array([0.5, 0.1, 0.5, 0.9]), 2)
+    array([1, 0])
+    """
+    return np.argsort(values, kind="stable")[:n]
 
 
 def average_precision_of_ranking(relevance: Bool[np.ndarray, "q n"]) -> Float64[np.ndarray, " q"]:
@@ -192,11 +424,12 @@ def bit_balance(packed: UInt8[np.ndarray, "n bytes"], bits: int) -> Float64[np.n
     >>> bit_balance(np.array([[0b01], [0b11]], np.uint8), bits=2)
     array([1. , 0.5])
     """
-    ones = np.zeros(bits, np.int64)
+    counts = np.zeros((packed.shape[1], 256), np.int64)  # how often each byte has each of its values
     for start in range(0, len(packed), _ROWS):
-        block = np.unpackbits(packed[start : start + _ROWS], axis=1, count=bits, bitorder="little")
-        ones += block.sum(axis=0, dtype=np.int64)
-    return _over(ones, np.full(bits, len(packed)))
+        for byte, column in zip(counts, packed[start : start + _ROWS].T, strict=True):
+            byte += np.bincount(column, minlength=256)
+    bit_of_value = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
+    return _over((counts @ bit_of_value).reshape(-1)[:bits], np.array(len(packed)))
 
 
 def unique_ratio(packed: UInt8[np.ndarray, "n bytes"]) -> float:
@@ -205,80 +438,122 @@ def unique_ratio(packed: UInt8[np.ndarray, "n bytes"]) -> float:
     >>> unique_ratio(np.array([[1], [1], [2], [2]], np.uint8))
     0.5
     """
-    if not len(packed):
+    n, width = packed.shape
+    if not n:
         return 0.0
-    return len(np.unique(packed, axis=0)) / len(packed)
+    padded = np.zeros((n, max(width, 8)), np.uint8)  # up to 64 bits are one machine word, more are a string
+    padded[:, :width] = packed
+    codes = padded.view(np.uint64 if width <= 8 else f"S{width}")[:, 0]
+    codes.sort()
+    return (1 + int(np.count_nonzero(codes[1:] != codes[:-1]))) / n
 
 
 @dataclass(frozen=True, eq=False)
 class _Cut:
-    """A ranking cut after rank k: complete groups of ties, and the group that the cut goes through.
+    """Rankings cut after several ranks, (q, ks): the group of ties that each cut goes through or ends.
 
-    ``nearer`` and ``hits`` count the items and the relevant items in complete groups; ``size`` and ``relevant`` those
-    of the group that is cut, of which ``inside`` places are before the cut (none if the cut falls between two groups).
+    ``group`` is its position in the flattened histograms, ``nearer`` the number of items before it, ``size`` that of
+    its items, of which ``inside`` are before the cut. Of an empty database it is the first group, and all are 0.
     """
 
-    complete: np.ndarray  # (q, distances)
+    group: np.ndarray
     nearer: np.ndarray
-    hits: np.ndarray
     size: np.ndarray
-    relevant: np.ndarray
     inside: np.ndarray
 
 
-def _cut(h: Histograms, k: int) -> _Cut:
-    if k < 1:
-        n = int(h.total.sum(axis=1).max(initial=0))
-        raise ValueError(f"k must be between 1 and the database size {n}, got {k}")
-    complete = np.cumsum(h.total, axis=1) <= k
-    nearer, hits = np.where(complete, h.total, 0).sum(axis=1), np.where(complete, h.relevant, 0).sum(axis=1)
-    whole = complete.all(axis=1)
-    # Groups are complete up to some distance: their number is the column of the first that is not.
-    group = np.where(whole, 0, complete.sum(axis=1))[:, None]
-    size = np.where(whole, 1, np.take_along_axis(h.total, group, axis=1)[:, 0])
-    relevant = np.where(whole, 0, np.take_along_axis(h.relevant, group, axis=1)[:, 0])
-    return _Cut(complete, nearer, hits, size, relevant, inside=np.where(whole, 0, k - nearer))
+def _cut(total: np.ndarray, within: np.ndarray, ks: Sequence[int]) -> _Cut:
+    items = within[:, -1:]
+    n = int(items.max(initial=0))
+    for k in ks:
+        if k < 1:
+            raise ValueError(f"k must be between 1 and the database size {n}, got {k}")
+    ranks = np.minimum(np.array([min(k, n) for k in ks], np.int64), items)
+    # Each query's cumulative counts lie above those of the query before: one search finds all ranks of all queries.
+    base = np.arange(len(within))[:, None] * (n + 1)
+    group = np.searchsorted((within + base).ravel(), (ranks + base).ravel()).reshape(ranks.shape)
+    size = np.take(total, group)
+    nearer = np.take(within, group) - size
+    return _Cut(group, nearer, size, ranks - nearer)
 
 
-def _expected_hits(cut: _Cut) -> np.ndarray:
-    return cut.hits + cut.inside * cut.relevant / cut.size
+def _expected_among_first(
+    total: np.ndarray, within: np.ndarray, amount: np.ndarray, amount_within: np.ndarray, ks: Sequence[int]
+) -> np.ndarray:
+    """Expected amount (relevant items, shared labels) among the first k items, (q, ks)."""
+    cut = _cut(total, within, ks)
+    of_group = np.take(amount, cut.group)
+    return np.take(amount_within, cut.group) - of_group + cut.inside * of_group / np.maximum(cut.size, 1)
 
 
-def _expected_over_hits(complete: np.ndarray, cut: _Cut) -> np.ndarray:
+def _average_precision_of_runs(h: Histograms, nearer: np.ndarray) -> np.ndarray:
+    """Average precision if the relevant items of each distance follow ``nearer`` items without a gap."""
+    hits = h.hits_within - h.relevant
+    # Sum over t = 1..p of (N+ + t) / (N + t), the relevant items at ranks N + 1 to N + p.
+    terms = h.relevant + (hits - nearer) * _harmonic(nearer, h.relevant)
+    return _over(np.ascontiguousarray(terms).sum(axis=1), h.hits_within[:, -1])
+
+
+def _expected_over_hits(
+    complete: np.ndarray,
+    hits: np.ndarray,
+    nearer: np.ndarray,
+    size: np.ndarray,
+    relevant: np.ndarray,
+    inside: np.ndarray,
+) -> np.ndarray:
     """Expectation of (sum of precisions at hits) / (number of hits), where the cut makes both of them random.
 
-    How many hits of the group that is cut fall before the cut is hypergeometric.
+    All arguments are (q, 1). How many of the ``relevant`` items of the group that is cut fall before the cut, h, is
+    hypergeometric. Given h they are spread over the m places before the cut as over a group of that size, which adds
+    a h + b h (h - 1) to the sum of precisions: see ``_tie_terms``.
+
+    From the likeliest h outwards each weight is a fraction of its neighbour, until it is negligible: no factorial, no
+    logarithm, nothing that overflows. At the last possible h the fraction is 0.
     """
-    values = _over(complete, cut.hits)
-    for row in np.flatnonzero(cut.inside).tolist():
-        one = slice(row, row + 1)
-        drawn, probability = _hypergeometric(int(cut.size[row]), int(cut.relevant[row]), int(cut.inside[row]))
-        # Given their number, the hits are spread over the places before the cut as over a group of that size.
-        terms = complete[one] + _tie_terms(cut.nearer[one], cut.hits[one], cut.inside[one], drawn, cut.inside[one])
-        values[row] = (probability * _over(terms, cut.hits[one] + drawn)).sum()
-    return values
+    reciprocals, places = _harmonic(nearer, inside), np.maximum(inside, 1)
+    a = (hits + 1) * reciprocals / places
+    b = (inside - (nearer + 1) * reciprocals) / (places * np.maximum(inside - 1, 1))
+
+    def value(rows: np.ndarray, h: np.ndarray) -> np.ndarray:
+        return _over(complete[rows] + h * (a[rows] + b[rows] * (h - 1)), hits[rows] + h)
+
+    everyone = np.arange(len(hits))
+    likeliest = (inside + 1) * (relevant + 1) // (size + 2)
+    sums, weights = value(everyone, likeliest)[:, 0], np.ones(len(hits))
+    # One hit more before the cut: a hit after it changes places with a miss before it. One fewer: the other way round.
+    falling = relevant - likeliest, inside - likeliest
+    rising = likeliest, size - relevant - inside + likeliest
+    for sign in (1, -1):
+        rows, weight, steps = everyone, np.ones((len(hits), 1)), np.arange(1.0, _STEPS + 1)
+        while len(rows):
+            fractions = (falling[0][rows] + 1 - steps) * (falling[1][rows] + 1 - steps)
+            fractions /= (rising[0][rows] + steps) * (rising[1][rows] + steps)
+            weight = weight[:, -1:] * np.cumprod(fractions, axis=1)
+            weight[weight < _NEGLIGIBLE] = 0
+            sums[rows] += (weight * value(rows, likeliest[rows] + sign * steps)).sum(axis=1)
+            weights[rows] += weight.sum(axis=1)
+            more = weight[:, -1] > 0
+            rows, weight, steps = rows[more], weight[more], steps + _STEPS
+        falling, rising = rising, falling
+    return sums / weights
 
 
-def _hypergeometric(size: int, relevant: int, drawn: int) -> tuple[np.ndarray, np.ndarray]:
-    """How many of ``drawn`` items are relevant: the possible numbers and their probabilities.
-
-    From the likeliest number outwards, each probability is a fraction of its neighbour: no factorial, no logarithm, and
-    nothing that overflows. What underflows is negligible.
-    """
-    low, high = max(0, drawn - (size - relevant)), min(drawn, relevant)
-    hits = np.arange(low, high + 1)
-    mode = min(max((drawn + 1) * (relevant + 1) // (size + 2), low), high)
-    up, down = np.arange(mode, high, dtype=np.float64), np.arange(mode, low, -1, dtype=np.float64)
-    rest = size - relevant - drawn
-    above = np.cumprod((relevant - up) * (drawn - up) / ((up + 1) * (rest + up + 1)))
-    below = np.cumprod(down * (rest + down) / ((relevant - down + 1) * (drawn - down + 1)))
-    weights = np.concatenate([below[::-1], [1.0], above])
-    return hits, weights / weights.sum()
-
-
-def _expected_terms(h: Histograms) -> np.ndarray:
-    """Expected sum of precisions at the relevant items of each group of ties, (q, distances)."""
-    return _tie_terms(_before(h.total), _before(h.relevant), h.total, h.relevant, h.total)
+def _discounted_gains(rankings: Sequence[tuple[np.ndarray, np.ndarray]], ks: Sequence[int]) -> list[np.ndarray]:
+    """Expected discounted gain of the first k, (q, ks), of each ranking, given its groups' sizes and mean gains."""
+    withins = [np.cumsum(total, axis=1) for total, _ in rankings]
+    cuts = [_cut(total, within, ks) for (total, _), within in zip(rankings, withins, strict=True)]
+    last = int((cuts[0].nearer + cuts[0].inside).max(initial=0))  # no rank beyond is asked for, or beyond the database
+    # Prefix sums whose differences are used: in float64 a late step would lose digits.
+    discounts = np.zeros(last + 1, np.longdouble)
+    np.cumsum(1 / np.log2(np.arange(2.0, last + 2)), dtype=np.longdouble, out=discounts[1:])
+    gains = []
+    for (_, gain), within, cut in zip(rankings, withins, cuts, strict=True):
+        until = discounts[np.minimum(within, last)]
+        complete = np.cumsum(gain * np.diff(until, axis=1, prepend=0).astype(np.float64), axis=1)
+        inside = discounts[cut.nearer + cut.inside] - discounts[cut.nearer]
+        gains.append(np.take(_shifted(complete), cut.group) + np.take(gain, cut.group) * inside.astype(np.float64))
+    return gains
 
 
 def _tie_terms(
@@ -293,8 +568,8 @@ def _tie_terms(
 
     and (P + 1 + c (t - 1)) / (A + t) = c + (P + 1 - c (A + 1)) / (A + t) leaves a sum of reciprocals.
     """
-    c = np.where(size > 1, (relevant - 1.0) / np.maximum(size - 1.0, 1.0), 0.0)
-    sums = c * ranks + (hits + 1.0 - c * (nearer + 1.0)) * _harmonic(nearer, ranks)
+    c = (relevant - 1) / np.maximum(size - 1, 1)
+    sums = c * ranks + (hits + 1 - c * (nearer + 1)) * _harmonic(nearer, ranks)
     return relevant / np.maximum(size, 1) * sums
 
 
@@ -302,24 +577,32 @@ def _harmonic(start: np.ndarray, count: np.ndarray) -> np.ndarray:
     """Sum of 1/(start + t) for t = 1..count, to the last digits even where it is a small step far out.
 
     A table of harmonic numbers would lose them: its differences, multiplied by ``start``, carry the sums' rounding.
-    Short sums are looked up; beyond, H(b) - H(a) = ln(b/a) + 1/2x - 1/12x^2 + 1/120x^4 - 1/252x^6 from x = a to b.
+    Short sums are looked up; beyond, H(n) = ln(x) + constant + 1/24x^2 - 7/960x^4 + 31/8064x^6, where x = n + 1/2.
     """
     stop = start + count
-    short = _SHORT_SUMS[np.minimum(start, _SERIES_FROM), np.minimum(stop, _SERIES_FROM)]
-    a, b = np.maximum(start, float(_SERIES_FROM)), np.maximum(stop, float(_SERIES_FROM))
-    a2, b2 = 1 / (a * a), 1 / (b * b)
-    series = np.log1p((b - a) / a) - (b - a) / (2 * a * b)
-    return short + series - (b2 - a2) / 12 + (b2 * b2 - a2 * a2) / 120 - (b2 * b2 * b2 - a2 * a2 * a2) / 252
+    x, y = np.maximum(start, _SERIES_FROM) + 0.5, np.maximum(stop, _SERIES_FROM) + 0.5
+    cell = np.minimum(start, _SERIES_FROM) * len(_SHORT_SUMS) + np.minimum(stop, _SERIES_FROM)
+    return np.take(_SHORT_SUMS, cell) + np.log1p((y - x) / x) + (_correction(y) - _correction(x))
 
 
-def _before(counts: np.ndarray) -> np.ndarray:
-    """Number of items at smaller distances, for each distance."""
-    return np.cumsum(counts, axis=1) - counts
+def _correction(x: np.ndarray) -> np.ndarray:
+    y = 1 / (x * x)
+    return y * (1 / 24 - y * (7 / 960 - y * (31 / 8064)))
+
+
+def _shifted(cumulative: np.ndarray) -> np.ndarray:
+    """Sums over smaller distances, for each distance, from the sums that include it."""
+    return np.pad(cumulative[:, :-1], ((0, 0), (1, 0)))
 
 
 def _over(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
-    """Quotient that is 0 where there is nothing to divide by: no relevant item, an empty ball, no hit."""
-    return np.where(denominator > 0, numerator / np.maximum(denominator, 1), 0.0)
+    """Something summed by its count. Where the count is 0, so is the sum, and the quotient is 0."""
+    return numerator / np.maximum(denominator, 1)
+
+
+def _over_grades(shared: np.ndarray) -> np.ndarray:
+    """Number of items at each distance: ``shared.sum(axis=2)``, several times as fast where there are few grades."""
+    return np.einsum("qdg->qd", shared)
 
 
 def _column(h: Histograms, radius: int) -> int:

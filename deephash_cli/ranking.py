@@ -1,232 +1,201 @@
-"""Hamming rankings: distances, histograms of them, and the stable order, in memory that does not grow with the queries.
+"""Hamming rankings: how many items lie at each distance, how many labels they share, and who is nearest.
 
-Nothing here holds all pairs of queries and database items at once: pairs are worked through in chunks, and every number
-that comes out is an integer or a truth value, so that the size of a chunk cannot change it.
+Nothing here holds all pairs of queries and database items, and nothing is sorted: codes of K bits have only K + 1
+distances, so counting does. Every count is an integer, and every sum is made query by query in the order of the
+database: neither the number of threads nor how queries are grouped can change a digit.
+
+The inner loops are compiled by numba; without it NumPy does the same, a few times slower.
 """
 
-from collections.abc import Iterator
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from types import ModuleType
+from typing import TypeVar
 
 import numpy as np
-from jaxtyping import Bool, Int64, Shaped, UInt8
+from jaxtyping import Float64, Int64, Integer, UInt8
 
-PAIRS = 2**20  # pairs a chunk: about 5 MB of work space, near the processor's cache
-_BLOCK = 2**15  # database items that an inner loop reads at once: its 8-byte words stay in cache
+Labels = UInt8[np.ndarray, "_ classes"] | Integer[np.ndarray, " _"]
+T = TypeVar("T")
+
+_TOGETHER = 128  # queries that a thread takes at once
+_AHEAD = 4  # such parts, a thread, that may wait for the caller
+_ROWS = 2**16  # rows to convert at once
 
 
 @dataclass(frozen=True, eq=False)
-class Ranked:
-    """Consecutive queries and how the database ranks for each of them.
+class Counts:
+    """Consecutive queries and what lies at each distance from them.
 
     Attributes:
         queries: Which queries these are.
-        total: Number of database items at each distance.
-        relevant: Number of relevant database items at each distance.
-        relevance: Whether the item at each rank is relevant; rank by distance, ties by position in the database. A
-            pair that was excluded comes last and is not relevant.
+        shared: Number of database items at each distance 0, 1, ... that share 0, 1, ... labels with the query.
+        precision_sums: Sum of the precisions at the relevant items of the stable order (by distance, ties by position
+            in the database): among the first ranks, a column for each cut-off, and last of the whole order.
+        hits: Number of these relevant items.
     """
 
     queries: slice
-    total: Int64[np.ndarray, "q distances"]
-    relevant: Int64[np.ndarray, "q distances"]
-    relevance: Bool[np.ndarray, "q n"]
+    shared: Int64[np.ndarray, "q distances grades"]
+    precision_sums: Float64[np.ndarray, "q sums"]
+    hits: Int64[np.ndarray, "q sums"]
 
 
-def distances(
-    query_packed: UInt8[np.ndarray, "q bytes"], database_packed: UInt8[np.ndarray, "n bytes"]
-) -> Shaped[np.ndarray, "q n"]:
-    """Hamming distances of all pairs, uint8 where they fit and uint16 where not. For all pairs of a small problem only.
-
-    Raises:
-        ValueError: If the codes differ in width.
-    """
-    _require_same_width("codes", query_packed, database_packed)
-    query, database = _words(query_packed), _words(database_packed)
-    out = np.empty((len(query_packed), len(database_packed)), _distance_type(query_packed.shape[1]))
-    rows = max(1, PAIRS // max(1, len(database_packed)))
-    for start in range(0, len(out), rows):
-        _fill_distances(query[:, start : start + rows], database, out[start : start + rows])
-    return out
-
-
-def similar(
-    query_labels: UInt8[np.ndarray, "q classes"], database_labels: UInt8[np.ndarray, "n classes"]
-) -> Bool[np.ndarray, "q n"]:
-    """Whether each pair shares at least one label. For all pairs of a small problem only."""
-    query, database, single = _label_keys(query_labels, database_labels)
-    out = np.empty((len(query_labels), len(database_labels)), np.bool_)
-    rows = max(1, PAIRS // max(1, len(database_labels)))
-    for start in range(0, len(out), rows):
-        _fill_similar(query[:, start : start + rows], database, single, out[start : start + rows])
-    return out
-
-
-def histograms(
+def count(
     query_packed: UInt8[np.ndarray, "q bytes"],
     database_packed: UInt8[np.ndarray, "n bytes"],
     bits: int,
-    query_labels: UInt8[np.ndarray, "q classes"],
-    database_labels: UInt8[np.ndarray, "n classes"],
+    query_labels: Labels,
+    database_labels: Labels,
     exclude: Int64[np.ndarray, " q"] | None = None,
-    pairs: int = PAIRS,
-) -> tuple[Int64[np.ndarray, "q distances"], Int64[np.ndarray, "q distances"]]:
-    """Count database items, and relevant ones, at each distance from each query. Nothing is sorted.
+    cuts: Sequence[int] = (),
+    threads: int | None = None,
+) -> Iterator[Counts]:
+    """Count what lies at each distance from each query.
 
     Args:
         query_packed: Codes of the queries.
         database_packed: Codes of the database.
         bits: Code length.
-        query_labels: Multi-hot labels of the queries.
-        database_labels: Multi-hot labels of the database.
+        query_labels: Multi-hot (q, classes), or class numbers (q,) with -1 for no label.
+        database_labels: Of the same kind.
         exclude: For each query the position of the database item that is the query itself, or -1; left out.
-        pairs: How many pairs to hold at once.
+        cuts: Cut-offs R of the sums of precisions in stable order.
+        threads: How many queries to work on at once; by default OMP_NUM_THREADS or as many as there are cores.
 
     Returns:
-        ``total`` and ``relevant``, a column for each distance from 0 to ``bits``.
+        The queries in order, some at a time. With several threads work begins at once, and goes on while the caller is
+        busy with what it has.
 
     Raises:
-        ValueError: If the arrays do not fit together.
+        ValueError: If the arrays do not fit together; at the call, not at the first part.
     """
-    sides = _Sides.build(query_packed, database_packed, bits, query_labels, database_labels, exclude, pairs)
-    counts = np.zeros((sides.q, bits + 1, 2), np.int64)
-    columns = min(sides.n, pairs)
-    for queries in sides.chunks(pairs):
-        for start in range(0, sides.n, max(1, columns)):
-            counts[queries] += _count(*sides.compare(queries, slice(start, min(start + columns, sides.n))), bits)
-    return counts.sum(axis=2), np.ascontiguousarray(counts[:, :, 1])
-
-
-def rank(
-    query_packed: UInt8[np.ndarray, "q bytes"],
-    database_packed: UInt8[np.ndarray, "n bytes"],
-    bits: int,
-    query_labels: UInt8[np.ndarray, "q classes"],
-    database_labels: UInt8[np.ndarray, "n classes"],
-    exclude: Int64[np.ndarray, " q"] | None = None,
-    pairs: int = PAIRS,
-) -> Iterator[Ranked]:
-    """Histograms as `histograms` makes them, and the stable ranking as well, from one look at each pair.
-
-    Args:
-        query_packed: Codes of the queries.
-        database_packed: Codes of the database.
-        bits: Code length.
-        query_labels: Multi-hot labels of the queries.
-        database_labels: Multi-hot labels of the database.
-        exclude: For each query the position of the database item that is the query itself, or -1; left out.
-        pairs: How many pairs to hold at once; a whole row of the database is held in any case.
-
-    Returns:
-        The queries in order, some at a time.
-
-    Raises:
-        ValueError: If the arrays do not fit together; at the call, not at the first chunk.
-    """
-    return _ranked(
-        _Sides.build(query_packed, database_packed, bits, query_labels, database_labels, exclude, pairs), pairs
-    )
-
-
-def _ranked(sides: "_Sides", pairs: int) -> Iterator[Ranked]:
-    for queries in sides.chunks(pairs):
-        distance, relevant = sides.compare(queries, slice(0, sides.n))
-        counts = _count(distance, relevant, sides.bits)
-        relevance = np.empty_like(relevant)
-        for row in range(len(relevance)):
-            # On integers of 8 and 16 bits NumPy's stable sort is a radix sort: linear, the faster for being stable.
-            order = np.argsort(distance[row], kind="stable")
-            np.take(relevant[row], order, out=relevance[row])
-        yield Ranked(queries, counts.sum(axis=2), np.ascontiguousarray(counts[:, :, 1]), relevance)
-
-
-@dataclass(frozen=True, eq=False)
-class _Sides:
-    """Both sides in the layout that the inner loops read: machine words, one row a word."""
-
-    query_words: np.ndarray
-    database_words: np.ndarray
-    query_keys: np.ndarray
-    database_keys: np.ndarray
-    single: bool
-    exclude: np.ndarray | None
-    bits: int
-    distance_type: type[np.unsignedinteger]
-
-    @classmethod
-    def build(
-        cls,
-        query_packed: np.ndarray,
-        database_packed: np.ndarray,
-        bits: int,
-        query_labels: np.ndarray,
-        database_labels: np.ndarray,
-        exclude: np.ndarray | None,
-        pairs: int,
-    ) -> "_Sides":
-        _require_same_width("codes", query_packed, database_packed)
-        _require_same_width("labels", query_labels, database_labels)
-        if bits < 1 or query_packed.shape[1] != -(-bits // 8):
-            raise ValueError(f"codes of {bits} bits take {-(-bits // 8)} bytes a row, got {query_packed.shape[1]}")
-        for side, packed, labels in (
-            ("query", query_packed, query_labels),
-            ("database", database_packed, database_labels),
-        ):
-            if len(packed) != len(labels):
-                raise ValueError(
-                    f"{side} codes and labels must have equal lengths, got {len(packed)} and {len(labels)}"
-                )
-            if bits % 8 and (packed[:, -1] >> (bits % 8)).any():
-                raise ValueError(
-                    f"padding bits of the {side} codes must be zero, got ones: they would count as distance"
-                )
-        if pairs < 1:
-            raise ValueError(f"pairs must be at least 1, got {pairs}")
-        if exclude is not None:
-            if len(exclude) != len(query_packed):
-                raise ValueError(f"exclude must have one entry a query ({len(query_packed)}), got {len(exclude)}")
-            if exclude.size and not -1 <= exclude.min() <= exclude.max() < len(database_packed):
-                raise ValueError(
-                    f"exclude must be -1 or a position in the database of {len(database_packed)} items, "
-                    f"got values from {exclude.min()} to {exclude.max()}"
-                )
-        query_keys, database_keys, single = _label_keys(query_labels, database_labels)
-        return cls(
-            query_words=_words(query_packed),
-            database_words=_words(database_packed),
-            query_keys=query_keys,
-            database_keys=database_keys,
-            single=single,
-            exclude=exclude,
-            bits=bits,
-            distance_type=_distance_type(query_packed.shape[1]),
+    _check_codes(query_packed, database_packed, bits)
+    for side, packed, labels in (("query", query_packed, query_labels), ("database", database_packed, database_labels)):
+        if len(packed) != len(labels):
+            raise ValueError(f"{side} codes and labels must have equal lengths, got {len(packed)} and {len(labels)}")
+    own = np.full(len(query_packed), -1) if exclude is None else np.ascontiguousarray(exclude)
+    if len(own) != len(query_packed):
+        raise ValueError(f"exclude must have one entry a query ({len(query_packed)}), got {len(own)}")
+    if own.size and not -1 <= own.min() <= own.max() < len(database_packed):
+        raise ValueError(
+            f"exclude must be -1 or a position in the database of {len(database_packed)} items, "
+            f"got values from {own.min()} to {own.max()}"
         )
+    words = _words(query_packed).T.copy(), _words(database_packed)
+    limits = np.minimum(np.array(cuts, np.float64), len(database_packed)).astype(np.int64)  # a cut-off can be 10**30
+    kernels = _kernels()
+    query_labels, database_labels, grades = _labels(query_labels, database_labels)
+    if query_labels.ndim == 1:
+        members, spans = _members(query_labels, database_labels)
 
-    @property
-    def q(self) -> int:
-        return self.query_words.shape[1]
+        def part(rows: slice) -> Counts:
+            counts = kernels.count_classes(words[0][rows], words[1], members, spans[rows], own[rows], limits, bits)
+            return Counts(rows, *counts)
+    else:
+        query_labels = query_labels.T.copy()
 
-    @property
-    def n(self) -> int:
-        return self.database_words.shape[1]
+        def part(rows: slice) -> Counts:
+            labels = query_labels[rows], database_labels
+            return Counts(
+                rows, *kernels.count_labels(words[0][rows], words[1], *labels, own[rows], limits, bits, grades)
+            )
 
-    def chunks(self, pairs: int) -> Iterator[slice]:
-        rows = max(1, pairs // max(1, self.n))
-        for start in range(0, self.q, rows):
-            yield slice(start, min(start + rows, self.q))
+    return _in_parts(part, len(query_packed), threads)
 
-    def compare(self, queries: slice, items: slice) -> tuple[np.ndarray, np.ndarray]:
-        """Distances and relevance of some pairs; an excluded pair lies beyond every other and is not relevant."""
-        shape = (queries.stop - queries.start, items.stop - items.start)
-        distance, relevant = np.empty(shape, self.distance_type), np.empty(shape, np.bool_)
-        _fill_distances(self.query_words[:, queries], self.database_words[:, items], distance)
-        _fill_similar(self.query_keys[:, queries], self.database_keys[:, items], self.single, relevant)
-        if self.exclude is not None:
-            own = self.exclude[queries]
-            rows = np.flatnonzero((own >= items.start) & (own < items.stop))
-            columns = own[rows] - items.start
-            distance[rows, columns] = self.bits + 1
-            relevant[rows, columns] = False
-        return distance, relevant
+
+def nearest(
+    query_packed: UInt8[np.ndarray, "q bytes"],
+    database_packed: UInt8[np.ndarray, "n bytes"],
+    bits: int,
+    k: int,
+    threads: int | None = None,
+) -> tuple[Int64[np.ndarray, "q k"], Int64[np.ndarray, "q k"]]:
+    """Find the ``k`` nearest database items of each query, exactly.
+
+    Args:
+        query_packed: Codes of the queries.
+        database_packed: Codes of the database.
+        bits: Code length.
+        k: How many; if the database has fewer, all of it.
+        threads: As of `count`.
+
+    Returns:
+        Distances and positions in the database, by distance, ties by position.
+
+    Raises:
+        ValueError: If codes do not fit together or ``k`` is below 1.
+    """
+    _check_codes(query_packed, database_packed, bits)
+    if k < 1:
+        raise ValueError(f"k must be between 1 and the database size {len(database_packed)}, got {k}")
+    query_words, database_words = _words(query_packed).T.copy(), _words(database_packed)
+    k, kernels = min(k, len(database_packed)), _kernels()
+    if not k or not len(query_packed):
+        return np.empty((len(query_packed), k), np.int64), np.empty((len(query_packed), k), np.int64)
+    parts = list(
+        _in_parts(lambda rows: kernels.nearest(query_words[rows], database_words, bits, k), len(query_words), threads)
+    )
+    distances, positions = (np.concatenate(side) for side in zip(*parts, strict=True))
+    return distances, positions
+
+
+def _kernels() -> ModuleType:
+    try:
+        from deephash_cli.kernels import compiled
+    except ImportError:
+        from deephash_cli.kernels import vectorized
+
+        return vectorized
+    return compiled
+
+
+def _in_parts(work: Callable[[slice], T], queries: int, threads: int | None) -> Iterator[T]:
+    """Results of some queries at a time, in order; a few parts ahead of the caller, so that memory stays bounded."""
+    threads = _usable_threads() if threads is None else threads
+    if threads < 1:
+        raise ValueError(f"threads must be at least 1, got {threads}")
+    size = max(1, min(_TOGETHER, -(-queries // threads)))
+    slices = [slice(start, min(start + size, queries)) for start in range(0, queries, size)]
+    if threads == 1 or len(slices) < 2:
+        return map(work, slices)
+    return _ahead(work, slices, threads)
+
+
+def _ahead(work: Callable[[slice], T], slices: Sequence[slice], threads: int) -> Iterator[T]:
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="ranking")
+    # Work begins now, before the caller asks for the first result.
+    running = deque(pool.submit(work, queries) for queries in slices[: _AHEAD * threads])
+
+    def results() -> Iterator[T]:
+        try:
+            for queries in slices[_AHEAD * threads :]:
+                yield running.popleft().result()
+                running.append(pool.submit(work, queries))
+            while running:
+                yield running.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    return results()
+
+
+def _usable_threads() -> int:
+    if (limit := os.environ.get("OMP_NUM_THREADS", "")).isdecimal() and int(limit) > 0:
+        return int(limit)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _check_codes(query_packed: np.ndarray, database_packed: np.ndarray, bits: int) -> None:
+    _require_same_width("codes", query_packed, database_packed)
+    if bits < 1 or query_packed.shape[1] != -(-bits // 8):
+        raise ValueError(f"codes of {bits} bits take {-(-bits // 8)} bytes a row, got {query_packed.shape[1]}")
+    for side, packed in (("query", query_packed), ("database", database_packed)):
+        if bits % 8 and (packed[:, -1] >> (bits % 8)).any():
+            raise ValueError(f"padding bits of the {side} codes must be zero, got ones: they would count as distance")
 
 
 def _require_same_width(what: str, query: np.ndarray, database: np.ndarray) -> None:
@@ -236,76 +205,66 @@ def _require_same_width(what: str, query: np.ndarray, database: np.ndarray) -> N
         )
 
 
-def _distance_type(width: int) -> type[np.unsignedinteger]:
-    # One value above the largest distance marks excluded pairs.
-    return np.uint8 if 8 * width + 1 <= np.iinfo(np.uint8).max else np.uint16
+def _words(rows: UInt8[np.ndarray, "n bytes"]) -> np.ndarray:
+    """Regroup bytes into 64-bit words, (words, n). Added bytes are zero on both sides: no distance.
 
-
-def _words(packed: np.ndarray) -> np.ndarray:
-    """Regroup bytes into the fewest machine words, (words, n). Added bytes are zero on both sides: no distance."""
-    n, width = packed.shape
-    size = next((size for size in (1, 2, 4, 8) if size >= width), 8)
-    padded = -(-width // size) * size
-    if padded != width:
-        wide = np.zeros((n, padded), np.uint8)
-        wide[:, :width] = packed
-        packed = wide
-    return np.ascontiguousarray(np.ascontiguousarray(packed).view(f"u{size}").T)
-
-
-def _label_keys(query_labels: np.ndarray, database_labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, bool]:
-    """Labels as keys (words, n), and whether keys are to be compared (class numbers) or intersected (sets of bits).
-
-    Where no image has two labels, sharing one means having the same class, which is one comparison however many classes
-    there are.
+    Codes of 64 bits are words already: they stay where they are, on disk for instance.
     """
-    if all(not labels.size or labels.sum(axis=1).max() <= 1 for labels in (query_labels, database_labels)):
-        classes = query_labels.shape[1]
-        key_type = np.min_scalar_type(classes + 1)
-        # An image without a label gets a number that the other side never has.
-        query, database = (
-            np.where(labels.any(axis=1), labels.argmax(axis=1), nothing).astype(key_type)[None]
-            if classes
-            else np.full((1, len(labels)), nothing, key_type)
-            for labels, nothing in ((query_labels, classes), (database_labels, classes + 1))
-        )
-        return query, database, True
-    query, database = (_words(np.packbits(labels, axis=1)) for labels in (query_labels, database_labels))
-    return query, database, False
+    n, width = rows.shape
+    if width == 8 and rows.flags.c_contiguous and rows.flags.aligned:
+        return np.asarray(rows).view(np.uint64).reshape(1, n)
+    words = np.empty((-(-width // 8), n), np.uint64)
+    for start in range(0, n, _ROWS):
+        block = np.zeros((min(_ROWS, n - start), 8 * len(words)), np.uint8)
+        block[:, :width] = rows[start : start + _ROWS]
+        words[:, start : start + _ROWS] = block.view(np.uint64).T
+    return words
 
 
-def _fill_distances(query: np.ndarray, database: np.ndarray, out: np.ndarray) -> None:
-    for start in range(0, database.shape[1], _BLOCK):
-        block = out[:, start : start + _BLOCK]
-        for word in range(len(query)):
-            different = query[word, :, None] ^ database[word, start : start + _BLOCK]
-            if word == 0:
-                block[...] = np.bitwise_count(different)
-            else:
-                block += np.bitwise_count(different)
+def _labels(query: np.ndarray, database: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
+    """Labels as class numbers (n,) where no image has two of them, else as sets of bits, (words, n).
+
+    Returns:
+        Those of both sides, and one more than the largest number of labels that two images can share.
+    """
+    if query.ndim != database.ndim:
+        raise ValueError("query and database labels must both be multi-hot or both be class numbers, got one of each")
+    if query.ndim == 1:
+        return query, database, 2
+    _require_same_width("labels", query, database)
+    sides = _label_words(query), _label_words(database)
+    largest = [int(sum(np.bitwise_count(row).astype(np.int64) for row in words).max(initial=0)) for words in sides]
+    if max(largest) > 1:
+        return *sides, max(2, min(largest) + 1)
+    return *(_class_numbers(words) for words in sides), 2
 
 
-def _fill_similar(query: np.ndarray, database: np.ndarray, single: bool, out: np.ndarray) -> None:
-    for start in range(0, database.shape[1], _BLOCK):
-        block = out[:, start : start + _BLOCK]
-        for word in range(len(query)):
-            if single:
-                np.equal(query[word, :, None], database[word, start : start + _BLOCK], out=block)
-            elif word == 0:
-                np.not_equal(query[word, :, None] & database[word, start : start + _BLOCK], 0, out=block)
-            else:
-                block |= (query[word, :, None] & database[word, start : start + _BLOCK]) != 0
+def _label_words(labels: UInt8[np.ndarray, "n classes"]) -> np.ndarray:
+    n, classes = labels.shape
+    width = max(1, -(-classes // 8))
+    packed = np.empty((n, width), np.uint8)
+    for start in range(0, n, _ROWS):
+        block = np.zeros((min(_ROWS, n - start), 8 * width), np.uint8)  # rows of whole bytes are packed as one
+        block[:, :classes] = labels[start : start + _ROWS]
+        packed[start : start + _ROWS] = np.packbits(block, bitorder="little").reshape(-1, width)
+    return _words(packed)
 
 
-def _count(distance: np.ndarray, relevant: np.ndarray, bits: int) -> np.ndarray:
-    """Histogram (q, bits + 1, 2) of the distances of irrelevant and relevant items; excluded pairs fall outside."""
-    # Distance and relevance in one number: one pass counts both.
-    keys = np.left_shift(distance, 1, dtype=np.uint8 if 2 * bits + 3 <= np.iinfo(np.uint8).max else np.uint32)
-    keys |= relevant
-    counts = np.empty((len(keys), 2 * (bits + 2)), np.int64)
-    for row in range(len(keys)):
-        counts[row] = sum(
-            np.bincount(keys[row, start : start + PAIRS], minlength=counts.shape[1])
-            for start in range(0, max(1, keys.shape[1]), PAIRS)
-        )
-    return counts.reshape(len(keys), bits + 2, 2)[:, : bits + 1]
+def _class_numbers(words: np.ndarray) -> Int64[np.ndarray, " n"]:
+    """The class of each image that has one, -1 for others."""
+    numbers = np.full(words.shape[1], -1)
+    for position, row in enumerate(words):
+        zeros_below = np.bitwise_count((row & -row) - np.uint64(1))
+        np.copyto(numbers, 64 * position + zeros_below.astype(np.int64), where=row != 0)
+    return numbers
+
+
+def _members(query: Integer[np.ndarray, " q"], database: Integer[np.ndarray, " n"]) -> tuple[np.ndarray, np.ndarray]:
+    """Positions of database items, class by class, and which of them, from and to, are of each query's class."""
+    most = int(database.max(initial=0))
+    classes = np.where(database < 0, most + 1, database).astype(np.min_scalar_type(most + 1))
+    members = np.argsort(classes, kind="stable").astype(np.uint32)
+    in_order = classes[members]
+    spans = np.stack([np.searchsorted(in_order, query, side=side) for side in ("left", "right")], axis=1)
+    spans[(query < 0) | (query > most)] = 0  # classes that the database has not
+    return members, spans

@@ -1,6 +1,6 @@
 """All retrieval metrics of one pair of code sets, as one dictionary that JSON can hold."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,19 +10,36 @@ from deephash_cli import metrics, ranking
 from deephash_cli.codes import CodeSet, require_comparable
 from deephash_cli.errors import ConfigError, DataError
 
+# What becomes of a query without a relevant item in the database.
+ZERO_HITS = {
+    "zero": "a query without a relevant item in the database scores 0 and is counted",
+    "skip": "a query without a relevant item in the database is left out of every mean",
+}
 POLICIES = {
     "ties": (
-        "map, map_at_R, precision_at_k and recall_at_k are exact expectations over every order of equally distant "
-        "items; map_stable keeps them in database order; map_best and map_worst put relevant ones first and last"
+        "every metric is an exact expectation over all orders of equally distant items, except: _stable keeps them in "
+        "database order; map_best and map_worst put relevant ones first and last"
     ),
-    "empty_query": "a query without a relevant item scores 0 and is counted",
-    "empty_ball": "a Hamming ball without an item has precision 0",
-    "map_at_denominator": (
-        "map_at_R divides by the relevant items among the first R; a database smaller than R is ranked whole"
+    "map_at": (
+        "map_at_R and map_at_R_stable divide by the relevant items among the first R, map_at_R_min by R or, if they "
+        "are fewer, all relevant items, map_at_R_relevant by all of them; a database smaller than R is ranked whole"
     ),
-    "k_beyond_database": "precision_at_k divides by k even where the database is smaller than k",
+    "within": (
+        "an empty Hamming ball has precision, recall and average precision 0; map_within_r divides by the relevant "
+        "items in the ball"
+    ),
+    "graded": (
+        "ndcg_at_k: gain 2^s - 1 for s shared labels, discount 1/log2(1 + rank), divided by the best order of the "
+        "database; acg_at_k: mean s among the first k"
+    ),
+    "k_beyond_database": "precision_at_k and acg_at_k divide by k even where the database is smaller than k",
     "self_match": "a database item with the id of the query is left out of that query's ranking",
+    "confidence": "percentile bootstrap over queries, seed 0",
 }
+LEVEL = 0.95
+RESAMPLES = 1000
+HARDEST = 10
+CLASSES = 1000  # where there are more, there is no table by class
 
 
 def evaluate(
@@ -31,24 +48,26 @@ def evaluate(
     ks: Sequence[int],
     map_at: Sequence[int],
     radius: int,
-    pairs: int = ranking.PAIRS,
+    zero_hits: str = "zero",
+    threads: int | None = None,
 ) -> dict[str, Any]:
     """Rank the database for every query and average every metric over all queries.
 
-    The same codes give the same numbers to the last digit, however many pairs are worked on at once.
+    The same codes give the same numbers to the last digit, however many threads work on them.
 
     Args:
         query: The searching side.
         database: The searched side.
-        ks: Ranks at which precision and recall are reported; their order and repetitions do not matter.
+        ks: Cut-offs of precision, recall, NDCG and ACG; their order and repetitions do not matter.
         map_at: Ranks R for ``map_at_<R>``.
-        radius: Radius of the Hamming ball for ``precision_within_<radius>`` and ``empty_ball_rate``.
-        pairs: How many pairs of query and database item to hold in memory at once.
+        radius: Radius of the Hamming ball for the metrics ``_within_<radius>`` and ``empty_ball_rate``.
+        zero_hits: What becomes of queries without a relevant item in the database, a key of ``ZERO_HITS``.
+        threads: As of `ranking.count`.
 
     Raises:
         ArtifactError: If the two sides differ in code length or in classes.
-        ConfigError: If a rank is below 1 or the radius negative.
-        DataError: If there is no query or no database item.
+        ConfigError: If a rank is below 1, the radius negative, or ``zero_hits`` unknown.
+        DataError: If there is no query or no database item, or with ``skip`` no query with a relevant item.
     """
     require_comparable(query, database)
     for name, side in (("query", query), ("database", database)):
@@ -60,59 +79,124 @@ def evaluate(
                 raise ConfigError(f"{name} must be between 1 and the database size {database.n}, got {rank}")
     if radius < 0:
         raise ConfigError(f"radius must be between 0 and the code length {query.bits}, got {radius}")
+    if zero_hits not in ZERO_HITS:
+        raise ConfigError(f"zero_hits must be {' or '.join(ZERO_HITS)}, got {zero_hits}")
     ks, map_at = sorted(set(ks)), sorted(set(map_at))
+    curve = metrics.curve_ranks(database.n)
 
-    h, stable = _rank(query, database, pairs)
+    sides = (query.packed, database.packed, query.bits, query.labels, database.labels)
+    counts = ranking.count(*sides, exclude=self_matches(query, database), cuts=map_at, threads=threads)
     balance = np.abs(metrics.bit_balance(database.packed, database.bits) - 0.5)
+    unique = metrics.unique_ratio(database.packed)
+    values = _per_query(counts, ks, map_at, radius, curve)
+    relevant = values.pop("relevant")
+    counted = relevant > 0 if zero_hits == "skip" else np.ones(query.n, np.bool_)
+    if not counted.any():
+        raise DataError("no query has a relevant item in the database: there is nothing to average with zero_hits=skip")
+    # The same sum for a metric on its own and as a point of a curve: along rows, not down columns.
+    means = {name: np.ascontiguousarray(value[counted].T).mean(axis=-1) for name, value in values.items()}
+
+    def by_k(name: str) -> dict[str, float]:
+        return {str(k): float(mean) for k, mean in zip(ks, means[name], strict=True)}
+
+    single = [name for name, value in values.items() if value.ndim == 1]
+    maps = ["map", *(f"map_at_{r}" for r in map_at)]
+    low, high = metrics.bootstrap_interval(
+        np.stack([values[name][counted] for name in maps], axis=1), LEVEL, RESAMPLES, seed=0
+    )
+    hardest = metrics.hardest(np.where(relevant > 0, values["map"], np.inf), min(HARDEST, int((relevant > 0).sum())))
     return {
-        "map": _mean(metrics.average_precision(h)),
-        "map_stable": _mean(stable),
-        "map_best": _mean(metrics.average_precision_best(h)),
-        "map_worst": _mean(metrics.average_precision_worst(h)),
-        **{f"map_at_{r}": _mean(metrics.average_precision_at(h, r)) for r in map_at},
-        "precision_at_k": {str(k): _mean(metrics.precision_at(h, k)) for k in ks},
-        "recall_at_k": {str(k): _mean(metrics.recall_at(h, k)) for k in ks},
-        f"precision_within_{radius}": _mean(metrics.precision_within(h, radius)),
-        "empty_ball_rate": _mean(metrics.empty_ball(h, radius)),
+        **{name: float(means[name]) for name in single},
+        "confidence": {
+            "level": LEVEL,
+            "resamples": RESAMPLES,
+            **{name: [float(low[i]), float(high[i])] for i, name in enumerate(maps)},
+        },
+        **{name: by_k(name) for name in ("precision_at_k", "recall_at_k", "ndcg_at_k", "acg_at_k")},
         "pr_by_radius": {
             "radius": list(range(query.bits + 1)),
-            "precision": metrics.precision_by_radius(h).mean(axis=0).tolist(),
-            "recall": metrics.recall_by_radius(h).mean(axis=0).tolist(),
+            "precision": means["precision_by_radius"].tolist(),
+            "recall": means["recall_by_radius"].tolist(),
         },
-        "bit_balance": {"mean_deviation": _mean(balance), "max_deviation": float(balance.max())},
-        "unique_code_ratio": metrics.unique_ratio(database.packed),
+        "pr_by_rank": {
+            "rank": curve,
+            "precision": means["precision_by_rank"].tolist(),
+            "recall": means["recall_by_rank"].tolist(),
+        },
+        "per_class": _per_class(values["map"][counted], query.labels[counted]),
+        "hardest_queries": [
+            {"query": int(row) if query.ids is None else query.ids[row], "average_precision": float(values["map"][row])}
+            for row in hardest
+        ],
+        "bit_balance": {"mean_deviation": float(balance.mean()), "max_deviation": float(balance.max())},
+        "unique_code_ratio": unique,
         "queries": query.n,
         "database": database.n,
         "bits": query.bits,
-        "queries_without_relevant": int((h.relevant.sum(axis=1) == 0).sum()),
+        "queries_without_relevant": int((relevant == 0).sum()),
         "k_beyond_database": [int(k) for k in ks if k > database.n],
-        "policies": dict(POLICIES),
+        "policies": {**POLICIES, "zero_hits": ZERO_HITS[zero_hits]},
     }
 
 
 def self_matches(query: CodeSet, database: CodeSet) -> Int64[np.ndarray, " q"]:
     """Position in the database of each query's own id, or -1 where it is not there."""
-    positions = {name: position for position, name in enumerate(database.ids)}
-    return np.fromiter((positions.get(name, -1) for name in query.ids), np.int64, count=query.n)
+    found = np.full(query.n, -1)
+    if query.ids is not None and database.ids is not None:
+        rows = {name: row for row, name in enumerate(query.ids)}
+        for position, name in enumerate(database.ids):
+            if (row := rows.get(name)) is not None:
+                found[row] = position
+    return found
 
 
-def _rank(query: CodeSet, database: CodeSet, pairs: int) -> tuple[metrics.Histograms, np.ndarray]:
-    """Histograms, and the average precision in stable order, of all queries."""
-    total, relevant = (np.empty((query.n, query.bits + 1), np.int64) for _ in range(2))
-    stable = np.empty(query.n)
-    for part in ranking.rank(
-        query.packed,
-        database.packed,
-        query.bits,
-        query.labels,
-        database.labels,
-        exclude=self_matches(query, database),
-        pairs=pairs,
-    ):
-        total[part.queries], relevant[part.queries] = part.total, part.relevant
-        stable[part.queries] = metrics.average_precision_of_ranking(part.relevance)
-    return metrics.Histograms(total, relevant), stable
+def _per_class(average_precisions: np.ndarray, labels: np.ndarray) -> dict[str, list[Any]] | None:
+    """Mean average precision of the queries of each class, in the order of class numbers; null for a class without."""
+    classes = labels.shape[1] if labels.ndim == 2 else 1 + int(labels.max(initial=-1))
+    if classes > CLASSES:
+        return None
+    means, queries = metrics.mean_by_class(average_precisions, labels, classes)
+    return {
+        "map": [mean if n else None for mean, n in zip(means.tolist(), queries, strict=True)],
+        "queries": queries.tolist(),
+    }
 
 
-def _mean(values: np.ndarray) -> float:
-    return float(values.mean(dtype=np.float64))
+def _per_query(
+    counts: Iterable[ranking.Counts], ks: Sequence[int], map_at: Sequence[int], radius: int, curve: Sequence[int]
+) -> dict[str, np.ndarray]:
+    """Every metric of every query: (q,), or (q, cut-offs), or (q, distances)."""
+    ranks = [*ks, *curve]
+    parts = []
+    for part in counts:
+        h = metrics.Histograms.of_shared(part.shared)
+        precision, recall = metrics.precision_at(h, ranks), metrics.recall_at(h, ranks)
+        stable = part.precision_sums / np.maximum(part.hits, 1)
+        values = {
+            "relevant": h.relevant.sum(axis=1),
+            "map": metrics.average_precision(h),
+            "map_stable": stable[:, -1],
+            "map_best": metrics.average_precision_best(h),
+            "map_worst": metrics.average_precision_worst(h),
+        }
+        for i, r in enumerate(map_at):
+            values[f"map_at_{r}"] = metrics.average_precision_at(h, r)
+            values[f"map_at_{r}_stable"] = stable[:, i]
+            values[f"map_at_{r}_min"] = metrics.average_precision_at(h, r, "min")
+            values[f"map_at_{r}_relevant"] = metrics.average_precision_at(h, r, "relevant")
+        values |= {
+            f"map_within_{radius}": metrics.average_precision_within(h, radius),
+            f"precision_within_{radius}": metrics.precision_within(h, radius),
+            f"recall_within_{radius}": metrics.recall_within(h, radius),
+            "empty_ball_rate": metrics.empty_ball(h, radius),
+            "precision_at_k": precision[:, : len(ks)],
+            "recall_at_k": recall[:, : len(ks)],
+            "ndcg_at_k": metrics.ndcg_at(part.shared, ks),
+            "acg_at_k": metrics.acg_at(part.shared, ks),
+            "precision_by_radius": metrics.precision_by_radius(h),
+            "recall_by_radius": metrics.recall_by_radius(h),
+            "precision_by_rank": precision[:, len(ks) :],
+            "recall_by_rank": recall[:, len(ks) :],
+        }
+        parts.append(values)
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

@@ -180,6 +180,7 @@ def _provenance(job: Job, epochs: int, checkpoint: Path) -> dict[str, Any]:
             "ks": list(config.metrics.ks),
             "map_at": list(config.dataset.map_at),
             "radius": config.metrics.radius,
+            "zero_hits": config.metrics.zero_hits,
         },
     }
 

@@ -5,6 +5,8 @@ import io
 import json
 import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -126,7 +128,8 @@ def test_unpack_refuses_another_width(bits):
         ({"packed": np.zeros(4, np.uint8)}, "codes must be a two-dimensional array of uint8, got 1 dimensions"),
         (
             {"labels": np.zeros((2, 3), np.bool_)},
-            "labels must be a two-dimensional array of uint8, got 2 dimensions of bool",
+            "labels must be a two-dimensional array of uint8 or a one-dimensional one of whole numbers, "
+            "got 2 dimensions of bool",
         ),
         ({"bits": 0}, "bits must be a whole number between 1 and 65536, got 0"),
         ({"bits": 10**9}, "bits must be"),
@@ -134,6 +137,11 @@ def test_unpack_refuses_another_width(bits):
         ({"packed": np.zeros((3, 2), np.uint8)}, "equal lengths, got 3, 2 and 2"),
         ({"labels": np.zeros((1, 3), np.uint8)}, "equal lengths, got 2, 1 and 2"),
         ({"ids": ["a"]}, "equal lengths, got 2, 2 and 1"),
+        ({"ids": None, "labels": np.zeros((1, 3), np.uint8)}, "codes and labels must have equal lengths, got 2 and 1"),
+        ({"labels": np.zeros(2)}, "a one-dimensional one of whole numbers, got 1 dimensions of float64"),
+        ({"labels": np.zeros(2, np.bool_)}, "got 1 dimensions of bool"),
+        ({"labels": np.zeros(3, np.int64)}, "equal lengths, got 2, 3 and 2"),
+        ({"labels": np.array([0, -2])}, "class numbers must be at least 0, or -1 for none, got -2"),
         ({"labels": np.full((2, 3), 2, np.uint8)}, "labels must be 0 or 1 (multi-hot), got 2"),
         ({"packed": np.full((2, 2), 16, np.uint8)}, "zeros in the 4 padding bits"),
         ({"ids": ["a", "a"]}, "ids must be unique, got 'a' twice"),
@@ -160,6 +168,37 @@ def test_sides_of_different_runs_are_refused(tmp_path):
     assert not (tmp_path / "codes").exists()
 
 
+@pytest.mark.parametrize("dtype", [np.int8, np.int32, np.int64, np.uint16])
+def test_labels_may_be_class_numbers_and_ids_may_be_none(dtype):
+    numbers = CodeSet(np.zeros((2, 2), np.uint8), 12, np.array([0, 3], dtype), None)
+    assert numbers.n == 2
+    require_comparable(numbers, CodeSet(np.zeros((1, 2), np.uint8), 12, np.array([-1]), ["a"]))
+    with pytest.raises(ArtifactError) as caught:
+        require_comparable(numbers, code_set("d", 2))
+    assert str(caught.value) == (
+        "query labels are class numbers but those of the database are multi-hot: both sides need the same kind"
+    )
+
+
+def test_a_folder_needs_ids_and_multi_hot_labels(tmp_path):
+    full = code_set("d", 2)
+    for query, database, side in (
+        (CodeSet(full.packed, full.bits, full.labels, None), full, "query"),
+        (full, CodeSet(full.packed, full.bits, full.labels, None), "database"),
+        (*[CodeSet(full.packed, full.bits, np.array([0, 1]), full.ids)] * 2, "query"),
+    ):
+        with pytest.raises(ValueError, match=f"needs ids and multi-hot labels, got a {side} side without"):
+            save_codes(tmp_path / "codes", query, database, {})
+    assert not (tmp_path / "codes").exists()
+
+
+def test_names_of_equal_hash_are_not_taken_for_equal(monkeypatch):
+    monkeypatch.setattr(codes, "hash", lambda _: 7, raising=False)
+    assert code_set("d", 5).n == 5
+    with pytest.raises(ArtifactError, match="ids must be unique, got 'b' twice"):
+        CodeSet(np.zeros((4, 1), np.uint8), 8, np.zeros((4, 1), np.uint8), ["a", "b", "c", "b"])
+
+
 # Folders.
 
 
@@ -183,6 +222,28 @@ def test_loaded_arrays_stay_on_disk_and_cannot_be_written(tmp_path):
     assert isinstance(query.packed, np.memmap)
     with pytest.raises(ValueError, match="read-only"):
         query.packed[0] = 0
+
+
+@pytest.mark.slow
+def test_ten_million_codes_are_loaded_in_a_gigabyte(tmp_path):
+    n = 10_000_000
+    rng = np.random.default_rng(0)
+    labels = np.eye(10, dtype=np.uint8)[rng.integers(0, 10, n)]
+    names = [f"train/{i:07}.png" for i in range(n)]
+    database = CodeSet(rng.integers(0, 256, (n, 8), dtype=np.uint8), 64, labels, names)
+    save_codes(tmp_path, CodeSet(database.packed[:9], 64, labels[:9], names[:9]), database, {})
+    code = f"""
+import re
+from pathlib import Path
+from deephash_cli.codes import load_codes
+_, database, _ = load_codes(Path({str(tmp_path)!r}))
+peak = re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())  # ru_maxrss counts this test, too
+print(database.n, database.ids[-1], peak[1])
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200, check=True)
+    count, last, kibibytes = result.stdout.split()
+    assert (int(count), last) == (n, names[-1])
+    assert int(kibibytes) * 1024 < 1.1e9
 
 
 def test_files_can_be_read_without_this_package(tmp_path):
@@ -227,10 +288,10 @@ def test_saving_again_replaces(tmp_path):
 def test_a_crash_between_files_leaves_an_incomplete_folder(tmp_path, monkeypatch):
     save(tmp_path)
 
-    def crash(path, content):
+    def crash(path):
         raise OSError("power cut")
 
-    monkeypatch.setattr(codes, "write_text", crash)
+    monkeypatch.setattr(codes, "sha256_file", crash)
     with pytest.raises(OSError, match="power cut"):
         save(tmp_path, bits=24)
     assert_refused(tmp_path, f"{tmp_path} has no manifest.json: the codes are incomplete or this is not a codes folder")
@@ -402,7 +463,8 @@ def test_pickles_are_never_run(folder, tmp_path):
         (b"a\nb\na\n", "ids must be unique, got 'a' twice"),
         (b"a\n\nb\n", "not empty"),
         (b"a\r\nb\r\nc\r\n", "line break"),
-        (b"a\nb\n\xff\n", "not UTF-8"),
+        (b"a\nb\n\xff\n", "not UTF-8 text: invalid start byte at byte 4"),
+        (b"a\n\xc3\n\xa9\n", "not UTF-8 text: invalid continuation byte at byte 2"),
         (b"", "has 0 ids"),
     ],
 )

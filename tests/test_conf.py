@@ -116,7 +116,7 @@ def test_every_range_belongs_to_a_setting():
     absent = object()
     configs = [compose(f"{group}={choice}") for group, choice in CHOICES if group in ("dataset", "loss", "optimizer")]
     configs.append(checking.check("eval", [], None, multirun=False))
-    for key in [*checking.RANGES, *checking.RANKS, *checking.TEXTS]:
+    for key in [*checking.RANGES, *checking.RANKS, *checking.TEXTS, *checking.WORDS]:
         assert any(OmegaConf.select(config, key, default=absent) is not absent for config in configs), key
 
 
@@ -128,8 +128,12 @@ def test_the_defaults_lie_within_their_ranges_and_are_whole_numbers_or_fractions
 
 
 def test_the_configuration_of_eval():
-    config = checking.check("eval", [], None, multirun=False)
-    assert dict(config) == dict.fromkeys(("run", "codes", "output", "ks", "map_at", "radius"))
+    config = dict(checking.check("eval", [], None, multirun=False))
+    assert config.pop("metrics") == compose().metrics  # the same defaults as those of train
+    assert config.pop("bit_order") == "little"
+    files = ("query", "database", "query_labels", "database_labels")
+    keys = ("run", "codes", *files, "code_bits", "bits", "output", "ks", "map_at", "radius", "zero_hits")
+    assert config == dict.fromkeys(keys)
 
 
 def test_a_method_brings_its_loss_and_optimizer_and_the_command_line_wins():

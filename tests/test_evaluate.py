@@ -136,6 +136,58 @@ def test_codes_of_unknown_origin_are_refused_in_one_sentence(deephash, tmp_path)
         assert "manifest.json must give" in result.err
 
 
+@pytest.mark.parametrize(("kept", "typed", "left_out"), [
+    (None, None, False), ("zero", None, False), ("skip", None, True), (None, "skip", True), ("skip", "zero", False),
+])  # fmt: skip
+def test_what_becomes_of_queries_without_a_relevant_item(deephash, tmp_path, kept, typed, left_out):
+    """As the manifest says, unless the command does; manifests of before there was a choice say nothing."""
+    codes = np.eye(4, 8, dtype=bool)
+    query = CodeSet(pack(codes), 8, np.array([[1, 0], [1, 0], [0, 1], [0, 1]], np.uint8), list("abcd"))
+    database = CodeSet(pack(codes), 8, np.array([[1, 0]] * 4, np.uint8), list("efgh"))
+    facts = {
+        "method": "m",
+        "module": {},
+        "model": "m",
+        "dataset": "d",
+        "split": {"name": "s", "sha256": "0"},
+        "seed": 0,
+    }
+    evaluation = {"ks": [1], "map_at": [], "radius": 2, **({"zero_hits": kept} if kept else {})}
+    save_codes(tmp_path / "codes", query, database, {"provenance": facts, "evaluation": evaluation})
+    arguments = [f"zero_hits={typed}"] if typed else []
+    result = deephash("eval", f"codes={tmp_path / 'codes'}", "output=m.json", *arguments)
+    assert result.code == 0, result
+    metrics = json.loads(Path("m.json").read_text())
+    assert metrics["queries_without_relevant"] == 2
+    assert metrics["map"] == (1 if left_out else 0.5)
+    assert f"2 queries: {metrics['policies']['zero_hits']}" in result.out
+    assert "source" not in metrics
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"zero_hits": "ignore"},
+        {"zero_hits": []},
+        {"ks": 5},
+        {"ks": [0]},
+        {"map_at": ["1"]},
+        {"radius": 1.5},
+        {"radius": -1},
+    ],
+)
+def test_a_manifest_that_was_edited(deephash, run, change):
+    path = run / runs.CODES / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["evaluation"] |= change
+    path.write_text(json.dumps(manifest))
+    result = deephash("eval", f"run='{run}'", "output=m.json")
+    assert result.code == 4, result
+    assert "manifest.json must give under evaluation lists ks and map_at" in result.err
+    assert result.err.count("\n") == 1
+    assert not Path("m.json").exists()
+
+
 def test_a_place_where_nothing_can_be_written(deephash, trained):
     result = deephash("eval", f"run={trained}", "output=nowhere/m.json")
     assert result.code == 4

@@ -7,8 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from deephash_cli import ranking, scoring
 from deephash_cli.codes import CodeSet, load_codes, pack, save_codes
 from deephash_cli.errors import ArtifactError, ConfigError, DataError
+from deephash_cli.kernels import vectorized
 from deephash_cli.scoring import evaluate, self_matches
 
 OPTIONS = {"ks": [1, 5, 20], "map_at": [5, 20], "radius": 2}
@@ -37,6 +39,12 @@ def recoded(side, change):
     return CodeSet(pack(change(codes)), side.bits, side.labels, side.ids)
 
 
+def numbered(side):
+    """The same with class numbers instead of multi-hot labels."""
+    numbers = np.where(side.labels.any(axis=1), side.labels.argmax(axis=1), -1)
+    return CodeSet(side.packed, side.bits, numbers, side.ids)
+
+
 def test_keys_and_types():
     query, database = sides()
     result = evaluate(query, database, ks=[100, 5, 5], map_at=[20, 5], radius=2)
@@ -45,13 +53,20 @@ def test_keys_and_types():
         "map_stable",
         "map_best",
         "map_worst",
-        "map_at_5",
-        "map_at_20",
+        *(f"map_at_{r}{kind}" for r in (5, 20) for kind in ("", "_stable", "_min", "_relevant")),
+        "map_within_2",
+        "precision_within_2",
+        "recall_within_2",
+        "empty_ball_rate",
+        "confidence",
         "precision_at_k",
         "recall_at_k",
-        "precision_within_2",
-        "empty_ball_rate",
+        "ndcg_at_k",
+        "acg_at_k",
         "pr_by_radius",
+        "pr_by_rank",
+        "per_class",
+        "hardest_queries",
         "bit_balance",
         "unique_code_ratio",
         "queries",
@@ -61,13 +76,74 @@ def test_keys_and_types():
         "k_beyond_database",
         "policies",
     ]
-    assert list(result["precision_at_k"]) == list(result["recall_at_k"]) == ["5", "100"]
+    for name in ("precision_at_k", "recall_at_k", "ndcg_at_k", "acg_at_k"):
+        assert list(result[name]) == ["5", "100"]
     assert result["pr_by_radius"]["radius"] == list(range(13))
+    assert result["pr_by_rank"]["rank"][0] == 1
+    assert result["pr_by_rank"]["rank"][-1] == 40
     assert list(result["bit_balance"]) == ["mean_deviation", "max_deviation"]
     assert result["k_beyond_database"] == [100]
     assert (result["queries"], result["database"], result["bits"]) == (6, 40, 12)
     assert all(isinstance(sentence, str) for sentence in result["policies"].values())
     assert json.loads(json.dumps(result, allow_nan=False)) == result
+
+
+def test_curves_and_tables_fit_the_single_numbers():
+    query, database = sides(q=30)
+    result = evaluate(query, database, ks=[1, 7, 40], map_at=[], radius=3)
+    by_rank = dict(zip(result["pr_by_rank"]["rank"], result["pr_by_rank"]["precision"], strict=True))
+    assert by_rank[1] == result["precision_at_k"]["1"]
+    assert by_rank[40] == result["precision_at_k"]["40"]
+    assert result["pr_by_rank"]["recall"][-1] == pytest.approx(1, rel=1e-12)
+    assert result["pr_by_radius"]["precision"][3] == result["precision_within_3"]
+    assert result["pr_by_radius"]["recall"][3] == result["recall_within_3"]
+    per_class = result["per_class"]
+    assert sum(per_class["queries"]) == 30
+    weighted = sum(m * n for m, n in zip(per_class["map"], per_class["queries"], strict=True))
+    assert weighted / 30 == pytest.approx(result["map"], rel=1e-12)
+    for row in range(4):
+        (queries,) = np.nonzero(query.labels[:, row])
+        alone = evaluate(reordered(query, queries), database, ks=[], map_at=[], radius=3)
+        assert per_class["map"][row] == pytest.approx(alone["map"], rel=1e-12)
+    hardest = result["hardest_queries"]
+    assert [entry["average_precision"] for entry in hardest] == sorted(e["average_precision"] for e in hardest)
+    assert len(hardest) == scoring.HARDEST
+    worst = evaluate(reordered(query, [query.ids.index(hardest[0]["query"])]), database, ks=[], map_at=[], radius=3)
+    assert worst["map"] == hardest[0]["average_precision"]
+    low, high = result["confidence"]["map"]
+    assert low < result["map"] < high
+    assert low > hardest[0]["average_precision"]
+
+
+def test_a_class_without_queries_has_no_map():
+    query, database = sides()
+    labels = np.pad(query.labels, ((0, 0), (0, 1))), np.pad(database.labels, ((0, 0), (0, 1)))
+    query, database = (
+        CodeSet(side.packed, side.bits, wider, side.ids) for side, wider in zip((query, database), labels, strict=True)
+    )
+    result = evaluate(query, database, **OPTIONS)
+    assert result["per_class"]["map"][4] is None
+    assert result["per_class"]["queries"][4] == 0
+
+
+def test_thousands_of_classes_have_no_table(monkeypatch):
+    monkeypatch.setattr(scoring, "CLASSES", 3)
+    assert evaluate(*sides(), **OPTIONS)["per_class"] is None
+
+
+def test_class_numbers_are_as_good_as_multi_hot_labels():
+    query, database = sides(q=20)
+    query.labels[3] = 0
+    assert evaluate(numbered(query), numbered(database), **OPTIONS) == evaluate(query, database, **OPTIONS)
+
+
+def test_images_without_names():
+    query, database = sides()
+    nameless = [CodeSet(side.packed, side.bits, side.labels, None) for side in (query, database)]
+    result, expected = evaluate(*nameless, **OPTIONS), evaluate(query, database, **OPTIONS)
+    for entry in expected["hardest_queries"]:
+        entry["query"] = query.ids.index(entry["query"])
+    assert result == expected
 
 
 @pytest.mark.parametrize("multi", [False, True])
@@ -120,18 +196,29 @@ def test_orders_and_flips_move_nothing(seed, bits, multi):
     before = evaluate(query, database, **OPTIONS)
 
     after = evaluate(query, reordered(database, rows), **OPTIONS)
-    assert {**after, "map_stable": before["map_stable"]} == before
+    stable = {name: value for name, value in before.items() if "stable" in name}
+    assert {**after, **stable} == before
     for change in (lambda codes: codes[:, columns], lambda codes: codes ^ flips):
         after = evaluate(recoded(query, change), recoded(database, change), **OPTIONS)
         assert after.pop("bit_balance") == pytest.approx(before["bit_balance"], rel=1e-12, abs=1e-12)
         assert after == {key: value for key, value in before.items() if key != "bit_balance"}
 
 
-@given(st.integers(0, 10**6), st.integers(1, 300))
+@given(st.integers(0, 10**6), st.integers(1, 12), st.integers(1, 3))
 @settings(max_examples=25, deadline=None)
-def test_chunk_size_moves_nothing(seed, pairs):
-    query, database = sides(seed, multi=seed % 2 == 0)
-    assert evaluate(query, database, **OPTIONS, pairs=pairs) == evaluate(query, database, **OPTIONS)
+def test_threads_and_grouping_of_queries_move_nothing(seed, together, threads):
+    query, database = sides(seed, q=11, multi=seed % 2 == 0)
+    whole = evaluate(query, database, **OPTIONS, threads=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ranking, "_TOGETHER", together)
+        assert evaluate(query, database, **OPTIONS, threads=threads) == whole
+
+
+def test_without_numba_the_numbers_are_the_same(monkeypatch):
+    query, database = sides(q=50, n=500, multi=True)
+    compiled = evaluate(query, database, **OPTIONS)
+    monkeypatch.setattr(ranking, "_kernels", lambda: vectorized)
+    assert evaluate(query, database, **OPTIONS) == compiled
 
 
 def test_codes_from_disk_give_the_same_numbers(tmp_path):
@@ -168,6 +255,21 @@ def test_queries_without_relevant_items_count_as_zero():
     alone = evaluate(reordered(query, [0]), database, **OPTIONS)
     assert result["queries_without_relevant"] == 3
     assert result["map"] == alone["map"] / 4
+    assert [entry["query"] for entry in result["hardest_queries"]] == ["q0"]
+    assert "scores 0" in result["policies"]["zero_hits"]
+
+
+def test_queries_without_relevant_items_can_be_left_out():
+    query, database = sides(q=4)
+    query.labels[1:3] = 0
+    result = evaluate(query, database, **OPTIONS, zero_hits="skip")
+    expected = evaluate(reordered(query, [0, 3]), database, **OPTIONS, zero_hits="skip")
+    assert result["queries_without_relevant"] == 2
+    assert "left out" in result["policies"]["zero_hits"]
+    assert {**result, "queries": 2, "queries_without_relevant": 0} == expected
+    query.labels[:] = 0
+    with pytest.raises(DataError, match="no query has a relevant item"):
+        evaluate(query, database, **OPTIONS, zero_hits="skip")
 
 
 def test_a_query_does_not_find_itself():
@@ -214,6 +316,7 @@ def test_refusals():
         ({"ks": [0]}, "k must be between 1 and the database size 40, got 0"),
         ({"map_at": [-1]}, "the R of map_at must be between 1 and the database size 40, got -1"),
         ({"radius": -1}, "radius must be between 0 and the code length 12, got -1"),
+        ({"zero_hits": "drop"}, "zero_hits must be zero or skip, got drop"),
     ):
         with pytest.raises(ConfigError, match=message):
             evaluate(query, database, **{**OPTIONS, **options})

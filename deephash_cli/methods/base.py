@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from deephash_cli import metrics, ranking
 from deephash_cli.data.loaders import Batch
 from deephash_cli.errors import ConfigError, DataError, DivergedError, first_line
+from deephash_cli.kernels import device
 from deephash_cli.models import HashingNetwork, packed_codes
 
 
@@ -111,8 +112,12 @@ class HashingModule(LightningModule):
             for codes, labels in (zip(*side, strict=True) for side in self._validation)
         )
         self._validation = ([], [])
-        total, relevant = ranking.histograms(queries, database, self.network.bits, query_labels, labels)
-        self.log("validation/map", float(metrics.average_precision(metrics.Histograms(total, relevant)).mean()))
+        sides = (queries, database, self.network.bits, query_labels, labels)
+        if self.device.type == "cuda":
+            shared = device.count(*sides, device=self.device)
+        else:
+            shared = np.concatenate([part.shared for part in ranking.count(*sides)])
+        self.log("validation/map", float(metrics.average_precision(metrics.Histograms.of_shared(shared)).mean()))
 
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Float[Tensor, "n bits"]:
         """Continuous codes of a batch."""

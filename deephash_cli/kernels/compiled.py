@@ -1,0 +1,348 @@
+"""Compiled inner loops: one pass over the database for each query; XOR, popcount and count without a stop in memory.
+
+Distances and shared labels of a block are computed first, in loops that the compiler turns into vector instructions;
+the block then stays in the nearest cache. The functions release the interpreter's lock, so that threads share out
+queries. Compiled code is kept on disk beside this file, or in numba's cache folder where that is read-only.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any, no_type_check
+
+import numpy as np
+from jaxtyping import Float64, Int64, UInt32, UInt64
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+BLOCK = 2048  # database items
+LANES = 64  # of them that are compared at once: a machine word of answers
+# A note on a relevant item, in one word: how many items were seen at its distance so far, itself included (32 bits),
+# its distance (17 bits), the number of shared labels (15 bits, where an image can have several).
+_ONE, _DISTANCE, _GRADE = np.uint64(1), np.uint64(32), np.uint64(49)
+_LOW_17, _LOW_32 = np.uint64(2**17 - 1), np.uint64(2**32 - 1)
+
+
+@intrinsic
+@no_type_check
+def _popcount(_typing, _word):
+    def generate(_context, builder, _signature, arguments):
+        return builder.ctpop(arguments[0])
+
+    return types.uint64(types.uint64), generate
+
+
+@njit(nogil=True)
+@no_type_check
+def _distances(query, database, start, out):
+    stop = start + out.shape[0]
+    word, items = query[0], database[0, start:stop]
+    for j in range(out.shape[0]):
+        out[j] = _popcount(word ^ items[j])
+    for w in range(1, query.shape[0]):
+        word, items = query[w], database[w, start:stop]
+        for j in range(out.shape[0]):
+            out[j] += _popcount(word ^ items[j])
+
+
+@intrinsic
+@no_type_check
+def _equal(_typing, array, _start, _value):
+    """Which of the LANES elements from ``start`` on equal ``value``: a bit each, the first in the lowest place."""
+
+    def generate(context, builder, _signature, arguments):
+        vector = ir.VectorType(context.get_data_type(array.dtype), LANES)
+        data = context.make_array(array)(context, builder, arguments[0])
+        place = cgutils.get_item_pointer(context, builder, array, data, [arguments[1]], wraparound=False)
+        elements = builder.load(builder.bitcast(place, vector.as_pointer()), align=1)
+        unknown, first = ir.Constant(vector, ir.Undefined), ir.Constant(ir.IntType(32), 0)
+        everywhere = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
+        value = builder.shuffle_vector(builder.insert_element(unknown, arguments[2], first), unknown, everywhere)
+        return builder.bitcast(builder.icmp_unsigned("==", elements, value), ir.IntType(64))
+
+    return types.uint64(array, types.intp, array.dtype), generate
+
+
+@intrinsic
+@no_type_check
+def _zeros_below(_typing, _word):
+    """Position of the lowest one of a word that has one."""
+
+    def generate(_context, builder, _signature, arguments):
+        return builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 1))
+
+    return types.uint64(types.uint64), generate
+
+
+@njit(nogil=True)
+@no_type_check
+def _tally(distance, seen, states):
+    """Count a block of whole lanes, and keep what was counted up to the end of each of them.
+
+    All lanes are compared with each distance from the nearest to the farthest of the block: they are few, and no
+    comparison waits for a counter in memory.
+    """
+    nearest, farthest = distance[0], distance[0]
+    for j in range(distance.shape[0]):
+        if distance[j] < nearest:
+            nearest = distance[j]
+        if distance[j] > farthest:
+            farthest = distance[j]
+    for d in range(nearest, farthest + 1):
+        count, state = seen[d], states[d]
+        for lane in range(distance.shape[0] // LANES):
+            count += _popcount(_equal(distance, lane * LANES, distance.dtype.type(d)))
+            state[lane] = count
+        seen[d] = count
+
+
+@no_type_check
+def _count_classes(query_words, database_words, members, spans, exclude, cuts, distance, shared, precision_sums, hits):
+    n, distances = database_words.shape[1], shared.shape[1]
+    notes = np.empty((spans[:, 1] - spans[:, 0]).max(), np.uint64)
+    seen, states = np.empty(distances + 1, np.uint64), np.empty((distances + 1, BLOCK // LANES), np.uint64)
+    nearer, relevant = np.empty(distances, np.int64), np.empty(distances, np.int64)
+    for i in range(query_words.shape[0]):
+        for d in range(distances):
+            relevant[d] = 0
+        for d in range(distances + 1):  # counters have their distance in the notes' place for it
+            seen[d] = np.uint64(d) << _DISTANCE
+        member, last = spans[i, 0], spans[i, 1]
+        n_notes = 0
+        own = exclude[i]
+        for part in range(2):  # what is before the excluded item, and what is behind it
+            start = 0 if part == 0 else own + 1
+            stop = n if part == 1 else max(own, 0)
+            if member < last and members[member] == start - 1:
+                member += 1
+            for first in range(start, stop, BLOCK):
+                size = min(BLOCK, stop - first)
+                _distances(query_words[i], database_words, first, distance[:size])
+                whole = -(-size // LANES) * LANES
+                distance[size:whole] = distances  # counted where nobody looks
+                _tally(distance[:whole], seen, states)
+                while member < last and members[member] < first + size:
+                    # Up to the end of its lanes less what comes after it there is what was seen up to this item.
+                    j = members[member] - first
+                    d = distance[j]
+                    lane = j >> 6  # of 64 lanes
+                    later = _popcount(_equal(distance, lane << 6, d) >> np.uint64(j & 63) >> _ONE)
+                    notes[n_notes] = states[d, lane] - later
+                    relevant[d] += 1
+                    n_notes += 1
+                    member += 1
+        for d in range(distances):
+            total = np.int64(seen[d] & _LOW_32)
+            shared[i, d, 0], shared[i, d, 1] = total - relevant[d], relevant[d]
+        _average(notes[:n_notes], shared[i], cuts, nearer, relevant, precision_sums[i], hits[i])
+
+
+@no_type_check
+def _count_labels(
+    query_words, database_words, query_labels, database_labels, exclude, cuts, distance, grade, shared, precision_sums,
+    hits,
+):  # fmt: skip
+    n, distances, grades = database_words.shape[1], shared.shape[1], shared.shape[2]
+    notes = np.empty(n + 1, np.uint64)
+    seen = np.empty(distances, np.uint64)
+    nearer, relevant = np.empty(distances, np.int64), np.empty(distances, np.int64)
+    for i in range(query_words.shape[0]):
+        for d in range(distances):
+            seen[d] = np.uint64(d) << _DISTANCE
+            for g in range(grades):
+                shared[i, d, g] = 0
+        n_notes = np.uint64(0)
+        own = exclude[i]
+        for part in range(2):
+            start = 0 if part == 0 else own + 1
+            stop = n if part == 1 else max(own, 0)
+            for first in range(start, stop, BLOCK):
+                size = min(BLOCK, stop - first)
+                _distances(query_words[i], database_words, first, distance[:size])
+                _grades(query_labels[i], database_labels, first, grade[:size])
+                for j in range(size):
+                    # A note on every item, overwritten unless it is relevant: a branch would be guessed wrong often.
+                    d = distance[j]
+                    note = seen[d] + _ONE
+                    seen[d] = note
+                    notes[n_notes] = note | (np.uint64(grade[j]) << _GRADE)
+                    n_notes += np.uint64(grade[j] > 0)
+        for note in notes[:n_notes]:
+            shared[i, (note >> _DISTANCE) & _LOW_17, note >> _GRADE] += 1
+        for d in range(distances):
+            shared[i, d, 0] = np.int64(seen[d] & _LOW_32) - shared[i, d].sum()
+        _average(notes[:n_notes], shared[i], cuts, nearer, relevant, precision_sums[i], hits[i])
+
+
+@njit(nogil=True)
+@no_type_check
+def _grades(query, database, start, out):
+    """Number of labels that items share with the query."""
+    stop = start + out.shape[0]
+    word, items = query[0], database[0, start:stop]
+    for j in range(out.shape[0]):
+        out[j] = _popcount(word & items[j])
+    for w in range(1, query.shape[0]):
+        word, items = query[w], database[w, start:stop]
+        for j in range(out.shape[0]):
+            out[j] += _popcount(word & items[j])
+
+
+@njit(nogil=True)
+@no_type_check
+def _average(notes, shared, cuts, nearer, hits_nearer, precision_sums, hits):
+    """Sums of precisions at the relevant items of one query, in the order of the database."""
+    total, found = 0, 0
+    for d in range(shared.shape[0]):
+        nearer[d], hits_nearer[d] = total, found
+        items = shared[d].sum()
+        total, found = total + items, found + items - shared[d, 0]
+    last_cut, precision_sum = 0, 0.0
+    for c in range(cuts.shape[0]):
+        precision_sums[c], hits[c], last_cut = 0.0, 0, max(last_cut, cuts[c])
+    for note in notes:
+        d = (note >> _DISTANCE) & _LOW_17
+        hits_nearer[d] += 1
+        rank = nearer[d] + np.int64(note & _LOW_32)
+        precision = np.float64(hits_nearer[d]) / np.float64(rank)
+        precision_sum += precision
+        if rank <= last_cut:
+            for c in range(cuts.shape[0]):
+                if rank <= cuts[c]:
+                    precision_sums[c] += precision
+                    hits[c] += 1
+    precision_sums[cuts.shape[0]], hits[cuts.shape[0]] = precision_sum, notes.shape[0]
+
+
+@no_type_check
+def _nearest(query_words, database_words, distance, out_distance, out_position):
+    n, k = database_words.shape[1], out_distance.shape[1]
+    room = 2 * k + BLOCK
+    candidate, position = np.empty(room, np.int64), np.empty(room, np.int64)
+    at = np.zeros(64 * query_words.shape[1] + 2, np.int64)
+    for i in range(query_words.shape[0]):
+        worst = at.shape[0]  # a candidate must be at most so far
+        count = 0
+        for first in range(0, n, BLOCK):
+            size = min(BLOCK, n - first)
+            near = distance[:size]
+            _distances(query_words[i], database_words, first, near)
+            any_near = False
+            for j in range(size):
+                any_near |= near[j] <= worst
+            if any_near:
+                for j in range(size):
+                    candidate[count], position[count] = near[j], first + j
+                    count += near[j] <= worst
+            if count >= 2 * k or first + size >= n:
+                # Keep the first k by distance and position. A later item has to be nearer than the last of them.
+                at[:] = 0
+                for c in range(count):
+                    at[candidate[c] + 1] += 1
+                for d in range(1, at.shape[0]):
+                    at[d] += at[d - 1]
+                for c in range(count):
+                    d = candidate[c]
+                    if at[d] < k:
+                        out_distance[i, at[d]], out_position[i, at[d]] = d, position[c]
+                    at[d] += 1
+                count = min(count, k)
+                for c in range(count):
+                    candidate[c], position[c] = out_distance[i, c], out_position[i, c]
+                if count == k:
+                    worst = candidate[k - 1] - 1
+
+
+def count_classes(
+    query_words: UInt64[np.ndarray, "q words"],
+    database_words: UInt64[np.ndarray, "words n"],
+    members: UInt32[np.ndarray, " n"],
+    spans: Int64[np.ndarray, "q 2"],
+    exclude: Int64[np.ndarray, " q"],
+    cuts: Int64[np.ndarray, " cuts"],
+    bits: int,
+) -> tuple[Int64[np.ndarray, "q distances 2"], Float64[np.ndarray, "q sums"], Int64[np.ndarray, "q sums"]]:
+    """Counts where every image has one class or none: see `ranking.count`.
+
+    Args:
+        query_words: Codes of the queries.
+        database_words: Codes of the database.
+        members: Positions of the database items, class by class, within a class in order.
+        spans: Which of them, from and to, are those of each query's class.
+        exclude: The item to leave out for each query, or -1.
+        cuts: Cut-offs of the sums of precisions.
+        bits: Code length.
+    """
+    inputs = (query_words, database_words, members, spans, exclude, cuts)
+    outputs = (np.empty(BLOCK, np.min_scalar_type(bits + 1)), *_results(len(query_words), bits, 2, len(cuts)))
+    _compiled(_count_classes, *map(_read, inputs), *map(_written, outputs))(*inputs, *outputs)
+    return outputs[1:]
+
+
+def count_labels(
+    query_words: UInt64[np.ndarray, "q words"],
+    database_words: UInt64[np.ndarray, "words n"],
+    query_labels: UInt64[np.ndarray, "q label_words"],
+    database_labels: UInt64[np.ndarray, "label_words n"],
+    exclude: Int64[np.ndarray, " q"],
+    cuts: Int64[np.ndarray, " cuts"],
+    bits: int,
+    grades: int,
+) -> tuple[Int64[np.ndarray, "q distances grades"], Float64[np.ndarray, "q sums"], Int64[np.ndarray, "q sums"]]:
+    """Counts where an image has several labels, as sets of bits: see `ranking.count`.
+
+    Args:
+        query_words: Codes of the queries.
+        database_words: Codes of the database.
+        query_labels: Labels of the queries.
+        database_labels: Labels of the database.
+        exclude: The item to leave out for each query, or -1.
+        cuts: Cut-offs of the sums of precisions.
+        bits: Code length.
+        grades: One more than the largest number of labels that two images share.
+    """
+    inputs = (query_words, database_words, query_labels, database_labels, exclude, cuts)
+    work = (np.empty(BLOCK, np.min_scalar_type(bits)), np.empty(BLOCK, np.min_scalar_type(grades - 1)))
+    outputs = (*work, *_results(len(query_words), bits, grades, len(cuts)))
+    _compiled(_count_labels, *map(_read, inputs), *map(_written, outputs))(*inputs, *outputs)
+    return outputs[2:]
+
+
+def nearest(
+    query_words: UInt64[np.ndarray, "q words"], database_words: UInt64[np.ndarray, "words n"], bits: int, k: int
+) -> tuple[Int64[np.ndarray, "q k"], Int64[np.ndarray, "q k"]]:
+    """Distances and positions of the ``k`` first items by distance and position. See `ranking.nearest`."""
+    inputs = (query_words, database_words)
+    outputs = (
+        np.empty(BLOCK, np.min_scalar_type(bits)),
+        *(np.empty((len(query_words), k), np.int64) for _ in range(2)),
+    )
+    _compiled(_nearest, *map(_read, inputs), *map(_written, outputs))(*inputs, *outputs)
+    return outputs[1], outputs[2]
+
+
+@cache
+def _compiled(function: Callable[..., None], *argument_types: Any) -> Callable[..., None]:
+    try:
+        return njit(argument_types, nogil=True, cache=True)(function)
+    except (RuntimeError, OSError):  # nowhere to keep it, or no space left
+        return njit(argument_types, nogil=True)(function)
+
+
+def _results(q: int, bits: int, grades: int, cuts: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    return np.empty((q, bits + 1, grades), np.int64), np.empty((q, cuts + 1)), np.empty((q, cuts + 1), np.int64)
+
+
+def _read(array: np.ndarray) -> Any:
+    """Type of what is only read; an array that could be written to is accepted as well."""
+    return _array(array.dtype, array.ndim, readonly=True)
+
+
+def _written(array: np.ndarray) -> Any:
+    return _array(array.dtype, array.ndim, readonly=False)
+
+
+@cache
+def _array(dtype: np.dtype, dimensions: int, readonly: bool) -> Any:
+    return types.Array(getattr(types, dtype.name), dimensions, "C", readonly=readonly)

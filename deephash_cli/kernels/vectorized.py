@@ -1,0 +1,131 @@
+"""The same inner loops with NumPy alone, where numba is not installed: a few times slower, not a digit different."""
+
+from collections.abc import Callable
+
+import numpy as np
+from jaxtyping import Float64, Int64, UInt, UInt8, UInt32, UInt64
+
+_PAIRS = 2**20  # pairs at a time: about 5 MB of work space, near the processor's cache
+_BLOCK = 2**15  # database items that an inner loop reads at once
+
+
+def count_classes(
+    query_words: UInt64[np.ndarray, "q words"],
+    database_words: UInt64[np.ndarray, "words n"],
+    members: UInt32[np.ndarray, " n"],
+    spans: Int64[np.ndarray, "q 2"],
+    exclude: Int64[np.ndarray, " q"],
+    cuts: Int64[np.ndarray, " cuts"],
+    bits: int,
+) -> tuple[Int64[np.ndarray, "q distances 2"], Float64[np.ndarray, "q sums"], Int64[np.ndarray, "q sums"]]:
+    """As `compiled.count_classes`."""
+
+    def grades_of(rows: slice) -> UInt8[np.ndarray, "rows n"]:
+        out = np.zeros((rows.stop - rows.start, database_words.shape[1]), np.uint8)
+        for row, (first, last) in zip(out, spans[rows], strict=True):
+            row[members[first:last]] = 1
+        return out
+
+    return _count(query_words, database_words, grades_of, exclude, cuts, bits, grades=2)
+
+
+def count_labels(
+    query_words: UInt64[np.ndarray, "q words"],
+    database_words: UInt64[np.ndarray, "words n"],
+    query_labels: UInt64[np.ndarray, "q label_words"],
+    database_labels: UInt64[np.ndarray, "label_words n"],
+    exclude: Int64[np.ndarray, " q"],
+    cuts: Int64[np.ndarray, " cuts"],
+    bits: int,
+    grades: int,
+) -> tuple[Int64[np.ndarray, "q distances grades"], Float64[np.ndarray, "q sums"], Int64[np.ndarray, "q sums"]]:
+    """As `compiled.count_labels`."""
+
+    def grades_of(rows: slice) -> UInt[np.ndarray, "rows n"]:
+        return _counted_bits(query_labels[rows], database_labels, np.bitwise_and, grades - 1)
+
+    return _count(query_words, database_words, grades_of, exclude, cuts, bits, grades)
+
+
+def nearest(
+    query_words: UInt64[np.ndarray, "q words"], database_words: UInt64[np.ndarray, "words n"], bits: int, k: int
+) -> tuple[Int64[np.ndarray, "q k"], Int64[np.ndarray, "q k"]]:
+    """Distances and positions of the ``k`` first items by distance and position. See `ranking.nearest`."""
+    q, n = len(query_words), database_words.shape[1]
+    distances, positions = (np.empty((q, k), np.int64) for _ in range(2))
+    for rows in _slices(q, n):
+        for row, distance in enumerate(
+            _counted_bits(query_words[rows], database_words, np.bitwise_xor, bits), rows.start
+        ):
+            positions[row] = _stable_order(distance)[:k]
+            distances[row] = distance[positions[row]]
+    return distances, positions
+
+
+def _count(
+    query_words: UInt64[np.ndarray, "q words"],
+    database_words: UInt64[np.ndarray, "words n"],
+    grades_of: Callable[[slice], UInt[np.ndarray, "rows n"]],
+    exclude: Int64[np.ndarray, " q"],
+    cuts: Int64[np.ndarray, " cuts"],
+    bits: int,
+    grades: int,
+) -> tuple[Int64[np.ndarray, "q distances grades"], Float64[np.ndarray, "q sums"], Int64[np.ndarray, "q sums"]]:
+    q, n = len(query_words), database_words.shape[1]
+    shared = np.empty((q, bits + 1, grades), np.int64)
+    precision_sums, hits = np.zeros((q, len(cuts) + 1)), np.zeros((q, len(cuts) + 1), np.int64)
+    for rows in _slices(q, n):
+        # One value above the largest distance marks an excluded item, which comes last and is not relevant.
+        distances = _counted_bits(query_words[rows], database_words, np.bitwise_xor, bits + 1)
+        for i, distance, grade in zip(range(rows.start, rows.stop), distances, grades_of(rows), strict=True):
+            if exclude[i] >= 0:
+                distance[exclude[i]], grade[exclude[i]] = bits + 1, 0
+            shared[i] = _histogram(distance, grade, bits, grades)
+            relevant = np.flatnonzero(grade)
+            ranks = _ranks(distance)[relevant]
+            precisions = (np.searchsorted(np.sort(ranks), ranks) + 1) / ranks
+            for c, cut in enumerate([*cuts, n]):
+                within = precisions[ranks <= cut]
+                hits[i, c] = len(within)
+                # Added up one by one in the order of the database, as the compiled loop does.
+                precision_sums[i, c] = np.cumsum(within)[-1] if len(within) else 0.0
+    return shared, precision_sums, hits
+
+
+def _slices(q: int, n: int) -> list[slice]:
+    size = max(1, _PAIRS // max(1, n))
+    return [slice(start, min(start + size, q)) for start in range(0, q, size)]
+
+
+def _counted_bits(
+    query: UInt64[np.ndarray, "q words"], database: UInt64[np.ndarray, "words n"], operation: np.ufunc, largest: int
+) -> UInt[np.ndarray, "q n"]:
+    """Number of ones that the operation leaves of each pair, in a type with room for ``largest``."""
+    out = np.zeros((len(query), database.shape[1]), np.min_scalar_type(largest))
+    for start in range(0, database.shape[1], _BLOCK):
+        block = out[:, start : start + _BLOCK]
+        for word, items in enumerate(database[:, start : start + _BLOCK]):
+            block += np.bitwise_count(operation(query[:, word, None], items))
+    return out
+
+
+def _histogram(
+    distance: UInt[np.ndarray, " n"], grade: UInt[np.ndarray, " n"], bits: int, grades: int
+) -> Int64[np.ndarray, "distances grades"]:
+    counts = np.zeros((bits + 2) * grades, np.int64)
+    for start in range(0, len(distance), _PAIRS):
+        keys = distance[start : start + _PAIRS].astype(np.int64) * grades + grade[start : start + _PAIRS]
+        counts += np.bincount(keys, minlength=len(counts))
+    return counts.reshape(-1, grades)[: bits + 1]
+
+
+def _stable_order(distance: UInt[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
+    # On integers of 8 and 16 bits NumPy's stable sort is a radix sort: linear, the faster for being stable.
+    return np.argsort(distance, kind="stable")
+
+
+def _ranks(distance: UInt[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
+    """Rank of each item, from 1, by distance and position."""
+    ranks = np.empty(len(distance), np.int64)
+    ranks[_stable_order(distance)] = np.arange(1, len(distance) + 1)
+    return ranks

@@ -21,7 +21,7 @@ from jaxtyping import Float64, Int64, Integer, UInt8
 Labels = UInt8[np.ndarray, "_ classes"] | Integer[np.ndarray, " _"]
 T = TypeVar("T")
 
-_TOGETHER = 128  # queries that a thread takes at once
+_TOGETHER = 1024  # queries that a thread takes at once, if there are so many
 _AHEAD = 4  # such parts, a thread, that may wait for the caller
 _ROWS = 2**16  # rows to convert at once
 
@@ -158,7 +158,8 @@ def _in_parts(work: Callable[[slice], T], queries: int, threads: int | None) -> 
     threads = _usable_threads() if threads is None else threads
     if threads < 1:
         raise ValueError(f"threads must be at least 1, got {threads}")
-    size = max(1, min(_TOGETHER, -(-queries // threads)))
+    # Two parts a thread at least: the caller has the first while the second is worked on.
+    size = max(1, min(_TOGETHER, -(-queries // (2 * threads)) if threads > 1 else queries))
     slices = [slice(start, min(start + size, queries)) for start in range(0, queries, size)]
     if threads == 1 or len(slices) < 2:
         return map(work, slices)

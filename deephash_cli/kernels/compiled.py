@@ -23,6 +23,8 @@ LANES = 64  # of them that are compared at once: a machine word of answers
 _ONE, _DISTANCE, _GRADE = np.uint64(1), np.uint64(32), np.uint64(49)
 _LOW_17, _LOW_32 = np.uint64(2**17 - 1), np.uint64(2**32 - 1)
 
+_inner = njit(nogil=True, error_model="numpy")
+
 
 @intrinsic
 @no_type_check
@@ -33,7 +35,7 @@ def _popcount(_typing, _word):
     return types.uint64(types.uint64), generate
 
 
-@njit(nogil=True)
+@_inner
 @no_type_check
 def _distances(query, database, start, out):
     stop = start + out.shape[0]
@@ -75,7 +77,7 @@ def _zeros_below(_typing, _word):
     return types.uint64(types.uint64), generate
 
 
-@njit(nogil=True)
+@_inner
 @no_type_check
 def _tally(distance, seen, states):
     """Count a block of whole lanes, and keep what was counted up to the end of each of them.
@@ -98,9 +100,10 @@ def _tally(distance, seen, states):
 
 
 @no_type_check
-def _count_classes(query_words, database_words, members, spans, exclude, cuts, distance, shared, precision_sums, hits):
+def _count_classes(
+    query_words, database_words, members, spans, exclude, cuts, distance, notes, shared, precision_sums, hits
+):
     n, distances = database_words.shape[1], shared.shape[1]
-    notes = np.empty((spans[:, 1] - spans[:, 0]).max(), np.uint64)
     seen, states = np.empty(distances + 1, np.uint64), np.empty((distances + 1, BLOCK // LANES), np.uint64)
     nearer, relevant = np.empty(distances, np.int64), np.empty(distances, np.int64)
     for i in range(query_words.shape[0]):
@@ -120,7 +123,8 @@ def _count_classes(query_words, database_words, members, spans, exclude, cuts, d
                 size = min(BLOCK, stop - first)
                 _distances(query_words[i], database_words, first, distance[:size])
                 whole = -(-size // LANES) * LANES
-                distance[size:whole] = distances  # counted where nobody looks
+                for j in range(size, whole):
+                    distance[j] = distances  # counted where nobody looks
                 _tally(distance[:whole], seen, states)
                 while member < last and members[member] < first + size:
                     # Up to the end of its lanes less what comes after it there is what was seen up to this item.
@@ -140,11 +144,10 @@ def _count_classes(query_words, database_words, members, spans, exclude, cuts, d
 
 @no_type_check
 def _count_labels(
-    query_words, database_words, query_labels, database_labels, exclude, cuts, distance, grade, shared, precision_sums,
-    hits,
+    query_words, database_words, query_labels, database_labels, exclude, cuts, distance, grade, notes, shared,
+    precision_sums, hits,
 ):  # fmt: skip
     n, distances, grades = database_words.shape[1], shared.shape[1], shared.shape[2]
-    notes = np.empty(n + 1, np.uint64)
     seen = np.empty(distances, np.uint64)
     nearer, relevant = np.empty(distances, np.int64), np.empty(distances, np.int64)
     for i in range(query_words.shape[0]):
@@ -171,11 +174,13 @@ def _count_labels(
         for note in notes[:n_notes]:
             shared[i, (note >> _DISTANCE) & _LOW_17, note >> _GRADE] += 1
         for d in range(distances):
-            shared[i, d, 0] = np.int64(seen[d] & _LOW_32) - shared[i, d].sum()
+            shared[i, d, 0] = np.int64(seen[d] & _LOW_32)
+            for g in range(1, grades):
+                shared[i, d, 0] -= shared[i, d, g]
         _average(notes[:n_notes], shared[i], cuts, nearer, relevant, precision_sums[i], hits[i])
 
 
-@njit(nogil=True)
+@_inner
 @no_type_check
 def _grades(query, database, start, out):
     """Number of labels that items share with the query."""
@@ -189,15 +194,16 @@ def _grades(query, database, start, out):
             out[j] += _popcount(word & items[j])
 
 
-@njit(nogil=True)
+@_inner
 @no_type_check
 def _average(notes, shared, cuts, nearer, hits_nearer, precision_sums, hits):
     """Sums of precisions at the relevant items of one query, in the order of the database."""
     total, found = 0, 0
     for d in range(shared.shape[0]):
         nearer[d], hits_nearer[d] = total, found
-        items = shared[d].sum()
-        total, found = total + items, found + items - shared[d, 0]
+        total += shared[d, 0]
+        for g in range(1, shared.shape[1]):
+            total, found = total + shared[d, g], found + shared[d, g]
     last_cut, precision_sum = 0, 0.0
     for c in range(cuts.shape[0]):
         precision_sums[c], hits[c], last_cut = 0.0, 0, max(last_cut, cuts[c])
@@ -275,9 +281,11 @@ def count_classes(
         bits: Code length.
     """
     inputs = (query_words, database_words, members, spans, exclude, cuts)
-    outputs = (np.empty(BLOCK, np.min_scalar_type(bits + 1)), *_results(len(query_words), bits, 2, len(cuts)))
+    longest = int((spans[:, 1] - spans[:, 0]).max(initial=0))
+    work = np.empty(BLOCK, np.min_scalar_type(bits + 1)), np.empty(longest, np.uint64)
+    outputs = (*work, *_results(len(query_words), bits, 2, len(cuts)))
     _compiled(_count_classes, *map(_read, inputs), *map(_written, outputs))(*inputs, *outputs)
-    return outputs[1:]
+    return outputs[2:]
 
 
 def count_labels(
@@ -303,10 +311,14 @@ def count_labels(
         grades: One more than the largest number of labels that two images share.
     """
     inputs = (query_words, database_words, query_labels, database_labels, exclude, cuts)
-    work = (np.empty(BLOCK, np.min_scalar_type(bits)), np.empty(BLOCK, np.min_scalar_type(grades - 1)))
+    work = (
+        np.empty(BLOCK, np.min_scalar_type(bits)),
+        np.empty(BLOCK, np.min_scalar_type(grades - 1)),
+        np.empty(database_words.shape[1] + 1, np.uint64),
+    )
     outputs = (*work, *_results(len(query_words), bits, grades, len(cuts)))
     _compiled(_count_labels, *map(_read, inputs), *map(_written, outputs))(*inputs, *outputs)
-    return outputs[2:]
+    return outputs[3:]
 
 
 def nearest(
@@ -325,9 +337,9 @@ def nearest(
 @cache
 def _compiled(function: Callable[..., None], *argument_types: Any) -> Callable[..., None]:
     try:
-        return njit(argument_types, nogil=True, cache=True)(function)
+        return njit(argument_types, nogil=True, error_model="numpy", cache=True)(function)
     except (RuntimeError, OSError):  # nowhere to keep it, or no space left
-        return njit(argument_types, nogil=True)(function)
+        return njit(argument_types, nogil=True, error_model="numpy")(function)
 
 
 def _results(q: int, bits: int, grades: int, cuts: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -254,20 +254,11 @@ def faiss_flat(data: Data, threads: int) -> Run:
 
 def ours(data: Data, _threads: int) -> Run:
     """Every metric of `deephash eval`."""
+    from deephash_cli.codes import CodeSet
     from deephash_cli.scoring import evaluate
 
-    query, database = (code_set(side, data.case.bits, name) for side, name in ((data.query, "q"), (data.database, "d")))
+    query, database = (CodeSet(side.packed, data.case.bits, side.labels, None) for side in (data.query, data.database))
     return lambda _queries: evaluate(query, database, ks=KS, map_at=[data.case.map_at], radius=RADIUS)
-
-
-def code_set(side: Side, bits: int, name: str):
-    """A side as the package wants it. An image with the same name on both sides would be left out of a ranking."""
-    from deephash_cli.codes import CodeSet
-
-    try:
-        return CodeSet(side.packed, bits, side.labels, None)
-    except TypeError:  # names are required
-        return CodeSet(side.packed, bits, side.labels, [f"{name}{number}" for number in range(len(side.packed))])
 
 
 ENGINES: dict[str, Callable[[Data, int], Run]] = {

@@ -1,8 +1,8 @@
 """Retrieval metrics: arrays in, one value a query out; the caller averages.
 
 Codes of K bits have only K + 1 distances, so most database items tie with many others. A metric that reads a sorted
-list then depends on an order that nobody chose. Here all but one metric are functions of histograms (how many items,
-and how many relevant ones, lie at each distance), as exact expectations over every order that the ties allow.
+list then depends on an order that nobody chose. Here every metric is a function of histograms (how many items, and
+how many relevant ones, lie at each distance), as an exact expectation over every order that the ties allow.
 McSherry and Najork, "Computing information retrieval performance measures efficiently in the presence of tied scores",
 ECIR 2008; He, Cakir, Bargal and Sclaroff, "Hashing as tie-aware learning to rank", CVPR 2018.
 
@@ -403,19 +403,6 @@ def hardest(values: Float64[np.ndarray, " q"], n: int) -> Int64[np.ndarray, " ha
     array([1, 0])
     """
     return np.argsort(values, kind="stable")[:n]
-
-
-def average_precision_of_ranking(relevance: Bool[np.ndarray, "q n"]) -> Float64[np.ndarray, " q"]:
-    """Average precision of one given order: relevance by rank, nearest first. Divides by N+.
-
-    >>> average_precision_of_ranking(np.array([[True, False, False, True], [False, False, False, False]]))
-    array([0.75, 0.  ])
-    """
-    rows, ranks = np.nonzero(relevance)
-    relevant = np.bincount(rows, minlength=len(relevance))
-    # np.nonzero goes row by row: the i-th hit of a row is the i-th after all hits of the rows before.
-    hits = np.arange(1, len(rows) + 1) - np.repeat(np.cumsum(relevant) - relevant, relevant)
-    return _over(np.bincount(rows, weights=hits / (ranks + 1.0), minlength=len(relevance)), relevant)
 
 
 def bit_balance(packed: UInt8[np.ndarray, "n bytes"], bits: int) -> Float64[np.ndarray, " {bits}"]:

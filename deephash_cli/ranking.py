@@ -233,11 +233,13 @@ def _labels(query: np.ndarray, database: np.ndarray) -> tuple[np.ndarray, np.nda
     if query.ndim == 1:
         return query, database, 2
     _require_same_width("labels", query, database)
-    sides = _label_words(query), _label_words(database)
-    largest = [int(sum(np.bitwise_count(row).astype(np.int64) for row in words).max(initial=0)) for words in sides]
-    if max(largest) > 1:
-        return *sides, max(2, min(largest) + 1)
-    return *(_class_numbers(words) for words in sides), 2
+    query, database = _label_words(query), _label_words(database)
+    most, most_in_database = (
+        int(np.bitwise_count(words).sum(axis=0, dtype=np.int64).max(initial=0)) for words in (query, database)
+    )
+    if max(most, most_in_database) > 1:
+        return query, database, max(2, min(most, most_in_database) + 1)
+    return _class_numbers(query), _class_numbers(database), 2
 
 
 def _label_words(labels: UInt8[np.ndarray, "n classes"]) -> np.ndarray:

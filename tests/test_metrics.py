@@ -150,12 +150,6 @@ def test_against_every_order(case):
             assert metrics.recall_by_radius(h)[0, radius] == pytest.approx(recall, **EXACT)
 
 
-@given(st.lists(st.lists(st.booleans(), min_size=5, max_size=5), min_size=1, max_size=6))
-def test_average_precision_of_ranking_against_loop(rankings):
-    values = metrics.average_precision_of_ranking(np.array(rankings))
-    assert values == pytest.approx([slow_ap(ranking) for ranking in rankings], **EXACT)
-
-
 # The same digits, however queries are divided and arrays are laid out.
 
 
@@ -262,7 +256,6 @@ def test_without_ties_average_precision_agrees_with_sklearn():
             metrics.average_precision_at(h, 40),
             metrics.average_precision_at(h, 1000, "relevant"),
             metrics.average_precision_within(h, 39),
-            metrics.average_precision_of_ranking(ranking[None] > 0),
         ):
             assert value[0] == pytest.approx(reference, **EXACT)
 
@@ -349,11 +342,6 @@ def test_query_without_relevant_item_scores_zero(name, items):
     else:
         assert not value.any()
         assert not np.signbit(value).any()
-
-
-def test_rankings_without_relevant_item_or_without_items_score_zero():
-    assert metrics.average_precision_of_ranking(np.zeros((1, 7), np.bool_)).tolist() == [0]
-    assert metrics.average_precision_of_ranking(np.zeros((2, 0), np.bool_)).tolist() == [0, 0]
 
 
 def test_rank_beyond_the_database():

@@ -96,6 +96,11 @@ def load(
 def _open(path: Path, what: str, dimensions: tuple[int, ...]) -> np.ndarray:
     """Map an array of numbers that is not empty, read-only."""
     header = read_header(path)
+    if header.dtype.hasobject:
+        raise ArtifactError(
+            f"{path} must hold {what} as numbers or truth values, got pickled Python objects, which are never opened: "
+            "save an array of numbers, such as np.stack(list(array))"
+        )
     if header.dtype.kind not in "biuf" or header.dtype.itemsize > 8:
         raise ArtifactError(
             f"{path} must hold {what} as numbers or truth values, got {header.dtype.str}: "

@@ -26,9 +26,10 @@ from typing import Any
 
 # What an engine needs is imported where it runs: a process starts with the peak memory of the one that started it.
 import numpy as np
+import yaml
 
-KS = (1, 5, 10, 20, 50, 100, 200, 300, 400, 500, 600, 700, 800, 900, 1000)  # those of a run
-RADIUS = 2
+MEASURED = yaml.safe_load((Path(__file__).parent.parent / "conf" / "metrics" / "default.yaml").read_text())
+KS, RADIUS = MEASURED["ks"], MEASURED["radius"]  # those of a run
 WHOLE = 10**8  # pairs that the slow engines go through; of more, they see the first SAMPLE queries
 SAMPLE = 20
 SLOW = 20.0  # seconds from which one run is enough

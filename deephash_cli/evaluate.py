@@ -15,7 +15,7 @@ from deephash_cli.errors import ArtifactError, ConfigError
 from deephash_cli.files import write_json
 
 _FACTS = {"method", "module", "model", "dataset", "split", "seed"}  # of a manifest's provenance
-_SETTINGS = {"ks", "map_at", "radius"}  # of its evaluation; zero_hits came later
+_SETTINGS = ("ks", "map_at", "radius", "zero_hits")  # of its evaluation; early ones have no zero_hits
 _FILES = ("query", "database", "query_labels", "database_labels")
 SHOWN_AT = ("1", "10", "100", "1000")  # the cut-offs k in the table; the others are in the file
 
@@ -32,7 +32,7 @@ def score(folder: Path, overrides: Mapping[str, Any]) -> dict[str, Any]:
         ArtifactError: If the codes are damaged, or of unknown origin.
     """
     query, database, manifest = load_codes(folder)
-    for name, needed in (("provenance", _FACTS), ("evaluation", _SETTINGS)):
+    for name, needed in (("provenance", _FACTS), ("evaluation", {*_SETTINGS} - {"zero_hits"})):
         missing = needed - set(manifest.get(name) or ())
         if missing:
             raise ArtifactError(f"{folder / MANIFEST} must give {', '.join(sorted(missing))} under {name}, got none")
@@ -49,7 +49,7 @@ def score(folder: Path, overrides: Mapping[str, Any]) -> dict[str, Any]:
 def evaluate(config: DictConfig) -> dict[str, Any]:
     """The verb."""
     kind = _kind(config)
-    overrides = {name: config[name] for name in ("ks", "map_at", "radius", "zero_hits")}
+    overrides = {name: config[name] for name in _SETTINGS}
     if kind == "query":
         paths = [Path(config[name]) for name in _FILES]
         query, database, source = foreign.load(*paths, bits=config.bits, bit_order=config.bit_order)
@@ -97,12 +97,12 @@ def _is_evaluation(settings: Mapping[str, Any]) -> bool:
         for name in ("ks", "map_at")
     )
     radius = settings["radius"]
-    return lists and type(radius) is int and radius >= 0 and settings["zero_hits"] in ("zero", "skip")
+    return lists and type(radius) is int and radius >= 0 and settings["zero_hits"] in list(scoring.ZERO_HITS)
 
 
 def _settle(settings: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
     chosen = {**settings, **{name: value for name, value in overrides.items() if value is not None}}
-    return {name: chosen[name] for name in ("ks", "map_at", "radius", "zero_hits")}
+    return {name: chosen[name] for name in _SETTINGS}
 
 
 def _title(metrics: Mapping[str, Any]) -> str:

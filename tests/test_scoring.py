@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deephash_cli import ranking, scoring
+from deephash_cli import checking, ranking, scoring
 from deephash_cli.codes import CodeSet, load_codes, pack, save_codes
 from deephash_cli.errors import ArtifactError, ConfigError, DataError
 from deephash_cli.kernels import vectorized
@@ -308,6 +308,10 @@ def test_ranks_beyond_the_database():
 def test_nothing_asked_beyond_the_basics():
     result = evaluate(*sides(), ks=[], map_at=[], radius=0)
     assert result["precision_at_k"] == result["recall_at_k"] == {}
+
+
+def test_the_command_line_knows_the_same_words():
+    assert checking.WORDS["zero_hits"] == checking.WORDS["metrics.zero_hits"] == tuple(scoring.ZERO_HITS)
 
 
 def test_refusals():

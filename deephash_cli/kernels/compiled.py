@@ -5,7 +5,8 @@ the block then stays in the nearest cache. The functions release the interpreter
 queries. Compiled code is kept on disk beside this file, or in numba's cache folder where that is read-only.
 """
 
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any, no_type_check
 
@@ -35,17 +36,27 @@ def _popcount(_typing, _word):
     return types.uint64(types.uint64), generate
 
 
-@_inner
 @no_type_check
-def _distances(query, database, start, out):
-    stop = start + out.shape[0]
-    word, items = query[0], database[0, start:stop]
-    for j in range(out.shape[0]):
-        out[j] = _popcount(word ^ items[j])
-    for w in range(1, query.shape[0]):
-        word, items = query[w], database[w, start:stop]
+def _counter_of_bits(operation):
+    """Count the ones that an operation leaves of the words of a query and of each item from ``start`` on."""
+
+    @_inner
+    @no_type_check
+    def count(query, database, start, out):
+        stop = start + out.shape[0]
+        word, items = query[0], database[0, start:stop]
         for j in range(out.shape[0]):
-            out[j] += _popcount(word ^ items[j])
+            out[j] = _popcount(operation(word, items[j]))
+        for w in range(1, query.shape[0]):
+            word, items = query[w], database[w, start:stop]
+            for j in range(out.shape[0]):
+                out[j] += _popcount(operation(word, items[j]))
+
+    return count
+
+
+_distances = _counter_of_bits(operator.xor)
+_grades = _counter_of_bits(operator.and_)  # number of labels that items share with the query
 
 
 @intrinsic
@@ -64,17 +75,6 @@ def _equal(_typing, array, _start, _value):
         return builder.bitcast(builder.icmp_unsigned("==", elements, value), ir.IntType(64))
 
     return types.uint64(array, types.intp, array.dtype), generate
-
-
-@intrinsic
-@no_type_check
-def _zeros_below(_typing, _word):
-    """Position of the lowest one of a word that has one."""
-
-    def generate(_context, builder, _signature, arguments):
-        return builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 1))
-
-    return types.uint64(types.uint64), generate
 
 
 @_inner
@@ -182,20 +182,6 @@ def _count_labels(
 
 @_inner
 @no_type_check
-def _grades(query, database, start, out):
-    """Number of labels that items share with the query."""
-    stop = start + out.shape[0]
-    word, items = query[0], database[0, start:stop]
-    for j in range(out.shape[0]):
-        out[j] = _popcount(word & items[j])
-    for w in range(1, query.shape[0]):
-        word, items = query[w], database[w, start:stop]
-        for j in range(out.shape[0]):
-            out[j] += _popcount(word & items[j])
-
-
-@_inner
-@no_type_check
 def _average(notes, shared, cuts, nearer, hits_nearer, precision_sums, hits):
     """Sums of precisions at the relevant items of one query, in the order of the database."""
     total, found = 0, 0
@@ -284,7 +270,7 @@ def count_classes(
     longest = int((spans[:, 1] - spans[:, 0]).max(initial=0))
     work = np.empty(BLOCK, np.min_scalar_type(bits + 1)), np.empty(longest, np.uint64)
     outputs = (*work, *_results(len(query_words), bits, 2, len(cuts)))
-    _compiled(_count_classes, *map(_read, inputs), *map(_written, outputs))(*inputs, *outputs)
+    _run(_count_classes, inputs, outputs)
     return outputs[2:]
 
 
@@ -317,7 +303,7 @@ def count_labels(
         np.empty(database_words.shape[1] + 1, np.uint64),
     )
     outputs = (*work, *_results(len(query_words), bits, grades, len(cuts)))
-    _compiled(_count_labels, *map(_read, inputs), *map(_written, outputs))(*inputs, *outputs)
+    _run(_count_labels, inputs, outputs)
     return outputs[3:]
 
 
@@ -330,8 +316,15 @@ def nearest(
         np.empty(BLOCK, np.min_scalar_type(bits)),
         *(np.empty((len(query_words), k), np.int64) for _ in range(2)),
     )
-    _compiled(_nearest, *map(_read, inputs), *map(_written, outputs))(*inputs, *outputs)
+    _run(_nearest, inputs, outputs)
     return outputs[1], outputs[2]
+
+
+def _run(function: Callable[..., None], inputs: Sequence[np.ndarray], outputs: Sequence[np.ndarray]) -> None:
+    # What is only read has the type of a read-only array: one that could be written to is accepted as well.
+    read = [_array(array.dtype, array.ndim, readonly=True) for array in inputs]
+    written = [_array(array.dtype, array.ndim, readonly=False) for array in outputs]
+    _compiled(function, *read, *written)(*inputs, *outputs)
 
 
 @cache
@@ -344,15 +337,6 @@ def _compiled(function: Callable[..., None], *argument_types: Any) -> Callable[.
 
 def _results(q: int, bits: int, grades: int, cuts: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return np.empty((q, bits + 1, grades), np.int64), np.empty((q, cuts + 1)), np.empty((q, cuts + 1), np.int64)
-
-
-def _read(array: np.ndarray) -> Any:
-    """Type of what is only read; an array that could be written to is accepted as well."""
-    return _array(array.dtype, array.ndim, readonly=True)
-
-
-def _written(array: np.ndarray) -> Any:
-    return _array(array.dtype, array.ndim, readonly=False)
 
 
 @cache

@@ -71,6 +71,10 @@ class Source:
         subset = Rows(self.inputs, self.labels, rows)
         return encode_loader(subset, self.loading.eval_batch_size, self._workers, self.loading.pin_memory)
 
+    def at_once(self, rows: Int[np.ndarray, "n"]) -> "DataLoader[Batch]":
+        """Some rows in their order, all in one batch."""
+        return encode_loader(Rows(self.inputs, self.labels, rows), len(rows), 0, pin_memory=False)
+
     def codes(self, trainer: Trainer, module: LightningModule, rows: Int[np.ndarray, "n"]) -> CodeSet:
         """Binary codes of some rows, in their order.
 

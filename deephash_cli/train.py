@@ -25,7 +25,7 @@ from deephash_cli.data.protocol import Split, hold_out_validation, load_split, m
 from deephash_cli.encoding import Loading, Source
 from deephash_cli.errors import ConfigError, DataError, DeephashError, Stopped, first_line
 from deephash_cli.files import read_json, sha256_file, write_json, write_text
-from deephash_cli.methods.base import HashingModule
+from deephash_cli.methods.base import Hasher, HashingModule
 from deephash_cli.models import HashingNetwork
 
 
@@ -54,6 +54,8 @@ def train(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
     settings = runs.redact(settings)
     if config.resume not in ("auto", "none"):
         require_trusted(settings, also=config.allowed_targets)
+    if not _is_learned(config):  # fitted in one step, however many epochs the other methods of a sweep have
+        config.trainer.max_epochs = settings["trainer"]["max_epochs"] = 1
     earlier = resuming.earlier_run(settings)
     if earlier and resuming.is_done(earlier, config.trainer.max_epochs):
         say(f"already done: {earlier}")
@@ -139,9 +141,10 @@ def _train_and_encode(folder: Path, job: Job, dashboard: Logger | None) -> None:
         ],
     )
     source = Source(job.dataset, job.network, trainer.strategy.root_device, Loading(**config.loader))
-    module = _module(job, source.labels[train_rows])
+    module = build_module(config, job.network, source.labels[train_rows])
+    training = source.shuffled(train_rows, config.seed) if _is_learned(config) else source.at_once(train_rows)
     validation = [source.in_order(validation_rows), source.in_order(train_rows)] if len(validation_rows) else None
-    trainer.fit(module, source.shuffled(train_rows, config.seed), validation, ckpt_path=checkpoint)
+    trainer.fit(module, training, validation, ckpt_path=checkpoint)
 
     chosen, best = (folder / runs.CHECKPOINTS / name for name in (checkpoints.LAST, checkpoints.BEST))
     if best.exists():
@@ -185,18 +188,25 @@ def _provenance(job: Job, epochs: int, checkpoint: Path) -> dict[str, Any]:
     }
 
 
-def _module(job: Job, train_labels: Tensor) -> HashingModule:
-    config = job.config
-    create = build(config.module, _partial_=True)
-    parts = {name: build(config[name]) for name in ("loss", "optimizer", "scheduler", "augment")}
+def _is_learned(config: DictConfig) -> bool:
+    """Whether the method is learned by gradient; otherwise it is fitted on features, in one step."""
+    method = build(config.module, _partial_=True).func
+    return isinstance(method, type) and issubclass(method, HashingModule)
+
+
+def build_module(config: DictConfig, network: HashingNetwork, train_labels: Tensor) -> Hasher:
+    """The method of a configuration, around a network.
+
+    Raises:
+        ConfigError: If the method refuses its settings.
+        DataError: If it cannot learn from these labels.
+    """
+    settings: dict[str, Any] = {"network": network, "train_labels": train_labels, "seed": config.seed}
+    if _is_learned(config):
+        settings |= {name: build(config[name]) for name in ("loss", "optimizer", "scheduler", "augment")}
+        settings["backbone_lr"] = config.model.backbone_lr
     try:
-        return create(
-            network=job.network,
-            **parts,
-            backbone_lr=config.model.backbone_lr,
-            train_labels=train_labels,
-            seed=config.seed,
-        )
+        return build(config.module, _partial_=True)(**settings)
     except (ValueError, TypeError) as error:
         raise ConfigError(f"module: {first_line(error)}") from error
 

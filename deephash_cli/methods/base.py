@@ -1,12 +1,12 @@
-"""What methods share: ``HashingModule``, the part of a run that is learned by gradient."""
+"""What methods share: ``HashingModule``, learned by gradient, and ``ShallowHasher``, fitted on features."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from pytorch_lightning import LightningModule
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
@@ -16,85 +16,37 @@ from torch.optim.lr_scheduler import LRScheduler
 from deephash_cli import metrics, ranking
 from deephash_cli.data.loaders import Batch
 from deephash_cli.errors import ConfigError, DataError, DivergedError, first_line
+from deephash_cli.hash_layers import FeatureScaling
 from deephash_cli.kernels import device
-from deephash_cli.models import HashingNetwork, packed_codes
+from deephash_cli.models import Backbone, HashingNetwork, packed_codes
 
 
-class HashingModule(LightningModule):
-    """Train a hashing network with a loss. A method supplies ``losses`` and, if it needs any, state and a relaxation.
+class Hasher(LightningModule):
+    """A network that gives continuous codes, and how far it has come on held-out queries.
 
     Args:
         network: Backbone and hash layer, giving continuous codes.
-        loss: The method's loss module.
-        optimizer: Called with parameter groups.
-        scheduler: Called with the optimizer and ``total_steps``.
-        backbone_lr: Learning rate of the backbone's weights; the new layers have the optimizer's.
-        augment: Random changes of training images ``(n, c, h, w)`` uint8; not applied to features.
         train_labels: Multi-hot labels of the training set, in the order of ``Batch.indices``.
-        seed: Of everything random in a training step.
+        seed: Of everything random in the training.
 
     Raises:
-        DataError: If the training set has no two images that share a label, or no two that share none.
+        DataError: If the method learns from labels, and the training set has no two images that share one, or no two
+            that share none.
     """
 
-    def __init__(
-        self,
-        network: HashingNetwork,
-        loss: nn.Module,
-        optimizer: Callable[[Iterable[dict[str, Any]]], Optimizer],
-        scheduler: Callable[..., LRScheduler],
-        backbone_lr: float,
-        augment: nn.Module,
-        train_labels: Float[Tensor, "n classes"],
-        seed: int,
-    ):
+    # What the method learns from: nothing but the images; which pairs share a label; triplets of a query, an image
+    # that shares a label with it and one that does not; or the labels themselves.
+    supervision: ClassVar[Literal["none", "pairs", "triplets", "labels"]]
+
+    def __init__(self, network: HashingNetwork, train_labels: Float[Tensor, "n classes"], seed: int):
         super().__init__()
-        _require_pairs(train_labels)
+        if self.supervision != "none":
+            _require_pairs(train_labels)
         self.network = network
-        self.loss = loss
-        self.augment = augment
-        self._optimizer = optimizer
-        self._scheduler = scheduler
-        self._backbone_lr = backbone_lr
-        self._seed = seed
+        self.seed = seed
         self._validation: tuple[list[tuple[np.ndarray, np.ndarray]], ...] = ([], [])
         self.register_buffer("train_labels", train_labels, persistent=False)  # the data set brings them again
         self.train_labels: Tensor
-
-    @abstractmethod
-    def losses(self, u: Float[Tensor, "n bits"], batch: Batch) -> dict[str, Tensor]:
-        """Named terms whose sum is minimised. Each is logged under its name."""
-
-    def on_fit_start(self) -> None:
-        """Set training mode: Lightning keeps the mode it finds, and the network may have been encoding before."""
-        self.train()
-
-    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Seed what is random in this step by its number, so that a resumed run repeats it bit for bit."""
-        torch.manual_seed((self._seed << 32) + self.global_step)
-
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """One step.
-
-        Raises:
-            DivergedError: If the loss is NaN or infinite, before it can reach the weights.
-        """
-        inputs = batch.inputs if batch.inputs.ndim == 2 else self.augment(batch.inputs)
-        terms = self.losses(self.network(inputs), batch)
-        total = torch.stack(list(terms.values())).sum()
-        if not torch.isfinite(total):
-            parts = ", ".join(f"{name} {value.item():.4g}" for name, value in terms.items())
-            raise DivergedError(
-                f"the loss is {total.item()} in epoch {self.current_epoch}, batch {batch_idx} ({parts}): "
-                "lower optimizer.lr and model.backbone_lr, or set trainer.gradient_clip_val=1"
-            )
-        self.log_dict(
-            {f"train/{name}": value.detach() for name, value in {**terms, "loss": total}.items()},
-            on_step=False,
-            on_epoch=True,
-            batch_size=len(inputs),
-        )
-        return total
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int) -> None:
         """Keep the codes of the held-out queries (loader 0) and of the training set (loader 1) to the epoch's end.
@@ -123,6 +75,70 @@ class HashingModule(LightningModule):
         """Continuous codes of a batch."""
         return self.network(batch.inputs).float().cpu()
 
+
+class HashingModule(Hasher):
+    """Train a hashing network with a loss. A method supplies ``losses`` and, if it needs any, state and a relaxation.
+
+    Args:
+        loss: The method's loss module.
+        optimizer: Called with parameter groups.
+        scheduler: Called with the optimizer and ``total_steps``.
+        backbone_lr: Learning rate of the backbone's weights; the new layers have the optimizer's.
+        augment: Random changes of training images ``(n, c, h, w)`` uint8; not applied to features.
+        **settings: Those of ``Hasher``.
+    """
+
+    def __init__(
+        self,
+        loss: nn.Module,
+        optimizer: Callable[[Iterable[dict[str, Any]]], Optimizer],
+        scheduler: Callable[..., LRScheduler],
+        backbone_lr: float,
+        augment: nn.Module,
+        **settings,
+    ):
+        super().__init__(**settings)
+        self.loss = loss
+        self.augment = augment
+        self._optimizer = optimizer
+        self._scheduler = scheduler
+        self._backbone_lr = backbone_lr
+
+    @abstractmethod
+    def losses(self, u: Float[Tensor, "n bits"], batch: Batch) -> dict[str, Tensor]:
+        """Named terms whose sum is minimised. Each is logged under its name."""
+
+    def on_fit_start(self) -> None:
+        """Set training mode: Lightning keeps the mode it finds, and the network may have been encoding before."""
+        self.train()
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Seed what is random in this step by its number, so that a resumed run repeats it bit for bit."""
+        torch.manual_seed((self.seed << 32) + self.global_step)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """One step.
+
+        Raises:
+            DivergedError: If the loss is NaN or infinite, before it can reach the weights.
+        """
+        inputs = batch.inputs if batch.inputs.ndim == 2 else self.augment(batch.inputs)
+        terms = self.losses(self.network(inputs), batch)
+        total = torch.stack(list(terms.values())).sum()
+        if not torch.isfinite(total):
+            parts = ", ".join(f"{name} {value.item():.4g}" for name, value in terms.items())
+            raise DivergedError(
+                f"the loss is {total.item()} in epoch {self.current_epoch}, batch {batch_idx} ({parts}): "
+                "lower optimizer.lr and model.backbone_lr, or set trainer.gradient_clip_val=1"
+            )
+        self.log_dict(
+            {f"train/{name}": value.detach() for name, value in {**terms, "loss": total}.items()},
+            on_step=False,
+            on_epoch=True,
+            batch_size=len(inputs),
+        )
+        return total
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """One group for the new layers, one for the backbone unless it is frozen; the schedule moves once a step.
 
@@ -140,6 +156,58 @@ class HashingModule(LightningModule):
         except (TypeError, ValueError) as error:
             raise ConfigError(f"optimizer or scheduler: {first_line(error)}") from error
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+class ShallowHasher(Hasher):
+    """Fit the hash layer of a network with a frozen backbone on the features of the whole training set, in one step.
+
+    A method makes its hash layer in the constructor, with every shape that it will have (a checkpoint is loaded into
+    it), and supplies ``fit``, which fills it.
+
+    Args:
+        scaling: What is done to features first: ``none``; ``unit``, length 1; ``standard``, each to mean 0 and variance
+            1 over the training set.
+        **settings: Those of ``Hasher``.
+
+    Raises:
+        ConfigError: If the backbone is not frozen.
+    """
+
+    def __init__(self, scaling: Literal["none", "unit", "standard"], **settings):
+        super().__init__(**settings)
+        if not self.network.frozen:
+            raise ConfigError(
+                f"{type(self).__name__} is fitted on features of a frozen backbone: leave out model.frozen=false"
+            )
+        self.width = cast(Backbone, self.network.backbone).num_features  # d, the length of a feature vector
+        self.bits = self.network.bits
+        self.network.hidden = FeatureScaling(self.width, scaling)
+
+    @abstractmethod
+    def fit(
+        self, x: Float[np.ndarray, "n d"], labels: UInt8[np.ndarray, "n classes"], rng: np.random.Generator
+    ) -> None:
+        """Fill ``network.hash_layer``.
+
+        Args:
+            x: Features of the training set, after scaling.
+            labels: Multi-hot labels.
+            rng: For everything random.
+
+        Raises:
+            ConfigError: If the code length or a setting does not fit the features.
+        """
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """The one step: ``batch`` is the whole training set in its order."""
+        scaling = cast(FeatureScaling, self.network.hidden)
+        with torch.no_grad():
+            scaling.fit(batch.inputs)
+            x = scaling(batch.inputs).cpu().numpy().astype(np.float64)
+            self.fit(x, batch.labels.cpu().numpy().astype(np.uint8), np.random.default_rng(self.seed))
+
+    def configure_optimizers(self) -> None:
+        """Nothing is learned by gradient."""
 
 
 def _require_pairs(labels: Float[Tensor, "n classes"]) -> None:

@@ -80,6 +80,8 @@ class DPSH(HashingModule):
         **settings: Those of ``HashingModule``.
     """
 
+    supervision = "pairs"
+
     def __init__(self, pairs: Literal["buffer", "batch"], buffer_init: Literal["zeros", "first_pass"], **settings):
         super().__init__(**settings)
         if pairs not in ("buffer", "batch"):

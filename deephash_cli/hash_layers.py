@@ -1,0 +1,134 @@
+"""Parts of the hash layers that classic methods fit: scaling of features, projections, kernels. NumPy and SciPy inside."""
+
+from typing import Literal
+
+import numpy as np
+import scipy.linalg
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from deephash_cli.errors import ConfigError
+
+
+class FeatureScaling(nn.Module):
+    """What is done to features before anything else.
+
+    Args:
+        width: Length d of a feature vector.
+        scaling: ``none``; ``unit``, each vector to length 1; ``standard``, each feature to mean 0 and variance 1.
+
+    Raises:
+        ValueError: If ``scaling`` is none of these.
+    """
+
+    def __init__(self, width: int, scaling: Literal["none", "unit", "standard"]):
+        super().__init__()
+        if scaling not in ("none", "unit", "standard"):
+            raise ValueError(f"scaling must be none, unit or standard, got {scaling!r}")
+        self.scaling = scaling
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("scale", torch.ones(width))
+        self.mean: Tensor
+        self.scale: Tensor
+
+    def fit(self, x: Float[Tensor, "n d"]) -> None:
+        """Take mean and deviation of the training set. A feature that is constant there becomes 0 everywhere."""
+        if self.scaling == "standard":
+            std, mean = torch.std_mean(x.double(), dim=0, correction=0)
+            self.mean.copy_(mean)
+            self.scale.copy_(torch.where(std > 1e-6, 1 / std, 0.0))
+
+    def forward(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+        """Scaled features."""
+        if self.scaling == "unit":
+            return nn.functional.normalize(x)
+        return (x - self.mean) * self.scale
+
+
+class Projection(nn.Module):
+    """``u = (x - mean) W``: the encoder of every linear method.
+
+    Args:
+        width: Length d of a feature vector.
+        bits: Code length K.
+    """
+
+    def __init__(self, width: int, bits: int):
+        super().__init__()
+        self.register_buffer("weight", torch.zeros(width, bits))
+        self.register_buffer("mean", torch.zeros(width))
+        self.weight: Tensor
+        self.mean: Tensor
+
+    def set(self, weight: Float[np.ndarray, "d bits"], mean: Float[np.ndarray, " d"]) -> None:
+        """Store what was fitted."""
+        self.weight.copy_(torch.from_numpy(weight))
+        self.mean.copy_(torch.from_numpy(mean))
+
+    def forward(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n bits"]:
+        """Continuous codes."""
+        return (x - self.mean) @ self.weight
+
+
+class RBF(nn.Module):
+    """Similarity to anchors, ``exp(-gamma |x - a|^2)``: the nonlinear features of KLSH, KSH and SDH.
+
+    Args:
+        width: Length d of a feature vector.
+        anchors: How many.
+    """
+
+    def __init__(self, width: int, anchors: int):
+        super().__init__()
+        self.register_buffer("anchors", torch.zeros(anchors, width))
+        self.register_buffer("gamma", torch.zeros(()))
+        self.anchors: Tensor
+        self.gamma: Tensor
+
+    def set(self, anchors: Float[np.ndarray, "m d"], gamma: float) -> None:
+        """Store anchors and width."""
+        self.anchors.copy_(torch.from_numpy(anchors))
+        self.gamma.fill_(gamma)
+
+    def forward(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n m"]:
+        """Kernel values with every anchor."""
+        squared = x.square().sum(1, keepdim=True) - 2 * x @ self.anchors.T + self.anchors.square().sum(1)
+        return torch.exp(-self.gamma * squared.clamp(min=0))
+
+
+def squared_distances(x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "m d"]) -> Float[np.ndarray, "n m"]:
+    """Squared Euclidean distances of every pair."""
+    return np.maximum(np.square(x).sum(1)[:, None] - 2 * x @ y.T + np.square(y).sum(1), 0)
+
+
+def principal_directions(
+    x: Float[np.ndarray, "n d"], count: int, what: str
+) -> tuple[Float[np.ndarray, " d"], Float[np.ndarray, "d count"], Float[np.ndarray, " count"]]:
+    """Mean, leading eigenvectors of the covariance, and the variances along them, largest first.
+
+    Args:
+        x: Features.
+        count: How many directions.
+        what: Who asks, for the message.
+
+    Raises:
+        ConfigError: If the features have fewer directions than that.
+    """
+    n, d = x.shape
+    if count > min(d, n - 1):
+        raise ConfigError(
+            f"{what} needs as many principal directions as bits, {count}, but {n} training vectors of length {d} have "
+            f"{min(d, n - 1)}: use fewer bits"
+        )
+    mean = x.mean(axis=0)
+    centred = x - mean
+    variances, directions = scipy.linalg.eigh(centred.T @ centred / n, subset_by_index=(d - count, d - 1))
+    return mean, np.ascontiguousarray(directions[:, ::-1]), variances[::-1].clip(min=0)
+
+
+def ridge(x: Float[np.ndarray, "n d"], targets: Float[np.ndarray, "n k"], weight: float) -> Float[np.ndarray, "d k"]:
+    """Regression ``(X'X + weight I)^-1 X' targets``."""
+    gram = x.T @ x
+    gram[np.diag_indices_from(gram)] += weight
+    return scipy.linalg.solve(gram, x.T @ targets, assume_a="pos")

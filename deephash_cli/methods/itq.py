@@ -1,0 +1,52 @@
+"""ITQ: Iterative Quantization: A Procrustean Approach to Learning Binary Codes (Gong and Lazebnik, CVPR 2011).
+
+https://slazebni.cs.illinois.edu/publications/ITQ.pdf
+
+    min over B, R of |B - V R|^2,   V = (X - mean) P,   R'R = I,   B of +1 and -1
+
+``P`` are the leading principal directions. From a random rotation, in turns: ``B = sgn(V R)``, and the orthogonal
+Procrustes problem in R, whose answer is ``R = V_s U_s'`` for the singular value decomposition ``U_s S V_s'`` of ``B'V``.
+Neither step can raise the objective.
+"""
+
+import numpy as np
+import scipy.linalg
+import scipy.stats
+from jaxtyping import Float, UInt8
+
+from deephash_cli.hash_layers import Projection, principal_directions
+from deephash_cli.methods.base import ShallowHasher
+
+
+class ITQ(ShallowHasher):
+    """ITQ.
+
+    Args:
+        iterations: Of the two steps.
+        **settings: Those of ``ShallowHasher``.
+    """
+
+    supervision = "none"
+
+    def __init__(self, iterations: int, **settings):
+        super().__init__(**settings)
+        self.iterations = iterations
+        self.network.hash_layer = Projection(self.width, self.bits)
+
+    def fit(
+        self, x: Float[np.ndarray, "n d"], labels: UInt8[np.ndarray, "n classes"], rng: np.random.Generator
+    ) -> None:
+        """Principal directions, then the rotation."""
+        mean, directions, _ = principal_directions(x, self.bits, "ITQ")
+        v = (x - mean) @ directions
+        rotation = scipy.stats.ortho_group.rvs(self.bits, random_state=rng) if self.bits > 1 else np.ones((1, 1))
+        for _ in range(self.iterations):
+            rotation = rotate(v, rotation)
+        self.network.hash_layer.set(directions @ rotation, mean)
+
+
+def rotate(v: Float[np.ndarray, "n bits"], rotation: Float[np.ndarray, "bits bits"]) -> Float[np.ndarray, "bits bits"]:
+    """One iteration: the rotation that brings ``v`` nearest to the codes that it has with the rotation before."""
+    codes = np.where(v @ rotation >= 0, 1.0, -1.0)
+    left, _, right = scipy.linalg.svd(codes.T @ v)
+    return right.T @ left.T

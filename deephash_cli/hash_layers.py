@@ -1,4 +1,4 @@
-"""Parts of the hash layers that classic methods fit: scaling of features, projections, kernels. NumPy and SciPy inside."""
+"""What classic methods fit in place of a hash layer (scaling of features, projections, kernels), and with what."""
 
 from typing import Literal
 

@@ -70,8 +70,8 @@ class HashingNetwork(nn.Module):
         if hidden_units:
             layers += [nn.Linear(width, hidden_units), nn.ReLU(), nn.Dropout(dropout)]
             width = hidden_units
-        self.hidden = nn.Sequential(*layers)
-        self.hash_layer = nn.Linear(width, bits)
+        self.hidden: nn.Module = nn.Sequential(*layers)
+        self.hash_layer: nn.Module = nn.Linear(width, bits)
         if frozen:
             self.backbone.requires_grad_(False)
 

@@ -5,9 +5,12 @@ https://slazebni.cs.illinois.edu/publications/ITQ.pdf
     min over B, R of |B - V R|^2,   V = (X - mean) P,   R'R = I,   B of +1 and -1
 
 ``P`` are the leading principal directions. From a random rotation, in turns: ``B = sgn(V R)``, and the orthogonal
-Procrustes problem in R, whose answer is ``R = V_s U_s'`` for the singular value decomposition ``U_s S V_s'`` of ``B'V``.
-Neither step can raise the objective.
+Procrustes problem in R, whose answer is ``R = D C'`` for the singular value decomposition ``C S D'`` of ``B'V``. Neither
+step can raise the objective. Public versions that use ``D' C'`` (``torch.svd`` returns D, not D') stay near the random
+rotation.
 """
+
+from typing import cast
 
 import numpy as np
 import scipy.linalg
@@ -42,7 +45,7 @@ class ITQ(ShallowHasher):
         rotation = scipy.stats.ortho_group.rvs(self.bits, random_state=rng) if self.bits > 1 else np.ones((1, 1))
         for _ in range(self.iterations):
             rotation = rotate(v, rotation)
-        self.network.hash_layer.set(directions @ rotation, mean)
+        cast(Projection, self.network.hash_layer).set(directions @ rotation, mean)
 
 
 def rotate(v: Float[np.ndarray, "n bits"], rotation: Float[np.ndarray, "bits bits"]) -> Float[np.ndarray, "bits bits"]:

@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow check format bench clean
+.PHONY: help demo test slow check format docs bench clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
@@ -26,6 +26,9 @@ check: .venv/developing ## style, types, and who may import whom
 format: .venv/developing ## bring the code into style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: .venv/developing ## write docs/methods.md from the methods' own files
+	$(BIN)/python -c 'import pathlib, deephash_cli.catalogue as c; pathlib.Path("docs/methods.md").write_text(c.document())'
 
 bench: .venv/developing ## evaluation side by side with the naive loop, other libraries and a lower bound: minutes
 	$(BIN)/python benchmarks/evaluation.py

@@ -11,9 +11,9 @@ from typing import Any
 
 from deephash_cli.errors import ConfigError, first_line
 
-_PACKAGE = Path(__file__).resolve().parent
+PACKAGE = Path(__file__).resolve().parent
 # In a wheel the configuration is inside the package, in a checkout beside it.
-CONF_DIR = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent / "conf"
+CONF_DIR = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
 
 # Lowest and highest value of settings that have them; None: no limit.
 RANGES: dict[str, tuple[float, float | None]] = {
@@ -48,8 +48,8 @@ RANKS = ("metrics.ks", "dataset.map_at", "ks", "map_at")
 # Settings without a default that are text.
 TEXTS = (
     "run_dir", "runs", "resume", "group", "dataset.root", "dataset.file", "dataset.split_file", "dataset.train",
-    "dataset.query", "dataset.database", "run", "codes", "output", "query", "database", "query_labels",
-    "database_labels",
+    "dataset.query", "dataset.database", "dataset.vectors", "dataset.labels", "dataset.ids", "run", "codes", "output",
+    "query", "database", "query_labels", "database_labels",
 )  # fmt: skip
 
 

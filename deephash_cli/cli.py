@@ -24,6 +24,7 @@ from deephash_cli.errors import ArtifactError, ConfigError, DeephashError, Stopp
 VERBS = {
     "train": "train a method, write binary codes, report mAP and precision@k",
     "eval": "recompute every number of a run from its codes alone, or score anybody's codes",
+    "methods": "list the methods: what each learns from, its paper, where it is written",
 }
 
 EXAMPLES = """\
@@ -32,6 +33,7 @@ EXAMPLES = """\
   deephash train dataset=image_folder dataset.root=photos   your own images, one sub-folder a class
   deephash train resume=auto                                go on with the same run after an interruption
   deephash eval run=runs/<folder>                           every number again, from the codes on disk
+  deephash methods                                          what method= can be
   deephash train --cfg job                                  the whole configuration"""
 
 HELP = f"""\
@@ -94,6 +96,15 @@ Examples:
   deephash eval run=runs/<folder>
   deephash eval codes=runs/<folder>/codes ks=[10,100] output=metrics.json
   deephash eval query=q.npy database=d.npy query_labels=ql.npy database_labels=dl.npy output=metrics.json""",
+    "methods": """\
+deephash methods [<method>] [--config-dir <folder>]
+
+Lists every method=<method> with what it learns from, what it is trained on, its paper and its file. With a name, that
+method's page: equation, how it is optimised, settings, what differs from the paper. --config-dir adds your own.
+
+Examples:
+  deephash methods
+  deephash methods itq""",
 }
 
 
@@ -125,6 +136,8 @@ def run(arguments: Sequence[str]) -> int:
         if "--version" in rest:
             print_version()
             return 0
+        if verb == "methods":
+            return _methods(rest)
         return _launch(verb, [normalize(argument, verb) for argument in rest])
     except DeephashError as error:
         _print_error(error)
@@ -180,6 +193,10 @@ def complete(arguments: Sequence[str]) -> int:
             prefix = words[1] if len(words) == 2 else ""
             _print(" ".join(verb for verb in VERBS if verb.startswith(prefix)))
             return 0
+        if words[1] == "methods":
+            started = "" if line.endswith(" ") else words[-1]
+            _print(" ".join(name for name in choices("method") if name.startswith(started)))
+            return 0
         if words[1] not in VERBS:
             return 0
         shorter = line.replace(f" {words[1]}", "", 1)
@@ -187,6 +204,18 @@ def complete(arguments: Sequence[str]) -> int:
         os.environ["COMP_POINT"] = str(len(shorter))
         return _hydra(words[1], list(arguments), _nothing)
     return _hydra("train", list(arguments), _nothing)
+
+
+def _methods(arguments: list[str]) -> int:
+    """Print the table of methods."""
+    from deephash_cli.catalogue import show_methods
+
+    parsed = _parse("methods", arguments)
+    if len(parsed.overrides) > 1:
+        raise ConfigError(f"deephash methods takes the name of one method, got {' '.join(parsed.overrides)}")
+    folder = None if parsed.config_dir is None else Path(parsed.config_dir)
+    show_methods(folder, *(parsed.overrides or [None]))
+    return 0
 
 
 def _launch(verb: str, arguments: list[str]) -> int:

@@ -24,13 +24,14 @@ def cyclic_coordinate_descent(
     Returns:
         The codes, as a new tensor.
     """
-    b = b.clone()
+    rows, q = b.T.clone(memory_format=torch.contiguous_format), q.T.contiguous()  # a bit's values side by side
     gram = w @ w.T
     gram.fill_diagonal_(0)
     for _ in range(sweeps):
-        before = b.clone()
-        for k in range(b.shape[1]):
-            b[:, k] = signs(q[:, k : k + 1] - b @ gram[:, k : k + 1])[:, 0]
-        if torch.equal(b, before):
+        before = rows.clone()
+        for k in range(len(rows)):
+            bit = slice(k, k + 1)
+            rows[bit] = signs(q[bit] - gram[bit] @ rows)
+        if torch.equal(rows, before):
             break
-    return b
+    return rows.T.contiguous()

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from deephash_cli.cache import cache_folder
 from deephash_cli.codes import CodeSet
 from deephash_cli.console import progress
-from deephash_cli.data.dataset import ImageFiles, ImageTensor, RetrievalDataset
+from deephash_cli.data.dataset import ImageFiles, RetrievalDataset, Vectors
 from deephash_cli.data.features import cached_features, feature_key
 from deephash_cli.data.loaders import Batch, Inputs, Rows, encode_loader, train_loader
 from deephash_cli.models import Backbone, HashingNetwork, packed_codes
@@ -38,7 +38,7 @@ class Loading:
 
 
 class Source:
-    """The rows of a data set as a network is given them: images, or the features of its frozen backbone.
+    """The rows of a data set as a network is given them: images, or the features of its frozen backbone, or vectors.
 
     Features are computed when a source is made, unless they are on disk from an earlier run.
 
@@ -55,9 +55,9 @@ class Source:
         self.labels = torch.from_numpy(dataset.labels).float()
         self.dataset = dataset
         self.loading = loading
-        self._workers = 0 if isinstance(images, ImageTensor) else loading.num_workers
+        self._workers = 0 if images.in_memory else loading.num_workers
         self.inputs = self.images
-        if network.frozen:
+        if network.frozen and not isinstance(images, Vectors):  # which are features already
             self.inputs = self._features(network, device)
             self._workers = 0
 

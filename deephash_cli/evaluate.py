@@ -136,11 +136,13 @@ def show(metrics: Mapping[str, Any]) -> None:
             table.add_row(name, repr(value), notes.get(name, ""))
     for name in ("precision_at_k", "recall_at_k"):
         for k in SHOWN_AT:
-            if k in metrics[name]:
+            if k in metrics.get(name, ()):
                 table.add_row(f"{name.removesuffix('_k')}_{k}", repr(metrics[name][k]), "")
     table.add_row("bit balance", repr(metrics["bit_balance"]["mean_deviation"]), "mean |ones - 0.5|, 0 is best")
     console.print(table)
     origin = f", split {metrics['split']['sha256'][:12]}" if "split" in metrics else ""
     say(f"{metrics['queries']} queries, {metrics['database']} database items{origin}")
-    if metrics["queries_without_relevant"]:
+    if note := metrics["policies"].get("labels"):
+        say(note)
+    elif metrics["queries_without_relevant"]:
         say(f"{metrics['queries_without_relevant']} queries: {metrics['policies']['zero_hits']}")

@@ -23,10 +23,25 @@ class _Codes(NamedTuple):
     format: str
 
 
-class _Labels(NamedTuple):
+class Labels(NamedTuple):
+    """Labels of a file, and how it has them."""
+
     array: np.ndarray  # class ids (n,) as they are in the file, or multi-hot (n, classes) uint8
     highest: int  # class id; of multi-hot labels the number of classes less one
     format: str
+
+
+class Kind(NamedTuple):
+    """What an array may hold, and how a message tells of it."""
+
+    kinds: str  # of NumPy's dtypes
+    words: str
+    example: str  # of a dtype to convert to
+    row: str  # what a row stands for
+
+
+NUMBERS = Kind("biuf", "numbers or truth values", "np.int8", "image")
+FLOATS = Kind("f", "floating-point numbers", "np.float32", "item")
 
 
 def load(
@@ -67,7 +82,7 @@ def load(
             f"{query} has codes of {query_codes.bits} bits but {database} of {database_codes.bits}: "
             "both must come from the same model"
         )
-    query_classes, database_classes = (_read_labels(path) for path in (query_labels, database_labels))
+    query_classes, database_classes = (read_labels(path) for path in (query_labels, database_labels))
     files = {"query": query, "database": database, "query_labels": query_labels, "database_labels": database_labels}
     for side, codes, labels in (
         ("query", query_codes, query_classes),
@@ -93,31 +108,42 @@ def load(
     return query_set, database_set, source
 
 
-def _open(path: Path, what: str, dimensions: tuple[int, ...]) -> np.ndarray:
-    """Map an array of numbers that is not empty, read-only."""
+def open_array(path: Path, what: str, dimensions: tuple[int, ...], kind: Kind = NUMBERS) -> np.ndarray:
+    """Map an array that is not empty, read-only.
+
+    Args:
+        path: A .npy file.
+        what: It should hold, for messages.
+        dimensions: How many it may have.
+        kind: Of its values.
+
+    Raises:
+        ArtifactError: If it is something else.
+    """
     header = read_header(path)
     if header.dtype.hasobject:
         raise ArtifactError(
-            f"{path} must hold {what} as numbers or truth values, got pickled Python objects, which are never opened: "
+            f"{path} must hold {what} as {kind.words}, got pickled Python objects, which are never opened: "
             "save an array of numbers, such as np.stack(list(array))"
         )
-    if header.dtype.kind not in "biuf" or header.dtype.itemsize > 8:
+    if header.dtype.kind not in kind.kinds or header.dtype.itemsize > 8:
         raise ArtifactError(
-            f"{path} must hold {what} as numbers or truth values, got {header.dtype.str}: "
-            "convert it, such as with array.astype(np.int8), and save it again"
+            f"{path} must hold {what} as {kind.words}, got {header.dtype.str}: "
+            f"convert it, such as with array.astype({kind.example}), and save it again"
         )
     if len(header.shape) not in dimensions:
         expected = " or ".join(str(n) for n in dimensions)
         raise ArtifactError(
-            f"{path} must hold {what} in an array of {expected} dimensions, a row an image, got {len(header.shape)}"
+            f"{path} must hold {what} in an array of {expected} dimensions, a row an {kind.row}, "
+            f"got {len(header.shape)}"
         )
     array = map_array(path, header)
     if not array.size:
-        raise ArtifactError(f"{path} must hold {what} of at least one image, got an array of shape {header.shape}")
+        raise ArtifactError(f"{path} must hold {what} of at least one {kind.row}, got an array of shape {header.shape}")
     return array
 
 
-def _blocks(array: np.ndarray) -> Iterator[slice]:
+def blocks(array: np.ndarray) -> Iterator[slice]:
     """Rows to look at at once."""
     rows = max(1, _BLOCK * len(array) // array.size)
     for start in range(0, len(array), rows):
@@ -130,7 +156,7 @@ def _without_truth_values(array: np.ndarray) -> np.ndarray:
 
 
 def _read_codes(path: Path, bits: int | None, bit_order: str) -> _Codes:
-    array = _open(path, "codes", (2,))
+    array = open_array(path, "codes", (2,))
     columns, name = array.shape[1], array.dtype.name
     if array.dtype == np.uint8:
         if bits is None:
@@ -174,7 +200,7 @@ def _read_packed(path: Path, array: np.ndarray, bits: int, bit_order: str) -> np
     if bit_order == "little":
         return array if array.flags.c_contiguous else np.ascontiguousarray(array)
     turned = np.empty(array.shape, np.uint8)
-    for rows in _blocks(array):
+    for rows in blocks(array):
         turned[rows] = _REVERSED[array[rows]]
     return turned
 
@@ -184,7 +210,7 @@ def _read_columns(path: Path, array: np.ndarray) -> tuple[np.ndarray, str]:
     packed = np.empty((len(array), packed_width(array.shape[1])), np.uint8)
     zero_at = None  # the first 0, which is no bit where others are -1
     negative = False
-    for rows in _blocks(array):
+    for rows in blocks(array):
         # Mapped anew each time: what was read leaves the process's memory together with its mapping.
         block = _without_truth_values(np.load(path, mmap_mode="r", allow_pickle=False)[rows])
         ones, zeros, negatives = block == 1, block == 0, block == -1
@@ -221,37 +247,47 @@ def _no_bit(path: Path, array: np.ndarray, position: int) -> ArtifactError:
     )
 
 
-def _read_labels(path: Path) -> _Labels:
-    array = _open(path, "labels", (1, 2))
+def read_labels(path: Path, lowest: int = 0) -> Labels:
+    """Class ids, or multi-hot labels.
+
+    Args:
+        path: A .npy file.
+        lowest: Class id that may occur: -1 where it stands for no class.
+
+    Raises:
+        ArtifactError: If it holds something else.
+    """
+    array = open_array(path, "labels", (1, 2))
     name = array.dtype.name
     array = _without_truth_values(array)
     if array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
     if array.ndim == 1:
-        return _Labels(array, _highest_class(path, array), f"{name} class ids")
-    return _Labels(_read_multi_hot(path, array), array.shape[1] - 1, f"{name} multi-hot")
+        return Labels(array, _highest_class(path, array, lowest), f"{name} class ids")
+    return Labels(_read_multi_hot(path, array), array.shape[1] - 1, f"{name} multi-hot")
 
 
-def _highest_class(path: Path, array: np.ndarray) -> int:
+def _highest_class(path: Path, array: np.ndarray, lowest: int) -> int:
     """The highest class id, after all were found to be ids."""
     real = array.dtype.kind == "f"
     limit = 2 ** (np.finfo(array.dtype).nmant + 1) - 1 if real else 2**63 - 1
-    highest = 0
-    for rows in _blocks(array):
+    highest = lowest
+    for rows in blocks(array):
         block = np.asarray(array[rows])
-        broken = ~((block >= 0) & (block <= limit))
+        broken = ~((block >= lowest) & (block <= limit))
         if real:
             broken |= block != np.floor(block)
         if broken.any():
             row = int(broken.argmax())
             remedy = "save them as int64"
-            if block[row] < 0:
-                remedy = "for images without a class give multi-hot labels, with rows of zeros"
+            if block[row] < lowest:
+                multi_hot = "for images without a class give multi-hot labels, with rows of zeros"
+                remedy = "only -1 stands for no class" if lowest == -1 else multi_hot
             elif not block[row] > limit:
                 remedy = "number the classes 0, 1, 2, ..."
             raise ArtifactError(
-                f"{path} must hold class ids, whole numbers from 0 to {limit} in {array.dtype.name}, got {block[row]} "
-                f"in row {rows.start + row}: {remedy}"
+                f"{path} must hold class ids, whole numbers from {lowest} to {limit} in {array.dtype.name}, "
+                f"got {block[row]} in row {rows.start + row}: {remedy}"
             )
         highest = max(highest, int(block.max()))
     return highest
@@ -260,7 +296,7 @@ def _highest_class(path: Path, array: np.ndarray) -> int:
 def _read_multi_hot(path: Path, array: np.ndarray) -> np.ndarray:
     """Multi-hot labels as uint8; not copied if they are bytes already."""
     copied = None if array.dtype.itemsize == 1 else np.empty(array.shape, np.uint8)
-    for rows in _blocks(array):
+    for rows in blocks(array):
         block = np.asarray(array[rows])
         ones = block == 1
         strange = ~(ones | (block == 0))
@@ -276,13 +312,13 @@ def _read_multi_hot(path: Path, array: np.ndarray) -> np.ndarray:
 
 
 def _unite(
-    query: _Labels, database: _Labels, query_path: Path, database_path: Path
+    query: Labels, database: Labels, query_path: Path, database_path: Path
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """Labels of both sides in the same terms: class numbers with the id of each, or multi-hot if one of them is."""
     if query.array.ndim == database.array.ndim == 1:
         classes = np.zeros(0, np.int64)
         for labels in (query.array, database.array):
-            for rows in _blocks(labels):
+            for rows in blocks(labels):
                 classes = np.union1d(classes, labels[rows].astype(np.int64))
         return _numbers(query.array, classes), _numbers(database.array, classes), classes
     if query.array.ndim == 1:
@@ -300,12 +336,12 @@ def _unite(
 def _numbers(ids: np.ndarray, classes: np.ndarray) -> np.ndarray:
     """The place of each class id among all that occur, which are sorted: ids may be far apart."""
     numbers = np.empty(len(ids), np.int32 if len(classes) < 2**31 else np.int64)
-    for rows in _blocks(ids):
+    for rows in blocks(ids):
         numbers[rows] = np.searchsorted(classes, ids[rows].astype(np.int64))
     return numbers
 
 
-def _multi_hot(ids: _Labels, other: _Labels, path: Path, other_path: Path) -> np.ndarray:
+def _multi_hot(ids: Labels, other: Labels, path: Path, other_path: Path) -> np.ndarray:
     """Class ids as rows with a single one, in the columns of the other side."""
     if ids.highest > other.highest:
         raise ArtifactError(
@@ -313,6 +349,6 @@ def _multi_hot(ids: _Labels, other: _Labels, path: Path, other_path: Path) -> np
             "give both as class ids, or both multi-hot with the same columns"
         )
     labels = np.zeros((len(ids.array), other.highest + 1), np.uint8)
-    for rows in _blocks(ids.array):
+    for rows in blocks(ids.array):
         labels[np.arange(rows.start, rows.stop), ids.array[rows].astype(np.int64)] = 1
     return labels

@@ -15,6 +15,7 @@ from torchvision.transforms.v2 import functional as transforms
 from deephash_cli.cache import cache_folder
 from deephash_cli.codes import binarize, pack
 from deephash_cli.errors import ArtifactError, ConfigError, DivergedError, first_line
+from deephash_cli.foreign import FLOATS, open_array
 
 # The packages from the index that carry ImageNet weights: timm's name of the network -> (package, file inside it).
 PACKAGED_WEIGHTS = {
@@ -129,6 +130,24 @@ def packed_codes(u: Float[Tensor, "n bits"]) -> UInt8[np.ndarray, "n bytes"]:
         raise DivergedError(
             f"the network gives no codes ({error}): lower optimizer.lr and model.backbone_lr"
         ) from error
+
+
+class NoBackbone(nn.Identity):
+    """What stands in the backbone's place where a data set has vectors instead of images: it knows their length.
+
+    Args:
+        file: The vectors, of which the header alone is read.
+
+    Raises:
+        ConfigError: If there is none.
+        ArtifactError: If it holds something else.
+    """
+
+    def __init__(self, file: str | None):
+        super().__init__()
+        if file is None:
+            raise ConfigError("model=vectors takes the vectors of dataset=vectors: give dataset.vectors=<file.npy>")
+        self.num_features = int(open_array(Path(file).expanduser(), "vectors", (2,), FLOATS).shape[1])
 
 
 class SmallCNN(nn.Module):

@@ -36,6 +36,7 @@ POLICIES = {
     "self_match": "a database item with the id of the query is left out of that query's ranking",
     "confidence": "percentile bootstrap over queries, seed 0",
 }
+WITHOUT_LABELS = "there are no labels, so nothing is known to be relevant: only the codes themselves are described"
 LEVEL = 0.95
 RESAMPLES = 1000
 HARDEST = 10
@@ -52,6 +53,9 @@ def evaluate(
     threads: int | None = None,
 ) -> dict[str, Any]:
     """Rank the database for every query and average every metric over all queries.
+
+    Labels of no classes are no labels: then there are the counts, what can be said of the codes alone, and a policy
+    ``labels`` that says so.
 
     The same codes give the same numbers to the last digit, however many threads work on them.
 
@@ -81,13 +85,13 @@ def evaluate(
         raise ConfigError(f"radius must be between 0 and the code length {query.bits}, got {radius}")
     if zero_hits not in ZERO_HITS:
         raise ConfigError(f"zero_hits must be {' or '.join(ZERO_HITS)}, got {zero_hits}")
+    if query.labels.shape[1:] == (0,):
+        return {**_statistics(database), **_counts(query, database), "policies": {"labels": WITHOUT_LABELS}}
     ks, map_at = sorted(set(ks)), sorted(set(map_at))
     curve = metrics.curve_ranks(database.n)
 
     sides = (query.packed, database.packed, query.bits, query.labels, database.labels)
     counts = ranking.count(*sides, exclude=self_matches(query, database), cuts=map_at, threads=threads)
-    balance = np.abs(metrics.bit_balance(database.packed, database.bits) - 0.5)
-    unique = metrics.unique_ratio(database.packed)
     values = _per_query(counts, ks, map_at, radius, curve)
     relevant = values.pop("relevant")
     counted = relevant > 0 if zero_hits == "skip" else np.ones(query.n, np.bool_)
@@ -128,15 +132,25 @@ def evaluate(
             {"query": int(row) if query.ids is None else query.ids[row], "average_precision": float(values["map"][row])}
             for row in hardest
         ],
-        "bit_balance": {"mean_deviation": float(balance.mean()), "max_deviation": float(balance.max())},
-        "unique_code_ratio": unique,
-        "queries": query.n,
-        "database": database.n,
-        "bits": query.bits,
+        **_statistics(database),
+        **_counts(query, database),
         "queries_without_relevant": int((relevant == 0).sum()),
         "k_beyond_database": [int(k) for k in ks if k > database.n],
         "policies": {**POLICIES, "zero_hits": ZERO_HITS[zero_hits]},
     }
+
+
+def _statistics(database: CodeSet) -> dict[str, Any]:
+    """What can be said of codes alone."""
+    balance = np.abs(metrics.bit_balance(database.packed, database.bits) - 0.5)
+    return {
+        "bit_balance": {"mean_deviation": float(balance.mean()), "max_deviation": float(balance.max())},
+        "unique_code_ratio": metrics.unique_ratio(database.packed),
+    }
+
+
+def _counts(query: CodeSet, database: CodeSet) -> dict[str, int]:
+    return {"queries": query.n, "database": database.n, "bits": query.bits}
 
 
 def self_matches(query: CodeSet, database: CodeSet) -> Int64[np.ndarray, " q"]:

@@ -14,6 +14,7 @@ from deephash_cli.errors import DeephashError, Stopped, SweepError, first_line
 from deephash_cli.files import read_json, write_json
 
 COLUMNS = ("map", "map_stable", "precision_at_100")
+WITHOUT_LABELS = ("unique_code_ratio",)  # the columns of runs that have none of those
 
 
 def begin(folder: Path) -> None:
@@ -29,8 +30,10 @@ def run_job(folder: Path, number: int, overrides: Sequence[str], work: Callable[
     record: dict[str, Any] = {"number": number, "overrides": settings, "status": "interrupted"}
     try:
         metrics = work()
-        say(f"map {metrics['map']:.4f}, run folder {metrics['run_dir']}")
-        record |= {"status": "finished", "run_dir": metrics["run_dir"], "metrics": _columns(metrics)}
+        columns = _columns(metrics)
+        name, value = next(iter(columns.items()))
+        say(f"{name} {value:.4f}, run folder {metrics['run_dir']}")
+        record |= {"status": "finished", "run_dir": metrics["run_dir"], "metrics": columns}
     except Stopped:
         raise
     except DeephashError as error:
@@ -71,6 +74,8 @@ def plain(override: str) -> str:
 
 
 def _columns(metrics: Mapping[str, Any]) -> dict[str, float]:
+    if "map" not in metrics:
+        return {name: metrics[name] for name in WITHOUT_LABELS}
     at_100 = metrics["precision_at_k"].get("100")
     return {
         "map": metrics["map"],
@@ -90,11 +95,12 @@ def _table(jobs: Sequence[Mapping[str, Any]]) -> Table:
     table = Table(title=f"{shared} (mean and standard deviation over seeds)".strip(), title_justify="left")
     table.add_column("settings", overflow="fold", min_width=8)
     table.add_column("seeds", justify="right")
-    for name in COLUMNS:
+    names = [name for name in (*COLUMNS, *WITHOUT_LABELS) if any(name in job["metrics"] for job in jobs)]
+    for name in names:
         table.add_column(name, justify="right", overflow="fold")
     for settings, members in groups.items():
         cells = []
-        for name in COLUMNS:
+        for name in names:
             values = [job["metrics"][name] for job in members if name in job["metrics"]]
             spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
             cells.append(f"{statistics.mean(values):.4f}{spread}" if values else "")

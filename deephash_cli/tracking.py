@@ -202,7 +202,7 @@ class WandbRun(WandbLogger):
         for name, value in metrics.items():
             if isinstance(value, int | float):
                 run.summary[f"eval/{name}"] = value
-        for k, precision in metrics["precision_at_k"].items():
+        for k, precision in metrics.get("precision_at_k", {}).items():  # none without labels
             run.log({"eval/k": int(k), "eval/precision_at_k": precision, "eval/recall_at_k": metrics["recall_at_k"][k]})
 
     def finish(self, exit_code: int) -> None:

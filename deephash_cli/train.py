@@ -20,13 +20,13 @@ from deephash_cli import checkpoints, evaluate, resuming, runs, tracking
 from deephash_cli.building import build, require_trusted
 from deephash_cli.codes import save_codes
 from deephash_cli.console import say, warn
-from deephash_cli.data.dataset import RetrievalDataset
+from deephash_cli.data.dataset import RetrievalDataset, Vectors
 from deephash_cli.data.protocol import Split, hold_out_validation, load_split, make_split
 from deephash_cli.encoding import Loading, Source
 from deephash_cli.errors import ConfigError, DataError, DeephashError, Stopped, first_line
 from deephash_cli.files import read_json, sha256_file, write_json, write_text
 from deephash_cli.methods.base import Hasher, HashingModule
-from deephash_cli.models import HashingNetwork
+from deephash_cli.models import HashingNetwork, NoBackbone
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,7 @@ def train(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
 
     seed_everything(config.seed, verbose=False)
     dataset: RetrievalDataset = build(config.dataset.source)
+    _require_fitting(config, dataset)
     if config.dataset.split_file:
         split = load_split(Path(config.dataset.split_file), dataset)
     else:
@@ -175,7 +176,7 @@ def _provenance(job: Job, epochs: int, checkpoint: Path) -> dict[str, Any]:
             "seed": config.seed,
             "epochs": epochs,
             "selection": "best on validation queries" if checkpoint.name == checkpoints.BEST else "last epoch",
-            "views": "one: shorter side resized, centre crop",
+            **_inputs(job.dataset),
             "checkpoint": {"file": f"{runs.CHECKPOINTS}/{checkpoint.name}", "sha256": sha256_file(checkpoint)},
             "versions": runs.versions(),
         },
@@ -188,10 +189,43 @@ def _provenance(job: Job, epochs: int, checkpoint: Path) -> dict[str, Any]:
     }
 
 
+def _inputs(dataset: RetrievalDataset) -> dict[str, Any]:
+    """What the network was given."""
+    if isinstance(dataset.images, Vectors):
+        return {"views": "none: vectors as they are", "vectors": {"sha256": dataset.images.digest()}}
+    return {"views": "one: shorter side resized, centre crop"}
+
+
+def _require_fitting(config: DictConfig, dataset: RetrievalDataset) -> None:
+    """Compare what the data set has with what the model and the method take, before anything is computed.
+
+    Raises:
+        ConfigError: If the model takes images and the data set holds vectors, or the other way round.
+        DataError: If the method learns from labels and there are none.
+    """
+    backbone = _target(OmegaConf.select(config, "model.network.backbone"))
+    holds = "vectors" if isinstance(dataset.images, Vectors) else "images"
+    takes = "vectors" if backbone is NoBackbone else "images"
+    if holds != takes:
+        raise ConfigError(
+            f"dataset={config.dataset.name} holds {holds}, model={config.model.name} takes {takes}: leave out model="
+        )
+    if not dataset.class_names and getattr(_target(config.module), "supervision", "none") != "none":
+        raise DataError(
+            f"method={config.method} learns from labels, and data set {dataset.name} has none: give it labels, with "
+            "vectors dataset.labels=<file.npy>, or choose a method that needs none, such as method=itq"
+        )
+
+
 def _is_learned(config: DictConfig) -> bool:
     """Whether the method is learned by gradient; otherwise it is fitted on features, in one step."""
-    method = build(config.module, _partial_=True).func
+    method = _target(config.module)
     return isinstance(method, type) and issubclass(method, HashingModule)
+
+
+def _target(node: DictConfig | None) -> Any:
+    """The class or function that a node names, uncalled."""
+    return None if node is None else build(node, _partial_=True).func
 
 
 def build_module(config: DictConfig, network: HashingNetwork, train_labels: Tensor) -> Hasher:

@@ -60,7 +60,7 @@ def test_without_arguments_it_says_what_there_is(deephash):
     for verb, text in cli.VERBS.items():
         assert f"  {verb}" in result.out
         assert text in result.out
-    assert sum(line.startswith("  deephash ") for line in result.out.splitlines()) == 6
+    assert sum(line.startswith("  deephash ") for line in result.out.splitlines()) == 7
     assert result == deephash("--help") == deephash("-h") == deephash("help")
 
 
@@ -81,7 +81,7 @@ def test_the_help_of_eval_lists_its_settings(deephash):
         assert f"\n  {key}=" in result.out
 
 
-@pytest.mark.parametrize("verb", cli.VERBS)
+@pytest.mark.parametrize("verb", ["train", "eval"])
 def test_the_settings_in_the_help_exist(deephash, verb):
     """Help is written by hand, so it could rot."""
     from omegaconf import OmegaConf
@@ -132,7 +132,7 @@ def test_version(deephash):
 def test_unknown_verb(deephash, typed, hint):
     message = refused(deephash(typed))
     assert repr(typed) in message
-    assert "verbs: train, eval" in message
+    assert "verbs: train, eval, methods" in message
     assert (f"did you mean {hint!r}?" in message) == (hint is not None)
 
 
@@ -150,7 +150,13 @@ def test_help_into_a_pipe_that_closes_ends_quietly():
 
 @pytest.mark.parametrize(
     ("line", "answer"),
-    [("deephash ", "train eval"), ("deephash t", "train"), ("deephash ev", "eval"), ("deephash x", "")],
+    [
+        ("deephash ", "train eval methods"),
+        ("deephash t", "train"),
+        ("deephash ev", "eval"),
+        ("deephash x", ""),
+        ("deephash methods it", "itq"),
+    ],
 )
 def test_completion_of_verbs(deephash, monkeypatch, line, answer):
     monkeypatch.setenv("COMP_LINE", line)
@@ -480,7 +486,7 @@ OVERRIDES = st.one_of(
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.sampled_from(list(cli.VERBS)), st.lists(OVERRIDES, min_size=1, max_size=3), st.booleans())
+@given(st.sampled_from(["train", "eval"]), st.lists(OVERRIDES, min_size=1, max_size=3), st.booleans())
 @example("train", ["bits=\x00"], False)
 @example("train", ["dataset=" + "a" * 300], False)
 @example("train", ["-x=1"], False)

@@ -20,6 +20,9 @@ def test_there_are_commands():
 def test_every_command_is_understood(words):
     verb, *rest = words
     assert verb in cli.VERBS
+    if verb == "methods":
+        assert set(rest) <= set(checking.choices("method"))
+        return
     flags = [word for word in rest if word.startswith("-")]
     settings = [
         cli.normalize(word)

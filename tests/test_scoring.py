@@ -137,6 +137,17 @@ def test_class_numbers_are_as_good_as_multi_hot_labels():
     assert evaluate(numbered(query), numbered(database), **OPTIONS) == evaluate(query, database, **OPTIONS)
 
 
+def test_without_labels_only_the_codes_are_described():
+    """A map of 0 would be a number about nothing."""
+    query, database = sides()
+    labelled = evaluate(query, database, ks=[5], map_at=[], radius=2)
+    bare = [CodeSet(side.packed, side.bits, side.labels[:, :0], side.ids) for side in (query, database)]
+    result = evaluate(*bare, ks=[5], map_at=[], radius=2)
+    assert list(result) == ["bit_balance", "unique_code_ratio", "queries", "database", "bits", "policies"]
+    assert all(result[name] == labelled[name] for name in result if name != "policies")
+    assert result["policies"] == {"labels": scoring.WITHOUT_LABELS}
+
+
 def test_images_without_names():
     query, database = sides()
     nameless = [CodeSet(side.packed, side.bits, side.labels, None) for side in (query, database)]

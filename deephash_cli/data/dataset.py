@@ -1,4 +1,4 @@
-"""What a retrieval data set is: ids, multi-hot labels, images, and its authors' own division if they made one."""
+"""What a retrieval data set is: ids, multi-hot labels, images or vectors, and perhaps its authors' own division."""
 
 import hashlib
 from collections.abc import Sequence
@@ -7,11 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Int64, Integer, UInt8
+from jaxtyping import Float, Int64, Integer, UInt8
 from PIL import Image, ImageOps
 from torch import Tensor
 
 from deephash_cli.errors import DataError
+from deephash_cli.foreign import blocks
 
 # Each decoder is a door for malformed files, and Pillow has forty: only these are opened.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
@@ -136,7 +137,32 @@ class ImageFiles:
         return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
 
 
-ImageStore = ImageTensor | ImageFiles
+class Vectors:
+    """Feature vectors that were made elsewhere, perhaps mapped from a file. They are hashed as they are.
+
+    Attributes:
+        array: The vectors.
+        in_memory: True: ``batch`` costs an indexing operation, no decoding.
+    """
+
+    in_memory = True
+
+    def __init__(self, array: Float[np.ndarray, "n d"]) -> None:
+        self.array = array
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def batch(self, rows: Rows) -> Float[Tensor, "b d"]:
+        """The vectors at ``rows``, in that order, as float32."""
+        return torch.from_numpy(self.array[np.asarray(rows)].astype(np.float32, order="C"))
+
+    def digest(self) -> str:
+        """SHA-256 over shape and values as float32: equal for equal vectors wherever they were loaded from."""
+        digest = hashlib.sha256(f"float32 {self.array.shape}\n".encode())
+        for rows in blocks(self.array):
+            digest.update(np.ascontiguousarray(self.array[rows], dtype="<f4").data)
+        return digest.hexdigest()
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,9 +172,10 @@ class RetrievalDataset:
     Attributes:
         name: The loader's name for it, stored with splits and codes.
         ids: One id an image: unique, one line, the same on every machine that has the same data.
-        labels: Multi-hot, also where each image has one class. A row of zeros is an image without a label.
+        labels: Multi-hot, also where each image has one class. A row of zeros is an image without a label; no columns
+            are a data set without labels, of which only unsupervised methods make codes.
         class_names: One name a column of ``labels``.
-        images: The pixels, or how to get them.
+        images: The pixels, or how to get them; or vectors, where everything said of images is said of these.
         official: The authors' own division: row numbers under "train", "query" and perhaps "database".
 
     Raises:
@@ -159,7 +186,7 @@ class RetrievalDataset:
     ids: list[str]
     labels: UInt8[np.ndarray, "n classes"]
     class_names: list[str]
-    images: ImageTensor | ImageFiles
+    images: ImageTensor | ImageFiles | Vectors
     official: dict[str, Int64[np.ndarray, "_"]] | None = None
 
     def __post_init__(self) -> None:
@@ -194,17 +221,15 @@ class RetrievalDataset:
         seen = set()
         for identifier in self.ids:
             if identifier in seen:
-                raise DataError(
-                    f"data set {self.name} has the id {identifier!r} twice; ids must be unique: rename one file"
-                )
+                raise DataError(f"data set {self.name} has the id {identifier!r} twice; ids must be unique: rename one")
             seen.add(identifier)
             # Ids are stored one a line, so nothing in them may end a line, in any reader.
             if identifier.splitlines() != [identifier]:
                 raise DataError(
-                    f"data set {self.name} has the id {identifier!r}, which is empty or spans lines; rename the file"
+                    f"data set {self.name} has the id {identifier!r}, which is empty or spans lines; rename it"
                 )
             if any("\ud800" <= character <= "\udfff" for character in identifier):
-                raise DataError(f"data set {self.name} has the id {identifier!a}, which is not UTF-8; rename the file")
+                raise DataError(f"data set {self.name} has the id {identifier!a}, which is not UTF-8; rename it")
 
 
 def multi_hot(classes: Integer[np.ndarray, " n"], count: int) -> UInt8[np.ndarray, "n count"]:

@@ -7,7 +7,8 @@ generator, identified by a digest of its ids, stored with every run, and audited
     s1_disjoint   the same queries and training images; the database is all the rest
     s2            1000 queries a class; all the rest is trained on and searched
     official      the data set's own division
-    holdout       a tenth of each class are queries; all the rest is trained on and searched
+    holdout       a tenth of each class are queries, or of all where there are no labels; the rest is trained on and
+                  searched
 """
 
 import difflib
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Int64
+from jaxtyping import Bool, Int64, UInt8
 
 from deephash_cli.data.dataset import ImageTensor, RetrievalDataset
 from deephash_cli.errors import ArtifactError, ConfigError, DataError
@@ -45,7 +46,7 @@ class Split:
         sha256: Digest of the three lists of ids: two runs can be compared if it is equal.
         flags: What a reader of the numbers must know: ``database_contains_train``, ``query_in_database`` (how many),
             ``unlabelled_rows`` (a number a part), ``duplicate_images`` (how many used rows repeat the pixels of an
-            earlier one; None if the images are not in memory), ``label_kind`` ("single" or "multi").
+            earlier one; None if they are not images in memory), ``label_kind`` ("single", "multi" or "none").
     """
 
     name: str
@@ -152,13 +153,17 @@ def hold_out_validation(
         The remaining training rows and the validation queries, both ascending.
 
     Raises:
-        ConfigError: If ``n`` is negative.
+        ConfigError: If ``n`` is negative, or there are no labels to validate with.
         DataError: If the training set cannot give so many.
     """
     if n < 0:
         raise ConfigError(f"the number of validation queries must be 0 or more, got {n}")
     if seed < 0:
         raise ConfigError(f"the seed must be 0 or more, got {seed}")
+    if n and not dataset.class_names:
+        raise ConfigError(
+            f"validation.queries={n} needs labels, and data set {dataset.name} has none: leave it out, or give labels"
+        )
     rows = split.train[_permutation(len(split.train), seed, split.version, _VALIDATION)]
     labels = dataset.labels[rows].astype(bool)
     left = labels.sum(axis=0)
@@ -218,6 +223,9 @@ def _s2(dataset: RetrievalDataset, order: _Rows, name: str) -> tuple[_Rows, _Row
 
 
 def _holdout(dataset: RetrievalDataset, order: _Rows, name: str) -> tuple[_Rows, _Rows, _Rows]:
+    if not dataset.class_names:
+        some = -(-len(order) // 10)
+        return np.sort(order[:some]), np.sort(order[some:]), np.sort(order[some:])
     sizes = dataset.labels.sum(axis=0, dtype=np.int64)
     quotas = [-(-size // 10) if size > 1 else 0 for size in sizes.tolist()]  # a lone image can only be searched for
     free = np.ones(len(dataset), dtype=bool)
@@ -261,6 +269,11 @@ def _permutation(count: int, *key: int) -> _Rows:
 
 
 def _check_class_sizes(dataset: RetrievalDataset, needed: int, takes: str) -> None:
+    if not dataset.class_names:
+        raise DataError(
+            f"data set {dataset.name} has no labels but {takes}; use dataset.protocol=holdout, which then takes a "
+            "tenth of all as queries"
+        )
     for name, size in zip(dataset.class_names, dataset.labels.sum(axis=0, dtype=np.int64).tolist(), strict=True):
         if size < needed:
             raise DataError(f"class {name!r} has {size} images but {takes}; {_HINT}")
@@ -315,10 +328,16 @@ def _split(
         "query_in_database": int(np.isin(parts["query"], parts["database"]).sum()),
         "unlabelled_rows": {role: int((~dataset.labels[rows].any(axis=1)).sum()) for role, rows in parts.items()},
         "duplicate_images": _duplicates(dataset.images, used) if isinstance(dataset.images, ImageTensor) else None,
-        "label_kind": "multi" if dataset.labels[used].sum(axis=1).max(initial=0) > 1 else "single",
+        "label_kind": _label_kind(dataset.labels[used]),
     }
     digest = _digest({role: [dataset.ids[row] for row in rows] for role, rows in parts.items()})
     return Split(name, version, seed, parts["query"], parts["train"], parts["database"], digest, flags)
+
+
+def _label_kind(labels: UInt8[np.ndarray, "n classes"]) -> str:
+    if not labels.shape[1]:
+        return "none"
+    return "multi" if labels.sum(axis=1).max(initial=0) > 1 else "single"
 
 
 def _digest(ids: dict[str, list[str]]) -> str:

@@ -12,6 +12,7 @@ from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.data import DataLoader
 
 from deephash_cli import metrics, ranking
 from deephash_cli.data.loaders import Batch
@@ -156,6 +157,46 @@ class HashingModule(Hasher):
         except (TypeError, ValueError) as error:
             raise ConfigError(f"optimizer or scheduler: {first_line(error)}") from error
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+class BufferedModule(HashingModule):
+    """Keep the last output of every training image in ``u_buffer`` (U), which the rows of a batch are paired with.
+
+    It is in the checkpoint: a resumed run goes on with the very same pairs.
+
+    Args:
+        buffer_init: ``zeros`` as published, or ``first_pass``: the untrained network's outputs, which helps networks
+            that start from random weights away from the saddle at u = 0.
+        **settings: Those of ``HashingModule``.
+    """
+
+    def __init__(self, buffer_init: Literal["zeros", "first_pass"], **settings):
+        super().__init__(**settings)
+        if buffer_init not in ("zeros", "first_pass"):
+            raise ValueError(f"buffer_init must be zeros or first_pass, got {buffer_init!r}")
+        self.buffer_init = buffer_init
+        self.register_buffer("u_buffer", torch.zeros(len(self.train_labels), self.network.bits))
+        self.u_buffer: Tensor
+
+    def on_train_epoch_start(self) -> None:
+        """Fill the buffer from the untrained network, once, if asked to."""
+        if self.buffer_init == "first_pass" and self.trainer.global_step == 0:
+            training = cast(DataLoader[Batch], self.trainer.train_dataloader)
+            # a loader of its own: workers that persist would take the epoch for over that has yet to begin
+            first_pass = DataLoader(
+                training.dataset, sampler=training.sampler, batch_size=None, num_workers=training.num_workers
+            )
+            self.network.eval()
+            with torch.no_grad():
+                for batch in first_pass:
+                    moved = self.transfer_batch_to_device(batch, self.device, 0)
+                    self.u_buffer[moved.indices] = self.network(moved.inputs).float()
+            self.network.train()
+
+    def remember(self, u: Float[Tensor, "n bits"], batch: Batch) -> Float[Tensor, "m bits"]:
+        """Write the outputs of a batch into the buffer, detached, and return all of it."""
+        self.u_buffer[batch.indices] = u.detach().float()
+        return self.u_buffer
 
 
 class ShallowHasher(Hasher):

@@ -14,16 +14,14 @@ Where we differ: the network and the optimizer are today's (the paper has CNN-F 
 pairs inside the batch instead of against U, which is not DPSH's published procedure and is named in the results.
 """
 
-from typing import Literal, cast
+from typing import Literal
 
-import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from deephash_cli.data.loaders import Batch
 from deephash_cli.losses import pair_likelihood, signs, similar
-from deephash_cli.methods.base import HashingModule
+from deephash_cli.methods.base import BufferedModule
 
 
 class DPSHLoss(nn.Module):
@@ -70,48 +68,32 @@ class DPSHLoss(nn.Module):
         }
 
 
-class DPSH(HashingModule):
+class DPSH(BufferedModule):
     """DPSH with pairs against the whole training set (``buffer``) or inside the batch (``batch``).
 
     Args:
         pairs: ``buffer`` or ``batch``.
-        buffer_init: ``zeros`` as published, or ``first_pass``: the untrained network's outputs, which helps networks
-            that start from random weights away from the saddle at u = 0.
+        buffer_init: That of ``BufferedModule``.
         **settings: Those of ``HashingModule``.
     """
 
     supervision = "pairs"
 
     def __init__(self, pairs: Literal["buffer", "batch"], buffer_init: Literal["zeros", "first_pass"], **settings):
-        super().__init__(**settings)
+        super().__init__(buffer_init, **settings)
         if pairs not in ("buffer", "batch"):
             raise ValueError(f"pairs must be buffer or batch, got {pairs!r}")
-        if buffer_init not in ("zeros", "first_pass"):
-            raise ValueError(f"buffer_init must be zeros or first_pass, got {buffer_init!r}")
         self.pairs = pairs
-        self.buffer_init = buffer_init
-        if pairs == "buffer":
-            self.register_buffer("u_buffer", torch.zeros(len(self.train_labels), self.network.bits))
-            self.u_buffer: Tensor
+        if pairs == "batch":
+            del self.u_buffer
 
     def on_train_epoch_start(self) -> None:
-        """Fill the buffer from the untrained network, once, if asked to."""
-        if self.pairs == "buffer" and self.buffer_init == "first_pass" and self.trainer.global_step == 0:
-            training = cast(DataLoader[Batch], self.trainer.train_dataloader)
-            # a loader of its own: workers that persist would take the epoch for over that has yet to begin
-            first_pass = DataLoader(
-                training.dataset, sampler=training.sampler, batch_size=None, num_workers=training.num_workers
-            )
-            self.network.eval()
-            with torch.no_grad():
-                for batch in first_pass:
-                    moved = self.transfer_batch_to_device(batch, self.device, 0)
-                    self.u_buffer[moved.indices] = self.network(moved.inputs).float()
-            self.network.train()
+        """Fill the buffer from the untrained network, once, if there is one and it was asked for."""
+        if self.pairs == "buffer":
+            super().on_train_epoch_start()
 
     def losses(self, u: Float[Tensor, "n bits"], batch: Batch) -> dict[str, Tensor]:
         """Pair likelihood and quantization."""
         if self.pairs == "batch":
             return self.loss(u, u, similar(batch.labels, batch.labels), two_sided=True)
-        self.u_buffer[batch.indices] = u.detach().float()
-        return self.loss(u, self.u_buffer, similar(batch.labels, self.train_labels), two_sided=False)
+        return self.loss(u, self.remember(u, batch), similar(batch.labels, self.train_labels), two_sided=False)

@@ -5,9 +5,8 @@ https://slazebni.cs.illinois.edu/publications/ITQ.pdf
     min over B, R of |B - V R|^2,   V = (X - mean) P,   R'R = I,   B of +1 and -1
 
 ``P`` are the leading principal directions. From a random rotation, in turns: ``B = sgn(V R)``, and the orthogonal
-Procrustes problem in R, whose answer is ``R = D C'`` for the singular value decomposition ``C S D'`` of ``B'V``. Neither
-step can raise the objective. Public versions that use ``D' C'`` (``torch.svd`` returns D, not D') stay near the random
-rotation.
+Procrustes problem in R, whose answer is ``R = D C'`` for the singular value decomposition ``C S D'`` of ``B'V``.
+Neither step can raise the objective. Public versions that take ``D' C'`` stay near the random rotation.
 """
 
 from typing import cast
@@ -25,7 +24,7 @@ class ITQ(ShallowHasher):
     """ITQ.
 
     Args:
-        iterations: Of the two steps.
+        iterations: How often both steps are taken.
         **settings: Those of ``ShallowHasher``.
     """
 

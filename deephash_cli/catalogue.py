@@ -1,0 +1,166 @@
+"""``deephash methods``: what there is, read from the configuration folder and the sources without importing them."""
+
+import ast
+import importlib.util
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from rich.table import Table
+
+from deephash_cli.checking import CONF_DIR, PACKAGE, choices, hint
+from deephash_cli.console import console, say
+from deephash_cli.errors import ConfigError, first_line
+
+_HEADING = re.compile(r"\S+: (?P<title>.+) \((?P<authors>.+), (?P<venue>.+) (?P<year>\d{4})\)\.")
+_UNKNOWN = "-"
+_INTRODUCTION = """\
+# Methods
+
+One page a method, made of the head of its file and its settings by `make docs`; `deephash methods <method>` prints one.
+
+Notation: n training images, K bits, labels y_i of 0 and 1 for each class; u_i is a continuous code, b_i = sgn(u_i) a
+binary one of +1 and -1 with sgn(0) = +1; s_ij is 1 where two images share a label, else 0. X are features, one row an
+image.
+"""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A method as the table shows it.
+
+    Attributes:
+        name: What is typed after ``method=``.
+        paper: Its title.
+        authors: Of the paper.
+        venue: Where it appeared.
+        year: And when.
+        supervision: What it learns from: ``none``, ``pairs``, ``triplets``, ``labels``.
+        inputs: ``images``: trains a network, on images or on features; ``features``: fitted on those of a frozen
+            backbone.
+        file: Where it is written.
+        text: What is written there: equation, how it is optimised, what differs from the paper.
+        settings: Its YAML, and that of its loss, by file name.
+    """
+
+    name: str
+    paper: str
+    authors: str
+    venue: str
+    year: str
+    supervision: str
+    inputs: str
+    file: str
+    text: str
+    settings: dict[str, str]
+
+
+def catalogue(config_dir: Path | None) -> list[Entry]:
+    """Every method of deephash, then those of a folder of the user's own.
+
+    Raises:
+        ConfigError: If a method's YAML does not name a class.
+    """
+    files = [CONF_DIR / "method" / f"{name}.yaml" for name in choices("method")]
+    if config_dir is not None:
+        files += sorted((config_dir / "method").glob("[!_]*.yaml"))
+    return [_entry(file) for file in files]
+
+
+def _entry(file: Path) -> Entry:
+    try:
+        text = file.read_text(encoding="utf-8")
+        content = yaml.safe_load(text)
+        module_name, _, class_name = content["module"]["_target_"].rpartition(".")
+        overrides = [entry for entry in content.get("defaults", ()) if isinstance(entry, dict)]
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{file} must give a class under module._target_: {first_line(error)}") from error
+    settings = {f"method/{file.name}": text}
+    for loss in (entry["override /loss"] for entry in overrides if "override /loss" in entry):
+        beside = file.parent.parent / "loss" / f"{loss}.yaml"
+        if beside.exists():
+            settings[f"loss/{loss}.yaml"] = beside.read_text(encoding="utf-8")
+    source = _source(module_name)
+    tree = ast.parse("" if source is None else source.read_bytes())
+    heading, _, body = (ast.get_docstring(tree) or "").partition("\n\n")
+    heading = " ".join(heading.split())
+    cited = _HEADING.fullmatch(heading)
+    paper = cited.groupdict() if cited else {"title": heading, "authors": _UNKNOWN, "venue": _UNKNOWN, "year": _UNKNOWN}
+    supervision, inputs = _facts(tree, class_name)
+    if source is None:
+        shown = f"there is no module {module_name}"
+    else:
+        shown = (source.relative_to(PACKAGE.parent) if source.is_relative_to(PACKAGE.parent) else source).as_posix()
+    return Entry(file.stem, *paper.values(), supervision, inputs, shown, body.strip(), settings)
+
+
+def _source(module: str) -> Path | None:
+    """The file of a module, which is not imported."""
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, ValueError):
+        return None
+    return Path(spec.origin) if spec is not None and spec.origin else None
+
+
+def _facts(tree: ast.Module, class_name: str) -> tuple[str, str]:
+    """What the class learns from, and on: its attribute ``supervision``, and whether it is a ``ShallowHasher``."""
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef) and node.name == class_name:
+            bases = [ast.unparse(base).rpartition(".")[2] for base in node.bases]
+            for statement in node.body:
+                if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == "supervision":
+                    inputs = "features" if "ShallowHasher" in bases else "images"
+                    return str(ast.literal_eval(statement.value)), inputs
+    return _UNKNOWN, _UNKNOWN
+
+
+def page(entry: Entry) -> str:
+    """What there is to know of a method, in Markdown: paper, equation, settings, deviations."""
+    blocks = [f"`conf/{name}`:\n\n```yaml\n{text.strip()}\n```" for name, text in entry.settings.items()]
+    learns = "without labels" if entry.supervision == "none" else f"from {entry.supervision}"
+    facts = f"Learns {learns}, trained on {_words(entry.inputs)}. Written in `{entry.file}`."
+    return "\n\n".join((f"## {entry.name}", _citation(entry, year=True), facts, entry.text, *blocks)) + "\n"
+
+
+def document() -> str:
+    """``docs/methods.md``: the pages of all methods."""
+    entries = catalogue(None)
+    contents = "\n".join(f"- [{entry.name}](#{entry.name}): {_citation(entry, year=True)}" for entry in entries)
+    return "\n".join((f"{_INTRODUCTION}\n{contents}\n", *map(page, entries)))
+
+
+def show_methods(config_dir: Path | None, name: str | None) -> None:
+    """Print the table, or the page of one method.
+
+    Raises:
+        ConfigError: If there is no such method.
+    """
+    entries = catalogue(config_dir)
+    if name is not None:
+        names = [entry.name for entry in entries]
+        if name not in names:
+            raise ConfigError(f"there is no method {name!r}{hint(name, names)}; there are: {', '.join(names)}")
+        console.print(page(entries[names.index(name)]), markup=False, soft_wrap=True, end="")
+        return
+    table = Table()
+    for column in ("method", "learns from", "trained on", "year", "paper"):
+        table.add_column(column, no_wrap=column == "method")
+    table.add_column("file", overflow="fold")
+    for entry in entries:
+        facts = (_words(entry.supervision), _words(entry.inputs))
+        table.add_row(entry.name, *facts, entry.year, _citation(entry, year=False), entry.file)
+    console.print(table)
+    say("features are those of a frozen model, or your own: dataset=vectors")
+    say("deephash methods <method>: its equation, settings, and what differs from the paper")
+
+
+def _citation(entry: Entry, year: bool) -> str:
+    if entry.authors == _UNKNOWN:
+        return entry.paper
+    return f"{entry.paper} ({entry.authors}, {entry.venue}{f' {entry.year}' if year else ''})"
+
+
+def _words(fact: str) -> str:
+    return {"none": "no labels", "images": "images or features"}.get(fact, fact)

@@ -1,0 +1,194 @@
+"""KSH: Supervised Hashing with Kernels (Liu, Wang, Ji, Jiang, Chang, CVPR 2012).
+
+    min over codes Y (l x K) of |K S0 - Y Y'|^2,   Y = sgn(G A)
+
+``G`` holds the kernel values of l labelled images with m anchors, less their means over the training set; ``S0`` is +1
+for pairs that share a label (and for an image with itself), else -1. Greedy, a bit at a time: with the residue
+``S = K S0 - sum of y y'`` of the bits so far, the next bit maximises ``y' S y``.
+
+1. Spectral start: the leading a of ``(G' S G) a = lambda (G' G) a``, scaled so that ``a' G' G a = l``.
+2. Refinement of ``cost(a) = -y' S y`` with the smooth sign ``y = 2 / (1 + exp(-G a)) - 1``, whose gradient is
+   ``-G' ((S y) * (1 - y^2))``, by Nesterov's accelerated method. The step is 1/beta, and beta doubles until the
+   quadratic model bounds the cost.
+3. The refined a is kept only if ``y' S y`` of the true signs is greater than before. Then ``S <- S - y y'``.
+
+Kernel: ``exp(-d^2 / (2 sigma))`` with sigma the mean squared distance between training images and anchors, times a
+setting (1.0 is the authors' convention; sigma is not squared).
+
+Where we differ: ``G' G`` gets a ridge of 1e-8 of its mean diagonal, because it is singular when there are as many
+anchors as labelled images, or two anchors are alike. S is never a matrix: ``S0 v`` is a sum over the distinct label
+sets, so all training images can be labelled ones. There are at most as many anchors as training images. beta starts at
+1.
+"""
+
+import math
+from typing import cast
+
+import numpy as np
+import scipy.linalg
+import scipy.sparse
+import torch
+from jaxtyping import Float, UInt8
+from torch import nn
+
+from deephash_cli.console import progress
+from deephash_cli.hash_layers import RBF, Projection, squared_distances
+from deephash_cli.methods.base import ShallowHasher
+
+_RIDGE = 1e-8
+_LEAST = 1e-30  # where all kernel values are the same
+_DOUBLINGS = 50  # of beta in one step, as in the authors' code
+
+
+class KSH(ShallowHasher):
+    """KSH.
+
+    Args:
+        anchors: How many training images the kernel compares with.
+        sigma: Width of the kernel, as a multiple of the mean squared distance.
+        labeled: How many training images the codes are learned from; all, if there are fewer.
+        iterations: Of the refinement of one bit at most.
+        tolerance: Change of the smooth cost, per labelled image, that ends the refinement.
+        **settings: Those of ``ShallowHasher``.
+
+    Raises:
+        ValueError: If a setting is out of its range.
+    """
+
+    supervision = "pairs"
+
+    def __init__(self, anchors: int, sigma: float, labeled: int, iterations: int, tolerance: float, **settings):
+        super().__init__(**settings)
+        for name, value, least in (("anchors", anchors, 1), ("labeled", labeled, 2), ("iterations", iterations, 0)):
+            if value < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}")
+        if not sigma > 0:
+            raise ValueError(f"sigma must be greater than 0, got {sigma}")
+        if not tolerance >= 0:
+            raise ValueError(f"tolerance must be at least 0, got {tolerance}")
+        self.sigma = sigma
+        self.labeled = labeled
+        self.iterations = iterations
+        self.tolerance = tolerance
+        self.anchors = min(anchors, len(self.train_labels))  # m
+        self.network.hash_layer = nn.Sequential(RBF(self.width, self.anchors), Projection(self.anchors, self.bits))
+
+    def fit(
+        self, x: Float[np.ndarray, "n d"], labels: UInt8[np.ndarray, "n classes"], rng: np.random.Generator
+    ) -> None:
+        """Anchors and kernel, then one bit after the other."""
+        kernel, projection = cast(tuple[RBF, Projection], tuple(cast(nn.Sequential, self.network.hash_layer)))
+        anchors = x[np.sort(rng.choice(len(x), self.anchors, replace=False))]
+        spread = squared_distances(x, anchors).mean()
+        kernel.set(anchors, 1 / (2 * self.sigma * spread) if spread > 0 else 1.0)
+        values = kernel(torch.from_numpy(x).float()).numpy().astype(np.float64)
+        means = values.mean(axis=0)
+
+        chosen = np.sort(rng.choice(len(x), min(self.labeled, len(x)), replace=False))
+        residue = Residue(labels[chosen], self.bits)
+        projection.set(self._bits(values[chosen] - means, residue), means)
+
+    def _bits(self, g: np.ndarray, residue: "Residue") -> np.ndarray:
+        """A: the weights of each bit, fitted greedily."""
+        gram = g.T @ g
+        gram[np.diag_indices_from(gram)] += _RIDGE * np.trace(gram) / len(gram) + _LEAST
+        objective = g.T @ residue.product(g)  # G' S G, kept up to date
+        weights = np.empty((g.shape[1], self.bits))
+        with progress("fitting, bits", self.bits) as report:
+            for k in range(self.bits):
+                start = spectral_start(objective, gram, len(g))
+                a = better(g, residue, start, refine(g, residue, start, self.iterations, self.tolerance))
+                y = hard_signs(g @ a)
+                residue.subtract(y)
+                objective -= np.outer(g.T @ y, g.T @ y)
+                weights[:, k] = a
+                report(k + 1)
+        return weights
+
+
+class Residue:
+    """``S = K S0 - sum of y y'`` as what it does to vectors: the l x l matrix itself is never made.
+
+    Args:
+        labels: Multi-hot labels of l images.
+        bits: Code length K.
+    """
+
+    def __init__(self, labels: UInt8[np.ndarray, "l classes"], bits: int):
+        sets, which = np.unique(labels, axis=0, return_inverse=True)
+        shares = sets.astype(np.float64)
+        self._shared = (shares @ shares.T > 0).astype(np.float64)  # of two label sets
+        self._members = scipy.sparse.csr_array((np.ones(len(which)), (which.ravel(), np.arange(len(which)))))
+        self._alone = 2.0 * ~labels.any(axis=1)  # an image without labels is similar to itself only
+        self._codes = np.empty((len(labels), bits))
+        self._count = 0
+
+    def product(self, v: Float[np.ndarray, "l *k"]) -> Float[np.ndarray, "l *k"]:
+        """``S v``."""
+        similar = self._members.T @ (self._shared @ (self._members @ v))
+        codes = self._codes[:, : self._count]
+        pairs = 2 * similar + (self._alone * v.T).T - v.sum(axis=0)  # S0 v
+        return self._codes.shape[1] * pairs - codes @ (codes.T @ v)
+
+    def subtract(self, y: Float[np.ndarray, " l"]) -> None:
+        """Take ``y y'`` away."""
+        self._codes[:, self._count] = y
+        self._count += 1
+
+
+def spectral_start(
+    objective: Float[np.ndarray, "m m"], gram: Float[np.ndarray, "m m"], labeled: int
+) -> Float[np.ndarray, " m"]:
+    """The leading a of ``objective a = lambda gram a``, with ``a' gram a = labeled``."""
+    m = len(gram)
+    _, vectors = scipy.linalg.eigh(objective, gram, subset_by_index=(m - 1, m - 1))
+    return vectors[:, 0] * math.sqrt(labeled)
+
+
+def smooth_cost(margins: Float[np.ndarray, " l"], residue: Residue) -> tuple[float, Float[np.ndarray, " l"]]:
+    """``-y' S y`` of the smooth signs of ``margins = G a``, and its gradient in the margins."""
+    y = np.tanh(margins / 2)  # 2 / (1 + exp(-margins)) - 1, without overflow
+    product = residue.product(y)
+    return -float(y @ product), -product * (1 - y * y)
+
+
+def refine(
+    g: Float[np.ndarray, "l m"], residue: Residue, start: Float[np.ndarray, " m"], iterations: int, tolerance: float
+) -> Float[np.ndarray, " m"]:
+    """Lower the smooth cost by Nesterov's method. The last cost is not always the lowest on the way."""
+    # Weights and margins in one vector: margins are linear in weights, so no trial step needs a product with G.
+    here = before = np.concatenate([start, g @ start])
+    m = len(start)
+    momentum, momentum_before, beta = 1.0, 0.0, 1.0
+    cost, _ = smooth_cost(here[m:], residue)
+    for _ in range(iterations):
+        ahead = here + (momentum_before - 1) / momentum * (here - before)
+        cost_ahead, slope = smooth_cost(ahead[m:], residue)
+        gradient = g.T @ slope
+        direction = np.concatenate([gradient, g @ gradient])
+        squared = float(gradient @ gradient)
+        new, _ = smooth_cost((ahead - direction / beta)[m:], residue)
+        for _ in range(_DOUBLINGS):
+            if new <= cost_ahead - squared / (2 * beta):
+                break
+            beta *= 2
+            new, _ = smooth_cost((ahead - direction / beta)[m:], residue)
+        before, here = here, ahead - direction / beta
+        momentum_before, momentum = momentum, (1 + math.sqrt(1 + 4 * momentum**2)) / 2
+        if abs(cost - new) <= tolerance * len(g):
+            break
+        cost = new
+    return here[:m]
+
+
+def better(
+    g: Float[np.ndarray, "l m"], residue: Residue, a: Float[np.ndarray, " m"], other: Float[np.ndarray, " m"]
+) -> Float[np.ndarray, " m"]:
+    """Whichever weights have the greater ``y' S y`` of true signs; the first, if they have the same."""
+    first, second = (float(y @ residue.product(y)) for y in (hard_signs(g @ a), hard_signs(g @ other)))
+    return other if second > first else a
+
+
+def hard_signs(u: Float[np.ndarray, " l"]) -> Float[np.ndarray, " l"]:
+    """+1 and -1; zero is +1."""
+    return np.where(u >= 0, 1.0, -1.0)

@@ -1,0 +1,61 @@
+"""LFH_DEEP: the objective of Supervised Hashing with Latent Factor Models (Zhang, Zhang, Li and Guo, SIGIR 2014).
+
+    max over U of sum over pairs [ s_ij t_ij - log(1 + exp(t_ij)) ] - 1 / (2 beta) sum_i |u_i|^2
+    t_ij = <u_i, u_j> / 2,   b_i = sgn(u_i)
+
+Where we differ: this is not the published LFH, which is shallow. There the rows of U are free variables, found by
+a quadratic bound one after the other, and a ridge regression from given features to U encodes images outside of the
+training set. Here ``u`` is the network's output and the same objective, negated, trains it end to end, as DPSH's does.
+The Gaussian prior u ~ N(0, beta I) takes the place of DPSH's quantization term: nothing pulls u to +1 and -1.
+
+``U`` holds the last output of every training image; a batch is written into it and then paired with the whole of it,
+and the gradient flows through the batch's rows alone. Both terms are means, over pairs and over images and bits, so
+that their balance depends on neither the number N of training images nor the batch: ``prior_weight`` is
+``bits / (4 N beta)``.
+"""
+
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from deephash_cli.data.loaders import Batch
+from deephash_cli.losses import pair_likelihood, similar
+from deephash_cli.methods.base import BufferedModule
+
+
+class LFHDeepLoss(nn.Module):
+    """Pair likelihood of a batch against the buffer, and the prior.
+
+    Args:
+        prior_weight: ``bits / (4 N beta)``, of the mean square of the outputs.
+    """
+
+    def __init__(self, prior_weight: float):
+        super().__init__()
+        if prior_weight < 0:
+            raise ValueError(f"prior_weight must be 0 or more, got {prior_weight}")
+        self.prior_weight = prior_weight
+
+    def forward(
+        self, u: Float[Tensor, "n bits"], others: Float[Tensor, "m bits"], similar: Bool[Tensor, "n m"]
+    ) -> dict[str, Tensor]:
+        """Loss terms.
+
+        Args:
+            u: Outputs of the batch.
+            others: The buffer.
+            similar: Which pairs share a label.
+        """
+        return {
+            "similarity": pair_likelihood(u, others, similar),
+            "prior": self.prior_weight * u.square().mean(),
+        }
+
+
+class LFHDeep(BufferedModule):
+    """LFH's objective on a network, with pairs against the whole training set."""
+
+    supervision = "pairs"
+
+    def losses(self, u: Float[Tensor, "n bits"], batch: Batch) -> dict[str, Tensor]:
+        """Pair likelihood and prior."""
+        return self.loss(u, self.remember(u, batch), similar(batch.labels, self.train_labels))

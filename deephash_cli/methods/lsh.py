@@ -1,0 +1,40 @@
+"""LSH: Similarity Estimation Techniques from Rounding Algorithms (Charikar, STOC 2002).
+
+https://www.cs.princeton.edu/courses/archive/spr04/cos598B/bib/CharikarEstim.pdf
+
+    b_k = sgn(<w_k, x - mean>),   w_k ~ N(0, I)
+
+Random hyperplanes: two vectors at an angle t differ in a bit with probability t / pi. Nothing is learned but the mean
+of the training set.
+
+Where we differ: the paper does not centre. Features after a ReLU lie in one orthant, where hyperplanes through the
+origin separate little.
+"""
+
+from typing import cast
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from deephash_cli.hash_layers import Projection
+from deephash_cli.methods.base import ShallowHasher
+
+
+class LSH(ShallowHasher):
+    """Random projections.
+
+    Args:
+        **settings: Those of ``ShallowHasher``.
+    """
+
+    supervision = "none"
+
+    def __init__(self, **settings):
+        super().__init__(**settings)
+        self.network.hash_layer = Projection(self.width, self.bits)
+
+    def fit(
+        self, x: Float[np.ndarray, "n d"], labels: UInt8[np.ndarray, "n classes"], rng: np.random.Generator
+    ) -> None:
+        """Draw the hyperplanes, take the mean."""
+        cast(Projection, self.network.hash_layer).set(rng.standard_normal((self.width, self.bits)), x.mean(axis=0))

@@ -1,0 +1,38 @@
+"""PCAH: AnnoSearch: Image Auto-Annotation by Search (Wang, Zhang, Jing and Ma, CVPR 2006).
+
+https://ieeexplore.ieee.org/document/1640938
+
+    b_k = sgn(<p_k, x - mean>),   p_1, ..., p_K the leading eigenvectors of the covariance of the training set
+
+One bit a principal direction, whatever its variance: the first directions hold most of it, so longer codes gain little,
+which ITQ and IsoHash mend by a rotation.
+"""
+
+from typing import cast
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from deephash_cli.hash_layers import Projection, principal_directions
+from deephash_cli.methods.base import ShallowHasher
+
+
+class PCAH(ShallowHasher):
+    """Signs of principal components.
+
+    Args:
+        **settings: Those of ``ShallowHasher``.
+    """
+
+    supervision = "none"
+
+    def __init__(self, **settings):
+        super().__init__(**settings)
+        self.network.hash_layer = Projection(self.width, self.bits)
+
+    def fit(
+        self, x: Float[np.ndarray, "n d"], labels: UInt8[np.ndarray, "n classes"], rng: np.random.Generator
+    ) -> None:
+        """Principal directions of the training set."""
+        mean, directions, _ = principal_directions(x, self.bits, "PCAH")
+        cast(Projection, self.network.hash_layer).set(directions, mean)

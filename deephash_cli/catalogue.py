@@ -92,7 +92,7 @@ def _entry(file: Path) -> Entry:
         shown = f"there is no module {module_name}"
     else:
         shown = (source.relative_to(PACKAGE.parent) if source.is_relative_to(PACKAGE.parent) else source).as_posix()
-    return Entry(file.stem, *paper.values(), supervision, inputs, shown, body.strip(), settings)
+    return Entry(file.stem, *paper.values(), supervision, inputs, shown, body.strip("\n"), settings)
 
 
 def _source(module: str) -> Path | None:

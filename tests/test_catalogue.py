@@ -1,5 +1,6 @@
 """``deephash methods``: the table and the pages, and that nothing in them can rot."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -31,7 +32,7 @@ def test_every_method_cites_a_paper_and_gives_its_equation(method):
     entry = ENTRIES[method]
     assert 1990 < int(entry.year) < 2100
     assert all(len(text) > 3 for text in (entry.paper, entry.authors, entry.venue))
-    assert "\n    " in entry.text  # an indented equation
+    assert re.search(r"^ {4}\S", entry.text, re.MULTILINE)  # an indented equation
 
 
 def test_the_table_lists_every_method(deephash):

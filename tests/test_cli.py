@@ -103,6 +103,8 @@ def test_every_example_in_the_help_is_a_command_that_is_understood():
         assert command[:1] == ["deephash"]
         verb, rest = command[1], [cli.normalize(argument) for argument in command[2:]]
         parsed = cli._parse(verb, rest)
+        if verb == "methods":
+            continue
         checking.check(
             verb, [text for text in parsed.overrides if "<" not in text], None, multirun=bool(parsed.multirun)
         )

@@ -147,8 +147,10 @@ def test_every_method_has_a_file_of_its_name():
     for choice in checking.choices("method"):
         target = compose(f"method={choice}").module._target_
         module, name = target.rsplit(".", 1)
-        assert name.lower() == module.rsplit(".", 1)[1]
-        assert (package / f"{name.lower()}.py").is_file()
+        file = module.rsplit(".", 1)[1]
+        assert name.lower() == file.replace("_", "")
+        assert file == choice
+        assert (package / f"{file}.py").is_file()
 
 
 def test_the_output_folder_comes_from_the_environment(monkeypatch):

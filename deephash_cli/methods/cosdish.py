@@ -117,7 +117,9 @@ class COSDISH(ShallowHasher):
                 columns, rows = order[:count], order[count:]
                 s = balanced(y @ y[columns].T > 0)
                 for _ in range(self.rounds):
-                    starts = random_signs(self.bits * self.restarts, count, rng).reshape(self.bits, self.restarts, -1)
+                    starts = random_signs(self.bits * self.restarts, count, rng).reshape(
+                        self.bits, self.restarts, count
+                    )
                     b[columns] = columns_step(b[columns], b[rows], s[columns], s[rows], starts)
                     b[rows] = rows_step(b[rows], b[columns], s[rows])
                 update(sample + 1)

@@ -19,10 +19,11 @@ gradient in its weights, so that they are no part of its loss. Their size is log
 ``codes/ridge``. There are no outputs before the first epoch: U is zero, so its codes come from the labels alone, from
 random codes on. (From zeros W is zero, then B, and both stay so for the epoch.)
 
-The network's loss is means, over pairs and over images and bits, as in DPSH: with N training images its
-``quantization_weight`` is ``eta bits / (2 N)``. ``output_weight`` is eta/mu and ``ridge_weight`` is nu/mu of the sums
-above, which depend on neither N nor the batch. The three weights are set one by one: mu, the only one that is in both
-places, is ``2 N quantization_weight / (bits output_weight)``.
+The network's loss is means, over pairs and over images: it has ``1 / (2 N batch)`` times the paper's gradient, and
+its ``quantization_weight`` is ``eta / (2 N)``, so that the balance of the two does not depend on the number N of
+training images. The 55 of the authors' code is 0.0055 for 5000 images. (DPSH's ``eta_convention=mean`` is a mean over
+bits too: the same weight is ``bits`` times as large there.) ``output_weight`` is eta/mu and ``ridge_weight`` is nu/mu.
+The three are set one by one: mu, which is in both steps, is ``2 N quantization_weight / output_weight``.
 
 Where we differ: B and W are those of the whole training set, where the authors' code has those of a batch; and ``Y``
 has a one for each label of an image that has several. The network and the optimizer are today's (the paper has CNN-F
@@ -43,7 +44,7 @@ class DSDHLoss(nn.Module):
     """Pair likelihood of a batch, and its distance from its codes.
 
     Args:
-        quantization_weight: ``eta bits / (2 N)``, of the mean over images and bits.
+        quantization_weight: ``eta / (2 N)``, of the mean over images of squared distances.
     """
 
     def __init__(self, quantization_weight: float):
@@ -67,7 +68,7 @@ class DSDHLoss(nn.Module):
         """
         return {
             "similarity": pair_likelihood(u, others, similar),
-            "quantization": self.quantization_weight * (b - u).square().mean(),
+            "quantization": self.quantization_weight * (b - u).square().sum(dim=1).mean(),
         }
 
 

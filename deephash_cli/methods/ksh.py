@@ -15,10 +15,11 @@ for pairs that share a label (and for an image with itself), else -1. Greedy, a 
 Kernel: ``exp(-d^2 / (2 sigma))`` with sigma the mean squared distance between training images and anchors, times a
 setting (1.0 is the authors' convention; sigma is not squared).
 
-Where we differ: ``G' G`` gets a ridge of 1e-8 of its mean diagonal, because it is singular when there are as many
-anchors as labelled images, or two anchors are alike. S is never a matrix: ``S0 v`` is a sum over the distinct label
-sets, so all training images can be labelled ones. There are at most as many anchors as training images. beta starts at
-1.
+Where we differ: both steps work in the coordinates ``c = R a`` with ``R'R = G'G / l``, in which the first is an
+ordinary eigenproblem and the second is well conditioned: 10 iterations do more than 50 in the paper's. ``G'G`` has a
+ridge of 1e-8 of its mean diagonal, because it is singular when there are as many anchors as labelled images, or two
+anchors are alike. S is never a matrix, ``S0 v`` is a sum over the distinct label sets, so that thousands of images can
+be the labelled ones. There are at most as many anchors as training images. beta starts at 1.
 """
 
 import math
@@ -90,20 +91,27 @@ class KSH(ShallowHasher):
 
     def _bits(self, g: np.ndarray, residue: "Residue") -> np.ndarray:
         """A: the weights of each bit, fitted greedily."""
-        gram = g.T @ g
-        gram[np.diag_indices_from(gram)] += _RIDGE * np.trace(gram) / len(gram) + _LEAST
-        objective = g.T @ residue.product(g)  # G' S G, kept up to date
+        root = gram_root(g)  # R
+        q = np.ascontiguousarray(scipy.linalg.solve_triangular(root.T, g.T, lower=True).T)  # G R^-1
+        objective = q.T @ residue.product(q)  # Q' S Q, kept up to date
         weights = np.empty((g.shape[1], self.bits))
         with progress("fitting, bits", self.bits) as report:
             for k in range(self.bits):
-                start = spectral_start(objective, gram, len(g))
-                a = better(g, residue, start, refine(g, residue, start, self.iterations, self.tolerance))
-                y = hard_signs(g @ a)
+                start = spectral_start(objective)
+                c = better(q, residue, start, refine(q, residue, start, self.iterations, self.tolerance))
+                y = hard_signs(q @ c)
                 residue.subtract(y)
-                objective -= np.outer(g.T @ y, g.T @ y)
-                weights[:, k] = a
+                objective -= np.outer(q.T @ y, q.T @ y)
+                weights[:, k] = c
                 report(k + 1)
-        return weights
+        return scipy.linalg.solve_triangular(root, weights)
+
+
+def gram_root(g: Float[np.ndarray, "l m"]) -> Float[np.ndarray, "m m"]:
+    """The upper triangular R with ``R'R = G'G / l``, up to the ridge."""
+    gram = g.T @ g / len(g)
+    gram[np.diag_indices_from(gram)] += _RIDGE * np.trace(gram) / len(gram) + _LEAST
+    return scipy.linalg.cholesky(gram)
 
 
 class Residue:
@@ -136,13 +144,10 @@ class Residue:
         self._count += 1
 
 
-def spectral_start(
-    objective: Float[np.ndarray, "m m"], gram: Float[np.ndarray, "m m"], labeled: int
-) -> Float[np.ndarray, " m"]:
-    """The leading a of ``objective a = lambda gram a``, with ``a' gram a = labeled``."""
-    m = len(gram)
-    _, vectors = scipy.linalg.eigh(objective, gram, subset_by_index=(m - 1, m - 1))
-    return vectors[:, 0] * math.sqrt(labeled)
+def spectral_start(objective: Float[np.ndarray, "m m"]) -> Float[np.ndarray, " m"]:
+    """The leading eigenvector of ``Q' S Q``, of length 1: ``R a`` for the paper's a with ``a' G'G a = l``."""
+    m = len(objective)
+    return scipy.linalg.eigh(objective, subset_by_index=(m - 1, m - 1))[1][:, 0]
 
 
 def smooth_cost(margins: Float[np.ndarray, " l"], residue: Residue) -> tuple[float, Float[np.ndarray, " l"]]:

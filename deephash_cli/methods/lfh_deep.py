@@ -9,9 +9,8 @@ training set. Here ``u`` is the network's output and the same objective, negated
 The Gaussian prior u ~ N(0, beta I) takes the place of DPSH's quantization term: nothing pulls u to +1 and -1.
 
 ``U`` holds the last output of every training image; a batch is written into it and then paired with the whole of it,
-and the gradient flows through the batch's rows alone. Both terms are means, over pairs and over images and bits, so
-that their balance depends on neither the number N of training images nor the batch: ``prior_weight`` is
-``bits / (4 N beta)``.
+and the gradient flows through the batch's rows alone. Both terms are means, over pairs and over images, so that
+their balance depends on neither the number N of training images nor the batch: ``prior_weight`` is ``1 / (4 N beta)``.
 """
 
 from jaxtyping import Bool, Float
@@ -26,7 +25,7 @@ class LFHDeepLoss(nn.Module):
     """Pair likelihood of a batch against the buffer, and the prior.
 
     Args:
-        prior_weight: ``bits / (4 N beta)``, of the mean square of the outputs.
+        prior_weight: ``1 / (4 N beta)``, of the mean over images of ``|u|^2``.
     """
 
     def __init__(self, prior_weight: float):
@@ -47,7 +46,7 @@ class LFHDeepLoss(nn.Module):
         """
         return {
             "similarity": pair_likelihood(u, others, similar),
-            "prior": self.prior_weight * u.square().mean(),
+            "prior": self.prior_weight * u.square().sum(dim=1).mean(),
         }
 
 

@@ -183,6 +183,12 @@ def test_several_labels_none_and_few_images_work(encoder, columns):
         assert rbf.anchors.shape == (8, 4)
 
 
+def test_without_restarts_the_search_goes_on_from_the_present_bit():
+    x, labels = clusters(40, 6, 4)
+    u = encode(fitted(COSDISH, x, labels, 8, **{**SETTINGS, "restarts": 0}), x)
+    assert mean_average_precision(u, labels) > 2 / 4  # chance is 1 / 4
+
+
 @pytest.mark.parametrize("encoder", ["linear", "kernel"])
 def test_images_that_are_all_the_same_work(encoder):
     module = fitted(COSDISH, np.ones((8, 4)), SINGLE[:8], 4, **{**SETTINGS, "encoder": encoder})

@@ -69,7 +69,7 @@ class Given(nn.Module):
 
 
 def module(
-    labels, hidden_units=0, output_weight=1.0, ridge_weight=0.1, rounds=10, sweeps=10, seed=0, quantization_weight=0.3
+    labels, output_weight=1.0, ridge_weight=0.1, rounds=10, sweeps=10, seed=0, quantization_weight=0.3, hidden_units=0
 ):
     torch.manual_seed(0)
     network = HashingNetwork(
@@ -103,7 +103,7 @@ def batch_of(labels, rows):
 @BOTH
 def test_the_loss_is_that_of_the_loops(labels):
     u, others, b, eta = outputs(4), outputs(len(labels), seed=1), signs(outputs(4, seed=2)), 3.0
-    terms = DSDHLoss(eta * BITS / (2 * len(labels)))(u, others, similar(labels[:4], labels), b)
+    terms = DSDHLoss(eta / (2 * len(labels)))(u, others, similar(labels[:4], labels), b)
     pairs, quantization = paper_objective(u, others, b, labels[:4], labels, eta)
     assert terms["similarity"].item() == pytest.approx(pairs / (4 * len(labels)), rel=1e-10)
     # half of the pair gradient flows, so half of the quantization goes with it
@@ -113,7 +113,7 @@ def test_the_loss_is_that_of_the_loops(labels):
 @BOTH
 def test_the_gradient_is_that_of_the_paper_over_2_n_batch(labels):
     u, others, b, eta = outputs(4).requires_grad_(), outputs(len(labels), seed=1), signs(outputs(4, seed=2)), 3.0
-    sum(DSDHLoss(eta * BITS / (2 * len(labels)))(u, others, similar(labels[:4], labels), b).values()).backward()
+    sum(DSDHLoss(eta / (2 * len(labels)))(u, others, similar(labels[:4], labels), b).values()).backward()
     expected = paper_gradient(u.detach(), others, b, labels[:4], labels, eta) / (2 * len(labels) * 4)
     assert torch.allclose(u.grad, expected, rtol=1e-10, atol=1e-14)
 
@@ -231,7 +231,7 @@ def test_the_outputs_are_pulled_to_the_codes_not_to_their_own_signs():
     u.requires_grad_()
     terms = dsdh.losses(u, batch_of(SINGLE, rows))
     terms["quantization"].backward()
-    assert torch.allclose(u.grad, 2 * 0.3 * (u.detach() + signs(u.detach())) / u.numel(), rtol=1e-5)
+    assert torch.allclose(u.grad, 2 * 0.3 * (u.detach() + signs(u.detach())) / 3, rtol=1e-5)
 
 
 def test_the_loss_has_no_term_without_a_gradient():

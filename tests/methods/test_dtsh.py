@@ -53,7 +53,7 @@ def module(labels, positives=3, negatives=4):
         negatives,
         buffer_init="zeros",
         network=network,
-        loss=DTSHLoss(0.5, 0.0044),
+        loss=DTSHLoss(0.5, 0.02),
         optimizer=lambda groups: torch.optim.SGD(groups, 0.1),
         scheduler=constant,
         backbone_lr=0.1,

@@ -161,3 +161,22 @@ def test_its_codes_evaluate_to_the_same_digits(trained, deephash, tmp_path):
     result = deephash("eval", f"run={trained.folder}", f"output={tmp_path / 'again.json'}")
     assert (result.code, result.err) == (0, "")
     assert read_json(tmp_path / "again.json") == read_json(trained.folder / "metrics.json")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_it_takes_items_with_several_labels_and_with_none(method, deephash, tmp_path):
+    rng = np.random.default_rng(0)
+    centres = rng.standard_normal((5, 32))
+    labels = np.zeros((150, 5), np.uint8)
+    for row, item in enumerate(labels[:140]):  # the last ten have none
+        item[[row % 5, rng.integers(5)]] = 1
+    np.save(tmp_path / "x.npy", (labels @ centres + 0.5 * rng.standard_normal((150, 32))).astype(np.float32))
+    np.save(tmp_path / "y.npy", labels)
+    data = ("dataset=vectors", f"dataset.vectors={tmp_path / 'x.npy'}", f"dataset.labels={tmp_path / 'y.npy'}")
+    settings = ("bits=12", "trainer=cpu", "trainer.max_epochs=10", "loader.batch_size=32", "logger=none")
+    result = deephash("train", f"method={method}", *data, *settings, f"run_dir={tmp_path / 'run'}")
+    assert (result.code, result.err) == (0, "")
+    metrics = read_json(tmp_path / "run" / "metrics.json")
+    query, database, _ = load_codes(tmp_path / "run" / "codes")
+    similar = query.labels.astype(int) @ database.labels.T > 0
+    assert metrics["map"] > similar.mean()  # better than chance

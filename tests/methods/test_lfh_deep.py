@@ -74,8 +74,7 @@ def module(labels, prior_weight=0.1, hidden_units=0):
 @BOTH
 def test_the_loss_is_that_of_the_loops(labels):
     u, others, beta = outputs(4), outputs(len(labels), seed=1), 0.7
-    weight = BITS / (4 * len(labels) * beta)
-    terms = LFHDeepLoss(weight)(u, others, similar(labels[:4], labels))
+    terms = LFHDeepLoss(1 / (4 * len(labels) * beta))(u, others, similar(labels[:4], labels))
     pairs, prior = paper_objective(u, others, labels[:4], labels, beta)
     assert terms["similarity"].item() == pytest.approx(pairs / (4 * len(labels)), rel=1e-10)
     # half of the pair gradient flows, so half of the prior goes with it
@@ -85,7 +84,7 @@ def test_the_loss_is_that_of_the_loops(labels):
 @BOTH
 def test_the_gradient_is_that_of_the_paper_over_2_n_batch(labels):
     u, others, beta = outputs(4).requires_grad_(), outputs(len(labels), seed=1), 0.7
-    loss = LFHDeepLoss(BITS / (4 * len(labels) * beta))
+    loss = LFHDeepLoss(1 / (4 * len(labels) * beta))
     sum(loss(u, others, similar(labels[:4], labels)).values()).backward()
     expected = paper_gradient(u.detach(), others, labels[:4], labels, beta) / (2 * len(labels) * 4)
     assert torch.allclose(u.grad, expected, rtol=1e-10, atol=1e-14)

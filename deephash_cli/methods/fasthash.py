@@ -1,0 +1,325 @@
+"""FastHash: Fast Supervised Hashing with Decision Trees for High-Dimensional Data (Lin et al., CVPR 2014).
+
+    min over codes of sum_ij loss(d_ij, s_ij),   d_ij the Hamming distance of codes i and j
+
+A bit at a time, in two steps. With r bits after this one and ``d`` counted over those before it, the sum is, up to a
+constant, ``(1/2) sum_ij a_ij z_i z_j`` with ``a_ij = loss(d_ij) - loss(d_ij + 1)``.
+
+    hinge:  (d / r)^2 of similar pairs, max(0, 1/2 - d / r)^2 of others
+    ksh:    (s - (r - 2 d) / r)^2 with s of +1 and -1
+
+1. Binary inference: minimise it over z of +1 and -1, a block of mutually similar images at a time, the others held
+   fixed. Inside such a block every ``a_ij <= 0``: images are pulled together.
+2. Boosted trees (exponential loss) learn to predict z. The next bit is inferred with what they predict, not with z.
+
+Blocks: in random order an image not yet taken is joined by all that are similar to it and to each other, at most
+``block`` of them. An image without labels is a block by itself.
+
+Where we differ: the minimum of a block is not found by GraphCut. The images of a block are ordered by the pull of all
+others, and the best cut of that order is taken, the exact minimum while the images of a block have equal codes; then
+each image is flipped if that lowers the objective. Neither can raise it. The first pass starts from z = 0, so that a
+block heeds only those before it; the paper does not say how it starts. The trees are gradient boosting of scikit-learn
+on subsamples, instead of AdaBoost with weight trimming; they see the leading principal components instead of 8-bit
+features, and they are fewer: that is what made 48 bits a matter of half a minute.
+"""
+
+from typing import Literal, cast
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32, Int, UInt8
+from sklearn.ensemble import GradientBoostingClassifier
+from torch import Tensor, nn
+
+from deephash_cli.console import progress
+from deephash_cli.hash_layers import principal_directions
+from deephash_cli.methods.base import ShallowHasher
+
+_LARGEST = 1 << 22  # numbers in an intermediate result of the trees
+
+
+class FastHash(ShallowHasher):
+    """FastHash.
+
+    Args:
+        pair_loss: ``hinge`` or ``ksh``.
+        passes: Over all blocks, for one bit.
+        block: Images in a block at most.
+        components: Principal components that the trees see; null for the features themselves.
+        trees: Boosted for one bit.
+        depth: Of a tree.
+        learning_rate: Of the boosting.
+        subsample: Share of the images that one tree is grown on.
+        candidates: Features, drawn anew for each node, that it may split by.
+        **settings: Those of ``ShallowHasher``.
+
+    Raises:
+        ValueError: If a setting is out of its range.
+    """
+
+    supervision = "pairs"
+
+    def __init__(
+        self,
+        pair_loss: Literal["hinge", "ksh"],
+        passes: int,
+        block: int,
+        components: int | None,
+        trees: int,
+        depth: int,
+        learning_rate: float,
+        subsample: float,
+        candidates: int,
+        **settings,
+    ):
+        super().__init__(**settings)
+        if pair_loss not in ("hinge", "ksh"):
+            raise ValueError(f"pair_loss must be hinge or ksh, got {pair_loss!r}")
+        counts = {"passes": passes, "block": block, "trees": trees, "depth": depth, "candidates": candidates}
+        counts |= {} if components is None else {"components": components}
+        for name, value in counts.items():
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if not learning_rate > 0:
+            raise ValueError(f"learning_rate must be greater than 0, got {learning_rate}")
+        if not 0 < subsample <= 1:
+            raise ValueError(f"subsample must be greater than 0 and at most 1, got {subsample}")
+        self.pair_loss: Literal["hinge", "ksh"] = pair_loss
+        self.passes = passes
+        self.block = block
+        self.boosting = {
+            "loss": "exponential",
+            "init": "zero",
+            "n_estimators": trees,
+            "max_depth": depth,
+            "learning_rate": learning_rate,
+            "subsample": subsample,
+        }
+        self.candidates = candidates
+        if components is not None:  # no more than the training set has
+            components = min(components, self.width, len(self.train_labels) - 1)
+        self.network.hash_layer = BoostedTrees(self.width, components, self.bits, trees, depth)
+
+    def fit(
+        self, x: Float[np.ndarray, "n d"], labels: UInt8[np.ndarray, "n classes"], rng: np.random.Generator
+    ) -> None:
+        """Bit by bit: infer it for the training set, then grow trees that predict it."""
+        layer = cast(BoostedTrees, self.network.hash_layer)
+        if layer.components is not None:
+            mean, directions, _ = principal_directions(x, layer.components, "FastHash")
+            layer.set_projection(directions, mean)
+        inputs = layer.project(torch.from_numpy(x).float())
+        features = inputs.numpy()
+        pairs = Pairs(labels, self.pair_loss)
+        blocks = similar_blocks(labels, self.block, rng)
+        with progress("fitting, bits", self.bits) as report:
+            for k in range(self.bits):
+                z = infer(pairs, [blocks[i] for i in rng.permutation(len(blocks))], self.passes)
+                if abs(z.sum()) == len(z):
+                    layer.set_constant(k, float(z[0]))
+                else:
+                    model = GradientBoostingClassifier(
+                        **self.boosting,
+                        max_features=min(self.candidates, features.shape[1]),
+                        random_state=int(rng.integers(2**31)),
+                    )
+                    layer.set_trees(k, model.fit(features, z))
+                predicted = layer.scores(inputs, slice(k, k + 1))[:, 0].numpy()
+                pairs.append(np.where(predicted >= 0, 1.0, -1.0).astype(np.float32))
+                report(k + 1)
+
+
+class Pairs:
+    """The weights ``a_ij`` of the next bit, some rows at a time: the n x n matrix is never there at once.
+
+    Args:
+        labels: Multi-hot labels.
+        loss: ``hinge`` or ``ksh``.
+    """
+
+    def __init__(self, labels: UInt8[np.ndarray, "n classes"], loss: Literal["hinge", "ksh"]):
+        sets, which = np.unique(labels, axis=0, return_inverse=True)
+        self._which = which.ravel()
+        self._shared = _share(sets, sets)
+        self._loss: Literal["hinge", "ksh"] = loss
+        self.codes = np.empty((len(labels), 0), np.float32)
+
+    def append(self, bit: Float32[np.ndarray, " n"]) -> None:
+        """Go on to the next bit."""
+        self.codes = np.column_stack([self.codes, bit])
+
+    def rows(self, members: Int[np.ndarray, " b"]) -> Float32[np.ndarray, "b n"]:
+        """``a`` of some images with all, 0 with themselves."""
+        bits = self.codes.shape[1]
+        distances = (bits - self.codes[members] @ self.codes.T) / 2
+        similar = self._shared[self._which[members]][:, self._which]
+        place = (distances + similar * np.float32(bits + 1)).astype(np.int32)
+        weights = pair_weights(self._loss, bits).astype(np.float32).ravel()[place]
+        weights[np.arange(len(members)), members] = 0
+        return weights
+
+
+def pair_weights(loss: Literal["hinge", "ksh"], bits: int) -> Float[np.ndarray, "2 distances"]:
+    """``loss(d) - loss(d + 1)`` at each distance d from 0 to ``bits``, for dissimilar pairs, then for similar ones."""
+    r = bits + 1
+    d = np.arange(bits + 2) / r
+    if loss == "hinge":
+        values = np.stack([np.maximum(0, 0.5 - d) ** 2, d**2])
+    else:
+        values = np.stack([(-1 - (1 - 2 * d)) ** 2, (1 - (1 - 2 * d)) ** 2])
+    return values[:, :-1] - values[:, 1:]
+
+
+def similar_blocks(
+    labels: UInt8[np.ndarray, "n classes"], largest: int, rng: np.random.Generator
+) -> list[Int[np.ndarray, " b"]]:
+    """Groups of mutually similar images that cover all, each grown greedily from a random image."""
+    sets, which = np.unique(labels, axis=0, return_inverse=True)
+    order = rng.permutation(len(labels))
+    waiting = [order[which.ravel()[order] == kind] for kind in range(len(sets))]  # images of each label set
+    blocks = []
+    for kind in dict.fromkeys(which.ravel()[order].tolist()):
+        if not sets[kind].any():
+            blocks += [np.array([image]) for image in waiting[kind]]
+            continue
+        members, open_to = [kind], _share(sets, sets[kind : kind + 1])[:, 0]
+        for other in np.flatnonzero(open_to):
+            if open_to[other] and other != kind and len(waiting[other]):
+                members.append(int(other))
+                open_to &= _share(sets, sets[other : other + 1])[:, 0]
+        images = np.concatenate([waiting[member] for member in members])
+        for member in members:
+            waiting[member] = waiting[member][:0]
+        blocks += [images[start : start + largest] for start in range(0, len(images), largest)]
+    return blocks
+
+
+def infer(pairs: Pairs, blocks: list[Int[np.ndarray, " b"]], passes: int) -> Float32[np.ndarray, " n"]:
+    """Step 1: lower ``sum_ij a_ij z_i z_j``, a block at a time."""
+    z = np.zeros(len(pairs.codes), np.float32)
+    for _ in range(passes):
+        before = z.copy()
+        for members in blocks:
+            weights = pairs.rows(members)
+            inside = weights[:, members]
+            pull = weights @ z - inside @ z[members]
+            z[members] = best_of_block(inside, pull, z[members])
+        if np.array_equal(z, before):
+            break
+    return z
+
+
+def best_of_block(
+    inside: Float32[np.ndarray, "b b"], pull: Float32[np.ndarray, " b"], z: Float32[np.ndarray, " b"]
+) -> Float32[np.ndarray, " b"]:
+    """Lower ``z' inside z + 2 pull' z`` over z of +1 and -1, from a given z (or from 0: no choice made yet).
+
+    Args:
+        inside: Symmetric, with zeros on the diagonal and nothing positive.
+        pull: Of all images outside of the block.
+        z: Where to start.
+    """
+    order = np.argsort(pull, kind="stable")  # those that want +1 the most come first
+    w, h = inside[order][:, order].astype(np.float64), pull[order].astype(np.float64)
+    # With the first p at +1 and the others at -1, only pairs across the cut and pulls depend on p.
+    across = np.cumsum(w.sum(axis=1) - 2 * np.tril(w).sum(axis=1))
+    energies = np.concatenate([[0], 4 * (np.cumsum(h) - across)]) + w.sum() - 2 * h.sum()
+    p = int(np.argmin(energies))
+    if not z.any() or energies[p] < z @ (inside @ z + 2 * pull):
+        z = np.empty_like(z)
+        z[order[:p]], z[order[p:]] = 1, -1
+    z = z.copy()
+    for i in range(len(z)):
+        if z[i] * (inside[i] @ z + pull[i]) > 0:
+            z[i] = -z[i]
+    return z
+
+
+def _share(labels: UInt8[np.ndarray, "n classes"], others: UInt8[np.ndarray, "m classes"]) -> np.ndarray:
+    return labels.astype(np.float32) @ others.T.astype(np.float32) > 0
+
+
+class BoostedTrees(nn.Module):
+    """Scores of boosted trees, one ensemble a bit. A tree is perfect and in heap order: node i has children 2i+1, 2i+2.
+
+    Args:
+        width: Length of a feature vector.
+        components: Length p of what the trees see, a linear projection; null for the features themselves.
+        bits: Code length.
+        trees: For one bit.
+        depth: Of each tree.
+    """
+
+    def __init__(self, width: int, components: int | None, bits: int, trees: int, depth: int):
+        super().__init__()
+        self.components = components
+        if components is not None:
+            self.register_buffer("mean", torch.zeros(width))
+            self.register_buffer("weight", torch.zeros(width, components))
+        self.register_buffer("feature", torch.zeros(bits, trees, 2**depth - 1, dtype=torch.int32))
+        self.register_buffer("threshold", torch.zeros(bits, trees, 2**depth - 1))
+        self.register_buffer("leaf", torch.zeros(bits, trees, 2**depth))
+        self.mean: Tensor
+        self.weight: Tensor
+        self.feature: Tensor
+        self.threshold: Tensor
+        self.leaf: Tensor
+
+    def set_projection(self, weight: Float[np.ndarray, "d p"], mean: Float[np.ndarray, " d"]) -> None:
+        """Store what the trees are to see."""
+        self.weight.copy_(torch.from_numpy(weight))
+        self.mean.copy_(torch.from_numpy(mean))
+
+    def set_constant(self, bit: int, value: float) -> None:
+        """Make a bit the same for all images."""
+        self.leaf[bit] = value / self.leaf.shape[1]
+
+    def set_trees(self, bit: int, model: GradientBoostingClassifier) -> None:
+        """Store an ensemble that starts from zero."""
+        for tree, estimator in enumerate(model.estimators_[:, 0]):
+            grown = estimator.tree_
+            nodes = np.zeros(1, np.int64)  # on one level, of the perfect tree
+            start = 0
+            while start < self.feature.shape[2]:
+                inner = grown.children_left[nodes] >= 0
+                # A leaf above the last level passes all images on to copies of itself.
+                level = slice(start, start + len(nodes))
+                self.feature[bit, tree, level] = torch.from_numpy(np.where(inner, grown.feature[nodes], 0))
+                threshold = np.where(inner, grown.threshold[nodes], 0.0)
+                self.threshold[bit, tree, level] = torch.from_numpy(_float32_below(threshold))
+                children = (grown.children_left, grown.children_right)
+                start += len(nodes)
+                nodes = np.stack([np.where(inner, side[nodes], nodes) for side in children], axis=1).ravel()
+            values = grown.value[nodes, 0, 0] * model.learning_rate
+            self.leaf[bit, tree] = torch.from_numpy(values)
+
+    def project(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n p"]:
+        """What the trees see."""
+        return x if self.components is None else (x - self.mean) @ self.weight
+
+    def scores(self, inputs: Float[Tensor, "n p"], bits: slice) -> Float[Tensor, "n k"]:
+        """Sum over the trees of some bits."""
+        feature, threshold, leaf = (part[bits].flatten(0, 1) for part in (self.feature, self.threshold, self.leaf))
+        depth, trees = leaf.shape[1].bit_length() - 1, self.leaf.shape[1]
+        rows = max(1, _LARGEST // leaf.numel())
+        parts = []
+        for chunk in inputs.split(rows):
+            columns, value = chunk.T.contiguous(), leaf[:, :, None]
+            # From the last level up, a node takes the value of the child that the image goes to. That is all nodes
+            # instead of one a level, but without a stop for each image.
+            for level in reversed(range(depth)):
+                nodes = slice(2**level - 1, 2 ** (level + 1) - 1)
+                right = columns[feature[:, nodes]] > threshold[:, nodes, None]
+                value = torch.where(right, value[:, 1::2], value[:, ::2])
+            parts.append(value[:, 0].unflatten(0, (-1, trees)).sum(dim=1).T)
+        return torch.cat(parts)
+
+    def forward(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n bits"]:
+        """Continuous codes."""
+        return self.scores(self.project(x), slice(None))
+
+
+def _float32_below(values: Float[np.ndarray, " k"]) -> Float32[np.ndarray, " k"]:
+    """The greatest float32 that is not above: a float32 is at most that exactly if it is at most the value."""
+    rounded = values.astype(np.float32)
+    return np.where(rounded > values, np.nextafter(rounded, np.float32(-np.inf)), rounded)

@@ -1,0 +1,168 @@
+"""PDH: Predictable Dual-View Hashing (Rastegari, Choi, Fakhraei, Hal Daume III and Davis, ICML 2013).
+
+Experimental: from the published description; there is no code of the authors to compare with.
+
+Codes of the two views of an image, each of which can be predicted from the other view by hyperplanes of large margin,
+with bits that do not repeat each other:
+
+    min over W of |Y_V Y_V' / n - I|^2 + |Y_T Y_T' / n - I|^2 + sum over bits of |w_V|^2 + |w_T|^2 + C (xi_V + xi_T)
+    with Y_V = sgn(W_V' X_V), Y_T = sgn(W_T' X_T), y_T (w_V' x_V) >= 1 - xi_V, y_V (w_T' x_T) >= 1 - xi_T
+
+From the signs of the canonical variables of both views, in turns: a linear SVM a bit in view V for the bits of view T,
+Y_V by its signs, decorrelated; the same in view T for the bits of view V.
+
+What the paper leaves open here, as it has images and their texts, and this package has images only:
+
+- The second view (``second_view``). ``halves``: the features, divided in two at random. ``noise``: the features, of which
+  a random half is replaced by that of another image.
+- The code of an image has the signs of the sum of both views' margins, ``w_V' x_V + w_T' x_T`` (``halves``: one hyperplane
+  in all features), or of ``w_V' x_V`` (``noise``: in the features as they are).
+- Decorrelation: the matrix with ``Y Y' / n = I`` nearest to Y, ``(Y Y' / n)^-1/2 Y``, and its signs, if they are less
+  correlated than before.
+- Each view is reduced to its ``components`` leading principal directions, at least as many as there are bits, in units of
+  their root mean variance: SVMs on all features take ten times as long.
+- The number of turns is fixed, and the margin's loss is squared, which scikit-learn's solver for many rows asks for.
+"""
+
+import itertools
+import warnings
+from collections.abc import Callable
+from typing import Literal, cast
+
+import numpy as np
+import scipy.linalg
+from jaxtyping import Float, Int, UInt8
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.svm import LinearSVC
+
+from deephash_cli.console import progress
+from deephash_cli.hash_layers import Projection, principal_directions
+from deephash_cli.methods.base import ShallowHasher
+
+_SMALL = 1e-6  # of the largest eigenvalue: what is less is not divided by
+_TOLERANCE = 0.01  # of the SVMs: the next turn has other targets anyway
+
+
+class PDH(ShallowHasher):
+    """PDH with a second view made from the features. Experimental: from the published description.
+
+    Args:
+        second_view: ``halves``: the features in two random halves; ``noise``: a copy of which half is other images'.
+        components: Principal directions of each view; as many as there are at most, as many as bits at least.
+        rounds: Turns of both views.
+        margin_weight: Of the violated margins (C).
+        **settings: Those of ``ShallowHasher``.
+
+    Raises:
+        ValueError: If a setting is out of range.
+    """
+
+    supervision = "none"
+
+    def __init__(
+        self, second_view: Literal["halves", "noise"], components: int, rounds: int, margin_weight: float, **settings
+    ):
+        super().__init__(**settings)
+        if second_view not in ("halves", "noise"):
+            raise ValueError(f"module.second_view must be halves or noise, got {second_view!r}")
+        if components < 1 or rounds < 1 or margin_weight <= 0:
+            raise ValueError(
+                "PDH needs module.components and module.rounds of 1 or more and module.margin_weight above 0, "
+                f"got {components}, {rounds} and {margin_weight}"
+            )
+        self.second_view = second_view
+        self.components = components
+        self.rounds = rounds
+        self.margin_weight = margin_weight
+        self.network.hash_layer = Projection(self.width, self.bits)
+
+    def fit(
+        self, x: Float[np.ndarray, "n d"], labels: UInt8[np.ndarray, "n classes"], rng: np.random.Generator
+    ) -> None:
+        """Two views, their canonical variables, then the SVMs in turns."""
+        view_v, view_t = np.arange(self.width), np.arange(self.width)  # their features
+        x_t = x
+        if self.second_view == "halves":
+            view_v, view_t = np.array_split(rng.permutation(self.width), 2)
+        else:
+            x_t = np.where(rng.random(x.shape) < 0.5, x[rng.permutation(len(x))], x)
+        v, from_v = self._reduced(x[:, view_v])
+        t, from_t = self._reduced(x_t[:, view_t])
+        _, y_t = (signs(z) for z in canonical_variables(v, t, self.bits))
+        with progress("fitting, SVMs", 2 * self.rounds * self.bits) as update:
+            done = itertools.count(1)
+            for _ in range(self.rounds):
+                w_v = self._hyperplanes(v, y_t, lambda: update(next(done)), rng)
+                y_v = decorrelated(signs(v @ w_v))
+                w_t = self._hyperplanes(t, y_v, lambda: update(next(done)), rng)
+                y_t = decorrelated(signs(t @ w_t))
+        weight = np.zeros((self.width, self.bits))
+        weight[view_v] += from_v @ w_v
+        if self.second_view == "halves":
+            weight[view_t] += from_t @ w_t
+        cast(Projection, self.network.hash_layer).set(weight, x.mean(axis=0))
+
+    def _reduced(
+        self, x: Float[np.ndarray, "n d"]
+    ) -> tuple[Float[np.ndarray, "n components"], Float[np.ndarray, "d components"]]:
+        """Principal components of a view, in units of their root mean variance, and the matrix that makes them."""
+        count = max(self.bits, min(self.components, x.shape[1], len(x) - 1))
+        mean, directions, variances = principal_directions(x, count, "each view of PDH")
+        scaled = directions / (np.sqrt(variances.mean()) or 1.0)
+        return (x - mean) @ scaled, scaled
+
+    def _hyperplanes(
+        self,
+        x: Float[np.ndarray, "n components"],
+        targets: Float[np.ndarray, "n bits"],
+        step: Callable[[], None],
+        rng: np.random.Generator,
+    ) -> Float[np.ndarray, "components bits"]:
+        """A linear SVM through the origin for each bit. A bit that all images share has none, and stays as it is: +1."""
+        w = np.zeros((x.shape[1], targets.shape[1]))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # what a turn reaches is what the next improves
+            for k, target in enumerate(targets.T):
+                if target.min() < target.max():
+                    svm = LinearSVC(
+                        C=self.margin_weight,
+                        dual="auto",
+                        fit_intercept=False,
+                        tol=_TOLERANCE,
+                        random_state=int(rng.integers(2**31)),
+                    )
+                    w[:, k] = svm.fit(x, target).coef_[0]
+                step()
+        return w
+
+
+def signs(z: Float[np.ndarray, "n bits"]) -> Float[np.ndarray, "n bits"]:
+    """Codes of +1 and -1. Zero counts as +1."""
+    return np.where(z >= 0, 1.0, -1.0)
+
+
+def inverse_root(gram: Float[np.ndarray, "k k"]) -> Float[np.ndarray, "k k"]:
+    """``G^-1/2`` of a symmetric matrix, on the directions in which it is more than rounding."""
+    values, vectors = scipy.linalg.eigh(gram)
+    kept = values > _SMALL * values[-1]
+    return (vectors[:, kept] / np.sqrt(values[kept])) @ vectors[:, kept].T
+
+
+def canonical_variables(
+    v: Float[np.ndarray, "n c"], t: Float[np.ndarray, "n e"], count: int
+) -> tuple[Float[np.ndarray, "n count"], Float[np.ndarray, "n count"]]:
+    """Those of the largest correlations between two centred views (CCA)."""
+    whitened_v, whitened_t = (view @ inverse_root(view.T @ view) for view in (v, t))
+    left, _, right = scipy.linalg.svd(whitened_v.T @ whitened_t)
+    return whitened_v @ left[:, :count], whitened_t @ right[:count].T
+
+
+def correlation(y: Float[np.ndarray, "n bits"]) -> float:
+    """``|Y'Y / n - I|^2``, how much bits repeat each other (rows are images here)."""
+    return float(np.square(y.T @ y / len(y) - np.eye(y.shape[1])).sum())
+
+
+def decorrelated(y: Float[np.ndarray, "n bits"]) -> Float[np.ndarray, "n bits"]:
+    """The signs of the matrix without correlation that is nearest to codes; the codes if those are correlated more."""
+    other = signs(y @ inverse_root(y.T @ y / len(y)))
+    return other if correlation(other) < correlation(y) else y

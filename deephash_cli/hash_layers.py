@@ -102,6 +102,17 @@ def squared_distances(x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "m d"]) 
     return np.maximum(np.square(x).sum(1)[:, None] - 2 * x @ y.T + np.square(y).sum(1), 0)
 
 
+def gaussian_gamma(squared: Float[np.ndarray, "n m"], sigma: float) -> float:
+    """``gamma`` of `RBF` for a width of ``sigma`` times the median distance: ``1 / (2 (sigma median)^2)``.
+
+    Args:
+        squared: Squared distances of training images from anchors. Where all are 0 any width does, and it is 1.
+        sigma: The multiple.
+    """
+    width = sigma * float(np.sqrt(np.median(squared))) or 1.0
+    return 1 / (2 * width**2)
+
+
 def principal_directions(
     x: Float[np.ndarray, "n d"], count: int, what: str
 ) -> tuple[Float[np.ndarray, " d"], Float[np.ndarray, "d count"], Float[np.ndarray, " count"]]:

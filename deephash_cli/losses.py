@@ -1,9 +1,10 @@
 """Terms that several papers share. A loss is a formula on tensors: it knows no epoch, no batch order, no Lightning."""
 
+from typing import Any
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.nn.functional import softplus
 
 
 def signs(u: Float[Tensor, "n bits"]) -> Float[Tensor, "n bits"]:
@@ -21,8 +22,26 @@ def pair_likelihood(
 ) -> Float[Tensor, ""]:
     """Mean negative log-likelihood of pairs, ``log(1 + exp(t)) - s t`` with ``t = <u_i, u_j> / 2``.
 
-    The likelihood of LFH (Zhang et al., SIGIR 2014), used by DPSH, DTSH and DSDH. Softplus keeps value and gradient
-    finite where ``log(1 + exp(t))`` overflows.
+    The likelihood of LFH (Zhang et al., SIGIR 2014), used by DPSH and DSDH. Softplus keeps value and gradient finite
+    where ``log(1 + exp(t))`` overflows.
     """
-    theta = u @ others.T / 2
-    return (softplus(theta) - similar * theta).mean()
+    return _NegativeLogLikelihood.apply(u @ others.T / 2, similar)
+
+
+class _NegativeLogLikelihood(torch.autograd.Function):
+    """Mean of ``max(t, 0) + log(1 + exp(-|t|)) - s t``, whose gradient is ``sigmoid(t) - s`` over the number of pairs.
+
+    On the CPU this takes half the time of torch's softplus and what it records: with pairs against a whole training
+    set that is half of a step. ``log1p`` is its slow part; what ``log`` loses against it is below the sum's rounding.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, theta: Tensor, similar: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(theta, similar)
+        softplus = theta.abs().neg_().exp_().add_(1).log_().add_(theta.clamp(min=0))
+        return (softplus.sum() - theta[similar].sum()) / theta.numel()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        theta, similar = ctx.saved_tensors
+        return theta.sigmoid().sub_(similar.to(theta.dtype)).mul_(gradient / theta.numel()), None

@@ -24,7 +24,7 @@ from jaxtyping import Bool, Float, UInt8
 from torch import nn
 
 from deephash_cli.console import progress
-from deephash_cli.hash_layers import RBF, Projection, ridge, squared_distances
+from deephash_cli.hash_layers import RBF, Projection, gaussian_gamma, ridge, squared_distances
 from deephash_cli.methods.base import ShallowHasher
 
 _UNDECIDED = 1e-5  # a vote below this leaves the bit as it is; as published
@@ -98,8 +98,7 @@ class COSDISH(ShallowHasher):
             rbf, layer = cast(tuple[RBF, Projection], layer)
             anchors = x[rng.choice(len(x), self.anchors, replace=False)]
             squared = squared_distances(x, anchors)
-            sigma = self.sigma * float(np.sqrt(np.median(squared))) or 1.0  # images that are all the same: any width
-            gamma = 1 / (2 * sigma**2)
+            gamma = gaussian_gamma(squared, self.sigma)
             rbf.set(anchors, gamma)
             x = np.exp(-gamma * squared)
         mean = x.mean(axis=0)

@@ -15,11 +15,12 @@ over images. The published code has 22,500 triplets a query (50 positives, 50 ne
 and lambda = 100 against their sum: that is 100 / 22500 = 0.0044 against their mean.
 
 Where we differ: negatives are drawn from all dissimilar images instead of equally from each other class, which is the
-same in expectation where classes are of equal size and needs no classes, only pairs: it works on images with several
-labels. They are drawn with replacement, and fewer of them, because the step's time grows with the number of triplets
-and the result does not (``positives=50 negatives=450`` gives the paper's number). The paper is silent on images with
-no positive but themselves, or no negative: they are no queries, and only their quantization counts. An image is not
-its own positive. The network and the optimizer are today's (the paper has CNN-F and plain SGD).
+same in expectation where classes are of equal size, and needs no classes, only pairs: it works on images with several
+labels. Positives and negatives are drawn with replacement, and fewer of them, because the time of a step grows with the
+number of triplets and the result hardly does (``positives=50 negatives=450`` gives the paper's 22,500). The paper is
+silent on images with no positive but themselves, or no negative: they are no queries, and only their quantization
+counts. An image is not its own positive. Our default lambda is larger than the paper's, and the network and the
+optimizer are today's (the paper has CNN-F and plain SGD).
 """
 
 import torch

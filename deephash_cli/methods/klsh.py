@@ -7,15 +7,15 @@ z_t of t random training images there is nearly Gaussian, and whitened it is a r
 
 with C the covariance of p anchors, random training images; K their kernel matrix, centred in the kernel's space; and
 e_S the indicator of the t anchors S drawn for the bit. ``K^-1/2`` is that of the eigenvalues above 1e-8 times the
-largest. An image is encoded with the kernel and the centring of the training,
-``k(x, a_j) - mean over j of k(x, a_j) - mean over i of K_ij + mean of K``. A public version that fits with one width and
-encodes with another, and centres K only, cuts space with hyperplanes other than those that it drew, far from balance.
+largest. An image is encoded with the kernel and the centring of the training, that is with
+``k(x, a_j) - mean over j of k(x, a_j) - mean over i of K_ij + mean of K`` in place of k. A public version fits with one
+width and encodes with another, and centres K only: its hyperplanes are not those that it drew.
 
-The kernel is ``exp(-|x - a|^2 / (kernel_width m))``, with m the median squared distance of training images from anchors.
+The kernel is ``exp(-|x - a|^2 / (kernel_width m))``, m the median squared distance of training images from anchors.
 
 Where we differ: the paper leaves the kernel to the user, and its own are made for one kind of feature; with a Gaussian
-one as wide as the data the method can be run on any features. There are never more anchors than training images, nor
-more than a quarter of the anchors in a mean: half of them would make bits that resemble each other.
+one as wide as the data the method can be run on any features. There are at most as many anchors as training images, and
+at most a quarter of the anchors in a mean: of few anchors, 30 would be nearly all, and the means nearly the same.
 """
 
 from typing import cast

@@ -1,6 +1,6 @@
-"""KMH: K-means Hashing: an Affinity-Preserving Quantization Method for Learning Binary Compact Codes (He, Wen and Sun,
-CVPR 2013).
+"""KMH: K-Means Hashing: An Affinity-Preserving Quantization Method for Learning Binary Compact Codes (CVPR 2013).
 
+By He, Wen and Sun.
 https://openaccess.thecvf.com/content_cvpr_2013/html/He_K-Means_Hashing_An_2013_CVPR_paper.html
 
 The space is a product of K / b subspaces. In each, the index of the nearest of 2^b centres c_i is b bits of the code,
@@ -12,13 +12,13 @@ and the centres are where distances between them are like those of their indices
 with n_i the size of cell i. The subspaces are principal directions, dealt out so that the products of their variances
 are alike (as in OPQ). The centres start as the corners ``+-s`` of a cube on the b leading directions, where the second
 term is 0, with s the best scale for the data, ``mean |x|``. In turns: each x to its nearest centre; each centre in its
-turn to a minimum by L-BFGS, the others, the cells and s held fixed. The first step cannot raise the first term and the
+turn to a minimum by BFGS, the others, the cells and s held fixed. The first step cannot raise the first term and the
 second cannot raise the sum. But cells of other sizes have other w, so that from turn to turn the sum may rise a little.
 
 Where we differ: a subspace has ``directions_per_bit`` b directions and the rest are left out; the paper shares out all
-of them, for features of 128 to 960. Less than b would be no cube, and each more is time in every centre's minimum. If K
-is no multiple of b the last subspace has the bits that are left. The turns end when no image changes its cell and the
-sum falls by less than 1e-6 of it. A cell without images has w = 0: its centre stays.
+of them. Less than b would be no cube; more cost time, and the codes that we measured were no better for them. If K is
+no multiple of b the last subspace has the bits that are left. The turns end when the sum falls by less than 1e-4 of it.
+A pair of centres counts once. A cell without images has w = 0: its centre stays.
 """
 
 from typing import NamedTuple, cast
@@ -33,7 +33,8 @@ from deephash_cli.console import progress
 from deephash_cli.hash_layers import Projection, principal_directions, squared_distances
 from deephash_cli.methods.base import ShallowHasher
 
-_ENOUGH = 1e-6  # the share of the objective below which a fall counts as none
+_FLAT = 1e-3  # the gradient, in units of s, at which a centre is at a minimum
+_ENOUGH = 1e-4  # the share of the objective below which a fall counts as none
 
 
 class NearestCentre(nn.Module):
@@ -135,13 +136,13 @@ class KMH(ShallowHasher):
         centres = np.zeros((len(vertices), v.shape[1]))
         centres[:, :bits] = vertices
         targets = np.sqrt(squared_distances(vertices, vertices))  # d_ij
-        cells, last = None, np.inf
+        last = np.inf
         for _ in range(self.iterations):
-            before, cells = cells, squared_distances(v, centres).argmin(axis=1)
+            cells = squared_distances(v, centres).argmin(axis=1)
             groups = Groups.of(v, cells, len(centres))
             centres = move_centres(centres, groups, targets, self.affinity_weight)
             value = objective(v, cells, centres, targets, self.affinity_weight)
-            if np.array_equal(cells, before) and last - value <= _ENOUGH * value:
+            if last - value <= _ENOUGH * value:
                 break
             last = value
         return scale * centres
@@ -210,13 +211,13 @@ def objective(
 def move_centres(
     centres: Float[np.ndarray, "m d"], groups: Groups, targets: Float[np.ndarray, "m m"], affinity_weight: float
 ) -> Float[np.ndarray, "m d"]:
-    """Minimise the objective in each centre in its turn. A centre stays where L-BFGS finds nothing lower."""
+    """Minimise the objective in each centre in its turn. A centre stays where BFGS finds nothing lower."""
     centres = centres.copy()
     for j in np.flatnonzero(groups.shares):
         others = np.delete(np.arange(len(centres)), j)
         weights = affinity_weight * groups.shares[j] * groups.shares[others]
         terms = (groups.means[j], groups.shares[j], centres[others], targets[j, others], weights)
-        found = scipy.optimize.minimize(one_centre, centres[j], terms, method="BFGS", jac=True, options={"gtol": 1e-4})
+        found = scipy.optimize.minimize(one_centre, centres[j], terms, method="BFGS", jac=True, options={"gtol": _FLAT})
         if found.fun < one_centre(centres[j], *terms)[0]:
             centres[j] = found.x
     return centres

@@ -8,20 +8,22 @@ with bits that do not repeat each other:
     min over W of |Y_V Y_V' / n - I|^2 + |Y_T Y_T' / n - I|^2 + sum over bits of |w_V|^2 + |w_T|^2 + C (xi_V + xi_T)
     with Y_V = sgn(W_V' X_V), Y_T = sgn(W_T' X_T), y_T (w_V' x_V) >= 1 - xi_V, y_V (w_T' x_T) >= 1 - xi_T
 
-From the signs of the canonical variables of both views, in turns: a linear SVM a bit in view V for the bits of view T,
-Y_V by its signs, decorrelated; the same in view T for the bits of view V.
+From the signs of the leading principal components of view T, in turns: a linear SVM a bit in view V for the bits of
+view T, Y_V by its signs, decorrelated; the same in view T for the bits of view V.
 
 What the paper leaves open here, as it has images and their texts, and this package has images only:
 
-- The second view (``second_view``). ``halves``: the features, divided in two at random. ``noise``: the features, of which
-  a random half is replaced by that of another image.
-- The code of an image has the signs of the sum of both views' margins, ``w_V' x_V + w_T' x_T`` (``halves``: one hyperplane
-  in all features), or of ``w_V' x_V`` (``noise``: in the features as they are).
+- The second view (``second_view``). ``halves``: the features, divided in two at random. ``noise``: the features, a
+  random half of which is replaced by that of another image.
+- The code of an image has the signs of the sum of both views' margins, ``w_V' x_V + w_T' x_T`` (``halves``: that is one
+  hyperplane in all features), or of ``w_V' x_V`` (``noise``: in the features as they are).
+- The start: signs of CCA or PCA. Here the leading components of T are rotated at random first, as in ITQ: without that
+  the bits of components of small variance, or of canonical variables of small correlation, are noise.
 - Decorrelation: the matrix with ``Y Y' / n = I`` nearest to Y, ``(Y Y' / n)^-1/2 Y``, and its signs, if they are less
-  correlated than before.
-- Each view is reduced to its ``components`` leading principal directions, at least as many as there are bits, in units of
-  their root mean variance: SVMs on all features take ten times as long.
-- The number of turns is fixed, and the margin's loss is squared, which scikit-learn's solver for many rows asks for.
+  correlated than before. It changes a few bits of a hundred in long codes, and hardly any in short ones.
+- Each view is reduced to its ``components`` leading principal directions, at least as many as there are bits, in units
+  of their root mean variance: SVMs on all features would take ten times as long.
+- The number of turns is fixed, and violations of the margin are squared, as in scikit-learn's faster solver.
 """
 
 import itertools
@@ -31,7 +33,8 @@ from typing import Literal, cast
 
 import numpy as np
 import scipy.linalg
-from jaxtyping import Float, Int, UInt8
+import scipy.stats
+from jaxtyping import Float, UInt8
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.svm import LinearSVC
 
@@ -79,7 +82,7 @@ class PDH(ShallowHasher):
     def fit(
         self, x: Float[np.ndarray, "n d"], labels: UInt8[np.ndarray, "n classes"], rng: np.random.Generator
     ) -> None:
-        """Two views, their canonical variables, then the SVMs in turns."""
+        """Two views, codes of one of them, then the SVMs in turns."""
         view_v, view_t = np.arange(self.width), np.arange(self.width)  # their features
         x_t = x
         if self.second_view == "halves":
@@ -88,7 +91,9 @@ class PDH(ShallowHasher):
             x_t = np.where(rng.random(x.shape) < 0.5, x[rng.permutation(len(x))], x)
         v, from_v = self._reduced(x[:, view_v])
         t, from_t = self._reduced(x_t[:, view_t])
-        _, y_t = (signs(z) for z in canonical_variables(v, t, self.bits))
+        rotation = scipy.stats.ortho_group.rvs(self.bits, random_state=rng) if self.bits > 1 else np.ones((1, 1))
+        y_t = signs(t[:, : self.bits] @ rotation)
+        w_v, w_t = (np.zeros((view.shape[1], self.bits)) for view in (v, t))
         with progress("fitting, SVMs", 2 * self.rounds * self.bits) as update:
             done = itertools.count(1)
             for _ in range(self.rounds):
@@ -118,7 +123,7 @@ class PDH(ShallowHasher):
         step: Callable[[], None],
         rng: np.random.Generator,
     ) -> Float[np.ndarray, "components bits"]:
-        """A linear SVM through the origin for each bit. A bit that all images share has none, and stays as it is: +1."""
+        """A linear SVM through the origin for each bit. If all images share a bit it has none, and becomes +1."""
         w = np.zeros((x.shape[1], targets.shape[1]))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # what a turn reaches is what the next improves
@@ -146,15 +151,6 @@ def inverse_root(gram: Float[np.ndarray, "k k"]) -> Float[np.ndarray, "k k"]:
     values, vectors = scipy.linalg.eigh(gram)
     kept = values > _SMALL * values[-1]
     return (vectors[:, kept] / np.sqrt(values[kept])) @ vectors[:, kept].T
-
-
-def canonical_variables(
-    v: Float[np.ndarray, "n c"], t: Float[np.ndarray, "n e"], count: int
-) -> tuple[Float[np.ndarray, "n count"], Float[np.ndarray, "n count"]]:
-    """Those of the largest correlations between two centred views (CCA)."""
-    whitened_v, whitened_t = (view @ inverse_root(view.T @ view) for view in (v, t))
-    left, _, right = scipy.linalg.svd(whitened_v.T @ whitened_t)
-    return whitened_v @ left[:, :count], whitened_t @ right[:count].T
 
 
 def correlation(y: Float[np.ndarray, "n bits"]) -> float:

@@ -23,7 +23,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from deephash_cli.discrete import cyclic_coordinate_descent
-from deephash_cli.hash_layers import RBF, ridge, squared_distances
+from deephash_cli.hash_layers import RBF, gaussian_gamma, ridge, squared_distances
 from deephash_cli.methods.base import ShallowHasher
 
 
@@ -102,8 +102,7 @@ class SDH(ShallowHasher):
         layer = cast(KernelClassifier, self.network.hash_layer)
         anchors = x[rng.choice(len(x), self.anchors, replace=False)]
         squared = squared_distances(x, anchors)
-        sigma = self.sigma * float(np.sqrt(np.median(squared))) or 1.0  # images that are all the same: any width
-        gamma = 1 / (2 * sigma**2)
+        gamma = gaussian_gamma(squared, self.sigma)
         phi = np.column_stack([np.exp(-gamma * squared), np.ones(len(x))])
         b = rng.choice([-1.0, 1.0], size=(len(x), self.bits))
         _, _, p = self.alternate(phi, labels.astype(np.float64), b)

@@ -6,14 +6,14 @@ https://papers.nips.cc/paper/3383-spectral-hashing
     with y of +1 and -1, sum over i of y_i = 0, (1 / n) sum over i of y_i y_i' = I
 
 Without the condition that y is binary, and for features that fill a box evenly, the solutions are known: along the side
-v_d from a to b of the box, ``sin(pi/2 + m pi / (b - a) (v_d - a))`` for the modes m = 1, 2, ..; the smoother the better.
+v_d from a to b of the box, ``sin(pi/2 + m pi / (b - a) (v_d - a))`` for the modes m = 1, 2, ..; the lower, the better.
 The sides are the leading principal directions, a and b the smallest and the largest training value. Of all modes of all
 sides, the K of lowest frequency ``m pi / (b - a)`` give the bits; a long side gives several. So there may be more bits
 than features. A mode that changes along one side only has the factor 1 for each other side, and ``sin(pi/2 + t)`` is
 ``cos(t)``.
 
-Where we differ: nothing is added to a and b. Public versions widen the box by the smallest number there is, to divide by
-a side of length 0; such a side has no modes.
+Where we differ: nothing is added to a and b. Public versions widen the box by the smallest number there is, so that
+they can divide by a side of length 0; here such a side has no modes.
 """
 
 from typing import cast
@@ -57,7 +57,7 @@ class SH(ShallowHasher):
         mean, directions, _ = principal_directions(x, min(self.bits, d, n - 1), "SH")
         v = (x - mean) @ directions
         low = v.min(axis=0)  # a
-        sides, modes, frequencies = smoothest_modes(v.max(axis=0) - low, self.bits)
+        sides, frequencies = smoothest_modes(v.max(axis=0) - low, self.bits)
         weight = directions[:, sides] * frequencies
         # (x - mean - directions a) weight = (v - a) frequencies: one mean in place of two
         cast(Projection, self.network.hash_layer).set(weight, mean + directions @ low)
@@ -65,8 +65,8 @@ class SH(ShallowHasher):
 
 def smoothest_modes(
     lengths: Float[np.ndarray, " sides"], bits: int
-) -> tuple[Int[np.ndarray, " bits"], Int[np.ndarray, " bits"], Float[np.ndarray, " bits"]]:
-    """Side, mode and frequency of the eigenfunctions of lowest frequency on a box, without the constant one.
+) -> tuple[Int[np.ndarray, " bits"], Float[np.ndarray, " bits"]]:
+    """Side and frequency of the eigenfunctions of lowest frequency on a box, without the constant one.
 
     Args:
         lengths: Of the sides of the box.
@@ -78,10 +78,10 @@ def smoothest_modes(
     longest = lengths.max(initial=0)
     if longest == 0:
         raise ConfigError("SH divides the range of the training features, but all of them are the same")
-    # the longest side alone has enough modes below this one
-    most = np.ceil((bits + 1) * (lengths / longest)).astype(int) - 1
+    # those below mode bits + 1 of the longest side, which alone has enough
+    most = np.maximum(np.ceil((bits + 1) * (lengths / longest)).astype(int) - 1, 0)
     sides = np.repeat(np.arange(len(lengths)), most)
     modes = np.concatenate([np.arange(1, count + 1) for count in most])
     frequencies = modes * np.pi / lengths[sides]
     smoothest = np.argsort(frequencies, kind="stable")[:bits]
-    return sides[smoothest], modes[smoothest], frequencies[smoothest]
+    return sides[smoothest], frequencies[smoothest]

@@ -34,6 +34,7 @@ RANGES: dict[str, tuple[float, float | None]] = {
     "validation.queries": (0, None),
     "validation.every_n_epochs": (1, None),
     "checkpoint.every_n_epochs": (1, None),
+    "checkpoint.every_seconds": (0, None),
     "metrics.radius": (0, None),
     "radius": (0, None),
 }

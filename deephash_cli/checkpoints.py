@@ -2,6 +2,8 @@
 
 import contextlib
 import io
+import math
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -101,12 +103,16 @@ class EpochCheckpoints(Callback):
     Args:
         folder: Where to.
         every_n_epochs: How often; the final epoch is always saved.
+        every_seconds: An epoch that ends sooner than this after the last save is not saved, unless it is the best or
+            the final one: a short epoch would cost less than its checkpoint.
         monitor: Name of a logged metric whose highest value is the best; ``None`` for none.
     """
 
-    def __init__(self, folder: Path, every_n_epochs: int, monitor: str | None):
+    def __init__(self, folder: Path, every_n_epochs: int, every_seconds: float, monitor: str | None):
         self.folder = folder
         self.every_n_epochs = every_n_epochs
+        self.every_seconds = every_seconds
+        self._saved = -math.inf  # when
         self.monitor = monitor
         self.best = -1.0
 
@@ -124,7 +130,8 @@ class EpochCheckpoints(Callback):
         # an epoch without validation has no value, or still that of the last one, and neither is better
         value = float(trainer.callback_metrics.get(self.monitor, -1.0)) if self.monitor else -1.0
         better = value > self.best
-        due = final or (trainer.current_epoch + 1) % self.every_n_epochs == 0
+        old = time.monotonic() - self._saved >= self.every_seconds
+        due = final or (old and (trainer.current_epoch + 1) % self.every_n_epochs == 0)
         if not (due or better):
             return
         for name, state in pl_module.state_dict().items():  # statistics of batch normalization overflow first
@@ -139,6 +146,7 @@ class EpochCheckpoints(Callback):
         if due:
             self._keep_previous()
             trainer.save_checkpoint(self.folder / LAST)
+            self._saved = time.monotonic()
 
     def _keep_previous(self) -> None:
         """Make the last checkpoint the previous one, in an order that leaves one of them valid at every moment.

@@ -25,7 +25,7 @@ def pair_likelihood(
     The likelihood of LFH (Zhang et al., SIGIR 2014), used by DPSH and DSDH. Softplus keeps value and gradient finite
     where ``log(1 + exp(t))`` overflows.
     """
-    return _NegativeLogLikelihood.apply(u @ others.T / 2, similar)
+    return _NegativeLogLikelihood.apply((u / 2) @ others.T, similar)
 
 
 class _NegativeLogLikelihood(torch.autograd.Function):
@@ -37,11 +37,12 @@ class _NegativeLogLikelihood(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, theta: Tensor, similar: Tensor) -> Tensor:  # type: ignore[override]
-        ctx.save_for_backward(theta, similar)
+        s = similar.to(theta.dtype)
+        ctx.save_for_backward(theta, s)
         softplus = theta.abs().neg_().exp_().add_(1).log_().add_(theta.clamp(min=0))
-        return (softplus.sum() - theta[similar].sum()) / theta.numel()
+        return softplus.sub_(s.mul(theta)).mean()
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        theta, similar = ctx.saved_tensors
-        return theta.sigmoid().sub_(similar.to(theta.dtype)).mul_(gradient / theta.numel()), None
+        theta, s = ctx.saved_tensors
+        return theta.sigmoid().sub_(s).mul_(gradient / theta.numel()), None

@@ -137,6 +137,7 @@ def _train_and_encode(folder: Path, job: Job, dashboard: Logger | None) -> None:
             checkpoints.EpochCheckpoints(
                 folder / runs.CHECKPOINTS,
                 config.checkpoint.every_n_epochs,
+                config.checkpoint.every_seconds,
                 monitor="validation/map" if len(validation_rows) else None,
             ),
         ],

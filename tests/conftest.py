@@ -23,6 +23,7 @@ QUICK = (
     "trainer=cpu",
     "trainer.max_epochs=2",
     "loader.num_workers=0",
+    "checkpoint.every_seconds=0",
     "logger=none",
 )
 

@@ -215,7 +215,7 @@ class Power(BaseException):
 
 
 def rotate(folder, epoch):
-    callback = EpochCheckpoints(folder, every_n_epochs=1, monitor=None)
+    callback = EpochCheckpoints(folder, every_n_epochs=1, every_seconds=0, monitor=None)
     callback._keep_previous()
     save(folder / LAST, {**CONTENT, "epoch": epoch})
 

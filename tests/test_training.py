@@ -276,6 +276,13 @@ def test_checkpoints_every_third_epoch_include_the_final_one(train):
     assert checkpoint(folder, "previous.ckpt")["epoch"] == 2
 
 
+def test_epochs_that_end_soon_after_a_checkpoint_get_none_but_the_final_one_does(train):
+    result, folder = train("checkpoint.every_seconds=1000", "trainer.max_epochs=4")
+    assert result.code == 0
+    assert checkpoint(folder, LAST)["epoch"] == 3
+    assert checkpoint(folder, "previous.ckpt")["epoch"] == 0
+
+
 def test_a_time_limit_ends_the_training_with_a_checkpoint(train):
     result, folder = train("checkpoint.every_n_epochs=1000", "trainer.max_epochs=1000", "trainer.max_time=00:00:00:01")
     assert (result.code, result.err) == (0, "")

@@ -86,13 +86,13 @@ def _entry(file: Path) -> Entry:
     heading, _, body = (ast.get_docstring(tree) or "").partition("\n\n")
     heading = " ".join(heading.split())
     cited = _HEADING.fullmatch(heading)
-    paper = cited.groupdict() if cited else {"title": heading, "authors": _UNKNOWN, "venue": _UNKNOWN, "year": _UNKNOWN}
+    title, authors, venue, year = cited.groups() if cited else (heading, _UNKNOWN, _UNKNOWN, _UNKNOWN)
     supervision, inputs = _facts(tree, class_name)
     if source is None:
         shown = f"there is no module {module_name}"
     else:
         shown = (source.relative_to(PACKAGE.parent) if source.is_relative_to(PACKAGE.parent) else source).as_posix()
-    return Entry(file.stem, *paper.values(), supervision, inputs, shown, body.strip("\n"), settings)
+    return Entry(file.stem, title, authors, venue, year, supervision, inputs, shown, body.strip("\n"), settings)
 
 
 def _source(module: str) -> Path | None:

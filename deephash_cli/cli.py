@@ -262,7 +262,9 @@ def _parse(verb: str, arguments: list[str]) -> argparse.Namespace:
 def _sweep(root: Path, group: str, arguments: list[str]) -> int:
     """Run every combination, then print the table."""
     from deephash_cli import runs, sweep
+    from deephash_cli.train import load_dataset
 
+    load_dataset.cache_clear()
     runs.check_writable(root)
     folder = root / ".sweeps" / group
     sweep.begin(folder)
@@ -348,9 +350,10 @@ def _train(config: Any) -> None:
 
     from deephash_cli.console import say
     from deephash_cli.evaluate import show
-    from deephash_cli.train import train
+    from deephash_cli.train import load_dataset, train
 
     def work() -> None:
+        load_dataset.cache_clear()
         metrics = train(config, list(HydraConfig.get().overrides.task))
         show(metrics)
         say(f"run folder: {metrics['run_dir']}")

@@ -1,6 +1,7 @@
 """``deephash train``: data, network, training, codes, metrics, in the order of this page."""
 
 import contextlib
+import functools
 import logging
 import traceback
 import warnings
@@ -63,7 +64,7 @@ def train(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
     runs.check_writable(earlier or Path(config.run_dir or config.runs))
 
     seed_everything(config.seed, verbose=False)
-    dataset: RetrievalDataset = build(config.dataset.source)
+    dataset = load_dataset(OmegaConf.to_yaml(config.dataset.source, resolve=True))
     _require_fitting(config, dataset)
     if config.dataset.split_file:
         split = load_split(Path(config.dataset.split_file), dataset)
@@ -82,6 +83,12 @@ def train(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
     finally:
         run.close()
     return {**metrics, "run_dir": str(run.path)}
+
+
+@functools.lru_cache(maxsize=1)
+def load_dataset(source: str) -> RetrievalDataset:
+    """The data set of a node of the configuration, as YAML. The last one is kept: the runs of a sweep share it."""
+    return build(OmegaConf.create(source))
 
 
 def _run(run: runs.Run, job: Job, overrides: Sequence[str]) -> dict[str, Any]:

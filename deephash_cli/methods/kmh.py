@@ -1,6 +1,6 @@
-"""KMH: K-Means Hashing: An Affinity-Preserving Quantization Method for Learning Binary Compact Codes (CVPR 2013).
+"""KMH: K-Means Hashing: An Affinity-Preserving Quantization Method for Learning Binary Compact Codes
+(He, Wen and Sun, CVPR 2013).
 
-By He, Wen and Sun.
 https://openaccess.thecvf.com/content_cvpr_2013/html/He_K-Means_Hashing_An_2013_CVPR_paper.html
 
 The space is a product of K / b subspaces. In each, the index of the nearest of 2^b centres c_i is b bits of the code,
@@ -19,7 +19,7 @@ Where we differ: a subspace has ``directions_per_bit`` b directions and the rest
 of them. Less than b would be no cube; more cost time, and the codes that we measured were no better for them. If K is
 no multiple of b the last subspace has the bits that are left. The turns end when the sum falls by less than 1e-4 of it.
 A pair of centres counts once. A cell without images has w = 0: its centre stays.
-"""
+"""  # noqa: D205  (the title is long)
 
 from typing import NamedTuple, cast
 

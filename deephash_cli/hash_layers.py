@@ -4,6 +4,7 @@ from typing import Literal
 
 import numpy as np
 import scipy.linalg
+import scipy.stats
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -95,6 +96,28 @@ class RBF(nn.Module):
         """Kernel values with every anchor."""
         squared = x.square().sum(1, keepdim=True) - 2 * x @ self.anchors.T + self.anchors.square().sum(1)
         return torch.exp(-self.gamma * squared.clamp(min=0))
+
+
+def signs(u: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
+    """Codes of +1 and -1, as `losses.signs` gives them of tensors: zero counts as +1."""
+    return np.where(u >= 0, 1.0, -1.0)
+
+
+def random_rotation(bits: int, rng: np.random.Generator) -> Float[np.ndarray, "bits bits"]:
+    """An orthogonal matrix, all equally likely; of one bit, no change."""
+    return scipy.stats.ortho_group.rvs(bits, random_state=rng) if bits > 1 else np.ones((1, 1))
+
+
+def inverse_root(gram: Float[np.ndarray, "k k"], smallest: float) -> Float[np.ndarray, "k k"]:
+    """``G^-1/2`` of a symmetric matrix.
+
+    Args:
+        gram: The matrix.
+        smallest: Share of the largest eigenvalue that counts: directions with less are rounding, and left out.
+    """
+    values, vectors = scipy.linalg.eigh(gram)
+    kept = values > smallest * values[-1]
+    return (vectors[:, kept] / np.sqrt(values[kept])) @ vectors[:, kept].T
 
 
 def squared_distances(x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "m d"]) -> Float[np.ndarray, "n m"]:

@@ -1,4 +1,4 @@
-"""Methods fitted on features without a backbone: what the tests of the methods share."""
+"""Methods on features without a backbone: what their tests share."""
 
 import numpy as np
 import torch
@@ -6,16 +6,66 @@ from torch import nn
 
 from deephash_cli.data.loaders import Batch
 from deephash_cli.models import HashingNetwork
+from deephash_cli.schedules import constant
 
 
-def network_on(width, bits):
+def network_on(width, bits, hidden_units=0):
     """A network whose backbone gives its input back: features are vectors of this length."""
     backbone = nn.Identity()
     backbone.num_features = width
     return HashingNetwork(
-        backbone, bits, image_size=8, mean=[0.5] * 3, std=[0.5] * 3, frozen=True, standardize=False, hidden_units=0,
-        dropout=0.0, channels_last=False,
+        backbone, bits, image_size=8, mean=[0.5] * 3, std=[0.5] * 3, frozen=True, standardize=False,
+        hidden_units=hidden_units, dropout=0.0, channels_last=False,
     )  # fmt: skip
+
+
+def learned(method, network, loss, labels, seed=0, **settings):
+    """A method learned by gradient, before its first step."""
+    return method(
+        network=network,
+        loss=loss,
+        optimizer=lambda groups: torch.optim.SGD(groups, 0.1),
+        scheduler=constant,
+        backbone_lr=0.1,
+        augment=nn.Identity(),
+        train_labels=labels,
+        seed=seed,
+        **settings,
+    )
+
+
+def opposite_clusters():
+    """Three classes of two clusters on opposite sides of 0, which no code of single bits keeps: (x, labels)."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.eye(3)[torch.arange(60) % 3]
+    sides = torch.where(torch.arange(60) % 2 == 0, 1.0, -1.0)[:, None]
+    x = sides * (labels @ torch.randn(3, 8, generator=generator)) + torch.randn(60, 8, generator=generator) / 8
+    return x, labels
+
+
+def is_nearer_to_similar(codes, labels):
+    """Whether each code is nearer to those of its own label than to others, on average."""
+    distances, near = (codes[:, None] ^ codes).sum(dim=2).float(), labels @ labels.T > 0
+    return [bool(row[mine].mean() < row[~mine].mean()) for row, mine in zip(distances, near, strict=True)]
+
+
+def accuracy_on_clusters(module, layer):
+    """Share of vectors whose nearest other code is of their own of four classes, after 60 steps of a linear layer."""
+    rng = np.random.default_rng(0)
+    classes = np.repeat(np.arange(4), 30)
+    x = torch.from_numpy(rng.normal(size=(4, 8))[classes] * 3 + rng.normal(size=(120, 8))).float()
+    labels = module.train_labels
+    assert (labels.argmax(dim=1).numpy() == classes).all()
+    optimizer = torch.optim.Adam(layer.parameters(), 0.05)
+    for _ in range(60):
+        rows = torch.from_numpy(rng.choice(120, 24, replace=False))
+        loss = sum(module.losses(layer(x[rows]), Batch(x[rows], labels[rows], rows)).values())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    codes = layer(x) >= 0
+    distances = (codes[:, None] != codes[None]).sum(-1).fill_diagonal_(codes.shape[1] + 1)
+    return (classes[distances.argmin(dim=1).numpy()] == classes).mean()
 
 
 def fitted(method, x, labels, bits, seed=0, scaling="none", **settings):

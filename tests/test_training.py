@@ -292,6 +292,21 @@ def test_a_time_limit_ends_the_training_with_a_checkpoint(train):
         "epoch_loop.automatic_optimization.optim_progress"]["optimizer"]["step"]["total"]["completed"]  # fmt: skip
 
 
+def test_an_epoch_that_is_cut_short_logs_the_loss_so_far(train, monkeypatch):
+    # As trainer.max_time does: the last batch of the epoch never comes.
+    original = HashingModule.training_step
+
+    def stop(self, batch, batch_idx):
+        self.trainer.should_stop = batch_idx == 1
+        return original(self, batch, batch_idx)
+
+    monkeypatch.setattr(HashingModule, "training_step", stop)
+    result, folder = train("loader.batch_size=4")
+    assert (result.code, result.err) == (0, "")
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines if "train/loss" in line] == [0]
+
+
 @pytest.mark.parametrize("settings", [("module.buffer_init=first_pass",), ("module.pairs=batch",)])
 def test_the_forms_of_dpsh_run(train, settings):
     result, folder = train(*settings)

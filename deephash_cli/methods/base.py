@@ -139,14 +139,13 @@ class HashingModule(Hasher):
                 f"the loss is {total.item()} in epoch {self.current_epoch}, batch {batch_idx} ({parts}): "
                 "lower optimizer.lr and model.backbone_lr, or set trainer.gradient_clip_val=1"
             )
-        self._log_means({**terms, "loss": total}, len(inputs))
+        for name, value in {**terms, "loss": total, "images": torch.ones(())}.items():
+            self._sums[name] = self._sums.get(name, 0) + len(inputs) * value.detach()
         return total
 
-    def _log_means(self, terms: dict[str, Tensor], images: int) -> None:
-        """Log the epoch's means over images when it ends: Lightning's own sums cost a tenth of a step."""
-        for name, value in {**terms, "images": torch.ones(())}.items():
-            self._sums[name] = self._sums.get(name, 0) + images * value.detach()
-        if self.trainer.is_last_batch:
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Log means over images when the epoch ends, perhaps early: Lightning's own sums cost a tenth of a step."""
+        if self.trainer.is_last_batch or self.trainer.should_stop:
             count = self._sums.pop("images")
             self.log_dict(
                 {f"train/{name}": value / count for name, value in self._sums.items()}, on_step=False, on_epoch=True

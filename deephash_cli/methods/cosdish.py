@@ -24,7 +24,7 @@ from jaxtyping import Bool, Float, UInt8
 from torch import nn
 
 from deephash_cli.console import progress
-from deephash_cli.hash_layers import RBF, Projection, gaussian_gamma, ridge, squared_distances
+from deephash_cli.hash_layers import RBF, Projection, gaussian_gamma, ridge, signs, squared_distances
 from deephash_cli.methods.base import ShallowHasher
 
 _UNDECIDED = 1e-5  # a vote below this leaves the bit as it is; as published
@@ -178,7 +178,7 @@ def rows_step(
 ) -> Float[np.ndarray, "n bits"]:
     """Codes of the other rows, B_Gamma: ``sgn(S_Gamma B_Omega)`` where it does not raise the row's error."""
     votes = s_rows @ b_columns
-    voted = np.where(np.abs(votes) < _UNDECIDED, b_rows, np.where(votes >= 0, 1.0, -1.0))
+    voted = np.where(np.abs(votes) < _UNDECIDED, b_rows, signs(votes))
     better = errors(voted, b_columns, s_rows) <= errors(b_rows, b_columns, s_rows)
     return np.where(better[:, None], voted, b_rows)
 

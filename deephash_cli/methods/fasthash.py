@@ -33,6 +33,7 @@ from sklearn.ensemble import GradientBoostingClassifier
 from torch import Tensor, nn
 
 from deephash_cli.console import progress
+from deephash_cli.hash_layers import signs
 from deephash_cli.methods.base import ShallowHasher
 
 _LARGEST = 1 << 20  # numbers in an intermediate result of the trees
@@ -116,7 +117,7 @@ class FastHash(ShallowHasher):
                     )
                     layer.set_trees(k, model.fit(features, z))
                 predicted = layer.scores(torch.from_numpy(features), slice(k, k + 1))[:, 0].numpy()
-                pairs.append(np.where(predicted >= 0, 1.0, -1.0).astype(np.float32))
+                pairs.append(signs(predicted).astype(np.float32))
                 report(k + 1)
 
 

@@ -18,10 +18,9 @@ from typing import cast
 
 import numpy as np
 import scipy.linalg
-import scipy.stats
 from jaxtyping import Float, UInt8
 
-from deephash_cli.hash_layers import Projection, principal_directions
+from deephash_cli.hash_layers import Projection, principal_directions, random_rotation
 from deephash_cli.methods.base import ShallowHasher
 
 
@@ -45,7 +44,7 @@ class IsoHash(ShallowHasher):
     ) -> None:
         """Principal directions, then the rotation."""
         mean, directions, variances = principal_directions(x, self.bits, "IsoHash")
-        rotation = scipy.stats.ortho_group.rvs(self.bits, random_state=rng) if self.bits > 1 else np.ones((1, 1))
+        rotation = random_rotation(self.bits, rng)
         for _ in range(self.iterations):
             rotation = lift_and_project(variances, rotation)
         cast(Projection, self.network.hash_layer).set(directions @ rotation, mean)

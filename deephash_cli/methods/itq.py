@@ -13,10 +13,9 @@ from typing import cast
 
 import numpy as np
 import scipy.linalg
-import scipy.stats
 from jaxtyping import Float, UInt8
 
-from deephash_cli.hash_layers import Projection, principal_directions
+from deephash_cli.hash_layers import Projection, principal_directions, random_rotation, signs
 from deephash_cli.methods.base import ShallowHasher
 
 
@@ -41,7 +40,7 @@ class ITQ(ShallowHasher):
         """Principal directions, then the rotation."""
         mean, directions, _ = principal_directions(x, self.bits, "ITQ")
         v = (x - mean) @ directions
-        rotation = scipy.stats.ortho_group.rvs(self.bits, random_state=rng) if self.bits > 1 else np.ones((1, 1))
+        rotation = random_rotation(self.bits, rng)
         for _ in range(self.iterations):
             rotation = rotate(v, rotation)
         cast(Projection, self.network.hash_layer).set(directions @ rotation, mean)
@@ -49,6 +48,5 @@ class ITQ(ShallowHasher):
 
 def rotate(v: Float[np.ndarray, "n bits"], rotation: Float[np.ndarray, "bits bits"]) -> Float[np.ndarray, "bits bits"]:
     """One iteration: the rotation that brings ``v`` nearest to the codes that it has with the rotation before."""
-    codes = np.where(v @ rotation >= 0, 1.0, -1.0)
-    left, _, right = scipy.linalg.svd(codes.T @ v)
+    left, _, right = scipy.linalg.svd(signs(v @ rotation).T @ v)
     return right.T @ left.T

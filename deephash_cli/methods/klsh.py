@@ -21,12 +21,11 @@ at most a quarter of the anchors in a mean: of few anchors, 30 would be nearly a
 from typing import cast
 
 import numpy as np
-import scipy.linalg
 from jaxtyping import Float, UInt8
 from torch import nn
 
 from deephash_cli.errors import ConfigError
-from deephash_cli.hash_layers import RBF, Projection, squared_distances
+from deephash_cli.hash_layers import RBF, Projection, inverse_root, squared_distances
 from deephash_cli.methods.base import ShallowHasher
 
 _SMALLEST = 1e-8  # eigenvalue that counts, of the largest
@@ -99,9 +98,7 @@ def random_directions(
     """
     p = len(kernel)
     centred = kernel - kernel.mean(axis=0) - kernel.mean(axis=1, keepdims=True) + kernel.mean()
-    values, vectors = scipy.linalg.eigh(centred)
-    kept = values > _SMALLEST * values[-1]
-    whitening = (vectors[:, kept] / np.sqrt(values[kept])) @ vectors[:, kept].T  # K^-1/2
+    whitening = inverse_root(centred, _SMALLEST)  # K^-1/2
     chosen = np.stack([rng.choice(p, subset, replace=False) for _ in range(bits)])
     w = np.sqrt((p - 1) / subset) * whitening[:, chosen].sum(axis=2)
     return w - w.mean(axis=0)  # nothing but rounding: the constant vector has eigenvalue 0

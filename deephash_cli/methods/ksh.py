@@ -34,7 +34,7 @@ from jaxtyping import Float, UInt8
 from torch import nn
 
 from deephash_cli.console import progress
-from deephash_cli.hash_layers import RBF, Projection, squared_distances
+from deephash_cli.hash_layers import RBF, Projection, signs, squared_distances
 from deephash_cli.methods.base import ShallowHasher
 
 _RIDGE = 1e-8
@@ -100,7 +100,7 @@ class KSH(ShallowHasher):
             for k in range(self.bits):
                 start = spectral_start(objective)
                 c = better(q, residue, start, refine(q, residue, start, self.iterations, self.tolerance))
-                y = hard_signs(q @ c)
+                y = signs(q @ c)
                 residue.subtract(y)
                 objective -= np.outer(q.T @ y, q.T @ y)
                 weights[:, k] = c
@@ -191,10 +191,5 @@ def better(
     g: Float[np.ndarray, "l m"], residue: Residue, a: Float[np.ndarray, " m"], other: Float[np.ndarray, " m"]
 ) -> Float[np.ndarray, " m"]:
     """Whichever weights have the greater ``y' S y`` of true signs; the first, if they have the same."""
-    first, second = (float(y @ residue.product(y)) for y in (hard_signs(g @ a), hard_signs(g @ other)))
+    first, second = (float(y @ residue.product(y)) for y in (signs(g @ a), signs(g @ other)))
     return other if second > first else a
-
-
-def hard_signs(u: Float[np.ndarray, " l"]) -> Float[np.ndarray, " l"]:
-    """+1 and -1; zero is +1."""
-    return np.where(u >= 0, 1.0, -1.0)

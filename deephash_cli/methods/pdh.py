@@ -32,14 +32,12 @@ from collections.abc import Callable
 from typing import Literal, cast
 
 import numpy as np
-import scipy.linalg
-import scipy.stats
 from jaxtyping import Float, UInt8
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.svm import LinearSVC
 
 from deephash_cli.console import progress
-from deephash_cli.hash_layers import Projection, principal_directions
+from deephash_cli.hash_layers import Projection, inverse_root, principal_directions, random_rotation, signs
 from deephash_cli.methods.base import ShallowHasher
 
 _SMALL = 1e-6  # of the largest eigenvalue: what is less is not divided by
@@ -91,7 +89,7 @@ class PDH(ShallowHasher):
             x_t = np.where(rng.random(x.shape) < 0.5, x[rng.permutation(len(x))], x)
         v, from_v = self._reduced(x[:, view_v])
         t, from_t = self._reduced(x_t[:, view_t])
-        rotation = scipy.stats.ortho_group.rvs(self.bits, random_state=rng) if self.bits > 1 else np.ones((1, 1))
+        rotation = random_rotation(self.bits, rng)
         y_t = signs(t[:, : self.bits] @ rotation)
         w_v, w_t = (np.zeros((view.shape[1], self.bits)) for view in (v, t))
         with progress("fitting, SVMs", 2 * self.rounds * self.bits) as update:
@@ -141,18 +139,6 @@ class PDH(ShallowHasher):
         return w
 
 
-def signs(z: Float[np.ndarray, "n bits"]) -> Float[np.ndarray, "n bits"]:
-    """Codes of +1 and -1. Zero counts as +1."""
-    return np.where(z >= 0, 1.0, -1.0)
-
-
-def inverse_root(gram: Float[np.ndarray, "k k"]) -> Float[np.ndarray, "k k"]:
-    """``G^-1/2`` of a symmetric matrix, on the directions in which it is more than rounding."""
-    values, vectors = scipy.linalg.eigh(gram)
-    kept = values > _SMALL * values[-1]
-    return (vectors[:, kept] / np.sqrt(values[kept])) @ vectors[:, kept].T
-
-
 def correlation(y: Float[np.ndarray, "n bits"]) -> float:
     """``|Y'Y / n - I|^2``, how much bits repeat each other (rows are images here)."""
     return float(np.square(y.T @ y / len(y) - np.eye(y.shape[1])).sum())
@@ -160,5 +146,5 @@ def correlation(y: Float[np.ndarray, "n bits"]) -> float:
 
 def decorrelated(y: Float[np.ndarray, "n bits"]) -> Float[np.ndarray, "n bits"]:
     """The signs of the matrix without correlation that is nearest to codes; the codes if those are correlated more."""
-    other = signs(y @ inverse_root(y.T @ y / len(y)))
+    other = signs(y @ inverse_root(y.T @ y / len(y), _SMALL))
     return other if correlation(other) < correlation(y) else y

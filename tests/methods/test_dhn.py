@@ -5,13 +5,12 @@ import math
 import numpy as np
 import pytest
 import torch
+from fitting import accuracy_on_clusters, learned, network_on
 from torch import nn
 
 from deephash_cli.data.loaders import Batch
 from deephash_cli.losses import similar
 from deephash_cli.methods.dhn import DHN, DHNLoss, log_cosh
-from deephash_cli.models import HashingNetwork, SmallCNN
-from deephash_cli.schedules import constant
 
 BITS = 6
 SINGLE = torch.eye(4, dtype=torch.float64)[[0, 1, 2, 0, 3, 1, 0]]
@@ -40,20 +39,7 @@ def paper_objective(z, labels, theta_scale):
 
 def module(labels):
     torch.manual_seed(0)
-    network = HashingNetwork(
-        SmallCNN(), BITS, 16, [0.5] * 3, [0.5] * 3, frozen=False, standardize=False, hidden_units=0, dropout=0.0,
-        channels_last=False,
-    )  # fmt: skip
-    return DHN(
-        network=network,
-        loss=DHNLoss(1.0, 0.3),
-        optimizer=lambda groups: torch.optim.SGD(groups, 0.1),
-        scheduler=constant,
-        backbone_lr=0.1,
-        augment=nn.Identity(),
-        train_labels=labels.float(),
-        seed=0,
-    )
+    return learned(DHN, network_on(8, BITS), DHNLoss(1.0, 0.3), labels.float())
 
 
 @BOTH
@@ -151,20 +137,5 @@ def test_the_module_relaxes_with_tanh_and_pairs_inside_the_batch(labels):
 
 
 def test_codes_of_clustered_data_find_their_cluster():
-    rng = np.random.default_rng(0)
-    classes = np.repeat(np.arange(4), 30)
-    x = torch.from_numpy(rng.normal(size=(4, 8))[classes] * 3 + rng.normal(size=(120, 8))).float()
-    labels = torch.eye(4)[classes]
-    torch.manual_seed(0)
-    layer, dhn = nn.Linear(8, BITS), module(labels)
-    optimizer = torch.optim.Adam(layer.parameters(), 0.05)
-    for _ in range(60):
-        rows = torch.from_numpy(rng.choice(120, 24, replace=False))
-        loss = sum(dhn.losses(layer(x[rows]), Batch(x[rows], labels[rows], rows)).values())
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    codes = layer(x) >= 0
-    distances = (codes[:, None] != codes[None]).sum(-1).fill_diagonal_(BITS + 1)
-    nearest = torch.from_numpy(classes)[distances.argmin(dim=1)]
-    assert (nearest.numpy() == classes).mean() > 0.9  # chance is 0.25
+    clustered = module(torch.eye(4).repeat_interleave(30, dim=0))
+    assert accuracy_on_clusters(clustered, nn.Linear(8, BITS)) > 0.9  # chance is 0.25

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import QUICK, write_photos
-from torch import nn
+from fitting import is_nearer_to_similar, learned, network_on, opposite_clusters
 
 from deephash_cli.checkpoints import LAST, read_checkpoint
 from deephash_cli.data.loaders import Batch
@@ -14,8 +14,6 @@ from deephash_cli.errors import Stopped
 from deephash_cli.losses import signs, similar
 from deephash_cli.methods.base import HashingModule
 from deephash_cli.methods.dsdh import DSDH, DSDHLoss, ridge_classifier
-from deephash_cli.models import HashingNetwork
-from deephash_cli.schedules import constant
 
 BITS = 6
 SINGLE = torch.eye(4)[[0, 1, 2, 0, 3, 1, 0, 2, 2, 0, 1]]
@@ -62,34 +60,21 @@ def discrete_objective(dsdh):
     return total
 
 
-class Given(nn.Module):
-    """A backbone of features that are given."""
-
-    num_features = 8
-
-
 def module(
     labels, output_weight=1.0, ridge_weight=0.1, rounds=10, sweeps=10, seed=0, quantization_weight=0.3, hidden_units=0
 ):
     torch.manual_seed(0)
-    network = HashingNetwork(
-        Given(), BITS, 16, [0.5] * 3, [0.5] * 3, frozen=True, standardize=False, hidden_units=hidden_units,
-        dropout=0.0, channels_last=False,
-    )  # fmt: skip
-    return DSDH(
-        output_weight,
-        ridge_weight,
-        rounds,
-        sweeps,
+    return learned(
+        DSDH,
+        network_on(8, BITS, hidden_units),
+        DSDHLoss(quantization_weight),
+        labels,
+        seed,
+        output_weight=output_weight,
+        ridge_weight=ridge_weight,
+        rounds=rounds,
+        sweeps=sweeps,
         buffer_init="zeros",
-        network=network,
-        loss=DSDHLoss(quantization_weight),
-        optimizer=lambda groups: torch.optim.SGD(groups, 0.1),
-        scheduler=constant,
-        backbone_lr=0.1,
-        augment=nn.Identity(),
-        train_labels=labels,
-        seed=seed,
     )
 
 
@@ -313,10 +298,7 @@ def stop_in_the_second_epoch(module, batch, batch_idx):
 
 
 def test_clusters_opposite_each_other_get_near_codes_if_they_share_a_label():
-    generator = torch.Generator().manual_seed(0)
-    labels = torch.eye(3)[torch.arange(60) % 3]
-    sides = torch.where(torch.arange(60) % 2 == 0, 1.0, -1.0)[:, None]
-    x = sides * (labels @ torch.randn(3, 8, generator=generator)) + torch.randn(60, 8, generator=generator) / 8
+    x, labels = opposite_clusters()
     dsdh, everything = module(labels, hidden_units=32), Batch(x, labels, torch.arange(60))
     optimizer = torch.optim.Adam(dsdh.network.new_layers(), 0.01)
     for _ in range(8):
@@ -325,7 +307,4 @@ def test_clusters_opposite_each_other_get_near_codes_if_they_share_a_label():
             optimizer.zero_grad()
             sum(dsdh.losses(dsdh.network(x), everything).values()).backward()
             optimizer.step()
-    codes = dsdh.network(x) >= 0
-    distances, near = (codes[:, None] ^ codes).sum(dim=2), similar(labels, labels)
-    for i in range(60):
-        assert distances[i][near[i]].float().mean() < distances[i][~near[i]].float().mean()
+    assert all(is_nearer_to_similar(dsdh.network(x) >= 0, labels))

@@ -2,15 +2,13 @@
 
 import math
 
-import numpy as np
 import pytest
 import torch
+from fitting import accuracy_on_clusters, learned, network_on
 from torch import nn
 
 from deephash_cli.data.loaders import Batch
 from deephash_cli.methods.dtsh import DTSH, DTSHLoss, draw
-from deephash_cli.models import HashingNetwork, SmallCNN
-from deephash_cli.schedules import constant
 
 BITS = 6
 SINGLE = torch.eye(4)[[0, 1, 2, 0, 3, 1, 0, 2, 2, 0, 1]]  # row 4 has no positive
@@ -44,23 +42,8 @@ def paper_objective(u, positives, negatives, margin, weight):
 
 def module(labels, positives=3, negatives=4):
     torch.manual_seed(0)
-    network = HashingNetwork(
-        SmallCNN(), BITS, 16, [0.5] * 3, [0.5] * 3, frozen=False, standardize=False, hidden_units=0, dropout=0.0,
-        channels_last=False,
-    )  # fmt: skip
-    return DTSH(
-        positives,
-        negatives,
-        buffer_init="zeros",
-        network=network,
-        loss=DTSHLoss(0.5, 0.02),
-        optimizer=lambda groups: torch.optim.SGD(groups, 0.1),
-        scheduler=constant,
-        backbone_lr=0.1,
-        augment=nn.Identity(),
-        train_labels=labels,
-        seed=0,
-    )
+    settings = {"positives": positives, "negatives": negatives, "buffer_init": "zeros"}
+    return learned(DTSH, network_on(8, BITS), DTSHLoss(0.5, 0.02), labels, **settings)
 
 
 def batch_of(labels, rows):
@@ -238,19 +221,5 @@ def test_no_positives_or_no_negatives_to_draw_is_refused(counts):
 
 
 def test_codes_of_clustered_data_find_their_cluster():
-    rng = np.random.default_rng(0)
-    classes = np.repeat(np.arange(4), 30)
-    x = torch.from_numpy(rng.normal(size=(4, 8))[classes] * 3 + rng.normal(size=(120, 8))).float()
-    labels = torch.eye(4)[classes]
-    dtsh, layer = module(labels), nn.Linear(8, BITS)
-    optimizer = torch.optim.Adam(layer.parameters(), 0.05)
-    for _ in range(60):
-        rows = torch.from_numpy(rng.choice(120, 24, replace=False))
-        loss = sum(dtsh.losses(layer(x[rows]), Batch(x[rows], labels[rows], rows)).values())
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    codes = layer(x) >= 0
-    distances = (codes[:, None] != codes[None]).sum(-1).fill_diagonal_(BITS + 1)
-    nearest = torch.from_numpy(classes)[distances.argmin(dim=1)]
-    assert (nearest.numpy() == classes).mean() > 0.9  # chance is 0.25
+    clustered = module(torch.eye(4).repeat_interleave(30, dim=0))
+    assert accuracy_on_clusters(clustered, nn.Linear(8, BITS)) > 0.9  # chance is 0.25

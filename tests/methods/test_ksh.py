@@ -8,8 +8,9 @@ import pytest
 import scipy.linalg
 from fitting import clusters, encode, fitted, mean_average_precision
 
+from deephash_cli.hash_layers import signs
 from deephash_cli.methods import ksh
-from deephash_cli.methods.ksh import KSH, Residue, better, gram_root, hard_signs, refine, smooth_cost, spectral_start
+from deephash_cli.methods.ksh import KSH, Residue, better, gram_root, refine, smooth_cost, spectral_start
 
 SETTINGS = {"anchors": 12, "sigma": 1.0, "labeled": 40, "iterations": 10, "tolerance": 0.01}
 BITS = 5
@@ -34,7 +35,7 @@ def residue_matrix(labels, codes):
 
 
 def residue_and_matrix(labels, count=2):
-    residue, codes = Residue(labels, BITS), [hard_signs(random(len(labels), seed=9 + k)) for k in range(count)]
+    residue, codes = Residue(labels, BITS), [signs(random(len(labels), seed=9 + k)) for k in range(count)]
     for y in codes:
         residue.subtract(y)
     return residue, residue_matrix(labels, codes)
@@ -102,7 +103,7 @@ def test_the_refined_weights_are_kept_only_if_the_true_signs_are_better(labels, 
     residue, s = residue_and_matrix(labels)
     g, a, other = random(len(labels), 4, seed=seed), random(4, seed=7), random(4, seed=8)
     chosen = better(g, residue, a, other)
-    gains = [hard_signs(g @ weights) @ s @ hard_signs(g @ weights) for weights in (a, other, chosen)]
+    gains = [signs(g @ weights) @ s @ signs(g @ weights) for weights in (a, other, chosen)]
     assert gains[2] == max(gains[:2])
     assert better(g, residue, a, 2 * a) is a  # the same signs
 
@@ -113,7 +114,7 @@ def test_no_bit_is_worse_than_its_start(monkeypatch):
 
     def noted(g, residue, a, other):
         chosen = better(g, residue, a, other)
-        gains.append([y @ residue.product(y) for y in (hard_signs(g @ a), hard_signs(g @ chosen))])
+        gains.append([y @ residue.product(y) for y in (signs(g @ a), signs(g @ chosen))])
         return chosen
 
     monkeypatch.setattr(ksh, "better", noted)
@@ -146,7 +147,7 @@ def test_codes_are_those_of_centred_kernels_of_the_stated_width(sigma):
 
 
 def test_a_margin_of_zero_is_plus_one():
-    assert hard_signs(np.array([0.0, -0.0, -1.0])).tolist() == [1, 1, -1]
+    assert signs(np.array([0.0, -0.0, -1.0])).tolist() == [1, 1, -1]
 
 
 @pytest.mark.parametrize("x", [np.zeros((20, 3)), np.ones((20, 3)), np.repeat(random(2, 3), 10, axis=0)])

@@ -4,13 +4,11 @@ import math
 
 import pytest
 import torch
-from torch import nn
+from fitting import is_nearer_to_similar, learned, network_on, opposite_clusters
 
 from deephash_cli.data.loaders import Batch
 from deephash_cli.losses import similar
 from deephash_cli.methods.lfh_deep import LFHDeep, LFHDeepLoss
-from deephash_cli.models import HashingNetwork
-from deephash_cli.schedules import constant
 
 BITS = 6
 SINGLE = torch.eye(4)[[0, 1, 2, 0, 3, 1, 0, 2, 2, 0, 1]]
@@ -46,29 +44,10 @@ def paper_gradient(u, others, labels, other_labels, beta):
     return torch.stack(rows)
 
 
-class Given(nn.Module):
-    """A backbone of features that are given."""
-
-    num_features = 8
-
-
 def module(labels, prior_weight=0.1, hidden_units=0):
     torch.manual_seed(0)
-    network = HashingNetwork(
-        Given(), BITS, 16, [0.5] * 3, [0.5] * 3, frozen=True, standardize=False, hidden_units=hidden_units,
-        dropout=0.0, channels_last=False,
-    )  # fmt: skip
-    return LFHDeep(
-        "zeros",
-        network=network,
-        loss=LFHDeepLoss(prior_weight),
-        optimizer=lambda groups: torch.optim.SGD(groups, 0.1),
-        scheduler=constant,
-        backbone_lr=0.1,
-        augment=nn.Identity(),
-        train_labels=labels,
-        seed=0,
-    )
+    network = network_on(8, BITS, hidden_units)
+    return learned(LFHDeep, network, LFHDeepLoss(prior_weight), labels, buffer_init="zeros")
 
 
 @BOTH
@@ -131,17 +110,11 @@ def test_the_buffer_is_in_the_checkpoint():
 
 
 def test_clusters_opposite_each_other_get_near_codes_if_they_share_a_label():
-    generator = torch.Generator().manual_seed(0)
-    labels = torch.eye(3)[torch.arange(60) % 3]
-    sides = torch.where(torch.arange(60) % 2 == 0, 1.0, -1.0)[:, None]
-    x = sides * (labels @ torch.randn(3, 8, generator=generator)) + torch.randn(60, 8, generator=generator) / 8
+    x, labels = opposite_clusters()
     lfh, everything = module(labels, hidden_units=32), Batch(x, labels, torch.arange(60))
     optimizer = torch.optim.Adam(lfh.network.new_layers(), 0.01)
     for _ in range(40):
         optimizer.zero_grad()
         sum(lfh.losses(lfh.network(x), everything).values()).backward()
         optimizer.step()
-    codes = lfh.network(x) >= 0
-    distances, near = (codes[:, None] ^ codes).sum(dim=2), similar(labels, labels)
-    for i in range(60):
-        assert distances[i][near[i]].float().mean() < distances[i][~near[i]].float().mean()
+    assert all(is_nearer_to_similar(lfh.network(x) >= 0, labels))

@@ -7,7 +7,8 @@ import pytest
 from fitting import clusters, encode, fitted, mean_average_precision
 
 from deephash_cli.errors import ConfigError
-from deephash_cli.methods.pdh import PDH, correlation, decorrelated, inverse_root, signs
+from deephash_cli.hash_layers import inverse_root, signs
+from deephash_cli.methods.pdh import PDH, correlation, decorrelated
 
 SETTINGS = {"second_view": "halves", "components": 8, "rounds": 2, "margin_weight": 0.1}
 BOTH_VIEWS = pytest.mark.parametrize("second_view", ["halves", "noise"])
@@ -45,7 +46,7 @@ def test_decorrelation_never_leaves_codes_that_repeat_each_other_more(noise):
 
 def test_the_matrix_before_the_signs_is_the_nearest_without_correlation():
     y, rng = repeating_codes(), np.random.default_rng(1)
-    best = y @ inverse_root(y.T @ y / len(y))
+    best = y @ inverse_root(y.T @ y / len(y), 1e-6)
     assert np.allclose(best.T @ best / len(y), np.eye(8))
     for _ in range(50):
         other = np.linalg.qr(y + rng.standard_normal(y.shape))[0] * np.sqrt(len(y))
@@ -54,7 +55,7 @@ def test_the_matrix_before_the_signs_is_the_nearest_without_correlation():
 
 def test_identical_bits_are_decorrelated_without_a_division_by_zero():
     y = np.repeat(repeating_codes(bits=1), 3, axis=1)
-    assert np.isfinite(inverse_root(y.T @ y / len(y))).all()
+    assert np.isfinite(inverse_root(y.T @ y / len(y), 1e-6)).all()
     assert set(np.unique(decorrelated(y))) <= {-1.0, 1.0}
 
 

@@ -6,6 +6,7 @@ Hydra composes the configuration and launches jobs. Before it gets to see the co
 
 import argparse
 import contextlib
+import gc
 import hashlib
 import os
 import re
@@ -113,6 +114,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal without ± is no reason to fail
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `deephash --help | head` ends quietly
+    gc.set_threshold(50_000)  # looking for garbage again and again while thousands of modules load costs half a second
     sys.exit(run(sys.argv[1:]))
 
 

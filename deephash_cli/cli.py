@@ -62,7 +62,7 @@ The most used settings (deephash train --cfg job prints all, with your changes):
   optimizer.lr=0.001            of the new layers; model.backbone_lr=0.0001 of the pretrained ones
   model.frozen=true             compute the backbone's features once and train what is above it
   dataset.root=<folder>         where the data are
-  dataset.protocol=s1           how they are divided: s1, s1_disjoint, s2, official, holdout
+  dataset.protocol=s1           how they are divided: s1, s1_disjoint, s1_validation, s2, official, holdout
   validation.queries=0          training images held out to choose the best checkpoint
   run_dir=<folder>              the run folder (default: a new one under runs/)
   resume=auto|none|<folder>     go on with the run of the same settings, or with that one

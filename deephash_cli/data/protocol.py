@@ -5,6 +5,8 @@ generator, identified by a digest of its ids, stored with every run, and audited
 
     s1            100 queries and 500 training images a class; the database is all but the queries, so contains these
     s1_disjoint   the same queries and training images; the database is all the rest
+    s1_validation the same training images; 100 other queries a class, and the queries of s1 are in no part of it: to
+                  choose settings on images that nothing was trained on, as in the test, and not on the test itself
     s2            1000 queries a class; all the rest is trained on and searched
     official      the data set's own division
     holdout       a tenth of each class are queries, or of all where there are no labels; the rest is trained on and
@@ -214,6 +216,17 @@ def _s1_disjoint(dataset: RetrievalDataset, order: _Rows, name: str) -> tuple[_R
     return query, train, np.setdiff1d(rest, train, assume_unique=True)
 
 
+def _s1_validation(dataset: RetrievalDataset, order: _Rows, name: str) -> tuple[_Rows, _Rows, _Rows]:
+    takes = f"protocol {name} takes 100 queries and 500 training images a class, and leaves 100 test queries alone"
+    _check_class_sizes(dataset, 700, takes)
+    _, train, rest = _s1(dataset, order, name)
+    unseen = np.zeros(len(dataset), dtype=bool)
+    unseen[rest] = True
+    unseen[train] = False
+    query = _draw(dataset, order, [100] * len(dataset.class_names), unseen, takes)
+    return np.flatnonzero(query), train, np.setdiff1d(rest, np.flatnonzero(query), assume_unique=True)
+
+
 def _s2(dataset: RetrievalDataset, order: _Rows, name: str) -> tuple[_Rows, _Rows, _Rows]:
     takes = f"protocol {name} takes 1000 queries a class and trains on the rest"
     _check_class_sizes(dataset, 1001, takes)
@@ -254,6 +267,7 @@ def _official(dataset: RetrievalDataset, order: _Rows, name: str) -> tuple[_Rows
 _PROTOCOLS = {
     "s1": _Protocol(1, _s1),
     "s1_disjoint": _Protocol(1, _s1_disjoint),
+    "s1_validation": _Protocol(1, _s1_validation),
     "s2": _Protocol(1, _s2),
     "official": _Protocol(1, _official, draws=False),
     "holdout": _Protocol(1, _holdout),

@@ -85,6 +85,16 @@ def test_s1_disjoint_differs_from_s1_in_the_database_alone(mini):
     assert np.array_equal(one.train, other.train)
 
 
+def test_s1_validation_trains_on_the_same_images_and_holds_no_test_query(mini):
+    # Validation queries that search the training set itself reward methods for what they learned by heart.
+    test, split = make_split("s1", mini, 5), make_split("s1_validation", mini, 5)
+    assert class_counts(mini, split.query) == [100] * 10
+    assert np.array_equal(split.train, test.train)
+    everything = np.sort(np.concatenate([test.query, split.query, split.database]))
+    assert np.array_equal(everything, np.arange(len(mini)))  # so no two of them overlap
+    assert np.isin(split.train, split.database).all()
+
+
 def test_s1_of_fashion_mini_is_pinned(mini):
     # A regression pin, not a truth: if it changes, so does every number measured on this split, and the generator's
     # version has to be raised.
@@ -181,6 +191,7 @@ def test_flags_report_overlap_unlabelled_and_duplicates():
         ("s1", (700, 83), "class 'c1' has 83 images but protocol s1 takes 100 queries and 500 training images a class; "
          "use dataset.protocol=holdout, which takes a tenth of each class as queries"),
         ("s1_disjoint", (599, 700), "class 'c0' has 599 images but protocol s1_disjoint takes 100 queries and 500 "),
+        ("s1_validation", (700, 650), "class 'c1' has 650 images but protocol s1_validation takes 100 queries and 500 "),
         ("s2", (1000, 2000), "class 'c0' has 1000 images but protocol s2 takes 1000 queries a class and trains on the "
          "rest; use dataset.protocol=holdout"),
         ("holdout", (1, 1), "data set made has no class of two images, so protocol holdout finds no query; add images"),
@@ -232,10 +243,10 @@ def test_unknown_protocol_lists_those_that_exist(mini):
     with pytest.raises(ConfigError) as caught:
         make_split("holdut", mini, 0)
     assert str(caught.value) == (
-        "dataset.protocol=holdut does not exist; those that do: s1, s1_disjoint, s2, official, holdout; "
+        "dataset.protocol=holdut does not exist; those that do: s1, s1_disjoint, s1_validation, s2, official, holdout; "
         "did you mean holdout?"
     )
-    with pytest.raises(ConfigError, match=r"those that do: s1, s1_disjoint, s2, official, holdout$"):
+    with pytest.raises(ConfigError, match=r"those that do: s1, s1_disjoint, s1_validation, s2, official, holdout$"):
         make_split("zzzzzz", mini, 0)
 
 

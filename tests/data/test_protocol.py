@@ -191,7 +191,7 @@ def test_flags_report_overlap_unlabelled_and_duplicates():
         ("s1", (700, 83), "class 'c1' has 83 images but protocol s1 takes 100 queries and 500 training images a class; "
          "use dataset.protocol=holdout, which takes a tenth of each class as queries"),
         ("s1_disjoint", (599, 700), "class 'c0' has 599 images but protocol s1_disjoint takes 100 queries and 500 "),
-        ("s1_validation", (700, 650), "class 'c1' has 650 images but protocol s1_validation takes 100 queries and 500 "),
+        ("s1_validation", (700, 650), "class 'c1' has 650 images but protocol s1_validation takes 100 queries and "),
         ("s2", (1000, 2000), "class 'c0' has 1000 images but protocol s2 takes 1000 queries a class and trains on the "
          "rest; use dataset.protocol=holdout"),
         ("holdout", (1, 1), "data set made has no class of two images, so protocol holdout finds no query; add images"),

@@ -219,12 +219,12 @@ def _s1_disjoint(dataset: RetrievalDataset, order: _Rows, name: str) -> tuple[_R
 def _s1_validation(dataset: RetrievalDataset, order: _Rows, name: str) -> tuple[_Rows, _Rows, _Rows]:
     takes = f"protocol {name} takes 100 queries and 500 training images a class, and leaves 100 test queries alone"
     _check_class_sizes(dataset, 700, takes)
-    _, train, rest = _s1(dataset, order, name)
-    unseen = np.zeros(len(dataset), dtype=bool)
-    unseen[rest] = True
-    unseen[train] = False
-    query = _draw(dataset, order, [100] * len(dataset.class_names), unseen, takes)
-    return np.flatnonzero(query), train, np.setdiff1d(rest, np.flatnonzero(query), assume_unique=True)
+    _, train, unseen = _s1_disjoint(dataset, order, name)
+    free = np.zeros(len(dataset), dtype=bool)
+    free[unseen] = True
+    query = _draw(dataset, order, [100] * len(dataset.class_names), free, takes)
+    free[train] = True
+    return np.flatnonzero(query), train, np.flatnonzero(free & ~query)
 
 
 def _s2(dataset: RetrievalDataset, order: _Rows, name: str) -> tuple[_Rows, _Rows, _Rows]:

@@ -115,7 +115,9 @@ def main() -> None:
         stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal without ± is no reason to fail
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `deephash --help | head` ends quietly
     gc.set_threshold(50_000)  # looking for garbage again and again while thousands of modules load costs half a second
-    sys.exit(run(sys.argv[1:]))
+    code = run(sys.argv[1:])
+    gc.freeze()  # nor is there anything to find at the end, when Python would look at every object of every module
+    sys.exit(code)
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -27,19 +27,19 @@ def by_hand(u, others, pairs):
 
 def test_pair_likelihood_is_that_of_the_loop():
     u, others = outputs(5, 6), outputs(8, 6, seed=1)
-    pairs = torch.rand(5, 8, generator=torch.Generator().manual_seed(2)) < 0.4
+    pairs = (torch.rand(5, 8, generator=torch.Generator().manual_seed(2)) < 0.4).float()
     assert pair_likelihood(u, others, pairs).item() == pytest.approx(by_hand(u, others, pairs), rel=1e-12)
 
 
 def test_theta_has_the_factor_one_half():
     # Left out in one public loss file and in several ports: then this loss is log(1 + e^2) instead of log(1 + e).
     u = torch.tensor([[1.0, 1.0]])
-    assert pair_likelihood(u, u, torch.tensor([[False]])).item() == pytest.approx(math.log(1 + math.e))
+    assert pair_likelihood(u, u, torch.zeros(1, 1)).item() == pytest.approx(math.log(1 + math.e))
 
 
 def test_pair_likelihood_has_the_gradient_of_finite_differences():
     u, others = outputs(3, 4).requires_grad_(), outputs(5, 4, seed=1).requires_grad_()
-    pairs = torch.rand(3, 5, generator=torch.Generator().manual_seed(2)) < 0.5
+    pairs = (torch.rand(3, 5, generator=torch.Generator().manual_seed(2)) < 0.5).float()
     assert torch.autograd.gradcheck(lambda a, b: pair_likelihood(a, b, pairs), (u, others))
 
 
@@ -49,7 +49,7 @@ def test_one_sided_batches_and_huge_outputs_stay_finite(pairs, scale):
     # log(1 + exp(t)) overflows to inf at t = 89 in single precision and its gradient is inf / inf: training shows NaN
     # after some epochs; clamping t instead leaves no gradient outside of the clamp.
     u = (scale * outputs(4, 8)).float().requires_grad_()
-    loss = pair_likelihood(u, (scale * outputs(6, 8, seed=1)).float(), pairs.bool())
+    loss = pair_likelihood(u, (scale * outputs(6, 8, seed=1)).float(), pairs)
     loss.backward()
     assert torch.isfinite(loss)
     assert torch.isfinite(u.grad).all()
@@ -59,13 +59,13 @@ def test_one_sided_batches_and_huge_outputs_stay_finite(pairs, scale):
 def test_a_wrong_pair_pulls_however_wrong_it_is():
     # A clamp at 50 has gradient zero here: the pair could never be put right.
     u, other = torch.full((1, 4), 20.0, requires_grad=True), torch.full((1, 4), 20.0)
-    pair_likelihood(u, other, torch.tensor([[False]])).backward()
+    pair_likelihood(u, other, torch.zeros(1, 1)).backward()
     assert u.grad.flatten().tolist() == [10.0] * 4  # sigmoid(400) u_j / 2
 
 
 def test_identical_rows_are_a_batch_like_any_other():
     u = outputs(1, 6).repeat(4, 1)
-    pairs = torch.eye(4, dtype=torch.bool)
+    pairs = torch.eye(4)
     assert pair_likelihood(u, u, pairs).item() == pytest.approx(by_hand(u, u, pairs), rel=1e-12)
 
 
@@ -84,9 +84,9 @@ def test_signs_keep_the_type(dtype):
 def test_pairs_are_similar_by_a_shared_label():
     # Labels compared with == call {cat, sofa} and {cat} dissimilar: on multi-label data most similar pairs are lost.
     labels = torch.tensor([[1.0, 0, 1], [1, 0, 0], [0, 1, 0], [0, 0, 0]])
-    by_loop = [[any(a and b for a, b in zip(one, two, strict=True)) for two in labels] for one in labels]
+    by_loop = [[float(any(a and b for a, b in zip(one, two, strict=True))) for two in labels] for one in labels]
     assert similar(labels, labels).tolist() == by_loop
-    assert similar(labels, labels)[0].tolist() == [True, True, False, False]
+    assert similar(labels, labels)[0].tolist() == [1, 1, 0, 0]
 
 
 def test_an_image_without_labels_is_similar_to_none_not_even_itself():

@@ -125,6 +125,13 @@ def test_the_schedule_ends_with_the_training(train):
     assert values(folder, "lr/backbone") == pytest.approx([rate / 10 for rate in rates])
 
 
+def test_gradients_are_clipped_under_mixed_precision_too(train):
+    # Lightning refuses to clip for a fused optimizer there: "HINT: Are you using a 'fused' optimizer?"
+    result, folder = train("trainer.gradient_clip_val=1", "trainer.precision=bf16-mixed", "trainer.max_epochs=1")
+    assert result.code == 0
+    assert not checkpoint(folder, LAST)["optimizer_states"][0]["param_groups"][0]["fused"]
+
+
 # which checkpoint
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from pytorch_lightning import LightningModule
+from pytorch_lightning.plugins.precision import MixedPrecision
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -163,8 +164,12 @@ class HashingModule(Hasher):
         if backbone:
             groups.append({"params": backbone, "lr": self._backbone_lr, "name": "backbone"})
         steps = int(self.trainer.estimated_stepping_batches)
+        options = {}
+        if isinstance(self.trainer.precision_plugin, MixedPrecision) and self.trainer.gradient_clip_val:
+            # a fused optimizer undoes the scaling of gradients inside its step, too late for Lightning to clip them
+            options = {"fused": False} if getattr(self._optimizer, "keywords", {}).get("fused") else {}
         try:
-            optimizer = self._optimizer(groups)
+            optimizer = self._optimizer(groups, **options)
             scheduler = self._scheduler(optimizer, total_steps=steps)
         except (TypeError, ValueError) as error:
             raise ConfigError(f"optimizer or scheduler: {first_line(error)}") from error

@@ -23,7 +23,7 @@ weight 0 for Q, and more weight on similar pairs; others have DPSH's buffer. The
 import math
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
@@ -45,12 +45,12 @@ class DHNLoss(nn.Module):
         self.theta_scale = theta_scale
         self.quantization_weight = quantization_weight
 
-    def forward(self, z: Float[Tensor, "n bits"], similar: Bool[Tensor, "n n"]) -> dict[str, Tensor]:
+    def forward(self, z: Float[Tensor, "n bits"], similar: Float[Tensor, "n n"]) -> dict[str, Tensor]:
         """Loss terms.
 
         Args:
             z: Relaxed codes of the batch, in [-1, 1].
-            similar: Which pairs share a label; the diagonal does not count.
+            similar: 1 for pairs that share a label, else 0; the diagonal does not count.
         """
         theta = self.theta_scale * (z @ z.T)
         two_images = ~torch.eye(len(z), dtype=torch.bool, device=z.device)

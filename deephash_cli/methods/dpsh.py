@@ -16,7 +16,7 @@ pairs inside the batch instead of against U, which is not DPSH's published proce
 
 from typing import Literal
 
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from deephash_cli.data.loaders import Batch
@@ -45,7 +45,7 @@ class DPSHLoss(nn.Module):
         self,
         u: Float[Tensor, "n bits"],
         others: Float[Tensor, "m bits"],
-        similar: Bool[Tensor, "n m"],
+        similar: Float[Tensor, "n m"],
         two_sided: bool,
     ) -> dict[str, Tensor]:
         """Loss terms.
@@ -53,7 +53,7 @@ class DPSHLoss(nn.Module):
         Args:
             u: Outputs of the batch.
             others: What the batch is paired with: the buffer, or the batch itself.
-            similar: Which pairs share a label.
+            similar: 1 for pairs that share a label, else 0.
             two_sided: Whether the gradient flows through both sides of a pair. With a buffer it flows through one, so
                 the pair term weighs half as much against the same quantization.
         """

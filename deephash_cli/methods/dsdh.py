@@ -31,7 +31,7 @@ and plain SGD).
 """
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from deephash_cli.data.loaders import Batch
@@ -55,7 +55,7 @@ class DSDHLoss(nn.Module):
         self,
         u: Float[Tensor, "n bits"],
         others: Float[Tensor, "m bits"],
-        similar: Bool[Tensor, "n m"],
+        similar: Float[Tensor, "n m"],
         b: Float[Tensor, "n bits"],
     ) -> dict[str, Tensor]:
         """Loss terms.
@@ -63,7 +63,7 @@ class DSDHLoss(nn.Module):
         Args:
             u: Outputs of the batch.
             others: The buffer.
-            similar: Which pairs share a label.
+            similar: 1 for pairs that share a label, else 0.
             b: Codes of the batch.
         """
         return {

@@ -93,7 +93,7 @@ class DTSH(BufferedModule):
     def losses(self, u: Float[Tensor, "n bits"], batch: Batch) -> dict[str, Tensor]:
         """Triplet likelihood and quantization."""
         everything = self.remember(u, batch)
-        near = similar(batch.labels, self.train_labels)
+        near = similar(batch.labels, self.train_labels) > 0
         far = ~near
         near[torch.arange(len(near), device=near.device), batch.indices] = False
         positives, any_positive = draw(near, self.positives)

@@ -13,7 +13,7 @@ and the gradient flows through the batch's rows alone. Both terms are means, ove
 their balance depends on neither the number N of training images nor the batch: ``prior_weight`` is ``1 / (4 N beta)``.
 """
 
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from deephash_cli.data.loaders import Batch
@@ -35,14 +35,14 @@ class LFHDeepLoss(nn.Module):
         self.prior_weight = prior_weight
 
     def forward(
-        self, u: Float[Tensor, "n bits"], others: Float[Tensor, "m bits"], similar: Bool[Tensor, "n m"]
+        self, u: Float[Tensor, "n bits"], others: Float[Tensor, "m bits"], similar: Float[Tensor, "n m"]
     ) -> dict[str, Tensor]:
         """Loss terms.
 
         Args:
             u: Outputs of the batch.
             others: The buffer.
-            similar: Which pairs share a label.
+            similar: 1 for pairs that share a label, else 0.
         """
         return {
             "similarity": pair_likelihood(u, others, similar),

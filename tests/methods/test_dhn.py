@@ -62,7 +62,7 @@ def test_lambda_of_the_sums_is_lambda_bits_over_the_other_images_of_the_means():
 def test_the_published_theta_has_no_factor_one_half():
     # With the 1/2 of DPSH, which some call DHN, this is log(1 + e^3).
     z = torch.ones(2, BITS)
-    assert DHNLoss(1.0, 0.0)(z, torch.zeros(2, 2).bool())["similarity"].item() == pytest.approx(math.log1p(math.e**6))
+    assert DHNLoss(1.0, 0.0)(z, torch.zeros(2, 2))["similarity"].item() == pytest.approx(math.log1p(math.e**6))
 
 
 def test_the_gradient_is_that_of_finite_differences():
@@ -89,7 +89,7 @@ def test_log_cosh_does_not_overflow_and_its_slope_is_tanh():
 def test_quantization_is_zero_at_codes_and_nowhere_negative():
     # The bracket in log(cosh(|z|)) - 1 is wrong: its minimum, below 0, is at z = 0, and it pulls away from the codes.
     z = torch.linspace(-1, 1, 41)[:, None]
-    none = torch.zeros(41, 41).bool()
+    none = torch.zeros(41, 41)
     values = [DHNLoss(1.0, 1.0)(row.repeat(2, 1), none[:2, :2])["quantization"].item() for row in z]
     assert min(values) > -1e-6
     assert values[0] == pytest.approx(0, abs=1e-6)
@@ -100,14 +100,14 @@ def test_quantization_is_zero_at_codes_and_nowhere_negative():
 def test_quantization_at_zero_pulls_to_plus_one():
     # |z| has the derivative 0 at 0 in torch, as torch.sign has the value: nothing would pull.
     z = torch.zeros(2, 3, requires_grad=True)
-    DHNLoss(1.0, 1.0)(z, torch.zeros(2, 2).bool())["quantization"].backward()
+    DHNLoss(1.0, 1.0)(z, torch.zeros(2, 2))["quantization"].backward()
     assert (z.grad < 0).all()
 
 
 def test_an_image_does_not_pair_with_itself():
     # An image without labels is similar to nothing: paired with itself it would be pulled to 0.
     z = torch.tensor([[0.5, 0.5], [0.5, -0.5]], requires_grad=True)  # <z_0, z_1> = 0
-    term = DHNLoss(1.0, 0.0)(z, torch.zeros(2, 2).bool())["similarity"]
+    term = DHNLoss(1.0, 0.0)(z, torch.zeros(2, 2))["similarity"]
     term.backward()
     assert term.item() == pytest.approx(math.log(2))
     assert torch.allclose(z.grad, z.detach().flip(0) / 2)
@@ -117,7 +117,7 @@ def test_an_image_does_not_pair_with_itself():
 @pytest.mark.parametrize("scale", [0.0, 1.0, 1e4])
 def test_degenerate_batches_have_a_finite_value_and_gradient(pairs, scale):
     u = (scale * torch.randn(4, BITS, generator=torch.Generator().manual_seed(0))).requires_grad_()
-    total = sum(DHNLoss(1.0, 1.0)(torch.tanh(u), torch.full((4, 4), bool(pairs))).values())
+    total = sum(DHNLoss(1.0, 1.0)(torch.tanh(u), torch.full((4, 4), float(pairs))).values())
     total.backward()
     assert torch.isfinite(total)
     assert torch.isfinite(u.grad).all()

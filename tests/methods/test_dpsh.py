@@ -129,7 +129,7 @@ def test_eta_of_the_mean_form_is_2_n_eta_over_bits_of_the_paper(bits, rounded):
     n, eta_mean = 5000, 0.1
     eta = 2 * n * eta_mean / bits
     assert round(eta) == rounded
-    u, others, none = outputs(3, bits=bits), torch.zeros(n, bits, dtype=torch.float64), torch.zeros(3, n).bool()
+    u, others, none = outputs(3, bits=bits), torch.zeros(n, bits, dtype=torch.float64), torch.zeros(3, n)
     mean = DPSHLoss(eta_mean, "mean")(u, others, none, two_sided=False)
     paper = DPSHLoss(eta, "paper")(u, others, none, two_sided=False)
     assert mean["quantization"].item() == pytest.approx(paper["quantization"].item(), rel=1e-12)
@@ -137,7 +137,7 @@ def test_eta_of_the_mean_form_is_2_n_eta_over_bits_of_the_paper(bits, rounded):
 
 def test_the_quantization_of_the_mean_form_is_a_mean():
     u = outputs(4)
-    terms = DPSHLoss(2.0, "mean")(u, outputs(11, seed=1), torch.zeros(4, 11).bool(), two_sided=False)
+    terms = DPSHLoss(2.0, "mean")(u, outputs(11, seed=1), torch.zeros(4, 11), two_sided=False)
     assert terms["quantization"].item() == pytest.approx(2 * float(((u.abs() - 1) ** 2).mean()), rel=1e-12)
 
 
@@ -149,7 +149,7 @@ def test_degenerate_batches_have_a_finite_value_and_gradient(pairs, scale, two_s
     # gradient. At u = 0 torch.sign would make b = 0 and the quantization term hold u there.
     u = outputs(4, scale=scale).float().requires_grad_()
     others = u if two_sided else outputs(7, seed=1, scale=scale).float()
-    similar_pairs = torch.full((4, len(others)), bool(pairs))
+    similar_pairs = torch.full((4, len(others)), float(pairs))
     total = sum(DPSHLoss(1.0, "paper")(u, others, similar_pairs, two_sided).values())
     total.backward()
     assert torch.isfinite(total)
@@ -170,7 +170,7 @@ def test_a_batch_of_identical_rows_is_that_of_the_loops():
 def test_quantization_at_zero_pulls_to_plus_one():
     # With torch.sign b is 0 where u is 0: no pull, and codes of three values.
     u = torch.zeros(1, 3, requires_grad=True)
-    DPSHLoss(1.0, "mean")(u, torch.zeros(1, 3), torch.zeros(1, 1).bool(), two_sided=False)["quantization"].backward()
+    DPSHLoss(1.0, "mean")(u, torch.zeros(1, 3), torch.zeros(1, 1), two_sided=False)["quantization"].backward()
     assert (u.grad < 0).all()
 
 

@@ -1,5 +1,6 @@
 """From images to what a network is given, and from a network to binary codes."""
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
@@ -58,13 +59,20 @@ class Source:
         self._workers = 0 if images.in_memory else loading.num_workers
         self.inputs = self.images
         if network.frozen and not isinstance(images, Vectors):  # which are features already
-            self.inputs = self._features(network, device)
+            self.inputs = self._features(network, device, np.arange(len(dataset)))
             self._workers = 0
 
     def shuffled(self, rows: Int[np.ndarray, "n"], seed: int) -> "DataLoader[Batch]":
         """Training batches of some rows, in an order of their own each epoch."""
         subset = Rows(self.inputs, self.labels, rows)
         return train_loader(subset, self.loading.batch_size, seed, self._workers, self.loading.pin_memory)
+
+    def shuffled_features(
+        self, network: HashingNetwork, device: torch.device, rows: Int[np.ndarray, "n"], batch_size: int, seed: int
+    ) -> "DataLoader[Batch]":
+        """Training batches of the features that the network's backbone gives of some rows now."""
+        subset = Rows(self._features(network, device, rows), self.labels[rows], np.arange(len(rows)))
+        return train_loader(subset, batch_size, seed, 0, self.loading.pin_memory)
 
     def in_order(self, rows: Int[np.ndarray, "n"]) -> "DataLoader[Batch]":
         """Some rows once, in their order."""
@@ -85,23 +93,24 @@ class Source:
         ids = [self.dataset.ids[row] for row in rows]
         return CodeSet(packed_codes(u), u.shape[1], self.dataset.labels[rows], ids)
 
-    def _features(self, network: HashingNetwork, device: torch.device) -> Inputs:
-        n = len(self.dataset)
+    def _features(self, network: HashingNetwork, device: torch.device, rows: Int[np.ndarray, "n"]) -> Inputs:
         network.to(device).eval()
-        key = feature_key(network.backbone_digest(), self.dataset.images.digest())
+        data = self.dataset.images.digest()
+        if len(rows) < len(self.dataset):
+            data = f"{data} {hashlib.sha256(rows.astype(np.int64).tobytes()).hexdigest()}"
+        key = feature_key(network.backbone_digest(), data)
         width = cast(Backbone, network.backbone).num_features
-        with progress("backbone features, images", n) as show:
-            return cached_features(
-                cache_folder() / "features" / key, n, width, self._computer(network, device, show), show
-            )
+        with progress("backbone features, images", len(rows)) as show:
+            compute = self._computer(network, device, rows, show)
+            return cached_features(cache_folder() / "features" / key, len(rows), width, compute, show)
 
     def _computer(
-        self, network: HashingNetwork, device: torch.device, show: Callable[[int], None]
-    ) -> Callable[[int, int], Float[Tensor, "n features"]]:
+        self, network: HashingNetwork, device: torch.device, rows: Int[np.ndarray, "n"], show: Callable[[int], None]
+    ) -> Callable[[int, int], Float[Tensor, "m features"]]:
         @torch.inference_mode()
         def compute(start: int, stop: int) -> Tensor:
             parts: list[Tensor] = []
-            for batch in self.in_order(np.arange(start, stop)):
+            for batch in self.in_order(rows[start:stop]):
                 parts.append(network.features(batch.inputs.to(device)).float().cpu())
                 show(start + sum(map(len, parts)))
             return torch.cat(parts)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.transforms.v2 import functional as transforms
 
 from deephash_cli.cache import cache_folder
@@ -40,6 +41,8 @@ class HashingNetwork(nn.Module):
         mean: Subtracted from each channel of images scaled to [0, 1].
         std: Divides each channel after that.
         frozen: Keep the backbone's weights and statistics as they are. Its features can then be computed once and kept.
+        frozen_norm: Keep the statistics of the backbone's batch normalization as they are, although its weights learn:
+            those of a large data set are better than those of small batches.
         standardize: Bring each feature to mean 0 and variance 1 (batch statistics while training, running ones after).
         hidden_units: Width of the layer between backbone and hash layer; 0 for none.
         dropout: Share of hidden units dropped while training.
@@ -54,6 +57,7 @@ class HashingNetwork(nn.Module):
         mean: Sequence[float],
         std: Sequence[float],
         frozen: bool,
+        frozen_norm: bool,
         standardize: bool,
         hidden_units: int,
         dropout: float,
@@ -64,7 +68,7 @@ class HashingNetwork(nn.Module):
         self.bits = bits
         self.image_size = image_size
         self.mean, self.std = list(mean), list(std)
-        self.frozen = frozen
+        self.frozen_norm = frozen_norm
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         width = cast(Backbone, backbone).num_features
         layers: list[nn.Module] = [nn.BatchNorm1d(width, affine=False)] if standardize else []
@@ -73,14 +77,22 @@ class HashingNetwork(nn.Module):
             width = hidden_units
         self.hidden: nn.Module = nn.Sequential(*layers)
         self.hash_layer: nn.Module = nn.Linear(width, bits)
-        if frozen:
-            self.backbone.requires_grad_(False)
+        self.freeze(frozen)
+
+    def freeze(self, frozen: bool) -> None:
+        """Keep the backbone as it is from now on, or let it learn."""
+        self.frozen = frozen
+        self.backbone.requires_grad_(not frozen)
 
     def train(self, mode: bool = True) -> "HashingNetwork":
-        """Set training mode, except for a frozen backbone, whose normalisation statistics must not move either."""
+        """Set training mode, except for a frozen backbone or statistics that must not move."""
         super().train(mode)
         if self.frozen:
             self.backbone.eval()
+        elif self.frozen_norm:
+            for module in self.backbone.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
         return self
 
     def preprocess(self, images: UInt8[Tensor, "n c h w"]) -> Float[Tensor, "n 3 s s"]:

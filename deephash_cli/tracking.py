@@ -67,17 +67,23 @@ class _Report(Callback):
 
 
 class EpochReport(_Report):
-    """Show the progress of the training and log what an epoch cost: learning rates, seconds, images per second."""
+    """Show the progress of the training and log what an epoch cost: learning rates, seconds, images per second.
 
-    def __init__(self, images: int):
+    Args:
+        images: In an epoch.
+        phase: What is shown before it says that it is training.
+    """
+
+    def __init__(self, images: int, phase: str = ""):
         super().__init__()
         self.images = images
+        self.phase = phase
         self._started = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the progress bar."""
         total = (trainer.max_epochs or 0) * int(trainer.num_training_batches)
-        self._open("training, batches", total, quiet=True)
+        self._open(f"{self.phase}training, batches", total, quiet=True)
         self._update(trainer.global_step)
 
     def on_train_batch_end(
@@ -93,8 +99,8 @@ class EpochReport(_Report):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log and show."""
         seconds = time.perf_counter() - self._started
-        for group in trainer.optimizers[0].param_groups:
-            pl_module.log(f"lr/{group['name']}", group["lr"])
+        for name, rate in {group["name"]: group["lr"] for group in trainer.optimizers[0].param_groups}.items():
+            pl_module.log(f"lr/{name}", rate)
         pl_module.log("time/epoch_seconds", seconds)
         pl_module.log("time/images_per_second", self.images / seconds)
         shown = {
@@ -103,7 +109,8 @@ class EpochReport(_Report):
         if "validation/map" in trainer.callback_metrics:
             shown["validation map"] = trainer.callback_metrics["validation/map"]
         note = "  ".join(f"{name} {float(value):.4f}" for name, value in shown.items())
-        note = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {note}  {self.images / seconds:.0f} images/s"
+        epoch = f"{self.phase}epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
+        note = f"{epoch}  {note}  {self.images / seconds:.0f} images/s"
         self._update(trainer.global_step, note)
         if not console.console.is_terminal:
             console.say(note)

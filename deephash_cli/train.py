@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+from jaxtyping import Int
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import Callback, Trainer, seed_everything
@@ -151,6 +152,8 @@ def _train_and_encode(folder: Path, job: Job, dashboard: Logger | None) -> None:
     )
     source = Source(job.dataset, job.network, trainer.strategy.root_device, Loading(**config.loader))
     module = build_module(config, job.network, source.labels[train_rows])
+    if config.head.epochs and not job.network.frozen and not checkpoint:
+        module.load_state_dict(_learn_head(folder, job, source, train_rows))
     training = source.shuffled(train_rows, config.seed) if _is_learned(config) else source.at_once(train_rows)
     validation = [source.in_order(validation_rows), source.in_order(train_rows)] if len(validation_rows) else None
     trainer.fit(module, training, validation, ckpt_path=checkpoint)
@@ -163,6 +166,33 @@ def _train_and_encode(folder: Path, job: Job, dashboard: Logger | None) -> None:
         warn("the training ended before its first validation: the result is that of the last epoch")
     query, database = (source.codes(trainer, module, rows) for rows in (split.query, split.database))
     save_codes(folder / runs.CODES, query, database, _provenance(job, trainer.current_epoch, chosen))
+
+
+def _learn_head(folder: Path, job: Job, source: Source, rows: Int[np.ndarray, "n"]) -> dict[str, Tensor]:
+    """Train what is above the backbone, on the backbone's features, before the backbone is fine-tuned.
+
+    Gradients of a head that knows nothing spoil pretrained features (Kumar et al., Fine-Tuning can Distort Pretrained
+    Features and Underperform Out-of-Distribution, ICLR 2022).
+
+    Returns:
+        The state that the method goes on with: network, buffers.
+    """
+    head = job.config.head
+    config = OmegaConf.merge(
+        job.config, {"trainer": {"max_epochs": head.epochs, "max_time": None}, "optimizer": {"lr": head.lr}}
+    )
+    trainer = _trainer(
+        cast(DictConfig, config),
+        folder,
+        [tracking.RecordLogger(folder / runs.HEAD_STEPS, 0)],
+        [tracking.EpochReport(len(rows), "head: ")],
+    )
+    device = trainer.strategy.root_device
+    job.network.freeze(True)
+    module = build_module(cast(DictConfig, config), job.network, source.labels[rows])
+    trainer.fit(module, source.shuffled_features(job.network, device, rows, head.batch_size, job.config.seed))
+    job.network.freeze(False)
+    return module.state_dict()
 
 
 def _provenance(job: Job, epochs: int, checkpoint: Path) -> dict[str, Any]:

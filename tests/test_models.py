@@ -22,6 +22,7 @@ def network(backbone=None, **changes):
         "mean": [0.5, 0.5, 0.5],
         "std": [0.5, 0.5, 0.5],
         "frozen": False,
+        "frozen_norm": False,
         "standardize": False,
         "hidden_units": 0,
         "dropout": 0.0,

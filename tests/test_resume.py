@@ -29,6 +29,7 @@ SETTINGS = (
     "loader.batch_size=16",
     "model.network.hidden_units=16",
     "model.network.dropout=0.5",
+    "head.epochs=1",
     "trainer.max_epochs=4",
     "dataset=image_folder",
 )

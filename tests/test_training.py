@@ -125,6 +125,20 @@ def test_the_schedule_ends_with_the_training(train):
     assert values(folder, "lr/backbone") == pytest.approx([rate / 10 for rate in rates])
 
 
+def test_a_head_is_learned_before_the_backbone_as_if_that_were_frozen(train):
+    settings = ("model.network.hidden_units=16", "model.network.standardize=true", "scheduler=constant")
+    still = ("optimizer.lr=0.0", "model.backbone_lr=0.0", "optimizer.weight_decay=0.0", "model.network.frozen_norm=true")
+    head = ("head.epochs=3", "head.lr=0.01", "head.batch_size=16", "trainer.max_epochs=1")
+    result, folder = train(*settings, *still, *head)
+    assert result.code == 0
+    assert result.out.count("head: epoch") == 3
+    frozen = train(*settings, "model.frozen=true", "optimizer.lr=0.01", "trainer.max_epochs=3", name="frozen")[1]
+    one, other = checkpoint(folder, LAST)["state_dict"], checkpoint(frozen, LAST)["state_dict"]
+    for name in ("network.hash_layer.weight", "network.hidden.1.weight", "network.backbone.stages.0.weight"):
+        assert torch.allclose(one[name], other[name], atol=1e-4), name  # 0.1 from where they started
+    assert [json.loads(line)["step"] for line in (folder / "head.jsonl").read_text().splitlines()][-1] == 12
+
+
 def test_gradients_are_clipped_under_mixed_precision_too(train):
     # Lightning refuses to clip for a fused optimizer there: "HINT: Are you using a 'fused' optimizer?"
     result, folder = train("trainer.gradient_clip_val=1", "trainer.precision=bf16-mixed", "trainer.max_epochs=1")
@@ -206,7 +220,7 @@ def test_validation_queries_are_taken_from_the_training_set_and_its_map_is_that_
         assert torch.equal(batch.labels, labels[train_rows][batch.indices]), epoch
 
     network = HashingNetwork(
-        SmallCNN(), 12, 16, [0.5] * 3, [0.5] * 3, frozen=False, standardize=False, hidden_units=0, dropout=0.0,
+        SmallCNN(), 12, 16, [0.5] * 3, [0.5] * 3, frozen=False, frozen_norm=False, standardize=False, hidden_units=0, dropout=0.0,
         channels_last=False,
     )  # fmt: skip
     state = {name.removeprefix("network."): value for name, value in checkpoint(folder, LAST)["state_dict"].items()}

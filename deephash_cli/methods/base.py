@@ -154,15 +154,15 @@ class HashingModule(Hasher):
             self._sums = {}
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """One group for the new layers, one for the backbone unless it is frozen; the schedule moves once a step.
+        """Rates of their own for the new layers and for the backbone; the schedule moves once a step.
+
+        Weight decay spares what has one dimension: biases, and scales of normalization.
 
         Raises:
             ConfigError: If the optimizer or the scheduler refuses its settings.
         """
-        groups: list[dict[str, Any]] = [{"params": self.network.new_layers(), "name": "new_layers"}]
-        backbone = [weight for weight in self.network.backbone.parameters() if weight.requires_grad]
-        if backbone:
-            groups.append({"params": backbone, "lr": self._backbone_lr, "name": "backbone"})
+        groups = _groups(self.network.new_layers(), name="new_layers")
+        groups += _groups(self.network.backbone.parameters(), name="backbone", lr=self._backbone_lr)
         steps = int(self.trainer.estimated_stepping_batches)
         options = {}
         if isinstance(self.trainer.precision_plugin, MixedPrecision) and self.trainer.gradient_clip_val:
@@ -266,6 +266,14 @@ class ShallowHasher(Hasher):
 
     def configure_optimizers(self) -> None:
         """Nothing is learned by gradient."""
+
+
+def _groups(weights: Iterable[nn.Parameter], **options: Any) -> list[dict[str, Any]]:
+    """Parameter groups of the weights that learn: those that decay, and those that do not."""
+    learned = [weight for weight in weights if weight.requires_grad]
+    matrices = {"params": [weight for weight in learned if weight.ndim > 1], **options}
+    vectors = {"params": [weight for weight in learned if weight.ndim <= 1], "weight_decay": 0.0, **options}
+    return [group for group in (matrices, vectors) if group["params"]]
 
 
 def _require_pairs(labels: Float[Tensor, "n classes"]) -> None:

@@ -61,6 +61,7 @@ The most used settings (deephash train --cfg job prints all, with your changes):
   trainer.max_epochs=30         how long
   optimizer.lr=0.001            of the new layers; model.backbone_lr=0.0001 of the pretrained ones
   model.frozen=true             compute the backbone's features once and train what is above it
+  head.epochs=0                 with model.frozen=false: so long as if it were frozen, before all is fine-tuned
   dataset.root=<folder>         where the data are
   dataset.protocol=s1           how they are divided: s1, s1_disjoint, s1_validation, s2, official, holdout
   validation.queries=0          training images held out to choose the best checkpoint

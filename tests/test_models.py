@@ -277,3 +277,12 @@ def test_packaged_weights_of_another_network_do_not_fit(monkeypatch):
     monkeypatch.setitem(models.PACKAGED_WEIGHTS, "resnet18", models.PACKAGED_WEIGHTS[LITE0])
     with pytest.raises(ArtifactError, match=r"has \d+ tensors where the network has \d+"):
         timm_backbone("resnet18", "packaged")
+
+
+def test_statistics_of_normalization_stay_while_the_weights_learn():
+    net = network(frozen=False, frozen_norm=True, standardize=True).train()
+    before = {name: value.clone() for name, value in net.state_dict().items() if "running" in name}
+    net(images(8)).sum().backward()
+    moved = {name for name, value in before.items() if not torch.equal(value, net.state_dict()[name])}
+    assert moved == {"hidden.0.running_mean", "hidden.0.running_var"}
+    assert all(weight.grad is not None for weight in net.parameters())

@@ -125,6 +125,14 @@ def test_the_schedule_ends_with_the_training(train):
     assert values(folder, "lr/backbone") == pytest.approx([rate / 10 for rate in rates])
 
 
+def test_biases_and_scales_of_normalization_do_not_decay(train):
+    folder = train("trainer.max_epochs=1", "optimizer.weight_decay=0.1")[1]
+    groups = checkpoint(folder, LAST)["optimizer_states"][0]["param_groups"]
+    assert [(group["name"], group["weight_decay"], len(group["params"])) for group in groups] == [
+        ("new_layers", 0.1, 1), ("new_layers", 0.0, 1), ("backbone", 0.1, 3), ("backbone", 0.0, 6),
+    ]  # fmt: skip
+
+
 def test_a_head_is_learned_before_the_backbone_as_if_that_were_frozen(train):
     settings = ("model.network.hidden_units=16", "model.network.standardize=true", "scheduler=constant")
     still = ("optimizer.lr=0.0", "model.backbone_lr=0.0", "optimizer.weight_decay=0.0", "model.network.frozen_norm=true")

@@ -166,7 +166,8 @@ def test_a_place_that_cannot_be_written_is_an_error(tmp_path):
 def network(seed=0, image_size=16, **changes):
     torch.manual_seed(seed)
     settings = {
-        "bits": 12, "mean": [0.5] * 3, "std": [0.5] * 3, "frozen": True, "frozen_norm": False, "standardize": True, "hidden_units": 4,
+        "bits": 12, "mean": [0.5] * 3, "std": [0.5] * 3, "frozen": True, "frozen_norm": False,
+        "standardize": True, "hidden_units": 4,
         "dropout": 0.0, "channels_last": False,
     }  # fmt: skip
     return HashingNetwork(SmallCNN(), image_size=image_size, **{**settings, **changes})

@@ -185,7 +185,8 @@ def test_an_unknown_convention_is_refused():
 def module(labels, pairs="buffer", buffer_init="zeros", eta=3.0, hidden_units=0, dropout=0.0, augment=None):
     torch.manual_seed(0)
     network = HashingNetwork(
-        SmallCNN(), BITS, 16, [0.5] * 3, [0.5] * 3, frozen=False, frozen_norm=False, standardize=False, hidden_units=hidden_units,
+        SmallCNN(), BITS, 16, [0.5] * 3, [0.5] * 3, frozen=False, frozen_norm=False,
+        standardize=False, hidden_units=hidden_units,
         dropout=dropout, channels_last=False,
     )  # fmt: skip
     return DPSH(

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 from conftest import QUICK, write_photos
 
 from deephash_cli import cli, runs, tracking
@@ -105,7 +106,7 @@ def sweep(tmp_path_factory):
 
 def by_rate(place: Path) -> dict[float, Path]:
     return {
-        float(re.search("^  lr: (.*)$", (folder / runs.CONFIG).read_text(), re.MULTILINE)[1]): folder
+        float(yaml.safe_load((folder / runs.CONFIG).read_text())["optimizer"]["lr"]): folder
         for folder, _ in runs.scan(place / "runs")
     }
 

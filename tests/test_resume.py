@@ -406,7 +406,7 @@ MOMENTS = {
 }
 MORE_MOMENTS = {
     "between a checkpoint and its digest": ({"name": f"{LAST}.json", "time": 3, "batch": NEVER}, 1),
-    "between codes and manifest": ({"name": "manifest.json", "time": 1, "batch": NEVER}, 3),
+    "between codes and manifest": ({"name": "manifest.json", "time": 2, "batch": NEVER}, 3),  # the first is of features
 }
 
 

@@ -55,11 +55,13 @@ class Source:
         self.images: Inputs = images.sized(network.image_size) if isinstance(images, ImageFiles) else images
         self.labels = torch.from_numpy(dataset.labels).float()
         self.dataset = dataset
+        self.network = network
+        self.device = device
         self.loading = loading
         self._workers = 0 if images.in_memory else loading.num_workers
         self.inputs = self.images
         if network.frozen and not isinstance(images, Vectors):  # which are features already
-            self.inputs = self._features(network, device, np.arange(len(dataset)))
+            self.inputs = self._features(np.arange(len(dataset)))
             self._workers = 0
 
     def shuffled(self, rows: Int[np.ndarray, "n"], seed: int) -> "DataLoader[Batch]":
@@ -67,11 +69,9 @@ class Source:
         subset = Rows(self.inputs, self.labels, rows)
         return train_loader(subset, self.loading.batch_size, seed, self._workers, self.loading.pin_memory)
 
-    def shuffled_features(
-        self, network: HashingNetwork, device: torch.device, rows: Int[np.ndarray, "n"], batch_size: int, seed: int
-    ) -> "DataLoader[Batch]":
-        """Training batches of the features that the network's backbone gives of some rows now."""
-        subset = Rows(self._features(network, device, rows), self.labels[rows], np.arange(len(rows)))
+    def shuffled_features(self, rows: Int[np.ndarray, "n"], batch_size: int, seed: int) -> "DataLoader[Batch]":
+        """Training batches of the features that the backbone gives of some rows now, though it is not frozen."""
+        subset = Rows(self._features(rows), self.labels[rows], np.arange(len(rows)))
         return train_loader(subset, batch_size, seed, 0, self.loading.pin_memory)
 
     def in_order(self, rows: Int[np.ndarray, "n"]) -> "DataLoader[Batch]":
@@ -93,25 +93,24 @@ class Source:
         ids = [self.dataset.ids[row] for row in rows]
         return CodeSet(packed_codes(u), u.shape[1], self.dataset.labels[rows], ids)
 
-    def _features(self, network: HashingNetwork, device: torch.device, rows: Int[np.ndarray, "n"]) -> Inputs:
-        network.to(device).eval()
+    def _features(self, rows: Int[np.ndarray, "n"]) -> Inputs:
+        self.network.to(self.device).eval()
         data = self.dataset.images.digest()
-        if len(rows) < len(self.dataset):
+        if not np.array_equal(rows, np.arange(len(self.dataset))):
             data = f"{data} {hashlib.sha256(rows.astype(np.int64).tobytes()).hexdigest()}"
-        key = feature_key(network.backbone_digest(), data)
-        width = cast(Backbone, network.backbone).num_features
+        folder = cache_folder() / "features" / feature_key(self.network.backbone_digest(), data)
+        width = cast(Backbone, self.network.backbone).num_features
         with progress("backbone features, images", len(rows)) as show:
-            compute = self._computer(network, device, rows, show)
-            return cached_features(cache_folder() / "features" / key, len(rows), width, compute, show)
+            return cached_features(folder, len(rows), width, self._computer(rows, show), show)
 
     def _computer(
-        self, network: HashingNetwork, device: torch.device, rows: Int[np.ndarray, "n"], show: Callable[[int], None]
+        self, rows: Int[np.ndarray, "n"], show: Callable[[int], None]
     ) -> Callable[[int, int], Float[Tensor, "m features"]]:
         @torch.inference_mode()
         def compute(start: int, stop: int) -> Tensor:
             parts: list[Tensor] = []
             for batch in self.in_order(rows[start:stop]):
-                parts.append(network.features(batch.inputs.to(device)).float().cpu())
+                parts.append(self.network.features(batch.inputs.to(self.device)).float().cpu())
                 show(start + sum(map(len, parts)))
             return torch.cat(parts)
 

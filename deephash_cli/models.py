@@ -68,6 +68,7 @@ class HashingNetwork(nn.Module):
         self.bits = bits
         self.image_size = image_size
         self.mean, self.std = list(mean), list(std)
+        self.frozen = frozen
         self.frozen_norm = frozen_norm
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         width = cast(Backbone, backbone).num_features
@@ -77,12 +78,8 @@ class HashingNetwork(nn.Module):
             width = hidden_units
         self.hidden: nn.Module = nn.Sequential(*layers)
         self.hash_layer: nn.Module = nn.Linear(width, bits)
-        self.freeze(frozen)
-
-    def freeze(self, frozen: bool) -> None:
-        """Keep the backbone as it is from now on, or let it learn."""
-        self.frozen = frozen
-        self.backbone.requires_grad_(not frozen)
+        if frozen:
+            self.backbone.requires_grad_(False)
 
     def train(self, mode: bool = True) -> "HashingNetwork":
         """Set training mode, except for a frozen backbone or statistics that must not move."""

@@ -178,20 +178,16 @@ def _learn_head(folder: Path, job: Job, source: Source, rows: Int[np.ndarray, "n
         The state that the method goes on with: network, buffers.
     """
     head = job.config.head
-    config = OmegaConf.merge(
-        job.config, {"trainer": {"max_epochs": head.epochs, "max_time": None}, "optimizer": {"lr": head.lr}}
-    )
+    changes = {"trainer": {"max_epochs": head.epochs, "max_time": None}, "optimizer": {"lr": head.lr}}
+    config = cast(DictConfig, OmegaConf.merge(job.config, changes))
     trainer = _trainer(
-        cast(DictConfig, config),
+        config,
         folder,
         [tracking.RecordLogger(folder / runs.HEAD_STEPS, 0)],
         [tracking.EpochReport(len(rows), "head: ")],
     )
-    device = trainer.strategy.root_device
-    job.network.freeze(True)
-    module = build_module(cast(DictConfig, config), job.network, source.labels[rows])
-    trainer.fit(module, source.shuffled_features(job.network, device, rows, head.batch_size, job.config.seed))
-    job.network.freeze(False)
+    module = build_module(config, job.network, source.labels[rows])
+    trainer.fit(module, source.shuffled_features(rows, head.batch_size, config.seed))
     return module.state_dict()
 
 

@@ -164,10 +164,10 @@ class HashingModule(Hasher):
         groups = _groups(self.network.new_layers(), name="new_layers")
         groups += _groups(self.network.backbone.parameters(), name="backbone", lr=self._backbone_lr)
         steps = int(self.trainer.estimated_stepping_batches)
-        options = {}
-        if isinstance(self.trainer.precision_plugin, MixedPrecision) and self.trainer.gradient_clip_val:
-            # a fused optimizer undoes the scaling of gradients inside its step, too late for Lightning to clip them
-            options = {"fused": False} if getattr(self._optimizer, "keywords", {}).get("fused") else {}
+        clipped = isinstance(self.trainer.precision_plugin, MixedPrecision) and self.trainer.gradient_clip_val
+        fused = getattr(self._optimizer, "keywords", {}).get("fused")
+        # a fused optimizer undoes the scaling of gradients inside its step, too late for Lightning to clip them
+        options = {"fused": False} if clipped and fused else {}
         try:
             optimizer = self._optimizer(groups, **options)
             scheduler = self._scheduler(optimizer, total_steps=steps)

@@ -30,6 +30,7 @@ RANGES: dict[str, tuple[float, float | None]] = {
     "head.epochs": (0, None),
     "head.lr": (0, None),
     "head.batch_size": (2, None),
+    "ema.decay": (0, 1),
     "optimizer.lr": (0, None),
     "optimizer.weight_decay": (0, None),
     "model.backbone_lr": (0, None),

@@ -12,7 +12,7 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.plugins.io import CheckpointIO
 
-from deephash_cli import __version__
+from deephash_cli import __version__, processes
 from deephash_cli.errors import ArtifactError, DivergedError, first_line
 from deephash_cli.files import atomic_write, read_json, sha256_file, write_bytes, write_json
 
@@ -132,6 +132,7 @@ class EpochCheckpoints(Callback):
         better = value > self.best
         old = time.monotonic() - self._saved >= self.every_seconds
         due = final or (old and (trainer.current_epoch + 1) % self.every_n_epochs == 0)
+        due = processes.from_first(due)  # whose clock counts
         if not (due or better):
             return
         for name, state in pl_module.state_dict().items():  # statistics of batch normalization overflow first
@@ -144,7 +145,8 @@ class EpochCheckpoints(Callback):
         if better:
             trainer.save_checkpoint(self.folder / BEST)
         if due:
-            self._keep_previous()
+            if trainer.is_global_zero:
+                self._keep_previous()
             trainer.save_checkpoint(self.folder / LAST)
             self._saved = time.monotonic()
 

@@ -14,6 +14,11 @@ _LINE_SECONDS = 10  # without a terminal, a long task says how far it is this of
 _SHORT_SECONDS = 2  # and a short one says nothing
 
 
+def be_silent() -> None:
+    """Print nothing from here on: another process does the talking."""
+    console.quiet = errors.quiet = True
+
+
 def say(message: str) -> None:
     """Print one line."""
     console.print(message, markup=False, soft_wrap=True)

@@ -12,6 +12,7 @@ from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from deephash_cli import processes
 from deephash_cli.cache import cache_folder
 from deephash_cli.codes import CodeSet
 from deephash_cli.console import progress
@@ -84,12 +85,14 @@ class Source:
         return encode_loader(Rows(self.inputs, self.labels, rows), len(rows), 0, pin_memory=False)
 
     def codes(self, trainer: Trainer, module: LightningModule, rows: Int[np.ndarray, "n"]) -> CodeSet:
-        """Binary codes of some rows, in their order.
+        """Binary codes of some rows, in their order. Several processes encode a part each, and all get all.
 
         Raises:
             DivergedError: If the network's output is not a number.
         """
-        u = torch.cat(cast(list[Tensor], trainer.predict(module, self.in_order(rows))))
+        parts = trainer.predict(module, self.in_order(processes.own_share(rows)))
+        u = torch.cat([torch.empty(0, self.network.bits), *cast(list[Tensor], parts)])
+        u = processes.of_all(u.to(self.device)).cpu()
         ids = [self.dataset.ids[row] for row in rows]
         return CodeSet(packed_codes(u), u.shape[1], self.dataset.labels[rows], ids)
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.transforms.v2 import functional as transforms
 
+from deephash_cli import processes
 from deephash_cli.cache import cache_folder
 from deephash_cli.codes import binarize, pack
 from deephash_cli.errors import ArtifactError, ConfigError, DivergedError, first_line
@@ -72,7 +73,7 @@ class HashingNetwork(nn.Module):
         self.frozen_norm = frozen_norm
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         width = cast(Backbone, backbone).num_features
-        layers: list[nn.Module] = [nn.BatchNorm1d(width, affine=False)] if standardize else []
+        layers: list[nn.Module] = [Standardization(width, affine=False)] if standardize else []
         if hidden_units:
             layers += [nn.Linear(width, hidden_units), nn.ReLU(), nn.Dropout(dropout)]
             width = hidden_units
@@ -125,6 +126,27 @@ class HashingNetwork(nn.Module):
         for name, tensor in self.backbone.state_dict().items():
             digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
+
+
+class Standardization(nn.BatchNorm1d):
+    """Batch normalization over the batches of all processes; alone, what it inherits.
+
+    ``torch.nn.SyncBatchNorm`` is the same on GPUs, and refuses CPUs.
+    """
+
+    def forward(self, input: Float[Tensor, "n features"]) -> Float[Tensor, "n features"]:  # noqa: A002
+        """Features of mean 0 and variance 1."""
+        if not self.training or processes.count() == 1:
+            return super().forward(input)
+        n = processes.sum_of_all(torch.tensor(float(len(input)), device=input.device))
+        mean = processes.sum_of_all(input.float().sum(dim=0)) / n
+        centred = input - mean
+        variance = processes.sum_of_all(centred.square().sum(dim=0)) / n
+        with torch.no_grad():
+            for running, value in ((self.running_mean, mean), (self.running_var, variance * n / (n - 1))):
+                cast(Tensor, running).lerp_(value, cast(float, self.momentum))
+            cast(Tensor, self.num_batches_tracked).add_(1)
+        return centred * (variance + self.eps).rsqrt()
 
 
 def packed_codes(u: Float[Tensor, "n bits"]) -> UInt8[np.ndarray, "n bytes"]:

@@ -2,26 +2,30 @@
 
 import contextlib
 import functools
+import json
 import logging
+import sys
 import traceback
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 from jaxtyping import Int
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import Callback, Trainer, seed_everything
+from pytorch_lightning.callbacks import EMAWeightAveraging
 from pytorch_lightning.loggers import Logger
 from torch import Tensor
 
-from deephash_cli import checkpoints, evaluate, resuming, runs, tracking
+from deephash_cli import checkpoints, console, evaluate, processes, resuming, runs, tracking
 from deephash_cli.building import build, require_trusted
 from deephash_cli.codes import save_codes
-from deephash_cli.console import say, warn
+from deephash_cli.console import say
 from deephash_cli.data.dataset import RetrievalDataset, Vectors
 from deephash_cli.data.protocol import Split, hold_out_validation, load_split, make_split
 from deephash_cli.encoding import Loading, Source
@@ -29,6 +33,9 @@ from deephash_cli.errors import ConfigError, DataError, DeephashError, Stopped, 
 from deephash_cli.files import read_json, sha256_file, write_json, write_text
 from deephash_cli.methods.base import Hasher, HashingModule
 from deephash_cli.models import HashingNetwork, NoBackbone
+
+# What the first of several processes starts the others with.
+FOLLOW = (sys.executable, "-P", "-c", "from deephash_cli.train import follow; follow()")
 
 
 @dataclass(frozen=True)
@@ -56,23 +63,17 @@ def train(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
     settings = runs.redact(settings)
     if config.resume not in ("auto", "none"):
         require_trusted(settings, also=config.allowed_targets)
-    if not _is_learned(config):  # fitted in one step, however many epochs the other methods of a sweep have
-        config.trainer.max_epochs = settings["trainer"]["max_epochs"] = 1
+    processes.require_alone()
+    if not _is_learned(config):  # fitted in one step by one process, whatever the other methods of a sweep have
+        for name in ("max_epochs", "devices"):
+            config.trainer[name] = settings["trainer"][name] = 1
     earlier = resuming.earlier_run(settings)
     if earlier and resuming.is_done(earlier, config.trainer.max_epochs):
         say(f"already done: {earlier}")
         return {**read_json(earlier / runs.METRICS), "run_dir": str(earlier)}
     runs.check_writable(earlier or Path(config.run_dir or config.runs))
 
-    seed_everything(config.seed, verbose=False)
-    dataset = load_dataset(OmegaConf.to_yaml(config.dataset.source, resolve=True))
-    _require_fitting(config, dataset)
-    if config.dataset.split_file:
-        split = load_split(Path(config.dataset.split_file), dataset)
-    else:
-        split = make_split(config.dataset.protocol, dataset, config.dataset.split_seed)
-    job = Job(config, settings, dataset, split, build(config.model.network, bits=config.bits))
-
+    job = _prepare(config, settings)
     name = f"{config.dataset.name}-{config.method}-{config.bits}-s{config.seed}".replace("/", "_")
     run = runs.Run(earlier) if earlier else runs.create(Path(config.runs), name, config.run_dir)
     try:
@@ -84,6 +85,29 @@ def train(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
     finally:
         run.close()
     return {**metrics, "run_dir": str(run.path)}
+
+
+def follow() -> None:
+    """Train and encode beside the process that has started this one, and leave the talking and the writing to it."""
+    console.be_silent()
+    task = json.loads(processes.task_of_this_process())
+    config = cast(DictConfig, OmegaConf.create(task["config"]))
+    try:
+        with _quiet_lightning():
+            _train_and_encode(Path(task["folder"]), _prepare(config, {}), None)
+    except DeephashError as error:  # which the first process has as well
+        sys.exit(error.exit_code)
+
+
+def _prepare(config: DictConfig, settings: dict[str, Any]) -> Job:
+    seed_everything(config.seed, verbose=False)
+    dataset = load_dataset(OmegaConf.to_yaml(config.dataset.source, resolve=True))
+    _require_fitting(config, dataset)
+    if config.dataset.split_file:
+        split = load_split(Path(config.dataset.split_file), dataset)
+    else:
+        split = make_split(config.dataset.protocol, dataset, config.dataset.split_seed)
+    return Job(config, settings, dataset, split, build(config.model.network, bits=config.bits))
 
 
 @functools.lru_cache(maxsize=1)
@@ -133,12 +157,12 @@ def _train_and_encode(folder: Path, job: Job, dashboard: Logger | None) -> None:
     train_rows, validation_rows = split.train, np.empty(0, np.int64)
     if config.validation.queries:
         train_rows, validation_rows = hold_out_validation(split, job.dataset, config.validation.queries, config.seed)
-    checkpoint = checkpoints.newest_valid(folder / runs.CHECKPOINTS, warn)
+    checkpoint = checkpoints.newest_valid(folder / runs.CHECKPOINTS, console.warn)
     steps_done = checkpoints.read_checkpoint(checkpoint)["global_step"] if checkpoint else 0
     trainer = _trainer(
         config,
         folder,
-        [tracking.RecordLogger(folder / runs.STEPS, steps_done), *([dashboard] if dashboard else [])],
+        lambda: [tracking.RecordLogger(folder / runs.STEPS, steps_done), *([dashboard] if dashboard else [])],
         [
             tracking.EpochReport(len(train_rows)),
             tracking.EncodeReport(),
@@ -148,24 +172,32 @@ def _train_and_encode(folder: Path, job: Job, dashboard: Logger | None) -> None:
                 config.checkpoint.every_seconds,
                 monitor="validation/map" if len(validation_rows) else None,
             ),
+            *([EMAWeightAveraging(decay=config.ema.decay)] if config.ema.decay else []),
         ],
     )
-    source = Source(job.dataset, job.network, trainer.strategy.root_device, Loading(**config.loader))
-    module = build_module(config, job.network, source.labels[train_rows])
-    if config.head.epochs and not job.network.frozen and not checkpoint:
-        module.load_state_dict(_learn_head(folder, job, source, train_rows))
-    training = source.shuffled(train_rows, config.seed) if _is_learned(config) else source.at_once(train_rows)
-    validation = [source.in_order(validation_rows), source.in_order(train_rows)] if len(validation_rows) else None
-    trainer.fit(module, training, validation, ckpt_path=checkpoint)
+    task = json.dumps({"folder": str(folder.absolute()), "config": OmegaConf.to_yaml(config, resolve=True)})
+    with processes.team(trainer.world_size, trainer.strategy.root_device, FOLLOW, task):
+        if config.compile:
+            job.network.backbone.compile()
+        source = Source(job.dataset, job.network, trainer.strategy.root_device, Loading(**config.loader))
+        module = build_module(config, job.network, source.labels[train_rows])
+        if config.head.epochs and not job.network.frozen and not checkpoint:
+            module.load_state_dict(_learn_head(folder, job, source, train_rows))
+        training = source.shuffled(train_rows, config.seed) if _is_learned(config) else source.at_once(train_rows)
+        validation = None
+        if len(validation_rows):
+            validation = [source.in_order(processes.own_share(rows)) for rows in (validation_rows, train_rows)]
+        trainer.fit(module, training, validation, ckpt_path=checkpoint)
 
-    chosen, best = (folder / runs.CHECKPOINTS / name for name in (checkpoints.LAST, checkpoints.BEST))
-    if best.exists():
-        module.load_state_dict(checkpoints.read_checkpoint(best)["state_dict"])
-        chosen = best
-    elif validation:
-        warn("the training ended before its first validation: the result is that of the last epoch")
-    query, database = (source.codes(trainer, module, rows) for rows in (split.query, split.database))
-    save_codes(folder / runs.CODES, query, database, _provenance(job, trainer.current_epoch, chosen))
+        chosen, best = (folder / runs.CHECKPOINTS / name for name in (checkpoints.LAST, checkpoints.BEST))
+        if best.exists():
+            chosen = best
+        elif validation:
+            console.warn("the training ended before its first validation: the result is that of the last epoch")
+        module.load_state_dict(checkpoints.read_checkpoint(chosen)["state_dict"])
+        query, database = (source.codes(trainer, module, rows) for rows in (split.query, split.database))
+        if trainer.is_global_zero:
+            save_codes(folder / runs.CODES, query, database, _provenance(job, trainer.current_epoch, chosen))
 
 
 def _learn_head(folder: Path, job: Job, source: Source, rows: Int[np.ndarray, "n"]) -> dict[str, Tensor]:
@@ -178,12 +210,17 @@ def _learn_head(folder: Path, job: Job, source: Source, rows: Int[np.ndarray, "n
         The state that the method goes on with: network, buffers.
     """
     head = job.config.head
-    changes = {"trainer": {"max_epochs": head.epochs, "max_time": None}, "optimizer": {"lr": head.lr}}
+    changes: dict[str, dict[str, Any]] = {
+        "trainer": {"max_epochs": head.epochs, "max_time": None},
+        "optimizer": {"lr": head.lr},
+    }
+    if processes.count() > 1:
+        changes["trainer"]["strategy"] = "ddp_find_unused_parameters_true"  # those of the backbone
     config = cast(DictConfig, OmegaConf.merge(job.config, changes))
     trainer = _trainer(
         config,
         folder,
-        [tracking.RecordLogger(folder / runs.HEAD_STEPS, 0)],
+        lambda: [tracking.RecordLogger(folder / runs.HEAD_STEPS, 0)],
         [tracking.EpochReport(len(rows), "head: ")],
     )
     module = build_module(config, job.network, source.labels[rows])
@@ -279,14 +316,17 @@ def build_module(config: DictConfig, network: HashingNetwork, train_labels: Tens
         raise ConfigError(f"module: {first_line(error)}") from error
 
 
-def _trainer(config: DictConfig, folder: Path, loggers: list[Logger], callbacks: list[Callback]) -> Trainer:
+def _trainer(
+    config: DictConfig, folder: Path, loggers: Callable[[], list[Logger]], callbacks: list[Callback]
+) -> Trainer:
     create = build(config.trainer, _partial_=True)
     try:
         return create(
-            logger=loggers,
+            logger=loggers() if processes.is_first() else False,
             callbacks=callbacks,
-            plugins=[checkpoints.VerifiedCheckpointIO()],
             default_root_dir=folder,
+            # processes.team is the environment, whatever cluster this is
+            plugins=[checkpoints.VerifiedCheckpointIO(), LightningEnvironment()],
             check_val_every_n_epoch=config.validation.every_n_epochs,
             enable_checkpointing=False,  # EpochCheckpoints does it
             enable_progress_bar=False,  # EpochReport does it

@@ -30,6 +30,7 @@ SETTINGS = (
     "model.network.hidden_units=16",
     "model.network.dropout=0.5",
     "head.epochs=1",
+    "ema.decay=0.9",
     "trainer.max_epochs=4",
     "dataset=image_folder",
 )

@@ -47,8 +47,28 @@ def test_cosine_does_not_rise_again_when_training_goes_on():
     assert schedules.cosine(optimizer, total_steps=4, warmup=0.0).lr_lambdas[0](9) == pytest.approx(0)
 
 
+@pytest.mark.parametrize(("steps", "warmup"), [(40, 0.3), (41, 0.25), (553, 0.1)])
+def test_one_cycle_is_that_of_torch(steps, warmup):
+    def reference(optimizer, total_steps):
+        settings = {"pct_start": warmup, "div_factor": 25, "final_div_factor": 1e12, "cycle_momentum": False}
+        return torch.optim.lr_scheduler.OneCycleLR(optimizer, [1.0, 0.1], total_steps + 1, **settings)
+
+    ours, torchs = rates(schedules.one_cycle, steps, warmup=warmup, start=0.04), rates(reference, steps - 1)
+    for one, other in zip(ours, torchs, strict=False):
+        assert one == pytest.approx(other, abs=1e-9)
+    assert len(torchs) == steps
+    assert ours[steps] == pytest.approx([0.0, 0.0])
+
+
+def test_one_cycle_stays_down_when_training_goes_on():
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], 1.0)
+    assert schedules.one_cycle(optimizer, total_steps=4, warmup=0.3, start=0.04).lr_lambdas[0](9) == pytest.approx(0)
+
+
 @pytest.mark.parametrize("warmup", [-0.1, 1.0, 3])
 def test_warmup_is_a_share(warmup):
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], 1.0)
     with pytest.raises(ValueError, match=r"warmup is a share .* got"):
         schedules.cosine(optimizer, total_steps=4, warmup=warmup)
+    with pytest.raises(ValueError, match=r"start is a share .* got"):
+        schedules.one_cycle(optimizer, total_steps=4, warmup=0.3, start=warmup)

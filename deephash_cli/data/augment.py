@@ -1,8 +1,9 @@
 """Random changes of training images, a batch of uint8 tensors at a time, each image on its own."""
 
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor, nn
+from torch.nn.functional import affine_grid, grid_sample
 
 
 class ShiftFlip(nn.Module):
@@ -32,3 +33,72 @@ class ShiftFlip(nn.Module):
         most = round(self.shift * side)
         offsets = torch.randint(-most, most + 1, (n, 1), device=device)
         return (torch.arange(side, device=device) + offsets).clamp(0, side - 1)
+
+
+class CropColour(nn.Module):
+    """Cut a part out of each image and stretch it to the whole, mirror it, change its colours.
+
+    As ``RandomResizedCrop``, ``RandomHorizontalFlip`` and ``ColorJitter`` of torchvision, which change all images of a
+    batch alike: here each image has draws of its own, and all are changed at once, on any device.
+
+    Args:
+        area: Smallest share of the image's area that is kept; 1 keeps all.
+        ratio: The part is at most so many times as wide as high, and the other way round.
+        flip: Probability of a mirror image.
+        brightness: Colours are multiplied by a factor drawn from ``1 - brightness`` to ``1 + brightness``;
+        contrast: so are distances from the image's mean grey,
+        saturation: and from each pixel's grey.
+
+    Raises:
+        ValueError: If a setting is out of its range.
+    """
+
+    def __init__(self, area: float, ratio: float, flip: float, brightness: float, contrast: float, saturation: float):
+        super().__init__()
+        if not 0 < area <= 1 or ratio < 1:
+            raise ValueError(f"area must be in (0, 1] and ratio at least 1, got {area} and {ratio}")
+        for name, value in (
+            ("flip", flip), ("brightness", brightness), ("contrast", contrast), ("saturation", saturation)
+        ):  # fmt: skip
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name} must be in [0, 1], got {value}")
+        self.area = area
+        self.ratio = ratio
+        self.flip = flip
+        self.brightness = brightness
+        self.contrast = contrast
+        self.saturation = saturation
+
+    def forward(self, images: UInt8[Tensor, "n c h w"]) -> UInt8[Tensor, "n c h w"]:
+        """Changed copies of ``images``."""
+        x = self._cropped(images.float())
+        x = x * self._factors(x, self.brightness)
+        grey = _grey(x)
+        mean = grey.mean(dim=(2, 3), keepdim=True)
+        x = mean + (x - mean) * self._factors(x, self.contrast)
+        grey = _grey(x)
+        x = grey + (x - grey) * self._factors(x, self.saturation)
+        return x.round().clamp(0, 255).to(torch.uint8)
+
+    def _cropped(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
+        n = len(x)
+        area, ratio, across, down, mirror = torch.rand(5, n, device=x.device)
+        side = (self.area + (1 - self.area) * area).sqrt()
+        stretch = self.ratio ** (ratio - 0.5)  # of the width; its square is the part's ratio
+        wide, high = ((side * factor).clamp(max=1) for factor in (stretch, 1 / stretch))
+        theta = torch.zeros(n, 2, 3, device=x.device)  # in half sides from the centre
+        theta[:, 0, 0] = torch.where(mirror < self.flip, -wide, wide)
+        theta[:, 1, 1] = high
+        theta[:, 0, 2] = (2 * across - 1) * (1 - wide)
+        theta[:, 1, 2] = (2 * down - 1) * (1 - high)
+        grid = affine_grid(theta, list(x.shape), align_corners=False)
+        return grid_sample(x, grid, padding_mode="border", align_corners=False)
+
+    def _factors(self, x: Float[Tensor, "n c h w"], width: float) -> Float[Tensor, "n 1 1 1"]:
+        return 1 + width * (2 * torch.rand(len(x), 1, 1, 1, device=x.device) - 1)
+
+
+def _grey(x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n 1 h w"]:
+    """Luma of RGB images (ITU-R BT.601); of other numbers of channels their mean."""
+    weights = [0.299, 0.587, 0.114] if x.shape[1] == 3 else [1 / x.shape[1]] * x.shape[1]
+    return (x * torch.tensor(weights, device=x.device)[:, None, None]).sum(dim=1, keepdim=True)

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from deephash_cli import processes
 from deephash_cli.errors import DataError
 
 
@@ -48,17 +49,34 @@ class Rows(Dataset[Batch]):
 class EpochSampler(Sampler[list[int]]):
     """Batches of positions in an order that depends on ``(seed, epoch)`` alone, so that a resumed run repeats it.
 
-    A last batch of one image is joined to the one before it: batch normalization and pairs need two.
+    A last batch of one image is joined to the one before it: batch normalization and pairs need two. Of several
+    processes each gets a part of every batch, one after the other as they are in it; a last batch of fewer than two
+    images for each is joined as well. No image comes twice.
+
+    Args:
+        n: Number of images.
+        batch_size: Of all parts together.
+        seed: Of the order.
+        part: Number of the process, from 0.
+        parts: How many there are.
+
+    Raises:
+        DataError: If there are too few images.
+        ValueError: If the batches are too small.
     """
 
-    def __init__(self, n: int, batch_size: int, seed: int):
+    def __init__(self, n: int, batch_size: int, seed: int, part: int = 0, parts: int = 1):
         if n < 2:
             raise DataError(f"the training set has {n} image(s) but pairs need at least two")
-        if batch_size < 2:
-            raise ValueError(f"batch_size must be at least 2 for training, got {batch_size}")
+        if min(batch_size, n) < 2 * parts:
+            raise ValueError(
+                f"a batch needs at least 2 images for each of {parts} process(es), got {min(batch_size, n)}"
+            )
         self.n = n
         self.batch_size = batch_size
         self.seed = seed
+        self.part = part
+        self.parts = parts
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -67,18 +85,19 @@ class EpochSampler(Sampler[list[int]]):
 
     def __len__(self) -> int:
         batches, rest = divmod(self.n, self.batch_size)
-        return max(1, batches + (rest > 1))
+        return max(1, batches + (rest >= 2 * self.parts))
 
     def __iter__(self) -> Iterator[list[int]]:
         order = np.random.default_rng([self.seed, self.epoch]).permutation(self.n).tolist()
         for i in range(len(self)):
             last = i == len(self) - 1
-            yield order[i * self.batch_size : None if last else (i + 1) * self.batch_size]
+            batch = order[i * self.batch_size : None if last else (i + 1) * self.batch_size]
+            yield processes.share(batch, self.part, self.parts)
 
 
 def train_loader(rows: Rows, batch_size: int, seed: int, num_workers: int, pin_memory: bool) -> "DataLoader[Batch]":
-    """Shuffled batches for training."""
-    sampler = EpochSampler(len(rows), batch_size, seed)
+    """Shuffled batches for training; the part of this process, if there are several."""
+    sampler = EpochSampler(len(rows), batch_size, seed, processes.rank(), processes.count())
     return _loader(rows, sampler, num_workers, pin_memory)
 
 

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
-from deephash_cli import metrics, ranking
+from deephash_cli import metrics, processes, ranking
 from deephash_cli.data.loaders import Batch
 from deephash_cli.errors import ConfigError, DataError, DivergedError, first_line
 from deephash_cli.hash_layers import FeatureScaling
@@ -62,16 +62,22 @@ class Hasher(LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Log the tie-aware mAP of the held-out queries."""
         (queries, query_labels), (database, labels) = (
-            (np.concatenate(codes), np.concatenate(labels))
-            for codes, labels in (zip(*side, strict=True) for side in self._validation)
+            tuple(self._of_all_processes(part) for part in zip(*side, strict=True)) for side in self._validation
         )
         self._validation = ([], [])
-        sides = (queries, database, self.network.bits, query_labels, labels)
-        if self.device.type == "cuda":
-            shared = device.count(*sides, device=self.device)
-        else:
-            shared = np.concatenate([part.shared for part in ranking.count(*sides)])
-        self.log("validation/map", float(metrics.average_precision(metrics.Histograms.of_shared(shared)).mean()))
+        value = 0.0
+        if processes.rank() == 0:
+            sides = (queries, database, self.network.bits, query_labels, labels)
+            if self.device.type == "cuda":
+                shared = device.count(*sides, device=self.device)
+            else:
+                shared = np.concatenate([part.shared for part in ranking.count(*sides)])
+            value = float(metrics.average_precision(metrics.Histograms.of_shared(shared)).mean())
+        self.log("validation/map", processes.from_first(value))
+
+    def _of_all_processes(self, parts: tuple[np.ndarray, ...]) -> np.ndarray:
+        rows = torch.from_numpy(np.concatenate(parts)).to(self.device)
+        return processes.of_all(rows).cpu().numpy()
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """Move a batch, without a search through what it is made of."""
@@ -113,26 +119,44 @@ class HashingModule(Hasher):
 
     @abstractmethod
     def losses(self, u: Float[Tensor, "n bits"], batch: Batch) -> dict[str, Tensor]:
-        """Named terms whose sum is minimised. Each is logged under its name."""
+        """Named terms whose sum is minimised. Each is logged under its name.
+
+        Args:
+            u: Outputs for the images of the step.
+            batch: The labels and indices of those images. (Its inputs are those of this process alone, if there are
+                several, of which each computes the outputs of a part and the loss of the whole.)
+        """
 
     def on_fit_start(self) -> None:
         """Set training mode: Lightning keeps the mode it finds, and the network may have been encoding before."""
         self.train()
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Seed what is random in this step by its number, so that a resumed run repeats it bit for bit."""
-        seed = (self.seed << 32) + self.global_step
+        """Seed what is random in this step by its number, so that a resumed run repeats it bit for bit.
+
+        That is what each process changes in its own images, and which units it drops.
+        """
+        self._seed_step(1 + processes.rank())
+
+    def _seed_step(self, stream: int) -> None:
+        # mixed well: on the CPU torch uses no more than 32 bits of a seed
+        mixed = np.random.SeedSequence([self.seed, self.global_step, stream]).generate_state(1)[0]
         # torch.manual_seed notes a stack trace for each kind of accelerator: a tenth of a step
-        (torch.default_generator if self.device.type == "cpu" else torch).manual_seed(seed)
+        (torch.default_generator if self.device.type == "cpu" else torch).manual_seed(int(mixed))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """One step.
+        """One step. Several processes have a part of its images each, and the loss of all, in its own images' outputs.
 
         Raises:
             DivergedError: If the loss is NaN or infinite, before it can reach the weights.
         """
         inputs = batch.inputs if batch.inputs.ndim == 2 else self.augment(batch.inputs)
-        terms = self.losses(self.network(inputs), batch)
+        u = processes.of_all(self.network(inputs))
+        if processes.count() > 1:
+            indices = processes.of_all(batch.indices)
+            batch = Batch(batch.inputs, self.train_labels[indices], indices)
+        self._seed_step(0)  # what a loss draws is the same in every process
+        terms = self.losses(u, batch)
         total = torch.stack(list(terms.values())).sum()
         if not torch.isfinite(total):
             parts = ", ".join(f"{name} {value.item():.4g}" for name, value in terms.items())
@@ -141,8 +165,8 @@ class HashingModule(Hasher):
                 "lower optimizer.lr and model.backbone_lr, or set trainer.gradient_clip_val=1"
             )
         for name, value in {**terms, "loss": total, "images": torch.ones(())}.items():
-            self._sums[name] = self._sums.get(name, 0) + len(inputs) * value.detach()
-        return total
+            self._sums[name] = self._sums.get(name, 0) + len(u) * value.detach()
+        return total * processes.count()  # gradients are averaged over processes, and each has but its part
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Log means over images when the epoch ends, perhaps early: Lightning's own sums cost a tenth of a step."""
@@ -207,7 +231,8 @@ class BufferedModule(HashingModule):
             with torch.no_grad():
                 for batch in first_pass:
                     moved = self.transfer_batch_to_device(batch, self.device, 0)
-                    self.u_buffer[moved.indices] = self.network(moved.inputs).float()
+                    u = self.network(moved.inputs).float()
+                    self.u_buffer[processes.of_all(moved.indices)] = processes.of_all(u)
             self.network.train()
 
     def remember(self, u: Float[Tensor, "n bits"], batch: Batch) -> Float[Tensor, "m bits"]:

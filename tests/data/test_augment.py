@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+import torchvision.transforms.v2.functional
 
-from deephash_cli.data.augment import ShiftFlip
+from deephash_cli.data.augment import CropColour, ShiftFlip
 
 
 def batch(n=64, channels=3, height=8, width=8):
@@ -79,3 +80,72 @@ def test_what_came_in_is_not_changed():
 def test_shares_out_of_range_are_refused(shift, flip):
     with pytest.raises(ValueError, match=r"shift must be in \[0, 1\) and flip in \[0, 1\], got"):
         ShiftFlip(shift, flip)
+
+
+STILL = {"area": 1.0, "ratio": 1.0, "flip": 0.0, "brightness": 0.0, "contrast": 0.0, "saturation": 0.0}
+
+
+def one_draw(name):
+    """The images changed in one way alone, and the factor that was drawn for each."""
+    torch.manual_seed(0)
+    change = CropColour(**{**STILL, name: 0.5})
+    factors = {}
+    drawn = change._factors
+    change._factors = lambda x, width: factors.setdefault(width, drawn(x, width)) if width else drawn(x, width)
+    return change(batch(16)), factors[0.5].flatten().tolist()
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 8, 8), (5, 1, 8, 8), (4, 3, 6, 10)])
+def test_parts_and_colours_keep_shape_and_type(shape):
+    changed = CropColour(0.5, 1.3, 0.5, 0.4, 0.4, 0.4)(batch(*shape))
+    assert changed.shape == shape
+    assert changed.dtype == torch.uint8
+
+
+def test_a_whole_image_of_its_own_colours_is_the_image():
+    images = batch()
+    assert torch.equal(CropColour(**STILL)(images), images)
+    assert torch.equal(CropColour(**{**STILL, "flip": 1.0})(images), images.flip(3))
+
+
+@pytest.mark.parametrize("name", ["brightness", "contrast", "saturation"])
+def test_colours_change_as_torchvision_changes_them(name):
+    changed, factors = one_draw(name)
+    reference = getattr(torchvision.transforms.v2.functional, f"adjust_{name}")
+    assert min(factors) < 0.75 < 1.25 < max(factors)
+    assert all(0.5 <= factor <= 1.5 for factor in factors)
+    for image, one, factor in zip(batch(16), changed, factors, strict=True):
+        expected = reference(image.float() / 255, factor) * 255
+        assert (one - expected).abs().max() <= 1  # of 255: whoever rounds
+
+
+def test_a_part_is_stretched_to_the_whole():
+    # a picture whose columns and rows count their place: what comes out is a straight piece of that line
+    place = torch.arange(64, dtype=torch.uint8)
+    picture = torch.stack([place.expand(64, 64), place[:, None].expand(64, 64)])[None].expand(200, -1, -1, -1)
+    torch.manual_seed(0)
+    changed = CropColour(**{**STILL, "area": 0.25, "ratio": 2.0})(picture).float()
+    wide = (changed[:, 0, :, 62] - changed[:, 0, :, 1]).mean(dim=1) / 61
+    high = (changed[:, 1, 62] - changed[:, 1, 1]).mean(dim=1) / 61
+    assert (wide * high).min() == pytest.approx(0.25, abs=0.03)
+    assert (wide * high).max() > 0.9
+    assert (wide / high).max() == pytest.approx(2, abs=0.1)
+    assert (wide / high).min() == pytest.approx(0.5, abs=0.05)
+    middles = changed[:, 0, 32, 32]
+    assert middles.min() < 20  # the part is anywhere
+    assert middles.max() > 43
+
+
+def test_each_image_has_a_part_and_colours_of_its_own():
+    torch.manual_seed(0)
+    same = batch(1).expand(50, -1, -1, -1)
+    assert len({changed.numpy().tobytes() for changed in CropColour(0.5, 1.3, 0.5, 0.4, 0.4, 0.4)(same)}) == 50
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [({"area": 0.0}, "area must be"), ({"ratio": 0.5}, "ratio at least 1"), ({"contrast": 1.5}, "contrast must be in")],
+)
+def test_parts_and_colours_out_of_range_are_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        CropColour(**{**STILL, **wrong})

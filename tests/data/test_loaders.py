@@ -51,9 +51,22 @@ def test_fewer_than_two_images_make_no_pair(n):
         EpochSampler(n, 8, 0)
 
 
-def test_a_batch_of_one_is_refused():
-    with pytest.raises(ValueError, match="batch_size must be at least 2"):
-        EpochSampler(8, 1, 0)
+@pytest.mark.parametrize(("n", "batch_size", "parts"), [(8, 1, 1), (8, 3, 2), (3, 8, 2)])
+def test_a_batch_without_two_images_for_each_process_is_refused(n, batch_size, parts):
+    with pytest.raises(ValueError, match=rf"at least 2 images for each of {parts} process.*got {min(n, batch_size)}"):
+        EpochSampler(n, batch_size, 0, 0, parts)
+
+
+@pytest.mark.parametrize(("n", "sizes"), [(30, [8, 8, 8, 6]), (27, [8, 8, 11]), (29, [8, 8, 8, 5])])
+def test_the_parts_of_a_batch_are_the_batch(n, sizes):
+    # a last batch of 3 has no two images for each of two processes
+    parts = [epoch(EpochSampler(n, 8, 5, part, 2), 1) for part in range(2)]
+    together = [[*one, *other] for one, other in zip(*parts, strict=True)]
+    assert [len(batch) for batch in together] == sizes
+    assert min(len(batch) for part in parts for batch in part) >= 2
+    assert sorted(position for batch in together for position in batch) == list(range(n))
+    if sizes[-1] < 8:
+        assert together == epoch(EpochSampler(n, 8, 5), 1)
 
 
 @pytest.fixture

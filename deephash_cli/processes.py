@@ -1,0 +1,218 @@
+"""Several processes that train one network on one machine: who they are, and what each gathers from the others.
+
+The process that the user started is the first; it starts the others, which end when it does, however it ends. Alone,
+every function here gives back what it was given.
+"""
+
+import contextlib
+import datetime
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor, distributed
+from torch.distributed import TCPStore  # type: ignore[reportPrivateImportUsage]
+
+from deephash_cli.errors import ConfigError, DeephashError
+
+_Rows = TypeVar("_Rows", list[int], np.ndarray)
+_STORE = "DEEPHASH_STORE"  # port at which the processes meet
+_RANK = "LOCAL_RANK"  # so that Lightning starts no processes of its own
+_PATIENCE = datetime.timedelta(minutes=30)  # how long the others wait for what one of them does alone
+
+
+def is_first() -> bool:
+    """Whether a user started this process; also before the others are there."""
+    return _STORE not in os.environ
+
+
+def rank() -> int:
+    """Number of this process, from 0."""
+    return distributed.get_rank() if distributed.is_initialized() else 0
+
+
+def count() -> int:
+    """How many processes there are."""
+    return distributed.get_world_size() if distributed.is_initialized() else 1
+
+
+def require_alone() -> None:
+    """Refuse to be one of several processes that another program has started.
+
+    Raises:
+        ConfigError: If it has.
+    """
+    if is_first() and _RANK in os.environ:
+        raise ConfigError(
+            "deephash starts its processes itself: leave out torchrun or whatever set LOCAL_RANK, and give "
+            "trainer.devices=<number>"
+        )
+
+
+@contextlib.contextmanager
+def team(size: int, device: torch.device, command: Sequence[str], task: str) -> Iterator[None]:
+    """Work together with ``size - 1`` other processes, which do the same.
+
+    Args:
+        size: How many there are.
+        device: Of this process.
+        command: What the first process starts the others with. They have to come here, too.
+        task: What they are given to read; see ``task_of_this_process``.
+
+    Raises:
+        DeephashError: If one of the others has failed.
+    """
+    if size == 1:
+        yield
+        return
+    first = is_first()
+    store = TCPStore("127.0.0.1", 0 if first else int(os.environ[_STORE]), size, first, _PATIENCE, False)
+    threads = torch.get_num_threads()
+    others: list[subprocess.Popen[str]] = []
+    try:
+        if first:
+            os.environ[_RANK] = "0"
+            others = [_start(command, task, rank, store.port) for rank in range(1, size)]
+            _wait_for(others, store)
+        else:
+            store.set(os.environ[_RANK], "here")
+        if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+            torch.set_num_threads(max(1, threads // size))
+        distributed.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo",
+            store=store,
+            rank=int(os.environ[_RANK]),
+            world_size=size,
+            timeout=_PATIENCE,
+            device_id=device if device.type == "cuda" else None,
+        )
+        yield
+        for process in others:
+            process.wait()
+    except Exception as error:
+        for number, process in enumerate(others, start=1):
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=1)  # one that fell down pulls this one down before it is gone
+            if not isinstance(error, DeephashError) and process.returncode:
+                raise DeephashError(
+                    f"process {number} of {size} (counted from 0) ended with exit code {process.returncode}: what it "
+                    "said is above; a negative number is a signal, -9 that of a system short of memory"
+                ) from error
+        raise
+    finally:
+        for process in others:
+            process.kill()
+            process.wait()
+            if process.stdin:
+                process.stdin.close()
+        if first:
+            os.environ.pop(_RANK, None)
+        torch.set_num_threads(threads)
+        if distributed.is_initialized():
+            distributed.destroy_process_group()
+
+
+def task_of_this_process() -> str:
+    """What the first process has given this one to do. From here on, this process ends when that one does."""
+    length = int(sys.stdin.readline())
+    task = sys.stdin.read(length)
+    threading.Thread(target=_end_with_the_first, daemon=True).start()
+    return task
+
+
+def share(rows: _Rows, part: int, parts: int) -> _Rows:
+    """What one of several processes has of some rows: a piece as long as the others', or shorter by one."""
+    first, end = (len(rows) * number // parts for number in (part, part + 1))
+    return rows[first:end]
+
+
+def own_share(rows: _Rows) -> _Rows:
+    """What this process has of some rows."""
+    return share(rows, rank(), count())
+
+
+def of_all(rows: Shaped[Tensor, "n *shape"]) -> Shaped[Tensor, "m *shape"]:
+    """The rows of all processes, in the order of their numbers; each may have a number of rows of its own.
+
+    The gradient flows through this process's rows alone.
+    """
+    if count() == 1:
+        return rows
+    lengths = [torch.zeros((), dtype=torch.int64, device=rows.device) for _ in range(count())]
+    distributed.all_gather(lengths, torch.tensor(len(rows), device=rows.device))
+    most = max(int(length) for length in lengths)
+    padded = rows.new_zeros(most, *rows.shape[1:])
+    padded[: len(rows)] = rows.detach()
+    parts = [torch.empty_like(padded) for _ in lengths]
+    distributed.all_gather(parts, padded)
+    parts = [part[: int(length)] for part, length in zip(parts, lengths, strict=True)]
+    parts[rank()] = rows
+    return torch.cat(parts)
+
+
+def sum_of_all(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """The sum over all processes. The gradient is the sum of the gradients of all."""
+    return x if count() == 1 else _SumOfAll.apply(x)
+
+
+def from_first(value: Any) -> Any:
+    """The first process's value."""
+    if count() == 1:
+        return value
+    values = [value]
+    distributed.broadcast_object_list(values, src=0)
+    return values[0]
+
+
+class _SumOfAll(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:  # type: ignore[override]  # noqa: ARG004
+        return _reduced(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]  # noqa: ARG004
+        return _reduced(gradient)
+
+
+def _reduced(x: Tensor) -> Tensor:
+    x = x.clone(memory_format=torch.contiguous_format)
+    distributed.all_reduce(x)
+    return x
+
+
+def _start(command: Sequence[str], task: str, rank: int, port: int) -> "subprocess.Popen[str]":
+    modules = os.pathsep.join(path for path in sys.path if path)
+    environment = {**os.environ, _RANK: str(rank), _STORE: str(port), "PYTHONPATH": modules}
+    process = subprocess.Popen(
+        command,
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,  # Ctrl-C is for the first process, which ends the others
+    )
+    assert process.stdin
+    with contextlib.suppress(BrokenPipeError):  # it has ended already, which the first collective finds out
+        process.stdin.write(f"{len(task)}\n{task}")
+        process.stdin.flush()
+    return process
+
+
+def _wait_for(others: Sequence["subprocess.Popen[str]"], store: TCPStore) -> None:
+    """Until they are there, which takes the seconds that Python needs to start."""
+    while not store.check([str(rank) for rank in range(1, len(others) + 1)]):
+        if any(process.poll() is not None for process in others):
+            raise RuntimeError("a process ended before it began")
+        time.sleep(0.05)
+
+
+def _end_with_the_first() -> None:
+    sys.stdin.read()
+    os._exit(1)

@@ -90,7 +90,7 @@ def check(verb: str, overrides: Sequence[str], config_dir: str | None, multirun:
     """
     from hydra import compose, initialize_config_dir
     from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.core.override_parser.types import Override
+    from hydra.core.override_parser.types import IntervalSweep, Override
     from hydra.errors import HydraException, OverrideParseException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
@@ -103,6 +103,7 @@ def check(verb: str, overrides: Sequence[str], config_dir: str | None, multirun:
             f"could not read {error.override!r}: a setting is key=value, and a value with special characters needs "
             "quotes, such as \"'dataset.root=\\'my photos\\''\""
         ) from error
+    searching = any(text.startswith(("tune=", "hydra/sweeper=")) for text in overrides)
     fixed: list[str] = [] if config_dir is None else [f"hydra.searchpath=[file://{Path(config_dir).absolute()}]"]
     swept: dict[int, list[str]] = {}
     for position, override in enumerate(parsed):
@@ -115,10 +116,16 @@ def check(verb: str, overrides: Sequence[str], config_dir: str | None, multirun:
             raise ConfigError(f"deephash eval has no {key}; it has ks, map_at, radius and zero_hits")
         if multirun and override.is_sweep_override():
             key = override.input_line.split("=", 1)[0] if override.input_line else override.get_key_element()
+            value = override.value()
+            if searching and isinstance(value, IntervalSweep):
+                swept[position] = [f"{key}={end}" for end in (value.start, value.end)]
+                continue
             try:
                 swept[position] = [f"{key}={value}" for value in override.sweep_string_iterator()]
             except HydraException as error:  # a glob, an interval
-                raise ConfigError(f"{overrides[position]}: a sweep lists its values, such as {key}=a,b") from error
+                raise ConfigError(
+                    f"{overrides[position]}: a sweep lists its values, such as {key}=a,b; tune=rates takes intervals"
+                ) from error
     variants = [[swept[i][0] if i in swept else text for i, text in enumerate(overrides)]]
     for position, values in swept.items():
         for value in values[1:]:
@@ -227,6 +234,8 @@ def _explain(verb: str, message: str, config_dir: str | None, chosen: Sequence[s
     """Hydra's message about a configuration that does not compose, as one sentence with what would have worked."""
     if match := re.search(r"Could not find '([^']+)/([^'/]+)'|Could not find '([^']+)'", message):
         path = match[3] or f"{match[1]}/{match[2]}"
+        if path == "hydra/sweeper/optuna":
+            return "a search needs Optuna: pip install 'deephash[optuna]'"
         group = next((name for name in group_names() if path.startswith(f"{name}/")), path.split("/")[0])
         choice = path.removeprefix(f"{group}/")
         exist = choices(group) if (CONF_DIR / group).is_dir() else []

@@ -367,8 +367,8 @@ def _train(config: Any) -> None:
     _known_errors(work)
 
 
-def _train_job(config: Any) -> None:
-    """One job of a sweep."""
+def _train_job(config: Any) -> float | None:
+    """One job of a sweep; what it returns is for a search."""
     from hydra.core.hydra_config import HydraConfig
 
     from deephash_cli.runs import hide_in_override
@@ -379,7 +379,14 @@ def _train_job(config: Any) -> None:
     typed = list(job.overrides.task)
     telling = [override for override in typed if not override.startswith(("resume=", "group=", "logger="))]
     shown = [hide_in_override(override) for override in telling]
-    run_job(Path(job.sweep.dir), int(job.job.num), shown, lambda: train(config, typed))
+    searching = "optuna" in job.sweeper._target_
+    if searching and not config.validation.queries:
+        _known_errors(_refuse_search)
+    return run_job(Path(job.sweep.dir), int(job.job.num), shown, lambda: train(config, typed), searching)
+
+
+def _refuse_search() -> None:
+    raise ConfigError("a search needs validation queries to choose settings by: validation.queries=500")
 
 
 def _known_errors(work: Callable[[], Any]) -> None:

@@ -1,39 +1,74 @@
 """A sweep's jobs: what became of each, and the table at the end. The jobs may run in other processes."""
 
+import contextlib
 import re
+import sqlite3
 import statistics
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from rich.table import Table
 
 from deephash_cli.console import console, errors, say
-from deephash_cli.errors import DeephashError, Stopped, SweepError, first_line
+from deephash_cli.errors import ArtifactError, DeephashError, Stopped, SweepError, first_line
 from deephash_cli.files import read_json, write_json
 
+STUDY = "study.sqlite"  # of a search by Optuna; conf/tune names it, too
+BEST = "optimization_results.yaml"  # which Optuna's sweeper writes
+OBJECTIVE = "validation_map"
 COLUMNS = ("map", "map_stable", "precision_at_100")
 WITHOUT_LABELS = ("unique_code_ratio",)  # the columns of runs that have none of those
 
 
 def begin(folder: Path) -> None:
-    """Forget the jobs of an earlier start of the same sweep; their run folders stay."""
+    """Forget the jobs of an earlier start of the same sweep; their run folders stay.
+
+    Raises:
+        ArtifactError: If an earlier search's study can not be gone on with.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
     for file in folder.glob("job-*.json"):
         file.unlink()
+    if (folder / STUDY).exists():
+        try:
+            with contextlib.closing(sqlite3.connect(folder / STUDY, timeout=5)) as study:
+                study.execute("begin immediate")
+        except sqlite3.Error as error:
+            raise ArtifactError(
+                f"{folder / STUDY}, the study of this search, cannot be used ({error}): wait if another process has "
+                "it, or move it away to begin a new one; the runs stay and are not done again"
+            ) from error
 
 
-def run_job(folder: Path, number: int, overrides: Sequence[str], work: Callable[[], Mapping[str, Any]]) -> None:
-    """Run one job and write down how it ended. An error ends the job, not the sweep."""
+def run_job(
+    folder: Path, number: int, overrides: Sequence[str], work: Callable[[], Mapping[str, Any]], searching: bool
+) -> float | None:
+    """Run one job and write down how it ended. An error ends the job, not the sweep.
+
+    Args:
+        folder: Of the sweep.
+        number: Of the job.
+        overrides: Its settings.
+        work: Gives its metrics.
+        searching: Whether settings are being searched for: then the test queries' numbers are not shown.
+
+    Returns:
+        The mAP of the validation queries, which a search maximises; nothing if there is none.
+    """
     settings = [plain(override) for override in overrides]
     say(f"\njob {number + 1}: {' '.join(settings)}")
     record: dict[str, Any] = {"number": number, "overrides": settings, "status": "interrupted"}
     try:
         metrics = work()
-        columns = _columns(metrics)
+        validation = metrics.get("validation")
+        columns = {OBJECTIVE: validation["map"]} if searching and validation else _columns(metrics)
         name, value = next(iter(columns.items()))
         say(f"{name} {value:.4f}, run folder {metrics['run_dir']}")
         record |= {"status": "finished", "run_dir": metrics["run_dir"], "metrics": columns}
+        return columns.get(OBJECTIVE)
     except Stopped:
         raise
     except DeephashError as error:
@@ -44,6 +79,7 @@ def run_job(folder: Path, number: int, overrides: Sequence[str], work: Callable[
         errors.print(traceback.format_exc(), markup=False)
     finally:
         write_json(folder / f"job-{number:04d}.json", record)
+    return None
 
 
 def conclude(folder: Path) -> None:
@@ -55,7 +91,12 @@ def conclude(folder: Path) -> None:
     jobs = [read_json(file) for file in sorted(folder.glob("job-*.json"))]
     done = [job for job in jobs if job["status"] == "finished"]
     if done:
+        done.sort(key=lambda job: job["metrics"].get(OBJECTIVE, 0), reverse=True)
         console.print(_table(done))
+    if (best := folder / BEST).exists():
+        found = yaml.safe_load(best.read_text())
+        settings = " ".join(f"{name}={value}" for name, value in found["best_params"].items())
+        say(f"best of all searches of this study: {settings}, validation_map {found['best_value']:.4f}")
     unfinished = [job for job in jobs if job["status"] == "interrupted"]
     failed = [job for job in jobs if job["status"] == "failed"]
     for job in failed:
@@ -95,7 +136,7 @@ def _table(jobs: Sequence[Mapping[str, Any]]) -> Table:
     table = Table(title=f"{shared} (mean and standard deviation over seeds)".strip(), title_justify="left")
     table.add_column("settings", overflow="fold", min_width=8)
     table.add_column("seeds", justify="right")
-    names = [name for name in (*COLUMNS, *WITHOUT_LABELS) if any(name in job["metrics"] for job in jobs)]
+    names = [name for name in (OBJECTIVE, *COLUMNS, *WITHOUT_LABELS) if any(name in job["metrics"] for job in jobs)]
     for name in names:
         table.add_column(name, justify="right", overflow="fold")
     for settings, members in groups.items():

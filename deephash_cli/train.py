@@ -159,6 +159,12 @@ def _train_and_encode(folder: Path, job: Job, dashboard: Logger | None) -> None:
         train_rows, validation_rows = hold_out_validation(split, job.dataset, config.validation.queries, config.seed)
     checkpoint = checkpoints.newest_valid(folder / runs.CHECKPOINTS, console.warn)
     steps_done = checkpoints.read_checkpoint(checkpoint)["global_step"] if checkpoint else 0
+    keeping = checkpoints.EpochCheckpoints(
+        folder / runs.CHECKPOINTS,
+        config.checkpoint.every_n_epochs,
+        config.checkpoint.every_seconds,
+        monitor="validation/map" if len(validation_rows) else None,
+    )
     trainer = _trainer(
         config,
         folder,
@@ -166,12 +172,7 @@ def _train_and_encode(folder: Path, job: Job, dashboard: Logger | None) -> None:
         [
             tracking.EpochReport(len(train_rows)),
             tracking.EncodeReport(),
-            checkpoints.EpochCheckpoints(
-                folder / runs.CHECKPOINTS,
-                config.checkpoint.every_n_epochs,
-                config.checkpoint.every_seconds,
-                monitor="validation/map" if len(validation_rows) else None,
-            ),
+            keeping,
             *([EMAWeightAveraging(decay=config.ema.decay)] if config.ema.decay else []),
         ],
     )
@@ -197,7 +198,9 @@ def _train_and_encode(folder: Path, job: Job, dashboard: Logger | None) -> None:
         module.load_state_dict(checkpoints.read_checkpoint(chosen)["state_dict"])
         query, database = (source.codes(trainer, module, rows) for rows in (split.query, split.database))
         if trainer.is_global_zero:
-            save_codes(folder / runs.CODES, query, database, _provenance(job, trainer.current_epoch, chosen))
+            save_codes(
+                folder / runs.CODES, query, database, _provenance(job, trainer.current_epoch, chosen, keeping.best)
+            )
 
 
 def _learn_head(folder: Path, job: Job, source: Source, rows: Int[np.ndarray, "n"]) -> dict[str, Tensor]:
@@ -228,9 +231,10 @@ def _learn_head(folder: Path, job: Job, source: Source, rows: Int[np.ndarray, "n
     return module.state_dict()
 
 
-def _provenance(job: Job, epochs: int, checkpoint: Path) -> dict[str, Any]:
+def _provenance(job: Job, epochs: int, checkpoint: Path, best: float) -> dict[str, Any]:
     """Where the codes come from and how they are to be measured: all that ``deephash eval`` has to know."""
     config, split = job.config, job.split
+    validated = checkpoint.name == checkpoints.BEST
     return {
         "provenance": {
             "method": config.method,
@@ -246,7 +250,8 @@ def _provenance(job: Job, epochs: int, checkpoint: Path) -> dict[str, Any]:
             },
             "seed": config.seed,
             "epochs": epochs,
-            "selection": "best on validation queries" if checkpoint.name == checkpoints.BEST else "last epoch",
+            "selection": "best on validation queries" if validated else "last epoch",
+            "validation": {"queries": config.validation.queries, "map": best} if validated else None,
             **_inputs(job.dataset),
             "checkpoint": {"file": f"{runs.CHECKPOINTS}/{checkpoint.name}", "sha256": sha256_file(checkpoint)},
             "versions": runs.versions(),

@@ -174,6 +174,7 @@ def test_without_validation_queries_the_last_epoch_is_the_result(train):
     folder = train()[1]
     metrics = read_json(folder / "metrics.json")
     assert metrics["selection"] == "last epoch"
+    assert metrics["validation"] is None
     assert metrics["checkpoint"] == {
         "file": f"checkpoints/{LAST}", "sha256": sha256_file(folder / "checkpoints" / LAST)
     }  # fmt: skip
@@ -190,6 +191,7 @@ def test_the_epoch_that_finds_the_validation_queries_best_is_the_result(train, m
     assert checkpoint(folder, LAST)["epoch"] == 3
     metrics = read_json(folder / "metrics.json")
     assert metrics["selection"] == "best on validation queries"
+    assert metrics["validation"] == {"queries": 6, "map": pytest.approx(0.8)}
     assert metrics["checkpoint"]["sha256"] == sha256_file(folder / "checkpoints" / BEST)
     # its codes are those of a run that ended there, not those of the last weights
     assert codes(folder) == codes(train(*settings, "trainer.max_epochs=2", name="shorter")[1])

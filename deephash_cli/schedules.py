@@ -52,6 +52,17 @@ def one_cycle(optimizer: Optimizer, total_steps: int, warmup: float, start: floa
     return LambdaLR(optimizer, scale)
 
 
+def stairs(optimizer: Optimizer, total_steps: int, number: int, factor: float) -> LambdaLR:
+    """Multiply every rate by ``factor`` after each of ``number`` equal parts of the training but the last.
+
+    Raises:
+        ValueError: If there is no part, or the factor is not in (0, 1].
+    """
+    if number < 1 or not 0 < factor <= 1:
+        raise ValueError(f"number must be at least 1 and factor in (0, 1], got {number} and {factor}")
+    return LambdaLR(optimizer, lambda step: factor ** min(number - 1, step * number // total_steps))
+
+
 def _falling(done: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 

@@ -65,6 +65,20 @@ def test_one_cycle_stays_down_when_training_goes_on():
     assert schedules.one_cycle(optimizer, total_steps=4, warmup=0.3, start=0.04).lr_lambdas[0](9) == pytest.approx(0)
 
 
+def test_stairs_are_of_equal_length():
+    new = [rate for rate, _ in rates(schedules.stairs, 7, number=3, factor=0.1)]
+    assert new[:7] == pytest.approx([1, 1, 1, 0.1, 0.1, 0.01, 0.01])
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], 1.0)
+    assert schedules.stairs(optimizer, 7, number=3, factor=0.1).lr_lambdas[0](20) == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize(("number", "factor"), [(0, 0.1), (3, 0.0), (3, 1.5)])
+def test_stairs_that_are_none_are_refused(number, factor):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], 1.0)
+    with pytest.raises(ValueError, match=r"number must be at least 1 and factor in \(0, 1\], got"):
+        schedules.stairs(optimizer, 4, number=number, factor=factor)
+
+
 @pytest.mark.parametrize("warmup", [-0.1, 1.0, 3])
 def test_warmup_is_a_share(warmup):
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], 1.0)

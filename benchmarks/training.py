@@ -1,0 +1,149 @@
+"""What training and encoding cost beside the same network in a bare PyTorch loop. See README.md here.
+
+Each row is measured in turns in one process, ours and bare, on the same images and batches; printed as Markdown.
+"""
+
+import argparse
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from pytorch_lightning import Callback
+
+from deephash_cli import console
+from deephash_cli.building import build
+from deephash_cli.checking import check
+from deephash_cli.data.loaders import EpochSampler
+from deephash_cli.encoding import Loading, Source
+from deephash_cli.methods.base import BufferedModule
+from deephash_cli.train import Job, _prepare, _quiet_lightning, _trainer, build_module
+
+COMMON = ("dataset=fashion_mini", "method=dpsh", "bits=48", "logger=none")
+# name: settings, training images, images to encode
+CASES: dict[str, tuple[tuple[str, ...], int, int]] = {
+    "features of a frozen EfficientNet-Lite0": ((), 5000, 5000),
+    "SmallCNN, 32 px": (("model=small_cnn",), 5000, 5000),
+    "EfficientNet-Lite0, 96 px": (
+        ("model.frozen=false", "model.network.frozen_norm=true", "model.network.channels_last=true"), 640, 640
+    ),
+}  # fmt: skip
+
+
+class EpochTime(Callback):
+    """Seconds from the first batch of an epoch to its end, without setting up and tearing down."""
+
+    seconds = 0.0
+
+    def on_train_epoch_start(self, *_) -> None:
+        """Start."""
+        self.seconds = time.perf_counter()
+
+    def on_train_epoch_end(self, *_) -> None:
+        """Stop."""
+        self.seconds = time.perf_counter() - self.seconds
+
+
+class Case:
+    """One network with our trainer around it, and a copy of it without."""
+
+    def __init__(self, settings: tuple[str, ...], train_images: int, encoded: int, folder: Path):
+        config = check("train", ["trainer.max_epochs=1", *COMMON, *settings], None, multirun=False)
+        self.folder = folder
+        self.config = config
+        self.job: Job = _prepare(config, {})
+        self.timer = EpochTime()
+        trainer = self.trainer()
+        self.source = Source(self.job.dataset, self.job.network, trainer.strategy.root_device, Loading(**config.loader))
+        self.rows = self.job.split.train[:train_images]
+        self.encoded = self.job.split.database[:encoded]
+        self.bare = self.module()
+        self.optimizer = self.optimizer_of(self.bare)
+
+    def trainer(self):
+        return _trainer(self.config, self.folder, lambda: [], [self.timer])
+
+    def module(self) -> BufferedModule:
+        torch.manual_seed(0)
+        network = build(self.config.model.network, bits=self.config.bits)
+        return build_module(self.config, network, self.source.labels[self.rows])
+
+    def optimizer_of(self, module: BufferedModule) -> torch.optim.Optimizer:
+        new, old = list(module.network.new_layers()), list(module.network.backbone.parameters())
+        groups = [{"params": [w for w in new if w.requires_grad]}, {"params": [w for w in old if w.requires_grad]}]
+        return build(self.config.optimizer)([group for group in groups if group["params"]])
+
+    def train_ours(self) -> float:
+        trainer, module = self.trainer(), self.module()
+        trainer.fit(module, self.source.shuffled(self.rows, 0))
+        return self.timer.seconds
+
+    def train_bare(self) -> float:
+        """What somebody would write by hand: batches of a tensor, augmentation, buffer, loss, a step."""
+        module, config = self.bare.train(), self.config
+        labels = self.source.labels[self.rows]
+        began = time.perf_counter()
+        for positions in EpochSampler(len(self.rows), config.loader.batch_size, 0):
+            inputs = self.source.inputs.batch(self.rows[positions])
+            batch_labels = labels[positions]
+            u = module.network(inputs if inputs.ndim == 2 else module.augment(inputs))
+            module.u_buffer[positions] = u.detach()
+            similar = (batch_labels @ labels.T > 0).float()
+            loss = sum(module.loss(u, module.u_buffer, similar, two_sided=False).values())
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+        return time.perf_counter() - began
+
+    def encode_ours(self) -> float:
+        trainer = self.trainer()
+        began = time.perf_counter()
+        self.source.codes(trainer, self.bare, self.encoded)
+        return time.perf_counter() - began
+
+    def encode_bare(self) -> float:
+        """The forward pass alone: no codes, no labels, no names."""
+        network, size = self.bare.network.eval(), self.config.loader.eval_batch_size
+        began = time.perf_counter()
+        with torch.inference_mode():
+            for start in range(0, len(self.encoded), size):
+                network(self.source.inputs.batch(self.encoded[start : start + size]))
+        return time.perf_counter() - began
+
+
+def in_turns(ours: Callable[[], float], bare: Callable[[], float], images: int, rounds: int) -> str:
+    """Cells of a row: images per second of both, and the median ratio of neighbours in time with its range."""
+    ours(), bare()  # memory, kernels, caches
+    pairs = [(ours(), bare()) if turn % 2 else (bare(), ours())[::-1] for turn in range(rounds)]
+    speeds = [statistics.median(images / pair[side] for pair in pairs) for side in (0, 1)]
+    ratios = sorted(pair[1] / pair[0] for pair in pairs)
+    middle = statistics.median(ratios)
+    return f"{speeds[0]:,.0f} | {speeds[1]:,.0f} | **{middle:.3f}** ({ratios[0]:.3f} to {ratios[-1]:.3f})"
+
+
+def main() -> None:
+    """Print a table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=9, help="pairs of timed runs (default: 9)")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of torch")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    console.be_silent()
+    print(f"{platform.machine()}, {options.threads} thread(s), load {os.getloadavg()[0]:.1f}, torch {torch.__version__}, "
+          f"{options.rounds} pairs of runs\n")  # fmt: skip
+    print("| what | ours, images/s | bare, images/s | ours / bare: median (range) |\n| --- | --- | --- | --- |")
+    with tempfile.TemporaryDirectory() as folder, _quiet_lightning():
+        for name, (settings, train_images, encoded) in CASES.items():
+            case = Case(settings, train_images, encoded, Path(folder))
+            images = (len(np.unique(case.rows)), len(case.encoded))
+            print(f"| training, {name} |", in_turns(case.train_ours, case.train_bare, images[0], options.rounds), "|", flush=True)
+            print(f"| encoding, {name} |", in_turns(case.encode_ours, case.encode_bare, images[1], options.rounds), "|", flush=True)
+
+
+if __name__ == "__main__":
+    main()

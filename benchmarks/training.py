@@ -141,8 +141,18 @@ def main() -> None:
         for name, (settings, train_images, encoded) in CASES.items():
             case = Case(settings, train_images, encoded, Path(folder))
             images = (len(np.unique(case.rows)), len(case.encoded))
-            print(f"| training, {name} |", in_turns(case.train_ours, case.train_bare, images[0], options.rounds), "|", flush=True)
-            print(f"| encoding, {name} |", in_turns(case.encode_ours, case.encode_bare, images[1], options.rounds), "|", flush=True)
+            print(
+                f"| training, {name} |",
+                in_turns(case.train_ours, case.train_bare, images[0], options.rounds),
+                "|",
+                flush=True,
+            )
+            print(
+                f"| encoding, {name} |",
+                in_turns(case.encode_ours, case.encode_bare, images[1], options.rounds),
+                "|",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -44,7 +44,11 @@ def begin(folder: Path) -> None:
 
 
 def run_job(
-    folder: Path, number: int, overrides: Sequence[str], work: Callable[[], Mapping[str, Any]], searching: bool
+    folder: Path,
+    number: int,
+    overrides: Sequence[str],
+    work: Callable[[], Mapping[str, Any]],
+    searching: bool = False,
 ) -> float | None:
     """Run one job and write down how it ended. An error ends the job, not the sweep.
 

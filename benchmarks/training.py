@@ -12,9 +12,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
-from pytorch_lightning import Callback
+from pytorch_lightning import Callback, Trainer
 
 from deephash_cli import console
 from deephash_cli.building import build
@@ -58,28 +57,29 @@ class Case:
         self.config = config
         self.job: Job = _prepare(config, {})
         self.timer = EpochTime()
-        trainer = self.trainer()
+        trainer = self._new_trainer()
         self.source = Source(self.job.dataset, self.job.network, trainer.strategy.root_device, Loading(**config.loader))
         self.rows = self.job.split.train[:train_images]
         self.encoded = self.job.split.database[:encoded]
-        self.bare = self.module()
-        self.optimizer = self.optimizer_of(self.bare)
+        self.bare = self._new_module()
+        self.optimizer = self._optimizer_of(self.bare)
 
-    def trainer(self):
-        return _trainer(self.config, self.folder, lambda: [], [self.timer])
+    def _new_trainer(self) -> Trainer:
+        return _trainer(self.config, self.folder, list, [self.timer])
 
-    def module(self) -> BufferedModule:
+    def _new_module(self) -> BufferedModule:
         torch.manual_seed(0)
         network = build(self.config.model.network, bits=self.config.bits)
         return build_module(self.config, network, self.source.labels[self.rows])
 
-    def optimizer_of(self, module: BufferedModule) -> torch.optim.Optimizer:
+    def _optimizer_of(self, module: BufferedModule) -> torch.optim.Optimizer:
         new, old = list(module.network.new_layers()), list(module.network.backbone.parameters())
         groups = [{"params": [w for w in new if w.requires_grad]}, {"params": [w for w in old if w.requires_grad]}]
         return build(self.config.optimizer)([group for group in groups if group["params"]])
 
     def train_ours(self) -> float:
-        trainer, module = self.trainer(), self.module()
+        """Seconds of one epoch."""
+        trainer, module = self._new_trainer(), self._new_module()
         trainer.fit(module, self.source.shuffled(self.rows, 0))
         return self.timer.seconds
 
@@ -101,7 +101,8 @@ class Case:
         return time.perf_counter() - began
 
     def encode_ours(self) -> float:
-        trainer = self.trainer()
+        """Seconds from images to packed codes."""
+        trainer = self._new_trainer()
         began = time.perf_counter()
         self.source.codes(trainer, self.bare, self.encoded)
         return time.perf_counter() - began
@@ -134,8 +135,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     console.be_silent()
-    print(f"{platform.machine()}, {options.threads} thread(s), load {os.getloadavg()[0]:.1f}, torch {torch.__version__}, "
-          f"{options.rounds} pairs of runs\n")  # fmt: skip
+    machine = f"{platform.machine()}, {options.threads} thread(s), load {os.getloadavg()[0]:.1f}"
+    print(f"{machine}, torch {torch.__version__}, {options.rounds} pairs of runs\n")
     print("| what | ours, images/s | bare, images/s | ours / bare: median (range) |\n| --- | --- | --- | --- |")
     with tempfile.TemporaryDirectory() as folder, _quiet_lightning():
         for name, (settings, train_images, encoded) in CASES.items():

@@ -276,7 +276,8 @@ def _require_fitting(config: DictConfig, dataset: RetrievalDataset) -> None:
     """Compare what the data set has with what the model and the method take, before anything is computed.
 
     Raises:
-        ConfigError: If the model takes images and the data set holds vectors, or the other way round.
+        ConfigError: If the model takes images and the data set holds vectors, or the other way round; if a head is to
+            be learned first where nothing else is.
         DataError: If the method learns from labels and there are none.
     """
     backbone = _target(OmegaConf.select(config, "model.network.backbone"))
@@ -285,6 +286,11 @@ def _require_fitting(config: DictConfig, dataset: RetrievalDataset) -> None:
     if holds != takes:
         raise ConfigError(
             f"dataset={config.dataset.name} holds {holds}, model={config.model.name} takes {takes}: leave out model="
+        )
+    if config.head.epochs and config.model.frozen:
+        raise ConfigError(
+            f"head.epochs={config.head.epochs} goes with model.frozen=false, got model.frozen=true: leave it out and "
+            "set trainer.max_epochs"
         )
     if not dataset.class_names and getattr(_target(config.module), "supervision", "none") != "none":
         raise DataError(

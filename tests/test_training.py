@@ -148,6 +148,13 @@ def test_a_head_is_learned_before_the_backbone_as_if_that_were_frozen(train):
     assert [json.loads(line)["step"] for line in (folder / "head.jsonl").read_text().splitlines()][-1] == 12
 
 
+def test_a_head_before_a_frozen_backbone_is_refused(train):
+    result, folder = train("head.epochs=3", "model.frozen=true")
+    assert result.code == 2
+    assert "head.epochs=3 goes with model.frozen=false" in result.err
+    assert not folder.exists()
+
+
 def test_gradients_are_clipped_under_mixed_precision_too(train):
     # Lightning refuses to clip for a fused optimizer there: "HINT: Are you using a 'fused' optimizer?"
     result, folder = train("trainer.gradient_clip_val=1", "trainer.precision=bf16-mixed", "trainer.max_epochs=1")

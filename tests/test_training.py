@@ -1,6 +1,9 @@
 """The training verb: what a run sees, which checkpoint it chooses and by what, and settings that cannot work."""
 
 import json
+import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -16,7 +19,7 @@ from deephash_cli.data.protocol import hold_out_validation, load_split
 from deephash_cli.encoding import Loading, Source
 from deephash_cli.files import read_json, sha256_file
 from deephash_cli.methods.base import HashingModule
-from deephash_cli.models import HashingNetwork, SmallCNN
+from deephash_cli.models import HashingNetwork, SmallCNN, packed_codes
 
 SMALL = ("bits=12", "loader.batch_size=16")
 
@@ -160,6 +163,51 @@ def test_gradients_are_clipped_under_mixed_precision_too(train):
     result, folder = train("trainer.gradient_clip_val=1", "trainer.precision=bf16-mixed", "trainer.max_epochs=1")
     assert result.code == 0
     assert not checkpoint(folder, LAST)["optimizer_states"][0]["param_groups"][0]["fused"]
+
+
+def test_the_average_of_weights_is_what_is_encoded(train, monkeypatch):
+    weights = []
+    end = HashingModule.on_train_batch_end
+
+    def noting(module, *arguments):
+        weights.append(module.network.hash_layer.weight.detach().clone())
+        end(module, *arguments)
+
+    monkeypatch.setattr(HashingModule, "on_train_batch_end", noting)
+    folder = train("ema.decay=0.9", "optimizer.lr=0.03")[1]
+    average = weights[0]
+    for weight in weights[1:]:
+        average = 0.9 * average + 0.1 * weight
+    state = checkpoint(folder, LAST)["state_dict"]
+    assert torch.allclose(state["network.hash_layer.weight"], average, atol=1e-5)
+    assert not torch.allclose(average, weights[-1], atol=1e-3)
+    network = HashingNetwork(
+        SmallCNN(), 12, 16, [0.5] * 3, [0.5] * 3, frozen=False, frozen_norm=False,
+        standardize=False, hidden_units=0, dropout=0.0, channels_last=False,
+    )  # fmt: skip
+    network.load_state_dict(
+        {name.removeprefix("network."): value for name, value in state.items() if name.startswith("network.")}
+    )
+    query = load_codes(folder / "codes")[0]
+    data = image_folder(folder.parent / "photos")
+    rows = np.array([data.ids.index(name) for name in query.ids])
+    with torch.no_grad():
+        u = network.eval()(data.images.batch(rows))
+    assert np.array_equal(packed_codes(u), query.packed)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a compiler on the CPU")
+def test_a_compiled_backbone_learns_the_same(photos, tmp_path):
+    states = []
+    for switch in ("true", "false"):  # in processes of their own: the compiler warns, and does not like the type checks
+        settings = (*photos, *SMALL, "trainer.max_epochs=1", "optimizer=sgd", f"run_dir={tmp_path / switch}")
+        script = "from deephash_cli.cli import main; main()"
+        subprocess.run([sys.executable, "-c", script, "train", *settings, f"compile={switch}"], check=True)
+        states.append(checkpoint(tmp_path / switch, LAST)["state_dict"])
+    assert states[0].keys() == states[1].keys()
+    for name, value in states[1].items():
+        assert torch.allclose(states[0][name], value, atol=1e-4), name
 
 
 # which checkpoint

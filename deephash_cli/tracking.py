@@ -131,7 +131,7 @@ class EncodeReport(_Report):
         """Open the progress bar."""
         loader = trainer.predict_dataloaders
         self._done = 0
-        self._open("encoding, images", len(cast(Any, loader).dataset))
+        self._open("encoding, images", trainer.world_size * len(cast(Any, loader).dataset))
 
     def on_predict_batch_end(
         self,
@@ -143,7 +143,7 @@ class EncodeReport(_Report):
         dataloader_idx: int = 0,
     ) -> None:
         """Move it."""
-        self._done += len(outputs)
+        self._done += trainer.world_size * len(outputs)  # the other processes are as far
         self._update(self._done)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

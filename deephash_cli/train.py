@@ -176,6 +176,12 @@ def _train_and_encode(folder: Path, job: Job, dashboard: Logger | None) -> None:
             *([EMAWeightAveraging(decay=config.ema.decay)] if config.ema.decay else []),
         ],
     )
+    fewest = min(len(rows) for rows in (split.query, split.database, validation_rows) if len(rows))
+    if fewest < trainer.world_size:
+        raise ConfigError(
+            f"each of {trainer.world_size} devices needs an image of every part to encode, got a part of {fewest}: "
+            "lower trainer.devices"
+        )
     task = json.dumps({"folder": str(folder.absolute()), "config": OmegaConf.to_yaml(config, resolve=True)})
     with processes.team(trainer.world_size, trainer.strategy.root_device, FOLLOW, task):
         if config.compile:

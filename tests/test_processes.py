@@ -136,6 +136,12 @@ def test_the_others_end_with_the_first(tmp_path, vectors):
         time.sleep(0.2)
 
 
+def test_more_processes_than_queries_are_refused(deephash, vectors):
+    result = deephash("train", *COMMON, *vectors, "method=dhn", "trainer.devices=3", "validation.queries=2")
+    assert result.code == 2
+    assert "each of 3 devices needs an image of every part to encode, got a part of 2" in result.err
+
+
 def test_a_process_that_falls_down_is_named(tmp_path):
     dies = [sys.executable, "-c", "import sys; sys.exit(7)"]
     with (

@@ -7,23 +7,27 @@ every function here gives back what it was given.
 import contextlib
 import datetime
 import os
+import shutil
+import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, distributed
-from torch.distributed import TCPStore  # type: ignore[reportPrivateImportUsage]
+from torch.distributed import FileStore  # type: ignore[reportPrivateImportUsage]
 
 from deephash_cli.errors import ConfigError, DeephashError
 
 _Rows = TypeVar("_Rows", list[int], np.ndarray)
-_STORE = "DEEPHASH_STORE"  # port at which the processes meet
+_STORE = "DEEPHASH_STORE"  # file through which the processes find each other
 _RANK = "LOCAL_RANK"  # so that Lightning starts no processes of its own
 _PATIENCE = datetime.timedelta(minutes=30)  # how long the others wait for what one of them does alone
 
@@ -73,13 +77,17 @@ def team(size: int, device: torch.device, command: Sequence[str], task: str) -> 
         yield
         return
     first = is_first()
-    store = TCPStore("127.0.0.1", 0 if first else int(os.environ[_STORE]), size, first, _PATIENCE, False)
     threads = torch.get_num_threads()
+    folder = tempfile.mkdtemp(prefix="deephash-") if first else None
+    file = str(Path(folder, "store")) if folder else os.environ[_STORE]
+    settings = {**_of_this_machine_alone(), **({_RANK: "0"} if first else {})}
     others: list[subprocess.Popen[str]] = []
     try:
+        os.environ |= settings
         if first:
-            os.environ[_RANK] = "0"
-            others = [_start(command, task, rank, store.port) for rank in range(1, size)]
+            others = [_start(command, task, {_RANK: str(rank), _STORE: file}) for rank in range(1, size)]
+        store = FileStore(file, size)
+        if first:
             _wait_for(others, store)
         else:
             store.set(os.environ[_RANK], "here")
@@ -112,11 +120,13 @@ def team(size: int, device: torch.device, command: Sequence[str], task: str) -> 
             process.wait()
             if process.stdin:
                 process.stdin.close()
-        if first:
-            os.environ.pop(_RANK, None)
         torch.set_num_threads(threads)
         if distributed.is_initialized():
             distributed.destroy_process_group()
+        for name in settings:
+            os.environ.pop(name, None)
+        if folder:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def task_of_this_process() -> str:
@@ -187,9 +197,16 @@ def _reduced(x: Tensor) -> Tensor:
     return x
 
 
-def _start(command: Sequence[str], task: str, rank: int, port: int) -> "subprocess.Popen[str]":
+def _of_this_machine_alone() -> dict[str, str]:
+    """Settings by which nothing listens beyond the machine, and a name of it that cannot be resolved does no harm."""
+    loopback = next(name for _, name in socket.if_nameindex() if name.startswith("lo"))
+    chosen = {"GLOO_SOCKET_IFNAME": loopback, "NCCL_SOCKET_IFNAME": loopback}
+    return {name: value for name, value in chosen.items() if name not in os.environ}
+
+
+def _start(command: Sequence[str], task: str, place: dict[str, str]) -> "subprocess.Popen[str]":
     modules = os.pathsep.join(path for path in sys.path if path)
-    environment = {**os.environ, _RANK: str(rank), _STORE: str(port), "PYTHONPATH": modules}
+    environment = {**os.environ, **place, "PYTHONPATH": modules}
     process = subprocess.Popen(
         command,
         env=environment,
@@ -205,7 +222,7 @@ def _start(command: Sequence[str], task: str, rank: int, port: int) -> "subproce
     return process
 
 
-def _wait_for(others: Sequence["subprocess.Popen[str]"], store: TCPStore) -> None:
+def _wait_for(others: Sequence["subprocess.Popen[str]"], store: FileStore) -> None:
     """Until they are there, which takes the seconds that Python needs to start."""
     while not store.check([str(rank) for rank in range(1, len(others) + 1)]):
         if any(process.poll() is not None for process in others):

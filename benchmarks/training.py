@@ -4,6 +4,7 @@ Each row is measured in turns in one process, ours and bare, on the same images 
 """
 
 import argparse
+import contextlib
 import os
 import platform
 import statistics
@@ -23,7 +24,7 @@ from deephash_cli.encoding import Loading, Source
 from deephash_cli.methods.base import BufferedModule
 from deephash_cli.train import Job, _prepare, _quiet_lightning, _trainer, build_module
 
-COMMON = ("dataset=fashion_mini", "method=dpsh", "bits=48", "logger=none")
+COMMON = ("dataset=fashion_mini", "method=dpsh", "bits='48'", "logger=none")
 # name: settings, training images, images to encode
 CASES: dict[str, tuple[tuple[str, ...], int, int]] = {
     "features of a frozen EfficientNet-Lite0": ((), 5000, 5000),
@@ -102,14 +103,13 @@ class Case:
 
     def encode_ours(self) -> float:
         """Seconds from images to packed codes."""
-        trainer = self._new_trainer()
         began = time.perf_counter()
-        self.source.codes(trainer, self.bare, self.encoded)
+        self.source.codes(self.encoded, contextlib.nullcontext)
         return time.perf_counter() - began
 
     def encode_bare(self) -> float:
         """The forward pass alone: no codes, no labels, no names."""
-        network, size = self.bare.network.eval(), self.config.loader.eval_batch_size
+        network, size = self.job.network.eval(), self.config.loader.eval_batch_size
         began = time.perf_counter()
         with torch.inference_mode():
             for start in range(0, len(self.encoded), size):
@@ -141,19 +141,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, _quiet_lightning():
         for name, (settings, train_images, encoded) in CASES.items():
             case = Case(settings, train_images, encoded, Path(folder))
-            images = (len(np.unique(case.rows)), len(case.encoded))
-            print(
-                f"| training, {name} |",
-                in_turns(case.train_ours, case.train_bare, images[0], options.rounds),
-                "|",
-                flush=True,
-            )
-            print(
-                f"| encoding, {name} |",
-                in_turns(case.encode_ours, case.encode_bare, images[1], options.rounds),
-                "|",
-                flush=True,
-            )
+            for task, ours, bare, images in (
+                ("training", case.train_ours, case.train_bare, len(case.rows)),
+                ("encoding", case.encode_ours, case.encode_bare, len(case.encoded)),
+            ):
+                print(f"| {task}, {name} |", in_turns(ours, bare, images, options.rounds), "|", flush=True)
 
 
 if __name__ == "__main__":

@@ -2,13 +2,13 @@
 
 import hashlib
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -84,17 +84,33 @@ class Source:
         """Some rows in their order, all in one batch."""
         return encode_loader(Rows(self.inputs, self.labels, rows), len(rows), 0, pin_memory=False)
 
-    def codes(self, trainer: Trainer, module: LightningModule, rows: Int[np.ndarray, "n"]) -> CodeSet:
+    def codes(self, rows: Int[np.ndarray, "n"], precision: Callable[[], AbstractContextManager[None]]) -> CodeSet:
         """Binary codes of some rows, in their order. Several processes encode a part each, and all get all.
+
+        Args:
+            rows: Which.
+            precision: Of the arithmetic, as a context.
 
         Raises:
             DivergedError: If the network's output is not a number.
         """
-        parts = trainer.predict(module, self.in_order(processes.own_share(rows)))
-        u = torch.cat([torch.empty(0, self.network.bits), *cast(list[Tensor], parts)])
+        self.network.to(self.device).eval()
+        with progress("encoding, images", len(rows)) as show, precision():
+            u = self._outputs(self.network, processes.own_share(rows), show)
         u = processes.of_all(u.to(self.device)).cpu()
-        ids = [self.dataset.ids[row] for row in rows]
-        return CodeSet(packed_codes(u), u.shape[1], self.dataset.labels[rows], ids)
+        return CodeSet(packed_codes(u), u.shape[1], self.dataset.labels[rows], [self.dataset.ids[row] for row in rows])
+
+    def _outputs(
+        self, forward: Callable[[Tensor], Tensor], rows: Int[np.ndarray, "n"], show: Callable[[int], None]
+    ) -> Float[Tensor, "n d"]:
+        parts: list[Tensor] = []
+        done = 0
+        with torch.inference_mode():
+            for batch in self.in_order(rows):
+                parts.append(forward(batch.inputs.to(self.device, non_blocking=True)).float().cpu())
+                done += processes.count() * len(parts[-1])  # the other processes are as far
+                show(done)
+        return torch.cat(parts)
 
     def _features(self, rows: Int[np.ndarray, "n"]) -> Inputs:
         self.network.to(self.device).eval()
@@ -104,17 +120,8 @@ class Source:
         folder = cache_folder() / "features" / feature_key(self.network.backbone_digest(), data)
         width = cast(Backbone, self.network.backbone).num_features
         with progress("backbone features, images", len(rows)) as show:
-            return cached_features(folder, len(rows), width, self._computer(rows, show), show)
 
-    def _computer(
-        self, rows: Int[np.ndarray, "n"], show: Callable[[int], None]
-    ) -> Callable[[int, int], Float[Tensor, "m features"]]:
-        @torch.inference_mode()
-        def compute(start: int, stop: int) -> Tensor:
-            parts: list[Tensor] = []
-            for batch in self.in_order(rows[start:stop]):
-                parts.append(self.network.features(batch.inputs.to(self.device)).float().cpu())
-                show(start + sum(map(len, parts)))
-            return torch.cat(parts)
+            def compute(start: int, stop: int) -> Tensor:
+                return self._outputs(self.network.features, rows[start:stop], lambda done: show(start + done))
 
-        return compute
+            return cached_features(folder, len(rows), width, compute, show)

@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
@@ -51,23 +51,10 @@ class RecordLogger(Logger):
             file.write(json.dumps(line) + "\n")
 
 
-class _Report(Callback):
-    """A progress bar that is closed however the task ends, leaving the terminal as it was."""
-
-    def __init__(self) -> None:
-        self._bar = contextlib.ExitStack()
-        self._update: Any = None
-
-    def _open(self, task: str, total: int, quiet: bool = False) -> None:
-        self._update = self._bar.enter_context(console.progress(task, total, quiet))
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Close it where it stands."""
-        self._bar.__exit__(type(exception), exception, None)
-
-
-class EpochReport(_Report):
+class EpochReport(Callback):
     """Show the progress of the training and log what an epoch cost: learning rates, seconds, images per second.
+
+    However the training ends, the bar is closed and leaves the terminal as it was.
 
     Args:
         images: In an epoch.
@@ -79,11 +66,17 @@ class EpochReport(_Report):
         self.images = images
         self.phase = phase
         self._started = 0.0
+        self._bar = contextlib.ExitStack()
+        self._update: Any = None
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Close the progress bar where it stands."""
+        self._bar.__exit__(type(exception), exception, None)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the progress bar."""
         total = (trainer.max_epochs or 0) * int(trainer.num_training_batches)
-        self._open(f"{self.phase}training, batches", total, quiet=True)
+        self._update = self._bar.enter_context(console.progress(f"{self.phase}training, batches", total, quiet=True))
         self._update(trainer.global_step)
 
     def on_train_batch_end(
@@ -117,37 +110,6 @@ class EpochReport(_Report):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Close the progress bar."""
-        self._bar.close()
-
-
-class EncodeReport(_Report):
-    """Show how far encoding is."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._done = 0
-
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Open the progress bar."""
-        loader = trainer.predict_dataloaders
-        self._done = 0
-        self._open("encoding, images", trainer.world_size * len(cast(Any, loader).dataset))
-
-    def on_predict_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Move it."""
-        self._done += trainer.world_size * len(outputs)  # the other processes are as far
-        self._update(self._done)
-
-    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Close it."""
         self._bar.close()
 
 

@@ -171,7 +171,6 @@ def _train_and_encode(folder: Path, job: Job, dashboard: Logger | None) -> None:
         lambda: [tracking.RecordLogger(folder / runs.STEPS, steps_done), *([dashboard] if dashboard else [])],
         [
             tracking.EpochReport(len(train_rows)),
-            tracking.EncodeReport(),
             keeping,
             *([EMAWeightAveraging(decay=config.ema.decay)] if config.ema.decay else []),
         ],
@@ -202,7 +201,8 @@ def _train_and_encode(folder: Path, job: Job, dashboard: Logger | None) -> None:
         elif validation:
             console.warn("the training ended before its first validation: the result is that of the last epoch")
         module.load_state_dict(checkpoints.read_checkpoint(chosen)["state_dict"])
-        query, database = (source.codes(trainer, module, rows) for rows in (split.query, split.database))
+        precision = trainer.precision_plugin.forward_context
+        query, database = (source.codes(rows, precision) for rows in (split.query, split.database))
         if trainer.is_global_zero:
             save_codes(
                 folder / runs.CODES, query, database, _provenance(job, trainer.current_epoch, chosen, keeping.best)

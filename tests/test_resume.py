@@ -18,6 +18,7 @@ from conftest import QUICK, write_photos
 
 from deephash_cli import cli, runs
 from deephash_cli.checkpoints import LAST, PREVIOUS, newest_valid, read_checkpoint
+from deephash_cli.encoding import Source
 from deephash_cli.errors import Stopped
 from deephash_cli.files import read_json
 from deephash_cli.methods.base import HashingModule
@@ -198,7 +199,7 @@ def test_a_run_can_be_stopped_again_and_again(train, whole, deephash, tmp_path):
 def test_a_run_can_be_stopped_while_it_encodes(train, whole, deephash, tmp_path, monkeypatch):
     folder = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr(HashingModule, "predict_step", lambda module, *_: stop(module))
+        patch.setattr(Source, "codes", lambda source, *_: stop(source))
         assert deephash(*train(f"run_dir={folder}")).code == 130
     assert read_checkpoint(folder / "checkpoints" / LAST)["epoch"] == 3
     assert deephash(*train(f"run_dir={folder}", "resume=auto")).code == 0

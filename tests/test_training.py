@@ -79,13 +79,19 @@ def test_it_trains_in_training_mode_and_encodes_in_evaluation_mode(train, steps,
     # Dropout left on while encoding, and off while training after a look at the validation queries or after the
     # features were computed, are both a missing eval() or train().
     encoding = []
-    predict = HashingModule.predict_step
+    encode = Source.codes
 
-    def noting(module, *arguments):
-        encoding.append(module.network.training or module.network.hidden.training)
-        return predict(module, *arguments)
+    def noting(source, *arguments):
+        forward = source.network.forward
 
-    monkeypatch.setattr(HashingModule, "predict_step", noting)
+        def looking(inputs):
+            encoding.append(source.network.training or source.network.hidden.training)
+            return forward(inputs)
+
+        source.network.forward = looking
+        return encode(source, *arguments)
+
+    monkeypatch.setattr(Source, "codes", noting)
     settings = ("model.network.hidden_units=16", "model.network.dropout=0.5", "validation.queries=6")
     assert train(*settings, f"model.frozen={str(frozen).lower()}")[0].code == 0
     assert len(steps) == 2 * 3

@@ -83,10 +83,6 @@ class Hasher(LightningModule):
         """Move a batch, without a search through what it is made of."""
         return Batch(*(part.to(device, non_blocking=True) for part in batch))
 
-    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Float[Tensor, "n bits"]:
-        """Continuous codes of a batch."""
-        return self.network(batch.inputs).float().cpu()
-
 
 class HashingModule(Hasher):
     """Train a hashing network with a loss. A method supplies ``losses`` and, if it needs any, state and a relaxation.

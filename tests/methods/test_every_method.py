@@ -150,7 +150,7 @@ def test_its_checkpoint_makes_the_codes_of_the_run(trained, tmp_path):
     query, database, _ = load_codes(trained.folder / "codes")
     for side, rows in ((query, split.query), (database, split.database)):
         with torch.no_grad():
-            u = torch.cat([module.predict_step(batch, 0) for batch in source.in_order(rows)])
+            u = torch.cat([module.network(batch.inputs) for batch in source.in_order(rows)])
         bits = np.unpackbits(side.packed, axis=1, count=side.bits, bitorder="little")
         assert u.shape == bits.shape
         assert ((u >= 0).numpy() == bits).all()

@@ -27,7 +27,7 @@ from deephash_cli.train import Job, _prepare, _quiet_lightning, _trainer, build_
 COMMON = ("dataset=fashion_mini", "method=dpsh", "bits='48'", "logger=none")
 # name: settings, training images, images to encode
 CASES: dict[str, tuple[tuple[str, ...], int, int]] = {
-    "features of a frozen EfficientNet-Lite0": ((), 5000, 5000),
+    "features of a frozen EfficientNet-Lite0": ((), 5000, 9000),
     "SmallCNN, 32 px": (("model=small_cnn",), 5000, 5000),
     "EfficientNet-Lite0, 96 px": (
         ("model.frozen=false", "model.network.frozen_norm=true", "model.network.channels_last=true"), 640, 640
@@ -132,6 +132,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=9, help="pairs of timed runs (default: 9)")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of torch")
+    parser.add_argument("--case", action="append", choices=CASES, help="may be repeated (default: all)")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     console.be_silent()
@@ -139,7 +140,8 @@ def main() -> None:
     print(f"{machine}, torch {torch.__version__}, {options.rounds} pairs of runs\n")
     print("| what | ours, images/s | bare, images/s | ours / bare: median (range) |\n| --- | --- | --- | --- |")
     with tempfile.TemporaryDirectory() as folder, _quiet_lightning():
-        for name, (settings, train_images, encoded) in CASES.items():
+        for name in options.case or CASES:
+            settings, train_images, encoded = CASES[name]
             case = Case(settings, train_images, encoded, Path(folder))
             for task, ours, bare, images in (
                 ("training", case.train_ours, case.train_bare, len(case.rows)),

@@ -413,3 +413,34 @@ print(ranking._kernels().__name__, part.shared[:, 0].tolist())
 """
     result = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=120)
     assert result.stdout == "deephash_cli.kernels.compiled [[0, 2], [0, 2]]\n", result
+
+
+COUNT = """
+import sys, numpy as np
+from deephash_cli import ranking
+rng = np.random.default_rng(0)
+codes, single = rng.integers(0, 256, (30, 2), np.uint8), np.eye(3, dtype=np.uint8)[rng.integers(0, 3, 30)]
+several = (rng.random((30, 3)) < 0.5).astype(np.uint8)
+for labels in (single, several) if sys.argv[1] == "both" else ((several,) if sys.argv[1] == "several" else (single,)):
+    print(*(part.shared.tolist() for part in ranking.count(codes, codes, 16, labels, labels)))
+"""
+
+
+@pytest.mark.slow
+def test_what_different_processes_have_compiled_goes_together(tmp_path):
+    # Two inner functions of one name: whoever loaded both from the disk counted distances in place of shared labels.
+    def count(what, cache):
+        environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / cache)}
+        command = [sys.executable, "-c", COUNT, what]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=120).stdout
+
+    alone = count("both", "whole")
+    assert count("single", "parts") + count("several", "parts") == alone
+    assert list(tmp_path.joinpath("parts").rglob("*.nbc"))
+    assert count("both", "parts") == alone
+
+
+def test_no_two_compiled_functions_have_one_name():
+    inner = [value.py_func for value in vars(compiled).values() if hasattr(value, "py_func")]
+    assert len(inner) > 3
+    assert len({function.__qualname__ for function in inner}) == len(inner)

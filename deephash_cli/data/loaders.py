@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from deephash_cli import processes
-from deephash_cli.errors import DataError
+from deephash_cli.errors import ConfigError, DataError
 
 
 class Batch(NamedTuple):
@@ -61,16 +61,17 @@ class EpochSampler(Sampler[list[int]]):
         parts: How many there are.
 
     Raises:
-        DataError: If there are too few images.
-        ValueError: If the batches are too small.
+        DataError: If there are too few images to make a pair.
+        ConfigError: If a batch has no pair for each process.
     """
 
     def __init__(self, n: int, batch_size: int, seed: int, part: int = 0, parts: int = 1):
         if n < 2:
             raise DataError(f"the training set has {n} image(s) but pairs need at least two")
         if min(batch_size, n) < 2 * parts:
-            raise ValueError(
-                f"a batch needs at least 2 images for each of {parts} process(es), got {min(batch_size, n)}"
+            raise ConfigError(
+                f"each of {parts} devices needs 2 images of a batch, got batches of {min(batch_size, n)}: raise "
+                "loader.batch_size or lower trainer.devices"
             )
         self.n = n
         self.batch_size = batch_size

@@ -40,7 +40,6 @@ def _popcount(_typing, _word):
 def _counter_of_bits(operation):
     """Count the ones that an operation leaves of the words of a query and of each item from ``start`` on."""
 
-    @_inner
     @no_type_check
     def count(query, database, start, out):
         stop = start + out.shape[0]
@@ -52,7 +51,10 @@ def _counter_of_bits(operation):
             for j in range(out.shape[0]):
                 out[j] += _popcount(operation(word, items[j]))
 
-    return count
+    # Numba tells functions of equal names apart by a number that another process gives to the other one: of two that
+    # were kept on disk by different processes, whoever loaded both would get one in place of the other.
+    count.__qualname__ += f"_{operation.__name__}"
+    return _inner(count)
 
 
 _distances = _counter_of_bits(operator.xor)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from deephash_cli.data.dataset import ImageTensor
 from deephash_cli.data.loaders import Batch, EpochSampler, Rows, encode_loader, train_loader
-from deephash_cli.errors import DataError
+from deephash_cli.errors import ConfigError, DataError
 
 
 def epoch(sampler, number):
@@ -53,7 +53,7 @@ def test_fewer_than_two_images_make_no_pair(n):
 
 @pytest.mark.parametrize(("n", "batch_size", "parts"), [(8, 1, 1), (8, 3, 2), (3, 8, 2)])
 def test_a_batch_without_two_images_for_each_process_is_refused(n, batch_size, parts):
-    with pytest.raises(ValueError, match=rf"at least 2 images for each of {parts} process.*got {min(n, batch_size)}"):
+    with pytest.raises(ConfigError, match=rf"each of {parts} devices needs 2 .* got batches of {min(n, batch_size)}"):
         EpochSampler(n, batch_size, 0, 0, parts)
 
 

@@ -199,9 +199,9 @@ def _reduced(x: Tensor) -> Tensor:
 
 def _of_this_machine_alone() -> dict[str, str]:
     """Settings by which nothing listens beyond the machine, and a name of it that cannot be resolved does no harm."""
-    loopback = next(name for _, name in socket.if_nameindex() if name.startswith("lo"))
-    chosen = {"GLOO_SOCKET_IFNAME": loopback, "NCCL_SOCKET_IFNAME": loopback}
-    return {name: value for name, value in chosen.items() if name not in os.environ}
+    loopback = next((name for _, name in socket.if_nameindex() if name.startswith("lo")), None)
+    variables = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+    return {name: loopback for name in variables if loopback and name not in os.environ}
 
 
 def _start(command: Sequence[str], task: str, place: dict[str, str]) -> "subprocess.Popen[str]":

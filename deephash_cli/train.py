@@ -65,8 +65,9 @@ def train(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
         require_trusted(settings, also=config.allowed_targets)
     processes.require_alone()
     if not _is_learned(config):  # fitted in one step by one process, whatever the other methods of a sweep have
-        for name in ("max_epochs", "devices"):
-            config.trainer[name] = settings["trainer"][name] = 1
+        for name, value in {"max_epochs": 1, "devices": 1, "strategy": "auto"}.items():
+            OmegaConf.update(config.trainer, name, value, force_add=True)  # a trainer of the user's may not name it
+            settings["trainer"][name] = value
     earlier = resuming.earlier_run(settings)
     if earlier and resuming.is_done(earlier, config.trainer.max_epochs):
         say(f"already done: {earlier}")
@@ -219,18 +220,16 @@ def _learn_head(folder: Path, job: Job, source: Source, rows: Int[np.ndarray, "n
         The state that the method goes on with: network, buffers.
     """
     head = job.config.head
-    changes: dict[str, dict[str, Any]] = {
-        "trainer": {"max_epochs": head.epochs, "max_time": None},
-        "optimizer": {"lr": head.lr},
-    }
-    if processes.count() > 1:
-        changes["trainer"]["strategy"] = "ddp_find_unused_parameters_true"  # those of the backbone
-    config = cast(DictConfig, OmegaConf.merge(job.config, changes))
+    config = cast(DictConfig, OmegaConf.merge(job.config, {"optimizer": {"lr": head.lr}}))
+    changes = {"strategy": "ddp_find_unused_parameters_true"} if processes.count() > 1 else {}  # those of the backbone
     trainer = _trainer(
         config,
         folder,
         lambda: [tracking.RecordLogger(folder / runs.HEAD_STEPS, 0)],
         [tracking.EpochReport(len(rows), "head: ")],
+        max_epochs=head.epochs,
+        max_time=None,
+        **changes,
     )
     module = build_module(config, job.network, source.labels[rows])
     trainer.fit(module, source.shuffled_features(rows, head.batch_size, config.seed))
@@ -334,8 +333,13 @@ def build_module(config: DictConfig, network: HashingNetwork, train_labels: Tens
 
 
 def _trainer(
-    config: DictConfig, folder: Path, loggers: Callable[[], list[Logger]], callbacks: list[Callback]
+    config: DictConfig,
+    folder: Path,
+    loggers: Callable[[], list[Logger]],
+    callbacks: list[Callback],
+    **changes: Any,
 ) -> Trainer:
+    """The trainer of a configuration, ``changes`` made. Only the process that the user started has its loggers."""
     create = build(config.trainer, _partial_=True)
     try:
         return create(
@@ -345,6 +349,7 @@ def _trainer(
             # processes.team is the environment, whatever cluster this is
             plugins=[checkpoints.VerifiedCheckpointIO(), LightningEnvironment()],
             check_val_every_n_epoch=config.validation.every_n_epochs,
+            **changes,
             enable_checkpointing=False,  # EpochCheckpoints does it
             enable_progress_bar=False,  # EpochReport does it
             enable_model_summary=False,

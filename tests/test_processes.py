@@ -111,6 +111,15 @@ def test_a_sweep_works_in_processes_and_classic_methods_do_not(deephash, tmp_pat
     assert result.out.count("run folder") == 2
 
 
+def test_a_trainer_of_ones_own_need_not_name_devices(deephash, tmp_path, vectors):
+    (tmp_path / "conf" / "trainer").mkdir(parents=True)
+    settings = "trainer:\n  _target_: pytorch_lightning.Trainer\n  accelerator: cpu\n  max_epochs: 3\n"
+    (tmp_path / "conf" / "trainer" / "mine.yaml").write_text("# @package _global_\n" + settings)
+    own = (*COMMON[1:], *vectors, "trainer=mine", f"run_dir={tmp_path / 'run'}", "--config-dir", str(tmp_path / "conf"))
+    result = deephash("train", "method=itq", *own)
+    assert result.code == 0, result.err
+
+
 def test_a_run_that_another_program_has_multiplied_is_refused(deephash, vectors, monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "0")
     result = deephash("train", *COMMON, *vectors, "method=dhn")

@@ -1,5 +1,6 @@
 """Networks: a backbone, an optional hidden layer and a hash layer, giving continuous codes ``u (n, bits)``."""
 
+import contextlib
 import hashlib
 from collections.abc import Sequence
 from importlib import resources
@@ -47,7 +48,9 @@ class HashingNetwork(nn.Module):
         standardize: Bring each feature to mean 0 and variance 1 (batch statistics while training, running ones after).
         hidden_units: Width of the layer between backbone and hash layer; 0 for none.
         dropout: Share of hidden units dropped while training.
-        channels_last: Memory format of images; ``True`` is faster on recent GPUs.
+        channels_last: Memory format of images; ``True`` is faster on recent GPUs and CPUs.
+        mirrored: Whether the features of an image are the mean of its own and of its mirror image's; not while its
+            backbone learns. Twice the time to encode.
     """
 
     def __init__(
@@ -63,6 +66,7 @@ class HashingNetwork(nn.Module):
         hidden_units: int,
         dropout: float,
         channels_last: bool,
+        mirrored: bool,
     ):
         super().__init__()
         self.backbone = backbone
@@ -71,6 +75,7 @@ class HashingNetwork(nn.Module):
         self.mean, self.std = list(mean), list(std)
         self.frozen = frozen
         self.frozen_norm = frozen_norm
+        self.mirrored = mirrored
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         width = cast(Backbone, backbone).num_features
         layers: list[nn.Module] = [Standardization(width, affine=False)] if standardize else []
@@ -105,10 +110,11 @@ class HashingNetwork(nn.Module):
     def features(self, images: UInt8[Tensor, "n c h w"]) -> Float[Tensor, "n features"]:
         """Backbone features of images."""
         x = self.preprocess(images)
-        if self.frozen:
-            with torch.no_grad():
-                return self.backbone(x)
-        return self.backbone(x)
+        with torch.no_grad() if self.frozen else contextlib.nullcontext():
+            features = self.backbone(x)
+            if self.mirrored and not self.backbone.training:
+                features = (features + self.backbone(x.flip(-1))) / 2
+        return features
 
     def forward(self, inputs: UInt8[Tensor, "n c h w"] | Float[Tensor, "n features"]) -> Float[Tensor, "n bits"]:
         """Continuous codes of images, or of backbone features that were computed before."""
@@ -121,7 +127,7 @@ class HashingNetwork(nn.Module):
 
     def backbone_digest(self) -> str:
         """SHA-256 of everything that a feature depends on: the backbone's structure and weights, and ``preprocess``."""
-        digest = hashlib.sha256(repr((self.image_size, self.mean, self.std)).encode())
+        digest = hashlib.sha256(repr((self.image_size, self.mean, self.std, self.mirrored)).encode())
         digest.update(repr(self.backbone).encode())
         for name, tensor in self.backbone.state_dict().items():
             digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())

@@ -257,7 +257,7 @@ def _provenance(job: Job, epochs: int, checkpoint: Path, best: float) -> dict[st
             "epochs": epochs,
             "selection": "best on validation queries" if validated else "last epoch",
             "validation": {"queries": config.validation.queries, "map": best} if validated else None,
-            **_inputs(job.dataset),
+            **_inputs(job),
             "checkpoint": {"file": f"{runs.CHECKPOINTS}/{checkpoint.name}", "sha256": sha256_file(checkpoint)},
             "versions": runs.versions(),
         },
@@ -270,11 +270,13 @@ def _provenance(job: Job, epochs: int, checkpoint: Path, best: float) -> dict[st
     }
 
 
-def _inputs(dataset: RetrievalDataset) -> dict[str, Any]:
-    """What the network was given."""
-    if isinstance(dataset.images, Vectors):
-        return {"views": "none: vectors as they are", "vectors": {"sha256": dataset.images.digest()}}
-    return {"views": "one: shorter side resized, centre crop"}
+def _inputs(job: Job) -> dict[str, Any]:
+    """What codes were made from."""
+    images = job.dataset.images
+    if isinstance(images, Vectors):
+        return {"views": "none: vectors as they are", "vectors": {"sha256": images.digest()}}
+    views = "two, features averaged: the image and its mirror image" if job.network.mirrored else "one"
+    return {"views": f"{views}; shorter side resized, centre crop"}
 
 
 def _require_fitting(config: DictConfig, dataset: RetrievalDataset) -> None:

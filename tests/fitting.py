@@ -15,7 +15,7 @@ def network_on(width, bits, hidden_units=0):
     backbone.num_features = width
     return HashingNetwork(
         backbone, bits, image_size=8, mean=[0.5] * 3, std=[0.5] * 3, frozen=True, frozen_norm=False, standardize=False,
-        hidden_units=hidden_units, dropout=0.0, channels_last=False,
+        hidden_units=hidden_units, dropout=0.0, channels_last=False, mirrored=False,
     )  # fmt: skip
 
 

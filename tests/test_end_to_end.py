@@ -223,6 +223,13 @@ def test_validation_queries_choose_the_checkpoint(deephash, photos):
     assert metrics["checkpoint"]["file"] == "checkpoints/best.ckpt"
 
 
+def test_codes_of_an_image_and_its_mirror_image_say_so(deephash, photos):
+    run = trained(deephash, *photos, "bits=12", "trainer.max_epochs=1", "model.network.mirrored=true")
+    complete(run)
+    views = json.loads((run / runs.CODES / "manifest.json").read_text())["provenance"]["views"]
+    assert views == "two, features averaged: the image and its mirror image; shorter side resized, centre crop"
+
+
 def test_folders_with_spaces_and_umlauts(deephash, tmp_path):
     root = write_photos(tmp_path / "my photos, ü")
     result = deephash(

@@ -27,6 +27,7 @@ def network(backbone=None, **changes):
         "hidden_units": 0,
         "dropout": 0.0,
         "channels_last": False,
+        "mirrored": False,
     }
     torch.manual_seed(0)
     return HashingNetwork(backbone or SmallCNN(), **{**settings, **changes})
@@ -51,6 +52,25 @@ def test_images_in_continuous_codes_out(bits, shape):
 )
 def test_options_keep_the_shape(settings):
     assert network(**settings)(images()).shape == (4, 12)
+
+
+def test_features_are_means_over_an_image_and_its_mirror_image():
+    usual, mirrored = network().eval(), network(mirrored=True).eval()
+    x = images()
+    expected = (usual.features(x) + usual.features(x.flip(3))) / 2
+    assert not torch.allclose(usual.features(x), expected, atol=1e-3)
+    torch.testing.assert_close(mirrored.features(x), expected)
+    torch.testing.assert_close(mirrored(x), mirrored(x.flip(3)))
+
+
+def test_a_backbone_that_learns_sees_images_as_they_are():
+    usual, mirrored = network().train(), network(mirrored=True).train()
+    torch.testing.assert_close(mirrored(images()), usual(images()))
+
+
+def test_a_frozen_backbone_gives_one_feature_vector_whatever_the_head_does():
+    net = network(frozen=True, mirrored=True)
+    torch.testing.assert_close(net.train().features(images()), net.eval().features(images()))
 
 
 def test_preprocessing_scales_to_the_mean_and_deviation_that_are_given():

@@ -189,7 +189,7 @@ def test_the_average_of_weights_is_what_is_encoded(train, monkeypatch):
     assert not torch.allclose(average, weights[-1], atol=1e-3)
     network = HashingNetwork(
         SmallCNN(), 12, 16, [0.5] * 3, [0.5] * 3, frozen=False, frozen_norm=False,
-        standardize=False, hidden_units=0, dropout=0.0, channels_last=False,
+        standardize=False, hidden_units=0, dropout=0.0, channels_last=False, mirrored=False,
     )  # fmt: skip
     network.load_state_dict(
         {name.removeprefix("network."): value for name, value in state.items() if name.startswith("network.")}
@@ -294,7 +294,7 @@ def test_validation_queries_are_taken_from_the_training_set_and_its_map_is_that_
     network = HashingNetwork(
         SmallCNN(), 12, 16, [0.5] * 3, [0.5] * 3, frozen=False, frozen_norm=False,
         standardize=False, hidden_units=0, dropout=0.0,
-        channels_last=False,
+        channels_last=False, mirrored=False,
     )  # fmt: skip
     state = {name.removeprefix("network."): value for name, value in checkpoint(folder, LAST)["state_dict"].items()}
     network.load_state_dict({name: value for name, value in state.items() if name in network.state_dict()})

@@ -168,7 +168,7 @@ def network(seed=0, image_size=16, **changes):
     settings = {
         "bits": 12, "mean": [0.5] * 3, "std": [0.5] * 3, "frozen": True, "frozen_norm": False,
         "standardize": True, "hidden_units": 4,
-        "dropout": 0.0, "channels_last": False,
+        "dropout": 0.0, "channels_last": False, "mirrored": False,
     }  # fmt: skip
     return HashingNetwork(SmallCNN(), image_size=image_size, **{**settings, **changes})
 
@@ -189,11 +189,12 @@ def test_the_key_changes_with_weights_size_and_data():
             (network(), data()),
             (network(seed=1), data()),
             (network(image_size=17), data()),
+            (network(mirrored=True), data()),
             (network(), changed),
             (network(), data(n=N - 1)),
         ]
     }
-    assert len(keys) == 5
+    assert len(keys) == 6
 
 
 def test_the_key_is_the_same_for_every_method_length_and_head():

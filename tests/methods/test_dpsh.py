@@ -187,7 +187,7 @@ def module(labels, pairs="buffer", buffer_init="zeros", eta=3.0, hidden_units=0,
     network = HashingNetwork(
         SmallCNN(), BITS, 16, [0.5] * 3, [0.5] * 3, frozen=False, frozen_norm=False,
         standardize=False, hidden_units=hidden_units,
-        dropout=dropout, channels_last=False,
+        dropout=dropout, channels_last=False, mirrored=False,
     )  # fmt: skip
     return DPSH(
         pairs,

@@ -25,6 +25,7 @@ from deephash_cli.errors import ArtifactError, ConfigError, DeephashError, Stopp
 VERBS = {
     "train": "train a method, write binary codes, report mAP and precision@k",
     "eval": "recompute every number of a run from its codes alone, or score anybody's codes",
+    "compare": "a table of runs, method by code length, on the terminal or as CSV, JSON, LaTeX, Markdown",
     "methods": "list the methods: what each learns from, its paper, where it is written",
 }
 
@@ -34,8 +35,11 @@ EXAMPLES = """\
   deephash train dataset=image_folder dataset.root=photos   your own images, one sub-folder a class
   deephash train resume=auto                                go on with the same run after an interruption
   deephash eval run=runs/<folder>                           every number again, from the codes on disk
+  deephash compare runs                                     method by length: mean and deviation over seeds
   deephash methods                                          what method= can be
   deephash train --cfg job                                  the whole configuration"""
+
+ENDINGS = {".csv": "csv", ".json": "json", ".tex": "latex", ".md": "markdown"}  # of files that compare writes
 
 HELP = f"""\
 deephash {__version__}: learn binary codes for images and measure them the same way every time
@@ -98,6 +102,21 @@ Examples:
   deephash eval run=runs/<folder>
   deephash eval codes=runs/<folder>/codes ks=[10,100] output=metrics.json
   deephash eval query=q.npy database=d.npy query_labels=ql.npy database_labels=dl.npy output=metrics.json""",
+    "compare": """\
+deephash compare <run folder, or folder of runs> ... [--metric <name>] [--format <format>] [--output <file>]
+
+A row for each method, and for each of its settings if they differ; a column for each code length; in it mean and
+standard deviation over seeds. Runs on different splits, or measured otherwise, never share a table. Folders that are
+not finished or cannot be read are named, with the reason.
+
+  --metric map                  or any number of metrics.json: map_stable, precision_at_100, validation_map
+  --format table                or csv, json, latex (needs booktabs), markdown
+  --output <file>               write it; the file's ending chooses the format: .csv .json .tex .md
+
+Examples:
+  deephash compare runs
+  deephash compare runs --metric precision_at_100
+  deephash compare runs/cifar10-* --output table.tex""",
     "methods": """\
 deephash methods [<method>] [--config-dir <folder>]
 
@@ -143,6 +162,8 @@ def run(arguments: Sequence[str]) -> int:
             return 0
         if verb == "methods":
             return _methods(rest)
+        if verb == "compare":
+            return _compare(rest)
         return _launch(verb, [normalize(argument, verb) for argument in rest])
     except DeephashError as error:
         _print_error(error)
@@ -174,7 +195,7 @@ def normalize(argument: str, verb: str = "train") -> str:
 
 def print_help() -> None:
     """Print the verbs and examples."""
-    _print(HELP.format(verbs="\n".join(f"  {verb:8}{text}" for verb, text in VERBS.items())))
+    _print(HELP.format(verbs="\n".join(f"  {verb:9}{text}" for verb, text in VERBS.items())))
 
 
 def print_version() -> None:
@@ -197,6 +218,8 @@ def complete(arguments: Sequence[str]) -> int:
         if len(words) < 2 or (len(words) == 2 and not line.endswith(" ")):
             prefix = words[1] if len(words) == 2 else ""
             _print(" ".join(verb for verb in VERBS if verb.startswith(prefix)))
+            return 0
+        if words[1] == "compare":
             return 0
         if words[1] == "methods":
             started = "" if line.endswith(" ") else words[-1]
@@ -223,6 +246,37 @@ def _methods(arguments: list[str]) -> int:
     return 0
 
 
+def _compare(arguments: list[str]) -> int:
+    """Print or write the table of runs."""
+    from deephash_cli.compare import FORMATS, compare
+
+    parsed = _parse_compare(arguments)
+    form: str = parsed.format or ("table" if parsed.output is None else ENDINGS.get(parsed.output.suffix, "table"))
+    if form not in ("table", *FORMATS):
+        raise ConfigError(f"--format must be one of table, {', '.join(FORMATS)}, got {form}")
+    if parsed.output is not None and form == "table":
+        raise ConfigError(f"--output {parsed.output} must end in {', '.join(ENDINGS)}, or add --format")
+    compare(parsed.paths, parsed.metric, form, parsed.output)
+    return 0
+
+
+def _parse_compare(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.error = _refuser("compare")  # type: ignore[method-assign]
+    parser.add_argument("paths", nargs="+", type=Path, metavar="run folder")
+    parser.add_argument("--metric", default="map")
+    parser.add_argument("--format")
+    parser.add_argument("--output", type=Path)
+    return parser.parse_intermixed_args(arguments)
+
+
+def _refuser(verb: str) -> Callable[[str], NoReturn]:
+    def refuse(message: str) -> NoReturn:
+        raise ConfigError(f"{message}; deephash {verb} --help lists what there is")
+
+    return refuse
+
+
 def _launch(verb: str, arguments: list[str]) -> int:
     """Check the command, then let Hydra run it."""
     parsed = _parse(verb, arguments)
@@ -246,9 +300,7 @@ def _parse(verb: str, arguments: list[str]) -> argparse.Namespace:
     """Read Hydra's own options, wherever they stand, and refuse those that would go round ``check``."""
     from hydra._internal.utils import get_args_parser
 
-    def refuse(message: str) -> NoReturn:
-        raise ConfigError(f"{message}; deephash {verb} --help lists what there is")
-
+    refuse = _refuser(verb)
     parser = get_args_parser()
     parser.error = refuse  # type: ignore[method-assign]
     parsed = parser.parse_intermixed_args(arguments)

@@ -46,7 +46,7 @@ _SECRET = re.compile(r"key|token|secret|password", re.IGNORECASE)
 
 def fingerprint(config: Mapping[str, Any]) -> str:
     """Digest of the settings that decide a run's result, and of the version that computes it."""
-    content = {name: value for name, value in flatten(config).items() if not _belongs(name, INCIDENTAL)}
+    content = {name: value for name, value in flatten(config).items() if not belongs(name, INCIDENTAL)}
     return hashlib.sha256(json.dumps([__version__, content], sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -96,7 +96,7 @@ def forbidden_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> li
     return [
         f"{name}: {old.get(name)} -> {new.get(name)}"
         for name in sorted(old.keys() | new.keys())
-        if old.get(name) != new.get(name) and not _belongs(name, RESUMABLE)
+        if old.get(name) != new.get(name) and not belongs(name, RESUMABLE)
     ]
 
 
@@ -219,6 +219,23 @@ def read_record(folder: Path) -> dict[str, Any]:
     return record
 
 
+def status(folder: Path, record: Mapping[str, Any]) -> str:
+    """What has become of a run: ``finished``, ``failed``, ``interrupted`` or ``running``.
+
+    One that was killed could not write down its end: nobody holds its folder any more.
+    """
+    if record["status"] != "running":
+        return record["status"]
+    try:
+        with (folder / ".lock").open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return "running"
+    except OSError:  # no such file, or a file system without locks
+        pass
+    return "interrupted"
+
+
 def find(root: Path, wanted: str) -> Path | None:
     """The run under ``root`` whose fingerprint is ``wanted``: a finished one, else the newest."""
     found = [(path, record) for path, record in scan(root) if record["fingerprint"] == wanted]
@@ -235,7 +252,8 @@ def scan(root: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
             continue
 
 
-def _belongs(name: str, keys: tuple[str, ...]) -> bool:
+def belongs(name: str, keys: Sequence[str]) -> bool:
+    """Whether a dotted name is one of some settings, or below one."""
     return any(name == key or name.startswith(f"{key}.") for key in keys)
 
 

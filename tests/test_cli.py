@@ -60,7 +60,7 @@ def test_without_arguments_it_says_what_there_is(deephash):
     for verb, text in cli.VERBS.items():
         assert f"  {verb}" in result.out
         assert text in result.out
-    assert sum(line.startswith("  deephash ") for line in result.out.splitlines()) == 7
+    assert sum(line.startswith("  deephash ") for line in result.out.splitlines()) == 8
     assert result == deephash("--help") == deephash("-h") == deephash("help")
 
 
@@ -96,12 +96,17 @@ def test_the_settings_in_the_help_exist(deephash, verb):
 
 
 def test_every_example_in_the_help_is_a_command_that_is_understood():
-    for line in (cli.EXAMPLES + cli.VERB_HELP["eval"].split("Examples:")[1]).splitlines():
+    for line in (
+        cli.EXAMPLES + cli.VERB_HELP["eval"].split("Examples:")[1] + cli.VERB_HELP["compare"].split("Examples:")[1]
+    ).splitlines():
         if not line.strip():
             continue
         command = line.strip().split("   ")[0].split()
         assert command[:1] == ["deephash"]
         verb, rest = command[1], [cli.normalize(argument) for argument in command[2:]]
+        if verb == "compare":
+            assert cli._parse_compare(rest).paths
+            continue
         parsed = cli._parse(verb, rest)
         if verb == "methods":
             continue
@@ -134,7 +139,7 @@ def test_version(deephash):
 def test_unknown_verb(deephash, typed, hint):
     message = refused(deephash(typed))
     assert repr(typed) in message
-    assert "verbs: train, eval, methods" in message
+    assert "verbs: train, eval, compare, methods" in message
     assert (f"did you mean {hint!r}?" in message) == (hint is not None)
 
 
@@ -153,7 +158,7 @@ def test_help_into_a_pipe_that_closes_ends_quietly():
 @pytest.mark.parametrize(
     ("line", "answer"),
     [
-        ("deephash ", "train eval methods"),
+        ("deephash ", "train eval compare methods"),
         ("deephash t", "train"),
         ("deephash ev", "eval"),
         ("deephash x", ""),

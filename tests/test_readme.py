@@ -23,6 +23,9 @@ def test_every_command_is_understood(words):
     if verb == "methods":
         assert set(rest) <= set(checking.choices("method"))
         return
+    if verb == "compare":
+        assert cli._parse_compare(rest).paths
+        return
     flags = [word for word in rest if word.startswith("-")]
     settings = [
         cli.normalize(word)

@@ -1,0 +1,261 @@
+"""Finished runs, read from their folders and put into tables: a row for each kind of run, a column for each length."""
+
+import json
+import os
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from deephash_cli import runs
+from deephash_cli.errors import ArtifactError, ConfigError, DeephashError, first_line
+from deephash_cli.files import read_json
+
+# Settings that do not make runs different in kind: the table has columns for lengths and means over seeds.
+_VARIED = ("bits", "seed", *runs.INCIDENTAL)
+_NEEDED = ("method", "bits", "seed", "dataset", "split", "policies", "versions", "queries", "database")
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished run.
+
+    Attributes:
+        folder: Where it is.
+        record: Its ``run.json``.
+        settings: Its configuration under dotted names.
+        metrics: Its ``metrics.json``.
+    """
+
+    folder: Path
+    record: dict[str, Any]
+    settings: dict[str, Any]
+    metrics: dict[str, Any]
+
+    @property
+    def kind(self) -> dict[str, Any]:
+        """What runs have in common that differ in length and seed alone."""
+        same = {name: value for name, value in self.settings.items() if not runs.belongs(name, _VARIED)}
+        return {**same, "version": self.metrics["versions"]["deephash"]}
+
+    def value(self, metric: str) -> float | None:
+        """A number of the metrics, such as ``map`` or ``precision_at_100``; nothing where it does not exist."""
+        return self.numbers().get(metric)
+
+    def numbers(self) -> dict[str, float]:
+        """Every number of the metrics under a name of its own."""
+        validation = self.metrics.get("validation")
+        return {
+            **{name: value for name, value in self.metrics.items() if isinstance(value, float)},
+            **{
+                f"{name.removesuffix('k')}{k}": value
+                for name in ("precision_at_k", "recall_at_k", "ndcg_at_k", "acg_at_k")
+                for k, value in self.metrics.get(name, {}).items()
+            },
+            **({"validation_map": validation["map"]} if validation else {}),
+        }
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A folder that is in no table, and why."""
+
+    folder: Path
+    reason: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """Runs that differ in length and seed alone.
+
+    Attributes:
+        method: Theirs.
+        differs: Settings that tell this row from the method's others, under dotted names.
+        cells: For each length the runs, one a seed.
+    """
+
+    method: str
+    differs: dict[str, Any]
+    cells: dict[int, list[Result]]
+
+    @property
+    def label(self) -> str:
+        """The method, and what tells it from others of that name."""
+        settings = ", ".join(f"{name}={value}" for name, value in self.differs.items())
+        return _line(f"{self.method} ({settings})" if settings else self.method)
+
+
+@dataclass(frozen=True)
+class Section:
+    """Runs that can be compared: measured on one split by one rule.
+
+    Attributes:
+        dataset: Its name.
+        split: Name, version, digest of the split.
+        queries: How many.
+        database: How many items were searched.
+        lengths: Of all rows, ascending.
+        rows: In the order of their methods' names.
+    """
+
+    dataset: str
+    split: dict[str, Any]
+    queries: int
+    database: int
+    lengths: list[int]
+    rows: list[Row]
+
+    @property
+    def title(self) -> str:
+        """Data set, split and its digest, how much was searched for and in."""
+        split = f"split {self.split['name']} {self.split['sha256'][:12]}"
+        return _line(f"{self.dataset}, {split}: {self.queries} queries, {self.database} database items")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Mean and standard deviation over seeds; the deviation is nothing where there is one seed."""
+
+    mean: float
+    deviation: float | None
+    seeds: int
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def find(paths: Iterable[Path]) -> list[Path]:
+    """Run folders at or below some paths, each once, sorted.
+
+    Raises:
+        ConfigError: If a path is not a folder.
+    """
+    found: set[Path] = set()
+    for path in paths:
+        if not path.is_dir():
+            raise ConfigError(f"{path} is not a folder: give run folders, or folders of runs")
+        for folder, below, files in os.walk(path):
+            if runs.RECORD in files:
+                found.add(Path(folder))
+                below.clear()
+    return sorted(found)
+
+
+def read(folder: Path) -> Result:
+    """A finished run.
+
+    Raises:
+        ArtifactError: If it is not finished, or something in its folder cannot be read.
+    """
+    record = runs.read_record(folder)
+    if not (folder / runs.METRICS).exists():
+        raise ArtifactError(": ".join(filter(None, (runs.status(folder, record), record.get("error")))))
+    metrics = read_json(folder / runs.METRICS)
+    missing = [name for name in _NEEDED if name not in (metrics if isinstance(metrics, dict) else {})]
+    if missing:
+        raise ArtifactError(f"{runs.METRICS} has no {', '.join(missing)}: deephash eval run={folder} makes it again")
+    try:
+        settings = yaml.safe_load((folder / runs.CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ArtifactError(f"{runs.CONFIG} cannot be read: {first_line(error)}") from error
+    if not isinstance(settings, dict):
+        raise ArtifactError(f"{runs.CONFIG} is not a configuration")
+    return Result(folder, record, runs.flatten(settings), metrics)
+
+
+def collect(paths: Iterable[Path]) -> tuple[list[Result], list[LeftOut]]:
+    """The finished runs at or below some paths, and the others. Of runs alike in everything the newest counts.
+
+    Raises:
+        ConfigError: If a path is not a folder.
+    """
+    newest: dict[str, Result] = {}
+    left_out: list[LeftOut] = []
+    for folder in find(paths):
+        try:
+            result = read(folder)
+        except DeephashError as error:
+            left_out.append(LeftOut(folder, first_line(error)))
+            continue
+        same = f"{result.record['fingerprint']} {result.metrics['split']['sha256']}"
+        if same in newest:
+            older, result = sorted((newest[same], result), key=lambda run: run.record["started"])
+            left_out.append(LeftOut(older.folder, f"done again: {result.folder}"))
+        newest[same] = result
+    return list(newest.values()), left_out
+
+
+def sections(results: Iterable[Result]) -> list[Section]:
+    """Runs that may be compared, together: those on another split, or measured otherwise, are in another section."""
+    groups: dict[str, list[Result]] = {}
+    for result in results:
+        metrics = result.metrics
+        rule = json.dumps([metrics["dataset"], metrics["split"]["sha256"], metrics["policies"]], sort_keys=True)
+        groups.setdefault(rule, []).append(result)
+    made = [_section(members) for members in groups.values()]
+    return sorted(made, key=lambda section: section.title)
+
+
+def _section(members: Sequence[Result]) -> Section:
+    kinds: dict[str, list[Result]] = {}
+    for result in members:
+        kinds.setdefault(json.dumps([result.metrics["method"], result.kind], sort_keys=True), []).append(result)
+    methods: dict[str, list[list[Result]]] = {}
+    for alike in kinds.values():
+        methods.setdefault(alike[0].metrics["method"], []).append(alike)
+    rows = [
+        Row(method, differs, _by_length(alike))
+        for method, several in methods.items()
+        for alike, differs in zip(several, _differences([alike[0].kind for alike in several]), strict=True)
+    ]
+    metrics = members[0].metrics
+    lengths = sorted({result.metrics["bits"] for result in members})
+    return Section(
+        metrics["dataset"],
+        metrics["split"],
+        metrics["queries"],
+        metrics["database"],
+        lengths,
+        sorted(rows, key=lambda row: row.label),
+    )
+
+
+def _differences(kinds: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of each kind the settings that tell it from the others, those that it has."""
+    shown: dict[str, list[Any]] = {}
+    for name in sorted(set().union(*kinds), key=lambda name: (name.count("."), name)):
+        values = [kind.get(name) for kind in kinds]
+        if all(value == values[0] for value in values) or values in shown.values():  # the second: one refers to another
+            continue
+        parent = name.rpartition(".")[0]
+        is_alone = len({json.dumps(value) for value in values if value is not None}) == 1
+        if is_alone and len({kind.get(f"{parent}._target_") for kind in kinds}) > 1:
+            continue  # part of a choice that not all have made, which is shown itself
+        shown[name] = values
+    return [
+        {
+            name.removesuffix("._target_"): values[row].rpartition(".")[2] if name.endswith("_target_") else values[row]
+            for name, values in shown.items()
+            if values[row] is not None
+        }
+        for row in range(len(kinds))
+    ]
+
+
+def _by_length(members: Sequence[Result]) -> dict[int, list[Result]]:
+    cells: dict[int, list[Result]] = {}
+    for result in sorted(members, key=lambda result: (result.metrics["bits"], result.metrics["seed"])):
+        cells.setdefault(result.metrics["bits"], []).append(result)
+    return cells
+
+
+def cell(members: Sequence[Result], metric: str) -> Cell | None:
+    """Mean and standard deviation over seeds of a metric; nothing if no run has it."""
+    values = [value for result in members if (value := result.value(metric)) is not None]
+    if not values:
+        return None
+    return Cell(statistics.mean(values), statistics.stdev(values) if len(values) > 1 else None, len(values))

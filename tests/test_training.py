@@ -19,6 +19,7 @@ from deephash_cli.data.protocol import hold_out_validation, load_split
 from deephash_cli.encoding import Loading, Source
 from deephash_cli.files import read_json, sha256_file
 from deephash_cli.methods.base import HashingModule
+from deephash_cli.methods.dpsh import DPSH
 from deephash_cli.models import HashingNetwork, SmallCNN, packed_codes
 
 SMALL = ("bits=12", "loader.batch_size=16")
@@ -169,6 +170,21 @@ def test_gradients_are_clipped_under_mixed_precision_too(train):
     result, folder = train("trainer.gradient_clip_val=1", "trainer.precision=bf16-mixed", "trainer.max_epochs=1")
     assert result.code == 0
     assert not checkpoint(folder, LAST)["optimizer_states"][0]["param_groups"][0]["fused"]
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_losses_are_computed_in_single_precision(train, monkeypatch, precision):
+    seen = set()
+    losses = DPSH.losses
+
+    def noting(module, u, batch):
+        seen.add((u.dtype, torch.is_autocast_enabled("cpu"), (u @ u.T).dtype))
+        return losses(module, u, batch)
+
+    monkeypatch.setattr(DPSH, "losses", noting)
+    result, _ = train(f"trainer.precision={precision}", "trainer.max_epochs=1")
+    assert result.code == 0, result
+    assert seen == {(torch.float32, False, torch.float32)}
 
 
 def test_the_average_of_weights_is_what_is_encoded(train, monkeypatch):

@@ -152,7 +152,8 @@ class HashingModule(Hasher):
             indices = processes.of_all(batch.indices)
             batch = Batch(batch.inputs, self.train_labels[indices], indices)
         self._seed_step(0)  # what a loss draws is the same in every process
-        terms = self.losses(u, batch)
+        with torch.autocast(u.device.type, enabled=False):  # in half precision inner products of codes lose digits
+            terms = self.losses(u.to(torch.promote_types(u.dtype, torch.float32)), batch)
         total = torch.stack(list(terms.values())).sum()
         if not torch.isfinite(total):
             parts = ", ".join(f"{name} {value.item():.4g}" for name, value in terms.items())

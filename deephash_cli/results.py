@@ -14,9 +14,16 @@ from deephash_cli import runs
 from deephash_cli.errors import ArtifactError, ConfigError, DeephashError, first_line
 from deephash_cli.files import read_json
 
-# Settings that do not make runs different in kind: the table has columns for lengths and means over seeds.
-_VARIED = ("bits", "seed", *runs.INCIDENTAL)
-_NEEDED = ("method", "bits", "seed", "dataset", "split", "policies", "versions", "queries", "database")
+# Settings that do not make runs different in kind: the table has columns for lengths and means over seeds; the section
+# tells data set and split; which numbers were written does not change them.
+_VARIED = (
+    "bits", "seed", "metrics", "dataset.root", "dataset.source", "dataset.download", "dataset.split_file",
+    *runs.INCIDENTAL,
+)  # fmt: skip
+_NEEDED = {
+    "method": str, "bits": int, "seed": int, "dataset": str, "split": dict, "policies": dict, "versions": dict,
+    "queries": int, "database": int,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -39,7 +46,7 @@ class Result:
     def kind(self) -> dict[str, Any]:
         """What runs have in common that differ in length and seed alone."""
         same = {name: value for name, value in self.settings.items() if not runs.belongs(name, _VARIED)}
-        return {**same, "version": self.metrics["versions"]["deephash"]}
+        return {**same, "version": self.metrics["versions"].get("deephash")}
 
     def value(self, metric: str) -> float | None:
         """A number of the metrics, such as ``map`` or ``precision_at_100``; nothing where it does not exist."""
@@ -48,11 +55,12 @@ class Result:
     def numbers(self) -> dict[str, float]:
         """Every number of the metrics under a name of its own."""
         validation = self.metrics.get("validation")
+        by_k = ("precision_at_k", "recall_at_k", "ndcg_at_k", "acg_at_k")
         return {
             **{name: value for name, value in self.metrics.items() if isinstance(value, float)},
             **{
                 f"{name.removesuffix('k')}{k}": value
-                for name in ("precision_at_k", "recall_at_k", "ndcg_at_k", "acg_at_k")
+                for name in by_k
                 for k, value in self.metrics.get(name, {}).items()
             },
             **({"validation_map": validation["map"]} if validation else {}),
@@ -155,7 +163,10 @@ def read(folder: Path) -> Result:
     if not (folder / runs.METRICS).exists():
         raise ArtifactError(": ".join(filter(None, (runs.status(folder, record), record.get("error")))))
     metrics = read_json(folder / runs.METRICS)
-    missing = [name for name in _NEEDED if name not in (metrics if isinstance(metrics, dict) else {})]
+    known = metrics if isinstance(metrics, dict) else {}
+    missing = [name for name, kind in _NEEDED.items() if not isinstance(known.get(name), kind)]
+    if "split" not in missing:
+        missing += [f"split.{name}" for name in ("name", "sha256") if not isinstance(known["split"].get(name), str)]
     if missing:
         raise ArtifactError(f"{runs.METRICS} has no {', '.join(missing)}: deephash eval run={folder} makes it again")
     try:

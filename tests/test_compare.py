@@ -74,8 +74,12 @@ def test_seeds_share_a_cell_lengths_a_row_and_other_settings_do_not():
 
 
 def test_where_and_how_a_run_was_computed_makes_no_difference():
-    write_run("runs/a", seed=1, changes={"logger": None, "run_dir": "x", "loader": {"num_workers": 1}})
-    write_run("runs/b", seed=2, changes={"logger": {"_target_": "y"}, "run_dir": "z", "loader": {"num_workers": 2}})
+    write_run(
+        "runs/a", seed=1, changes={"logger": None, "run_dir": "x", "dataset": {"root": "/home/a", "name": "toys"}}
+    )
+    write_run(
+        "runs/b", seed=2, changes={"logger": {"level": 1}, "run_dir": "z", "dataset": {"root": None, "name": "toys"}}
+    )
     (section,) = results.sections(results.collect([Path("runs")])[0])
     assert [row.label for row in section.rows] == ["dpsh"]
 
@@ -126,6 +130,8 @@ def test_what_is_left_out_is_named_with_its_reason(deephash):
     content = json.loads(Path("runs/old/metrics.json").read_text())
     del content["policies"]
     Path("runs/old/metrics.json").write_text(json.dumps(content))
+    write_run("runs/odd", metrics={"split": {"name": 3}, "bits": "12"})
+    write_run("runs/list", metrics={"split": [], "validation": 1})
     write_run("runs/torn")
     Path("runs/torn/metrics.json").write_text('{"map": 0.')
     write_run("runs/again", record={"started": "2025-01-01T00:00:00+00:00"})
@@ -135,11 +141,13 @@ def test_what_is_left_out_is_named_with_its_reason(deephash):
         "runs/failed: failed: no space left",
         "runs/killed: interrupted",
         "runs/old: metrics.json has no policies: deephash eval run=runs/old makes it again",
+        "runs/odd: metrics.json has no bits, split.name, split.sha256",
+        "runs/list: metrics.json has no split",
         "runs/torn: runs/torn/metrics.json is not valid JSON",
         "runs/again: done again: runs/good",
     ):
         assert f"warning: left out {line}" in result.err
-    assert result.err.count("warning") == 5
+    assert result.err.count("warning") == 7
     assert "0.5000 (1)" in result.out
 
 

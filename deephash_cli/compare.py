@@ -107,12 +107,13 @@ def _table(section: Section, metric: str) -> Table:
 
 def _csv(sections: Sequence[Section], metric: str) -> str:
     """A line for each method and length."""
+    records = _records(sections, metric)
     file = io.StringIO()
-    lines = csv.writer(file, lineterminator="\n")
-    lines.writerow(("dataset", "split", "split_sha256", "method", "settings", "bits", "metric", "mean", "sd", "seeds"))
-    for record in _records(sections, metric):
+    lines = csv.DictWriter(file, list(records[0]), lineterminator="\n")
+    lines.writeheader()
+    for record in records:
         settings = " ".join(f"{name}={value}" for name, value in record["settings"].items())
-        lines.writerow([_harmless(value) for value in ({**record, "settings": settings}).values()])
+        lines.writerow({name: _harmless(value) for name, value in {**record, "settings": settings}.items()})
     return file.getvalue()
 
 
@@ -122,7 +123,7 @@ def _harmless(value: Any) -> Any:
 
 
 def _json(sections: Sequence[Section], metric: str) -> str:
-    return json.dumps(list(_records(sections, metric)), indent=2, ensure_ascii=False) + "\n"
+    return json.dumps(_records(sections, metric), indent=2, ensure_ascii=False) + "\n"
 
 
 def _records(sections: Sequence[Section], metric: str) -> list[dict[str, Any]]:

@@ -54,17 +54,13 @@ class Result:
 
     def numbers(self) -> dict[str, float]:
         """Every number of the metrics under a name of its own."""
+        found = dict(self.metrics)
+        for name in ("precision_at_k", "recall_at_k", "ndcg_at_k", "acg_at_k"):
+            by_k = self.metrics.get(name)
+            found |= {f"{name.removesuffix('k')}{k}": by_k[k] for k in by_k} if isinstance(by_k, dict) else {}
         validation = self.metrics.get("validation")
-        by_k = ("precision_at_k", "recall_at_k", "ndcg_at_k", "acg_at_k")
-        return {
-            **{name: value for name, value in self.metrics.items() if isinstance(value, float)},
-            **{
-                f"{name.removesuffix('k')}{k}": value
-                for name in by_k
-                for k, value in self.metrics.get(name, {}).items()
-            },
-            **({"validation_map": validation["map"]} if validation else {}),
-        }
+        found["validation_map"] = validation.get("map") if isinstance(validation, dict) else None
+        return {name: value for name, value in found.items() if isinstance(value, float)}
 
 
 @dataclass(frozen=True)

@@ -178,6 +178,12 @@ def test_any_number_of_the_metrics(deephash):
     assert "none of 1 runs has mapp: choose one of map, map_stable, empty_ball_rate, precision_at_10" in result.err
 
 
+def test_numbers_of_another_shape_are_not_numbers(deephash):
+    write_run("runs/a", metrics={"validation": 1, "precision_at_k": [0.5], "map_stable": "0.5"})
+    (found,), _ = results.collect([Path("runs")])
+    assert found.numbers() == {"map": 0.5, "empty_ball_rate": 0.5}
+
+
 def test_the_best_of_a_column_is_marked_unless_more_is_not_better(deephash):
     write_run("runs/a", value=0.25)
     write_run("runs/b", method="itq", value=0.75)

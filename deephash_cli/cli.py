@@ -39,8 +39,6 @@ EXAMPLES = """\
   deephash methods                                          what method= can be
   deephash train --cfg job                                  the whole configuration"""
 
-ENDINGS = {".csv": "csv", ".json": "json", ".tex": "latex", ".md": "markdown"}  # of files that compare writes
-
 HELP = f"""\
 deephash {__version__}: learn binary codes for images and measure them the same way every time
 
@@ -219,13 +217,11 @@ def complete(arguments: Sequence[str]) -> int:
             prefix = words[1] if len(words) == 2 else ""
             _print(" ".join(verb for verb in VERBS if verb.startswith(prefix)))
             return 0
-        if words[1] == "compare":
-            return 0
         if words[1] == "methods":
             started = "" if line.endswith(" ") else words[-1]
             _print(" ".join(name for name in choices("method") if name.startswith(started)))
             return 0
-        if words[1] not in VERBS:
+        if words[1] == "compare" or words[1] not in VERBS:
             return 0
         shorter = line.replace(f" {words[1]}", "", 1)
         os.environ["COMP_LINE"] = shorter
@@ -248,7 +244,7 @@ def _methods(arguments: list[str]) -> int:
 
 def _compare(arguments: list[str]) -> int:
     """Print or write the table of runs."""
-    from deephash_cli.compare import FORMATS, compare
+    from deephash_cli.compare import ENDINGS, FORMATS, compare
 
     parsed = _parse_compare(arguments)
     form: str = parsed.format or ("table" if parsed.output is None else ENDINGS.get(parsed.output.suffix, "table"))

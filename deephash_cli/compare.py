@@ -85,10 +85,7 @@ def _rows(section: Section, metric: str, best: Callable[[str], str]) -> list[tup
 
 
 def _text(cell: Cell | None) -> str:
-    if cell is None:
-        return ""
-    spread = "" if cell.deviation is None else f" ± {cell.deviation:.4f}"
-    return f"{cell.mean:.4f}{spread} ({cell.seeds})"
+    return f"{cell} ({cell.seeds})" if cell else ""
 
 
 def _rule(metric: str) -> str:
@@ -200,3 +197,4 @@ FORMATS: dict[str, Callable[[Sequence[Section], str], str]] = {
     "latex": _latex,
     "markdown": _markdown,
 }
+ENDINGS = {".csv": "csv", ".json": "json", ".tex": "latex", ".md": "markdown"}  # of files: the formats they are in

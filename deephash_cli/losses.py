@@ -39,7 +39,6 @@ class _NegativeLogLikelihood(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, theta: Tensor, similar: Tensor) -> Tensor:  # type: ignore[override]
-        theta = theta.to(torch.promote_types(theta.dtype, torch.float32))  # such sums overflow in half precision
         similar = similar.to(theta.dtype)
         ctx.save_for_backward(theta.sigmoid().sub_(similar))
         hinge = theta.clamp(min=0).sub_(similar * theta)  # of single pairs: differences of sums would cancel

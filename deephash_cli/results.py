@@ -127,6 +127,17 @@ class Cell:
     deviation: float | None
     seeds: int
 
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Cell | None":
+        """That of the values of one or more seeds; nothing if there are none."""
+        if not values:
+            return None
+        return cls(statistics.mean(values), statistics.stdev(values) if len(values) > 1 else None, len(values))
+
+    def __str__(self) -> str:
+        """As every table shows it."""
+        return f"{self.mean:.4f}" if self.deviation is None else f"{self.mean:.4f} ± {self.deviation:.4f}"
+
 
 def _line(text: str) -> str:
     return " ".join(text.split())
@@ -262,7 +273,4 @@ def _by_length(members: Sequence[Result]) -> dict[int, list[Result]]:
 
 def cell(members: Sequence[Result], metric: str) -> Cell | None:
     """Mean and standard deviation over seeds of a metric; nothing if no run has it."""
-    values = [value for result in members if (value := result.value(metric)) is not None]
-    if not values:
-        return None
-    return Cell(statistics.mean(values), statistics.stdev(values) if len(values) > 1 else None, len(values))
+    return Cell.of([value for result in members if (value := result.value(metric)) is not None])

@@ -3,7 +3,6 @@
 import contextlib
 import re
 import sqlite3
-import statistics
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from rich.table import Table
 from deephash_cli.console import console, errors, say
 from deephash_cli.errors import ArtifactError, DeephashError, Stopped, SweepError, first_line
 from deephash_cli.files import read_json, write_json
+from deephash_cli.results import Cell
 
 STUDY = "study.sqlite"  # of a search by Optuna; conf/tune names it, too
 BEST = "optimization_results.yaml"  # which Optuna's sweeper writes
@@ -144,10 +144,8 @@ def _table(jobs: Sequence[Mapping[str, Any]]) -> Table:
     for name in names:
         table.add_column(name, justify="right", overflow="fold")
     for settings, members in groups.items():
-        cells = []
-        for name in names:
-            values = [job["metrics"][name] for job in members if name in job["metrics"]]
-            spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
-            cells.append(f"{statistics.mean(values):.4f}{spread}" if values else "")
+        cells = [
+            str(Cell.of([job["metrics"][name] for job in members if name in job["metrics"]]) or "") for name in names
+        ]
         table.add_row(settings, str(len(members)), *cells)
     return table

@@ -234,7 +234,7 @@ class BufferedModule(HashingModule):
 
     def remember(self, u: Float[Tensor, "n bits"], batch: Batch) -> Float[Tensor, "m bits"]:
         """Write the outputs of a batch into the buffer, detached, and return all of it."""
-        self.u_buffer[batch.indices] = u.detach().float()
+        self.u_buffer[batch.indices] = u.detach()
         return self.u_buffer
 
 

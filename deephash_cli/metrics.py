@@ -419,6 +419,24 @@ def bit_balance(packed: UInt8[np.ndarray, "n bytes"], bits: int) -> Float64[np.n
     return _over((counts @ bit_of_value).reshape(-1)[:bits], np.array(len(packed)))
 
 
+def bit_correlation(packed: UInt8[np.ndarray, "n bytes"], bits: int) -> Float64[np.ndarray, "{bits} {bits}"]:
+    """Correlation of each two bits over the codes; 0 with a bit that never changes, the diagonal too.
+
+    >>> bit_correlation(np.array([[0b000], [0b101], [0b111], [0b010]], np.uint8), bits=3)
+    array([[1., 0., 1.],
+           [0., 1., 0.],
+           [1., 0., 1.]])
+    """
+    both = np.zeros((bits, bits), np.int64)  # how often two bits are one in the same code
+    for start in range(0, len(packed), _ROWS):
+        codes = np.unpackbits(packed[start : start + _ROWS], axis=1, bitorder="little", count=bits)
+        codes = codes.astype(np.float32)  # in which counts up to 2^24 are exact
+        both += (codes.T @ codes).astype(np.int64)
+    n, ones = len(packed), both.diagonal()
+    spread = np.sqrt(ones * (n - ones).astype(np.float64))
+    return _over(n * both - np.outer(ones, ones), np.outer(spread, spread))
+
+
 def unique_ratio(packed: UInt8[np.ndarray, "n bytes"]) -> float:
     """Number of different codes by number of codes: near 0, the codes have collapsed.
 

@@ -37,6 +37,7 @@ POLICIES = {
     "confidence": "percentile bootstrap over queries, seed 0",
 }
 WITHOUT_LABELS = "there are no labels, so nothing is known to be relevant: only the codes themselves are described"
+SIDES = ("relevant", "other")  # of the pairs of a query and a database item
 LEVEL = 0.95
 RESAMPLES = 1000
 HARDEST = 10
@@ -93,7 +94,7 @@ def evaluate(
     sides = (query.packed, database.packed, query.bits, query.labels, database.labels)
     counts = ranking.count(*sides, exclude=self_matches(query, database), cuts=map_at, threads=threads)
     values = _per_query(counts, ks, map_at, radius, curve)
-    relevant = values.pop("relevant")
+    relevant, distances = values.pop("relevant"), {side: values.pop(f"{side}_by_distance") for side in SIDES}
     counted = relevant > 0 if zero_hits == "skip" else np.ones(query.n, np.bool_)
     if not counted.any():
         raise DataError("no query has a relevant item in the database: there is nothing to average with zero_hits=skip")
@@ -127,6 +128,7 @@ def evaluate(
             "precision": means["precision_by_rank"].tolist(),
             "recall": means["recall_by_rank"].tolist(),
         },
+        "distances": {side: by_distance[counted].sum(axis=0).tolist() for side, by_distance in distances.items()},
         "per_class": _per_class(values["map"][counted], query.labels[counted]),
         "hardest_queries": [
             {"query": int(row) if query.ids is None else query.ids[row], "average_precision": float(values["map"][row])}
@@ -142,9 +144,20 @@ def evaluate(
 
 def _statistics(database: CodeSet) -> dict[str, Any]:
     """What can be said of codes alone."""
-    balance = np.abs(metrics.bit_balance(database.packed, database.bits) - 0.5)
+    ones = metrics.bit_balance(database.packed, database.bits)
+    balance = np.abs(ones - 0.5)
+    correlation = np.abs(metrics.bit_correlation(database.packed, database.bits))
+    pairs = correlation[np.triu_indices(database.bits, k=1)]
     return {
-        "bit_balance": {"mean_deviation": float(balance.mean()), "max_deviation": float(balance.max())},
+        "bit_balance": {
+            "mean_deviation": float(balance.mean()),
+            "max_deviation": float(balance.max()),
+            "ones": ones.tolist(),
+        },
+        "bit_correlation": {
+            "mean_absolute": float(pairs.mean()) if pairs.size else 0.0,
+            "max_absolute": float(pairs.max(initial=0)),
+        },
         "unique_code_ratio": metrics.unique_ratio(database.packed),
     }
 
@@ -188,6 +201,8 @@ def _per_query(
         stable = part.precision_sums / np.maximum(part.hits, 1)
         values = {
             "relevant": h.relevant.sum(axis=1),
+            "relevant_by_distance": h.relevant,
+            "other_by_distance": h.total - h.relevant,
             "map": metrics.average_precision(h),
             "map_stable": stable[:, -1],
             "map_best": metrics.average_precision_best(h),

@@ -672,7 +672,24 @@ def test_statistics_of_codes_of_any_width_read_from_a_file(bits, tmp_path):
     assert type(metrics.unique_ratio(packed)) is float
 
 
+@pytest.mark.parametrize("bits", [1, 12, 48, 65, 250])
+def test_bit_correlation_is_that_of_numpy(bits, monkeypatch):
+    rng = np.random.default_rng(bits)
+    codes = rng.random((300, bits)) < rng.random(bits)
+    codes[:, bits // 2] = codes[:, 0]
+    codes[:2], codes[:, bits - 1] = [[False], [True]], True  # the last never changes, the others do
+    packed = np.packbits(codes, axis=1, bitorder="little")
+    expected = np.zeros((bits, bits))
+    if bits > 1:
+        expected[:-1, :-1] = np.corrcoef(codes[:, :-1].T)
+    assert metrics.bit_correlation(packed, bits) == pytest.approx(expected, abs=1e-12)
+    whole = metrics.bit_correlation(packed, bits)
+    monkeypatch.setattr(metrics, "_ROWS", 7)
+    assert np.array_equal(metrics.bit_correlation(packed, bits), whole)
+
+
 def test_statistics_of_no_codes_are_zero():
+    assert metrics.bit_correlation(np.zeros((0, 2), np.uint8), 12).tolist() == [[0] * 12] * 12
     assert metrics.bit_balance(np.zeros((0, 2), np.uint8), 12).tolist() == [0] * 12
     assert metrics.unique_ratio(np.zeros((0, 2), np.uint8)) == 0
 

@@ -65,9 +65,11 @@ def test_keys_and_types():
         "acg_at_k",
         "pr_by_radius",
         "pr_by_rank",
+        "distances",
         "per_class",
         "hardest_queries",
         "bit_balance",
+        "bit_correlation",
         "unique_code_ratio",
         "queries",
         "database",
@@ -81,7 +83,8 @@ def test_keys_and_types():
     assert result["pr_by_radius"]["radius"] == list(range(13))
     assert result["pr_by_rank"]["rank"][0] == 1
     assert result["pr_by_rank"]["rank"][-1] == 40
-    assert list(result["bit_balance"]) == ["mean_deviation", "max_deviation"]
+    assert list(result["bit_balance"]) == ["mean_deviation", "max_deviation", "ones"]
+    assert len(result["bit_balance"]["ones"]) == 12
     assert result["k_beyond_database"] == [100]
     assert (result["queries"], result["database"], result["bits"]) == (6, 40, 12)
     assert all(isinstance(sentence, str) for sentence in result["policies"].values())
@@ -97,6 +100,9 @@ def test_curves_and_tables_fit_the_single_numbers():
     assert result["pr_by_rank"]["recall"][-1] == pytest.approx(1, rel=1e-12)
     assert result["pr_by_radius"]["precision"][3] == result["precision_within_3"]
     assert result["pr_by_radius"]["recall"][3] == result["recall_within_3"]
+    counted = [np.cumsum(result["distances"][side]) for side in ("relevant", "other")]
+    assert sum(counts[-1] for counts in counted) == 30 * 40
+    assert counted[0][-1] == sum(int((database.labels @ label > 0).sum()) for label in query.labels)
     per_class = result["per_class"]
     assert sum(per_class["queries"]) == 30
     weighted = sum(m * n for m, n in zip(per_class["map"], per_class["queries"], strict=True))
@@ -143,7 +149,7 @@ def test_without_labels_only_the_codes_are_described():
     labelled = evaluate(query, database, ks=[5], map_at=[], radius=2)
     bare = [CodeSet(side.packed, side.bits, side.labels[:, :0], side.ids) for side in (query, database)]
     result = evaluate(*bare, ks=[5], map_at=[], radius=2)
-    assert list(result) == ["bit_balance", "unique_code_ratio", "queries", "database", "bits", "policies"]
+    assert list(result) == ["bit_balance", "bit_correlation", "unique_code_ratio", "queries", "database", "bits", "policies"]
     assert all(result[name] == labelled[name] for name in result if name != "policies")
     assert result["policies"] == {"labels": scoring.WITHOUT_LABELS}
 
@@ -211,8 +217,12 @@ def test_orders_and_flips_move_nothing(seed, bits, multi):
     assert {**after, **stable} == before
     for change in (lambda codes: codes[:, columns], lambda codes: codes ^ flips):
         after = evaluate(recoded(query, change), recoded(database, change), **OPTIONS)
-        assert after.pop("bit_balance") == pytest.approx(before["bit_balance"], rel=1e-12, abs=1e-12)
-        assert after == {key: value for key, value in before.items() if key != "bit_balance"}
+        before_ones, after_ones = before["bit_balance"]["ones"], after["bit_balance"]["ones"]
+        for name in ("bit_balance", "bit_correlation"):
+            kept, changed = ({k: v for k, v in side.pop(name).items() if k != "ones"} for side in (dict(before), after))
+            assert changed == pytest.approx(kept, rel=1e-12, abs=1e-12)
+        assert sorted(min(x, 1 - x) for x in after_ones) == pytest.approx(sorted(min(x, 1 - x) for x in before_ones))
+        assert after == {key: value for key, value in before.items() if key not in ("bit_balance", "bit_correlation")}
 
 
 @given(st.integers(0, 10**6), st.integers(1, 12), st.integers(1, 3))
@@ -253,7 +263,8 @@ def test_collapsed_codes():
     query, database = (recoded(side, np.zeros_like) for side in sides())
     result = evaluate(query, database, **OPTIONS)
     assert result["unique_code_ratio"] == 1 / 40
-    assert result["bit_balance"] == {"mean_deviation": 0.5, "max_deviation": 0.5}
+    assert result["bit_balance"] == {"mean_deviation": 0.5, "max_deviation": 0.5, "ones": [0.0] * result["bits"]}
+    assert result["bit_correlation"] == {"mean_absolute": 0, "max_absolute": 0}
     assert result["map_worst"] < result["map"] < result["map_best"] == 1
     assert result["precision_at_k"]["1"] == pytest.approx(result["precision_at_k"]["20"], rel=1e-12)
 

@@ -325,7 +325,7 @@ def test_validation_and_a_split_file(deephash):
 
 def test_a_run_without_labels_reports_what_needs_none(deephash):
     result, metrics = train(deephash, *DATASET, "method=itq")
-    told = {"queries", "database", "bits", "bit_balance", "unique_code_ratio", "policies"}
+    told = {"queries", "database", "bits", "bit_balance", "bit_correlation", "unique_code_ratio", "policies"}
     assert told <= set(metrics)
     assert not [name for name in metrics if name.startswith(("map", "precision", "recall", "ndcg", "pr_", "per_class"))]
     assert list(metrics["policies"]) == ["labels"]

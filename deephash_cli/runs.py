@@ -25,6 +25,8 @@ STEPS = "metrics.jsonl"
 HEAD_STEPS = "head.jsonl"
 SPLIT = "split.json"
 CODES = "codes"
+RETRIEVAL = "retrieval.json"
+RETRIEVAL_IMAGE = "retrieval.webp"
 CHECKPOINTS = "checkpoints"
 
 # Settings that say where and how a run is computed and logged, not what it computes.
@@ -35,6 +37,7 @@ INCIDENTAL = (
     "allowed_targets",
     "group",
     "logger",
+    "gallery",
     "loader.num_workers",
     "loader.pin_memory",
 )

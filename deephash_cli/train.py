@@ -22,7 +22,7 @@ from pytorch_lightning.callbacks import EMAWeightAveraging
 from pytorch_lightning.loggers import Logger
 from torch import Tensor
 
-from deephash_cli import checkpoints, console, evaluate, processes, resuming, runs, tracking
+from deephash_cli import checkpoints, console, evaluate, gallery, processes, resuming, runs, tracking
 from deephash_cli.building import build, require_trusted
 from deephash_cli.codes import save_codes
 from deephash_cli.console import say
@@ -147,6 +147,8 @@ def _train_and_evaluate(folder: Path, identity: str, job: Job) -> dict[str, Any]
         with _quiet_lightning():
             _train_and_encode(folder, job, dashboard)
         metrics = evaluate.score(folder / runs.CODES, {})
+        if job.config.gallery:
+            gallery.write(folder, job.dataset, [entry["query"] for entry in metrics.get("hardest_queries", ())])
         write_json(folder / runs.METRICS, metrics)
         return metrics
     finally:

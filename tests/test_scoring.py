@@ -149,7 +149,15 @@ def test_without_labels_only_the_codes_are_described():
     labelled = evaluate(query, database, ks=[5], map_at=[], radius=2)
     bare = [CodeSet(side.packed, side.bits, side.labels[:, :0], side.ids) for side in (query, database)]
     result = evaluate(*bare, ks=[5], map_at=[], radius=2)
-    assert list(result) == ["bit_balance", "bit_correlation", "unique_code_ratio", "queries", "database", "bits", "policies"]
+    assert list(result) == [
+        "bit_balance",
+        "bit_correlation",
+        "unique_code_ratio",
+        "queries",
+        "database",
+        "bits",
+        "policies",
+    ]
     assert all(result[name] == labelled[name] for name in result if name != "policies")
     assert result["policies"] == {"labels": scoring.WITHOUT_LABELS}
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import yaml
 from rich.table import Table
 
-from deephash_cli.checking import CONF_DIR, PACKAGE, choices, hint
+from deephash_cli.checking import CONF_DIR, PACKAGE, choices
 from deephash_cli.console import console, say
-from deephash_cli.errors import ConfigError, first_line
+from deephash_cli.errors import ConfigError, first_line, hint
 
 _HEADING = re.compile(r"\S+: (?P<title>.+) \((?P<authors>.+), (?P<venue>.+) (?P<year>\d{4})\)\.")
 _UNKNOWN = "-"

@@ -3,13 +3,12 @@
 Hydra has no close matches, accepts any type, and invites a misspelt key to be added. Here each is one sentence.
 """
 
-import difflib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from deephash_cli.errors import ConfigError, first_line
+from deephash_cli.errors import ConfigError, first_line, hint
 
 PACKAGE = Path(__file__).resolve().parent
 # In a wheel the configuration is inside the package, in a checkout beside it.
@@ -281,9 +280,3 @@ def _known_keys(verb: str, chosen: Sequence[str]) -> list[str]:
         flat = {key: value for key, value in flat.items() if not key.startswith("metrics.") and key != "code_bits"}
     parents = {".".join(key.split(".")[:depth]) for key in flat for depth in range(1, key.count(".") + 1)}
     return [*(group_names() if verb == "train" else []), *parents, *flat]
-
-
-def hint(word: str, known: Iterable[str]) -> str:
-    """The known word nearest to one that is unknown, as a question to add to a message."""
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f"; did you mean {near[0]!r}?" if near else ""

@@ -19,13 +19,14 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from deephash_cli import __version__
-from deephash_cli.checking import CONF_DIR, check, choices, group_names, hint
-from deephash_cli.errors import ArtifactError, ConfigError, DeephashError, Stopped, SweepError
+from deephash_cli.checking import CONF_DIR, check, choices, group_names
+from deephash_cli.errors import ArtifactError, ConfigError, DeephashError, Stopped, SweepError, hint
 
 VERBS = {
     "train": "train a method, write binary codes, report mAP and precision@k",
     "eval": "recompute every number of a run from its codes alone, or score anybody's codes",
     "compare": "a table of runs, method by code length, on the terminal or as CSV, JSON, LaTeX, Markdown",
+    "runs": "list runs: finished, running, failed, interrupted; those of some settings, in some order",
     "methods": "list the methods: what each learns from, its paper, where it is written",
 }
 
@@ -36,6 +37,7 @@ EXAMPLES = """\
   deephash train resume=auto                                go on with the same run after an interruption
   deephash eval run=runs/<folder>                           every number again, from the codes on disk
   deephash compare runs                                     method by length: mean and deviation over seeds
+  deephash runs status=failed                               what has become of your runs
   deephash methods                                          what method= can be
   deephash train --cfg job                                  the whole configuration"""
 
@@ -115,6 +117,21 @@ Examples:
   deephash compare runs
   deephash compare runs --metric precision_at_100
   deephash compare runs/cifar10-* --output table.tex""",
+    "runs": """\
+deephash runs [<run folder, or folder of runs> ...] [<setting>=<value>[,<value>] ...] [--sort <column>] [--reverse]
+
+Lists the runs below runs/ or the folders given: what has become of each, how far it is, why it failed. With settings,
+only the runs that have one of the values: method=dpsh,dtsh bits=48 optimizer.lr=0.001 status=failed dataset=cifar10.
+
+  --sort started                or status, method, dataset, bits, seed, map, minutes, run
+  --reverse                     largest or latest first
+  --format table                or csv, json
+
+Examples:
+  deephash runs
+  deephash runs method=dpsh bits=48 --sort map
+  deephash runs status=failed,interrupted
+  deephash runs runs/cifar10-* --format csv""",
     "methods": """\
 deephash methods [<method>] [--config-dir <folder>]
 
@@ -162,6 +179,8 @@ def run(arguments: Sequence[str]) -> int:
             return _methods(rest)
         if verb == "compare":
             return _compare(rest)
+        if verb == "runs":
+            return _runs(rest)
         return _launch(verb, [normalize(argument, verb) for argument in rest])
     except DeephashError as error:
         _print_error(error)
@@ -221,7 +240,7 @@ def complete(arguments: Sequence[str]) -> int:
             started = "" if line.endswith(" ") else words[-1]
             _print(" ".join(name for name in choices("method") if name.startswith(started)))
             return 0
-        if words[1] == "compare" or words[1] not in VERBS:
+        if words[1] in ("compare", "runs") or words[1] not in VERBS:
             return 0
         shorter = line.replace(f" {words[1]}", "", 1)
         os.environ["COMP_LINE"] = shorter
@@ -263,6 +282,36 @@ def _parse_compare(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--metric", default="map")
     parser.add_argument("--format")
     parser.add_argument("--output", type=Path)
+    return parser.parse_intermixed_args(arguments)
+
+
+def _runs(arguments: list[str]) -> int:
+    """Print the list of runs."""
+    from deephash_cli.listing import list_runs
+
+    parsed = _parse_runs(arguments)
+    wanted = [argument for argument in parsed.words if "=" in argument and not Path(argument).is_dir()]
+    paths = [Path(argument) for argument in parsed.words if argument not in wanted]
+    default = Path(os.environ.get("DEEPHASH_OUTPUT_DIR") or "runs")
+    if not paths and not default.is_dir():
+        raise ConfigError(f"there is no {default} here: give run folders, or folders of runs")
+    list_runs(
+        paths or [default],
+        dict(argument.split("=", 1) for argument in wanted),
+        parsed.sort,
+        parsed.reverse,
+        parsed.format,
+    )
+    return 0
+
+
+def _parse_runs(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.error = _refuser("runs")  # type: ignore[method-assign]
+    parser.add_argument("words", nargs="*")
+    parser.add_argument("--sort", default="started")
+    parser.add_argument("--reverse", action="store_true")
+    parser.add_argument("--format", default="table", choices=("table", "csv", "json"))
     return parser.parse_intermixed_args(arguments)
 
 

@@ -1,10 +1,8 @@
 """``deephash compare``: a table of runs, method by code length, on the terminal or as CSV, Markdown, JSON or LaTeX."""
 
-import csv
 import html
-import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +11,8 @@ from rich.table import Table
 
 from deephash_cli import results
 from deephash_cli.console import console, say, warn
-from deephash_cli.errors import ConfigError
-from deephash_cli.files import write_text
+from deephash_cli.errors import ConfigError, hint
+from deephash_cli.files import csv_text, write_text
 from deephash_cli.results import Cell, Section
 
 CAPTION = "mean and standard deviation over seeds, the number of seeds in brackets"
@@ -47,7 +45,8 @@ def compare(paths: Sequence[Path], metric: str, form: str, output: Path | None) 
         reasons = "; ".join(f"{entry.folder}: {entry.reason}" for entry in left_out[:3])
         raise ConfigError(f"no finished run in {' '.join(map(str, paths))}{f' ({reasons})' if reasons else ''}")
     if all(result.value(metric) is None for result in found):
-        raise ConfigError(f"none of {len(found)} runs has {metric}: choose one of {', '.join(found[0].numbers())}")
+        known = set().union(*(result.numbers() for result in found))
+        raise ConfigError(f"none of {len(found)} runs has {metric}{hint(metric, known) or _some(found[0].numbers())}")
     sections = results.sections(found)
     if form != "table":
         text = FORMATS[form](sections, metric)
@@ -65,6 +64,12 @@ def compare(paths: Sequence[Path], metric: str, form: str, output: Path | None) 
             say(f"{len(sections)} tables: runs on different splits, or measured otherwise, cannot be compared")
     for entry in left_out:
         warn(f"left out {entry.folder}: {entry.reason}")
+
+
+def _some(names: Iterable[str]) -> str:
+    """Some of the metrics: those that are a number without a cut-off, and one that has one."""
+    plain = [name for name in names if not name.rpartition("_")[2].isdecimal()]
+    return f": choose one of {', '.join(plain)}, or with a cut-off, such as precision_at_100"
 
 
 def _rows(section: Section, metric: str, best: Callable[[str], str]) -> list[tuple[str, list[str]]]:
@@ -105,18 +110,9 @@ def _table(section: Section, metric: str) -> Table:
 def _csv(sections: Sequence[Section], metric: str) -> str:
     """A line for each method and length."""
     records = _records(sections, metric)
-    file = io.StringIO()
-    lines = csv.DictWriter(file, list(records[0]), lineterminator="\n")
-    lines.writeheader()
     for record in records:
-        settings = " ".join(f"{name}={value}" for name, value in record["settings"].items())
-        lines.writerow({name: _harmless(value) for name, value in {**record, "settings": settings}.items()})
-    return file.getvalue()
-
-
-def _harmless(value: Any) -> Any:
-    """Text that a spreadsheet does not take for a formula."""
-    return f"'{value}" if isinstance(value, str) and value[:1] in tuple("=+-@\t\r") else "" if value is None else value
+        record["settings"] = " ".join(f"{name}={value}" for name, value in record["settings"].items())
+    return csv_text(list(records[0]), records)
 
 
 def _json(sections: Sequence[Section], metric: str) -> str:

@@ -1,5 +1,8 @@
 """Errors that a user can cause. Each is one sentence (what was expected, what was got, what to do) and an exit code."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class DeephashError(Exception):
     """An error to show as one sentence, without a traceback. ``exit_code`` is the process's status."""
@@ -48,3 +51,9 @@ class Stopped(BaseException):
 def first_line(error: BaseException) -> str:
     """What an error says, on one line; its type if it says nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def hint(word: str, known: Iterable[str]) -> str:
+    """The known word nearest to one that is unknown, as a question to add to a message."""
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {near[0]!r}?" if near else ""

@@ -1,11 +1,13 @@
 """Whole files or none: writing beside the target and renaming, reading back with size limits, digests."""
 
 import contextlib
+import csv
 import hashlib
+import io
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -57,6 +59,16 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def csv_text(names: Sequence[str], records: Iterable[Mapping[str, Any]]) -> str:
+    """Records as CSV; before text that a spreadsheet would take for a formula stands an apostrophe."""
+    file = io.StringIO()
+    lines = csv.DictWriter(file, names, lineterminator="\n")
+    lines.writeheader()
+    for record in records:
+        lines.writerow({name: _harmless(record[name]) for name in names})
+    return file.getvalue()
+
+
 def read_json(path: Path, limit: int = 256 * 2**20) -> Any:
     """Read a JSON file of at most ``limit`` bytes.
 
@@ -84,6 +96,10 @@ def sha256_file(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def _harmless(value: Any) -> Any:
+    return f"'{value}" if isinstance(value, str) and value[:1] in tuple("=+-@\t\r") else "" if value is None else value
 
 
 def _umask() -> int:

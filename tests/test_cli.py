@@ -14,7 +14,7 @@ from conftest import METHODS, QUICK
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from deephash_cli import __version__, checking, cli
+from deephash_cli import __version__, checking, cli, listing
 from deephash_cli.errors import ConfigError
 
 HEAVY = ("torch", "hydra", "numpy", "omegaconf", "rich", "wandb")
@@ -60,7 +60,7 @@ def test_without_arguments_it_says_what_there_is(deephash):
     for verb, text in cli.VERBS.items():
         assert f"  {verb}" in result.out
         assert text in result.out
-    assert sum(line.startswith("  deephash ") for line in result.out.splitlines()) == 8
+    assert sum(line.startswith("  deephash ") for line in result.out.splitlines()) == len(cli.EXAMPLES.splitlines())
     assert result == deephash("--help") == deephash("-h") == deephash("help")
 
 
@@ -96,9 +96,8 @@ def test_the_settings_in_the_help_exist(deephash, verb):
 
 
 def test_every_example_in_the_help_is_a_command_that_is_understood():
-    for line in (
-        cli.EXAMPLES + cli.VERB_HELP["eval"].split("Examples:")[1] + cli.VERB_HELP["compare"].split("Examples:")[1]
-    ).splitlines():
+    texts = [cli.EXAMPLES, *(cli.VERB_HELP[verb].split("Examples:")[1] for verb in ("eval", "compare", "runs"))]
+    for line in "\n".join(texts).splitlines():
         if not line.strip():
             continue
         command = line.strip().split("   ")[0].split()
@@ -106,6 +105,9 @@ def test_every_example_in_the_help_is_a_command_that_is_understood():
         verb, rest = command[1], [cli.normalize(argument) for argument in command[2:]]
         if verb == "compare":
             assert cli._parse_compare(rest).paths
+            continue
+        if verb == "runs":
+            assert cli._parse_runs(rest).sort in listing.COLUMNS
             continue
         parsed = cli._parse(verb, rest)
         if verb == "methods":
@@ -139,7 +141,7 @@ def test_version(deephash):
 def test_unknown_verb(deephash, typed, hint):
     message = refused(deephash(typed))
     assert repr(typed) in message
-    assert "verbs: train, eval, compare, methods" in message
+    assert f"verbs: {', '.join(cli.VERBS)}" in message
     assert (f"did you mean {hint!r}?" in message) == (hint is not None)
 
 
@@ -158,7 +160,7 @@ def test_help_into_a_pipe_that_closes_ends_quietly():
 @pytest.mark.parametrize(
     ("line", "answer"),
     [
-        ("deephash ", "train eval compare methods"),
+        ("deephash ", " ".join(cli.VERBS)),
         ("deephash t", "train"),
         ("deephash ev", "eval"),
         ("deephash x", ""),

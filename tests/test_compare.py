@@ -140,7 +140,7 @@ def test_what_is_left_out_is_named_with_its_reason(deephash):
     for line in (
         "runs/failed: failed: no space left",
         "runs/killed: interrupted",
-        "runs/old: metrics.json has no policies: deephash eval run=runs/old makes it again",
+        "runs/old: metrics.json has no policies: deephash eval run=runs/old output=runs/old/metrics.json makes it",
         "runs/odd: metrics.json has no bits, split.name, split.sha256",
         "runs/list: metrics.json has no split",
         "runs/torn: runs/torn/metrics.json is not valid JSON",
@@ -173,9 +173,10 @@ def test_any_number_of_the_metrics(deephash):
         ("validation_map", 0.75),
     ):
         assert f"{value:.4f} (1)" in deephash("compare", "runs", "--metric", metric).out
-    result = deephash("compare", "runs", "--metric", "mapp")
+    assert "none of 1 runs has mapp; did you mean 'map'?" in deephash("compare", "runs", "--metric", "mapp").err
+    result = deephash("compare", "runs", "--metric", "accuracy")
     assert result.code == 2
-    assert "none of 1 runs has mapp: choose one of map, map_stable, empty_ball_rate, precision_at_10" in result.err
+    assert "none of 1 runs has accuracy: choose one of map, map_stable, empty_ball_rate, validation_map" in result.err
 
 
 def test_numbers_of_another_shape_are_not_numbers(deephash):

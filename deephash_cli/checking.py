@@ -46,6 +46,7 @@ WORDS: dict[str, tuple[str, ...]] = {
     "bit_order": ("little", "big"),
     "zero_hits": ("zero", "skip"),
     "metrics.zero_hits": ("zero", "skip"),
+    "trainer.precision": ("32-true", "bf16-mixed", "16-mixed"),
 }
 # Lists of ranks.
 RANKS = ("metrics.ks", "dataset.map_at", "ks", "map_at")

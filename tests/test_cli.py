@@ -310,6 +310,10 @@ REFUSED = {
     "rank negative": (["metrics.ks=[-5]"], "metrics.ks must be a list of whole numbers, at least 1"),
     "ranks that are no list": (["metrics.ks=5"], "metrics.ks must be a list"),
     "R zero": (["dataset.map_at=[0]"], "dataset.map_at must be a list of whole numbers, at least 1"),
+    "precision that is not tried": (
+        ["trainer.precision=bf16-true"],
+        "trainer.precision must be 32-true or bf16-mixed or 16-mixed, got bf16-true",
+    ),
     "radius negative": (["metrics.radius=-1"], "metrics.radius must be a whole number, at least 0, got -1"),
     "a folder that is a number": (["run_dir=3"], "run_dir must be text, got 3"),
     "unknown below a group": (["optimizer.lrr=1"], "unknown key 'optimizer.lrr'; did you mean 'optimizer.lr'?"),

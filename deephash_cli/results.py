@@ -102,6 +102,7 @@ class Section:
         split: Name, version, digest of the split.
         queries: How many.
         database: How many items were searched.
+        model: The one that all rows have; nothing if there are several.
         lengths: Of all rows, ascending.
         rows: In the order of their methods' names.
     """
@@ -110,14 +111,16 @@ class Section:
     split: dict[str, Any]
     queries: int
     database: int
+    model: str | None
     lengths: list[int]
     rows: list[Row]
 
     @property
     def title(self) -> str:
-        """Data set, split and its digest, how much was searched for and in."""
+        """Data set, split and its digest, how much was searched for and in, and the model, if all have the same."""
         split = f"split {self.split['name']} {self.split['sha256'][:12]}"
-        return _line(f"{self.dataset}, {split}: {self.queries} queries, {self.database} database items")
+        sizes = f"{self.queries} queries, {self.database} database items"
+        return _line(f"{self.dataset}, {split}: {sizes}{f', model {self.model}' if self.model else ''}")
 
 
 @dataclass(frozen=True)
@@ -231,13 +234,14 @@ def sections(results: Iterable[Result]) -> list[Section]:
 
 def _section(members: Sequence[Result]) -> Section:
     kinds: dict[str, list[Result]] = {}
+    models = {_model(result) for result in members}
     for result in members:
         kinds.setdefault(json.dumps([result.metrics["method"], result.kind], sort_keys=True), []).append(result)
     methods: dict[str, list[list[Result]]] = {}
     for alike in kinds.values():
         methods.setdefault(alike[0].metrics["method"], []).append(alike)
     rows = [
-        Row(method, differs, _by_length(alike))
+        Row(method, _with_model(differs, alike[0], models), _by_length(alike))
         for method, several in methods.items()
         for alike, differs in zip(several, _differences([alike[0].kind for alike in several]), strict=True)
     ]
@@ -248,9 +252,21 @@ def _section(members: Sequence[Result]) -> Section:
         metrics["split"],
         metrics["queries"],
         metrics["database"],
+        None if len(models) > 1 else models.pop(),
         lengths,
         sorted(rows, key=lambda row: row.label),
     )
+
+
+def _model(result: Result) -> str | None:
+    return result.settings.get("model.name")
+
+
+def _with_model(differs: dict[str, Any], result: Result, models: set[str | None]) -> dict[str, Any]:
+    """What tells a row from others, and its model, if not all rows of the section have the same."""
+    if len(models) == 1:
+        return differs
+    return {"model": _model(result), **{name: value for name, value in differs.items() if name != "model.name"}}
 
 
 def _differences(kinds: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -97,6 +97,19 @@ def test_a_label_names_choices_by_their_class_and_settings_once():
     ]
 
 
+def test_the_model_is_named_once_if_all_have_the_same():
+    for name, model in (("a", "resnet18"), ("b", "resnet18"), ("c", "alexnet")):
+        write_run(f"runs/{name}", method=name, changes={"model": {"name": model}})
+    found, _ = results.collect([Path("runs/a"), Path("runs/b")])
+    assert results.sections(found)[0].title.endswith("100 queries, 900 database items, model resnet18")
+    (section,) = results.sections(results.collect([Path("runs")])[0])
+    assert section.title.endswith("100 queries, 900 database items")
+    write_run("runs/d", method="a", changes={"model": {"name": "alexnet"}})
+    (section,) = results.sections(results.collect([Path("runs")])[0])
+    names = ["a (model=alexnet)", "a (model=resnet18)", "b (model=resnet18)", "c (model=alexnet)"]
+    assert [row.label for row in section.rows] == names
+
+
 def test_a_setting_that_only_some_have_is_named_where_it_is():
     write_run("runs/a", changes={"ema": {"decay": None}})
     write_run("runs/b", changes={"ema": {"decay": 0.9}})

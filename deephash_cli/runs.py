@@ -25,7 +25,11 @@ STEPS = "metrics.jsonl"
 HEAD_STEPS = "head.jsonl"
 SPLIT = "split.json"
 CODES = "codes"
+RETRIEVAL = "retrieval.json"
+RETRIEVAL_SHEET = "retrieval.webp"
 CHECKPOINTS = "checkpoints"
+
+EXIT_CODES = {"finished": 0, "failed": 1, "interrupted": 130}  # that a dashboard is told
 
 # Settings that say where and how a run is computed and logged, not what it computes.
 INCIDENTAL = (

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from deephash_cli import __version__, checking, cli
 from deephash_cli.errors import ConfigError
 
+PARSERS = {"compare": cli._parse_compare, "sync": cli._parse_sync}
 HEAVY = ("torch", "hydra", "numpy", "omegaconf", "rich", "wandb")
 
 
@@ -60,7 +61,7 @@ def test_without_arguments_it_says_what_there_is(deephash):
     for verb, text in cli.VERBS.items():
         assert f"  {verb}" in result.out
         assert text in result.out
-    assert sum(line.startswith("  deephash ") for line in result.out.splitlines()) == 8
+    assert sum(line.startswith("  deephash ") for line in result.out.splitlines()) == 9
     assert result == deephash("--help") == deephash("-h") == deephash("help")
 
 
@@ -97,15 +98,15 @@ def test_the_settings_in_the_help_exist(deephash, verb):
 
 def test_every_example_in_the_help_is_a_command_that_is_understood():
     for line in (
-        cli.EXAMPLES + cli.VERB_HELP["eval"].split("Examples:")[1] + cli.VERB_HELP["compare"].split("Examples:")[1]
+        cli.EXAMPLES + "".join(cli.VERB_HELP[verb].split("Examples:")[1] for verb in ("eval", "compare", "sync"))
     ).splitlines():
         if not line.strip():
             continue
         command = line.strip().split("   ")[0].split()
         assert command[:1] == ["deephash"]
         verb, rest = command[1], [cli.normalize(argument) for argument in command[2:]]
-        if verb == "compare":
-            assert cli._parse_compare(rest).paths
+        if verb in PARSERS:
+            assert PARSERS[verb](rest).paths
             continue
         parsed = cli._parse(verb, rest)
         if verb == "methods":
@@ -139,7 +140,7 @@ def test_version(deephash):
 def test_unknown_verb(deephash, typed, hint):
     message = refused(deephash(typed))
     assert repr(typed) in message
-    assert "verbs: train, eval, compare, methods" in message
+    assert "verbs: train, eval, compare, sync, methods" in message
     assert (f"did you mean {hint!r}?" in message) == (hint is not None)
 
 
@@ -158,7 +159,7 @@ def test_help_into_a_pipe_that_closes_ends_quietly():
 @pytest.mark.parametrize(
     ("line", "answer"),
     [
-        ("deephash ", "train eval compare methods"),
+        ("deephash ", "train eval compare sync methods"),
         ("deephash t", "train"),
         ("deephash ev", "eval"),
         ("deephash x", ""),

@@ -23,8 +23,8 @@ def test_every_command_is_understood(words):
     if verb == "methods":
         assert set(rest) <= set(checking.choices("method"))
         return
-    if verb == "compare":
-        assert cli._parse_compare(rest).paths
+    if verb in ("compare", "sync"):
+        assert {"compare": cli._parse_compare, "sync": cli._parse_sync}[verb](rest).paths
         return
     flags = [word for word in rest if word.startswith("-")]
     settings = [

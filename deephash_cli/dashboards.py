@@ -97,14 +97,14 @@ class Session:
 
     def _define(self) -> None:
         """Say what each curve is drawn over. ``eval/map_by_bits`` has one point; a group of runs makes the curve."""
-        for step, names in (
-            (_STEP, ("*",)),
-            ("eval/k", tuple(f"eval/{name}" for name in _BY_K)),
-            ("eval/bits", ("eval/map_by_bits",)),
+        for step, names, options in (
+            (_STEP, ("train/*", "validation/*", "lr/*", "time/*"), {}),
+            ("eval/k", tuple(f"eval/{name}" for name in _BY_K), {"summary": "none"}),
+            ("eval/bits", ("eval/map_by_bits",), {"summary": "none"}),
         ):
             self.run.define_metric(step)
             for name in names:
-                self.run.define_metric(name, step_metric=step, **({} if name == "*" else {"summary": "none"}))
+                self.run.define_metric(name, step_metric=step, **options)
 
     def replay(self) -> None:
         """Log the steps that the run's record has."""

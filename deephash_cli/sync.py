@@ -18,9 +18,14 @@ from deephash_cli.errors import ArtifactError, ConfigError, DeephashError, first
 
 PROJECT = "deephash"  # of runs that were not logged to W&B; conf/logger/wandb.yaml has the same
 SECONDS_TO_ANSWER = 10
+_LATE = 2
 LOGGER = "deephash_cli.tracking.WandbRun"
 # W&B's own patience with a server that fails is days; a second and a third try are enough here.
 _IMPATIENT = {f"WANDB__{part}_RETRY_MAX": "2" for part in ("GRAPHQL", "FILE_STREAM", "FILE_TRANSFER")}
+
+
+class _LateError(ArtifactError):
+    """An upload that did not end in time."""
 
 
 @dataclass(frozen=True)
@@ -94,15 +99,20 @@ def _do(plans: Sequence[Plan], counts: dict[str, int], project: str | None, enti
     offline = dashboards.forced_mode() in (dashboards.OFFLINE, dashboards.DISABLED)
     if not offline:
         _require_server()
+    late = 0  # uploads in a row that did not end: a server that hangs must not cost as many waits as there are runs
     for plan in plans:
         try:
+            if late == _LATE:
+                raise ArtifactError("not tried: the uploads before it did not end")
             with closing(runs.Run(plan.folder)):
                 files = _rebuilt(plan.folder, project, entity) if plan.rebuild else plan.files
                 if not offline:
                     _upload(plan.folder, files, project, entity, seconds)
         except Exception as error:  # the next run may do better
+            late += isinstance(error, _LateError)
             _failed(counts, plan.folder, error)
             continue
+        late = 0
         done = "uploaded" if not offline else "rebuilt" if plan.rebuild else "nothing to upload"
         counts[done] += 1
         say(f"{done}: {plan.folder}: {'WANDB_MODE keeps it offline' if offline else _content(plan)}")
@@ -245,7 +255,7 @@ def _upload(folder: Path, files: Sequence[Path], project: str | None, entity: st
     command += [str(file.parent.absolute()) for file in files]
     said = processes.finish(command, {**dashboards.environment(folder), **_IMPATIENT}, seconds)
     if said is None:
-        raise ArtifactError(f"it was not uploaded within {seconds:g} s: --timeout gives it more, what is there stays")
+        raise _LateError(f"it was not uploaded within {seconds:g} s: --timeout gives it more, what is there stays")
     if not files or not all(file.with_suffix(".wandb.synced").exists() for file in files):
         lines = [line.removeprefix("wandb: ").removeprefix("ERROR ") for line in said.splitlines() if line.strip()]
         errors = [line for line in said.splitlines() if "ERROR" in line]

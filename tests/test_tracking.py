@@ -157,8 +157,13 @@ def test_the_curves_have_a_row_for_every_k(sweep):
         assert item["eval/precision_at_k"] == pytest.approx(metrics["precision_at_k"][k])
         assert item["eval/recall_at_k"] == pytest.approx(metrics["recall_at_k"][k])
     assert len([item for item in history if "train/loss" in item]) == 2
-    steps = {r["metric"]["name"]: r["metric"].get("step_metric") for r in records if r["type"] == "metric"}
+    defined = [record["metric"] for record in records if record["type"] == "metric"]
+    steps = {metric.get("name") or metric["glob_name"]: metric.get("step_metric") for metric in defined}
     assert steps["eval/precision_at_k"] == steps["eval/recall_at_k"] == "eval/k"
+    assert steps["eval/map_by_bits"] == "eval/bits"
+    assert steps["train/*"] == "trainer/global_step"
+    (point,) = (item for item in history if "eval/map_by_bits" in item)
+    assert (point["eval/bits"], point["eval/map_by_bits"]) == (8, metrics["map"])
 
 
 def test_a_job_that_failed_is_marked_so(sweep):

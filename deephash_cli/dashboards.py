@@ -64,7 +64,7 @@ class Session:
         self._mode = FAILED
         facts = {
             "project": project, "entity": entity, "tags": _tags(config, tags), "group": group, "config": dict(config),
-            "id": identity, "name": folder.absolute().name, "job_type": "train", "dir": str(folder),
+            "id": identity, "name": folder.absolute().name, "job_type": "train", "dir": str(folder.absolute()),
             "resume": None if again else "allow",
         }  # fmt: skip
         try:
@@ -219,9 +219,13 @@ def status(folder: Path) -> dict[str, Any]:
 
 def server() -> str:
     """Address of the W&B server: of the environment, else of W&B's own settings."""
+    if url := os.environ.get("WANDB_BASE_URL"):
+        return url
     import wandb
 
-    return os.environ.get("WANDB_BASE_URL") or wandb.setup().settings.base_url
+    url = wandb.setup().settings.base_url
+    wandb.teardown()  # or the run to come would have the settings of this moment
+    return url
 
 
 def has_key() -> bool:

@@ -211,7 +211,9 @@ def _rebuilt(folder: Path, project: str | None, entity: str | None) -> tuple[Pat
             session.log_results()
     finally:
         session.finish(runs.EXIT_CODES.get(status, 1))
-    return tuple(place.glob("offline-run-*/*.wandb"))
+    if not (logs := tuple(place.glob("offline-run-*/*.wandb"))):
+        raise ArtifactError(f"W&B wrote no log into {place}")
+    return logs
 
 
 def _unused(path: Path) -> Path:
@@ -256,7 +258,7 @@ def _upload(folder: Path, files: Sequence[Path], project: str | None, entity: st
     said = processes.finish(command, {**dashboards.environment(folder), **_IMPATIENT}, seconds)
     if said is None:
         raise _LateError(f"it was not uploaded within {seconds:g} s: --timeout gives it more, what is there stays")
-    if not files or not all(file.with_suffix(".wandb.synced").exists() for file in files):
+    if not all(file.with_suffix(".wandb.synced").exists() for file in files):
         lines = [line.removeprefix("wandb: ").removeprefix("ERROR ") for line in said.splitlines() if line.strip()]
         errors = [line for line in said.splitlines() if "ERROR" in line]
         reason = errors[0].removeprefix("wandb: ERROR ") if errors else lines[-1] if lines else "W&B does not say why"

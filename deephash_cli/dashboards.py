@@ -73,7 +73,7 @@ class Session:
             self._define()
         except BaseException as error:
             self._note(first_line(error), is_whole=False)
-            self._restore()
+            self._leave()
             raise
         self._note(None, is_whole=False)  # as long as it may be killed
 
@@ -132,22 +132,24 @@ class Session:
             try:
                 log()
             except Exception as error:  # of files that somebody may have edited, and of a service that may be gone
+                self._is_whole = False
                 console.warn(f"W&B did not get the {what}: {first_line(error)}")
 
-    def finish(self, exit_code: int) -> None:
-        """End the W&B run, marked failed unless ``exit_code`` is 0, so that the next job of a sweep gets its own."""
-        import wandb
+    def finish(self, exit_code: int, is_whole: bool = True) -> None:
+        """End the W&B run, marked failed unless ``exit_code`` is 0, so that the next job of a sweep gets its own.
 
+        Args:
+            exit_code: Of the run.
+            is_whole: Whether everything was logged that there is.
+        """
         try:
             self.run.finish(exit_code=exit_code)
-            self._note(None, is_whole=self._is_whole)
+            self._note(None, is_whole=self._is_whole and is_whole)
         except BaseException as error:
             self._note(first_line(error), is_whole=False)
             raise
         finally:
-            with contextlib.suppress(SystemExit):  # which it raises where its service says that it failed
-                wandb.teardown()  # the service of this run knows this run's folders
-            self._restore()
+            self._leave()
 
     def _log_numbers(self, metrics: Mapping[str, Any]) -> None:
         self.run.summary.update({f"eval/{name}": value for name, value in _numbers(metrics).items()})
@@ -168,7 +170,9 @@ class Session:
     def _log_codes(self) -> None:
         import wandb
 
-        files = sorted(file for file in (self._folder / runs.CODES).glob("[!.]*") if file.is_file())
+        files = sorted(
+            file for file in (self._folder / runs.CODES).glob("[!.]*") if file.is_file() and not file.is_symlink()
+        )
         size = sum(file.stat().st_size for file in files)
         if size > CODES_LIMIT:
             note = f"{size // 10**6} MB of codes stay in the run folder: more than {CODES_LIMIT // 10**6}"
@@ -190,7 +194,12 @@ class Session:
         with contextlib.suppress(DeephashError):  # a full disk is the run's trouble, which it finds out itself
             write_json(self._folder / FOLDER / STATUS, runs.redact(record))
 
-    def _restore(self) -> None:
+    def _leave(self) -> None:
+        """Leave nothing to the next run of this process: neither W&B's service, which knows this folder, nor variables."""
+        with contextlib.suppress(Exception, SystemExit):  # the second where the service says that it failed
+            import wandb
+
+            wandb.teardown()
         for name, value in self._before.items():
             if value is None:
                 os.environ.pop(name, None)

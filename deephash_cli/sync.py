@@ -70,7 +70,7 @@ def sync(
     folders = results.find(paths)
     if not folders:
         raise ConfigError(f"no run in {' '.join(map(str, paths))}: give run folders, or folders of runs")
-    counts = dict.fromkeys(("uploaded", "rebuilt", "nothing to upload", "failed"), 0)
+    counts: dict[str, int] = dict.fromkeys(("uploaded", "rebuilt", "nothing to upload", "failed"), 0)
     plans: list[Plan] = []
     for folder in folders:
         try:
@@ -146,7 +146,7 @@ def _plan(folder: Path, rebuild: bool) -> Plan:
     if logs and not waiting:
         return Plan(folder, nothing="it is uploaded")
     if not logs:
-        return Plan(folder, rebuild="W&B's log is missing")
+        return Plan(folder, rebuild="W&B did not get all of it" if state else "W&B's log is missing")
     if state and not state.get("whole"):
         return Plan(folder, rebuild="W&B's log is not whole")
     if state.get("folder") not in (None, str(folder.absolute())):
@@ -204,13 +204,16 @@ def _rebuilt(folder: Path, project: str | None, entity: str | None) -> tuple[Pat
         list(logger.get("tags") or ()),
         again=True,
     )
-    status = runs.status(folder, record)
+    # Held by this process, a run that was killed looks as if it ran.
+    exit_code = runs.EXIT_CODES.get(record["status"], runs.EXIT_CODES["interrupted"])
     try:
         session.replay()
         if (folder / runs.METRICS).exists():
             session.log_results()
-    finally:
-        session.finish(runs.EXIT_CODES.get(status, 1))
+    except BaseException:
+        session.finish(exit_code, is_whole=False)
+        raise
+    session.finish(exit_code)
     if not (logs := tuple(place.glob("offline-run-*/*.wandb"))):
         raise ArtifactError(f"W&B wrote no log into {place}")
     return logs

@@ -163,7 +163,8 @@ def conclude(logger: Logger | None, metrics: Mapping[str, Any] | None, exit_code
         steps = [logger.session.log_results] if metrics is not None else []
         steps.append(lambda: logger.session.finish(exit_code))
     else:
-        numbers = {f"eval/{k}": v for k, v in (metrics or {}).items() if isinstance(v, int | float)}
+        found = (metrics or {}).items()
+        numbers: dict[str, float] = {f"eval/{name}": value for name, value in found if isinstance(value, int | float)}
         steps = [lambda: logger.log_metrics(numbers), logger.save] if numbers else []
         steps.append(lambda: logger.finalize("success" if exit_code == 0 else "failed"))
     for step in steps:  # the last one even if another failed: it ends the logger

@@ -15,6 +15,7 @@ from PIL import Image
 from test_tracking import files_with, inspect
 
 from deephash_cli import checking, cli, dashboards, runs, sync
+from deephash_cli.errors import Stopped
 from deephash_cli.files import write_json
 
 KEY = "0123456789" * 4
@@ -64,7 +65,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self):
         body = self._body()
-        if self.path != "/graphql":
+        if self.server.behaviour == "stalls" and b"UpsertBucket" not in body:
+            self.server.closing.wait(60)
+        elif self.path != "/graphql":
             self._answer(200, {"exitcode": None, "limits": {}})
         elif self.server.behaviour == "stuck":
             self.server.closing.wait(60)
@@ -538,6 +541,29 @@ def test_a_run_is_logged_online_without_secrets(deephash, command, monkeypatch, 
     assert b"abcdef-by-name" not in sent
     assert files_with(SECRET, Path("run")) == files_with(KEY, Path("run")) == []
     assert not [file for file in Path(os.environ["HOME"]).rglob("*") if file.is_file()]
+
+
+def test_a_server_that_stalls_costs_what_is_allowed(deephash, command, monkeypatch, serve):
+    serve("stalls")
+    monkeypatch.setattr(dashboards, "SECONDS_TO_END", 2)
+    monkeypatch.setattr(dashboards, "SECONDS_TO_BEGIN", 4)
+    started = time.monotonic()
+    result = deephash("train", *command, "run_dir=run", "trainer.max_epochs=1")
+    assert result.code == 0, result
+    assert time.monotonic() - started < 25
+    assert "warning: " in result.err
+    assert runs.read_record(Path("run"))["status"] == "finished"
+    assert not dashboards.status(Path("run"))["whole"] or dashboards.status(Path("run"))["status"] == "offline"
+
+
+def test_an_interrupted_run_is_marked_so(deephash, command, monkeypatch):
+    def interrupted(*_):
+        raise Stopped(143)
+
+    monkeypatch.setattr("deephash_cli.evaluate.score", interrupted)
+    assert deephash("train", *command, "run_dir=run", "trainer.max_epochs=1").code == 143
+    assert runs.read_record(Path("run"))["status"] == "interrupted"
+    assert summary(Path("run"))["exit_code"] == 130
 
 
 def test_the_environment_wins_and_it_is_said(deephash, command, monkeypatch):

@@ -195,7 +195,7 @@ class Session:
             write_json(self._folder / FOLDER / STATUS, runs.redact(record))
 
     def _leave(self) -> None:
-        """Leave nothing to the next run of this process: neither W&B's service, which knows this folder, nor variables."""
+        """Leave the next run of this process neither variables nor W&B's service, which knows this folder."""
         with contextlib.suppress(Exception, SystemExit):  # the second where the service says that it failed
             import wandb
 
@@ -315,7 +315,7 @@ def _tables(metrics: Mapping[str, Any]) -> dict[str, Any]:
     table = wandb.Table(["k", *(name.removesuffix("_at_k") for name in by_k)], rows)
     shown["eval/at_k"] = wandb.plot.line(table, "k", "precision", title="precision at k")
     for name, step in (("pr_by_rank", "rank"), ("pr_by_radius", "radius")):
-        columns = [step, "precision", "recall"]
+        columns: list[Any] = [step, "precision", "recall"]
         rows = [list(row) for row in zip(*(metrics[name][column] for column in columns), strict=True)]
         title = f"precision and recall by {step}"
         shown[f"eval/{name}"] = wandb.plot.line(wandb.Table(columns, rows), "recall", "precision", title=title)
@@ -338,7 +338,7 @@ def _results(metrics: Mapping[str, Any]) -> Any:
     """One row; those of the runs of a project are a table of results."""
     import wandb
 
-    row = {
+    row: dict[Any, Any] = {
         "method": metrics["method"],
         "bits": metrics["bits"],
         "dataset": metrics["dataset"],

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import threading
 import time
@@ -65,7 +66,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self):
         body = self._body()
-        if self.server.behaviour == "stalls" and b"UpsertBucket" not in body:
+        if self.server.behaviour == "stalls" and not re.search(b"UpsertBucket|RunResumeStatus", body):
             self.server.closing.wait(60)
         elif self.path != "/graphql":
             self._answer(200, {"exitcode": None, "limits": {}})
@@ -543,6 +544,7 @@ def test_a_run_is_logged_online_without_secrets(deephash, command, monkeypatch, 
     assert not [file for file in Path(os.environ["HOME"]).rglob("*") if file.is_file()]
 
 
+@pytest.mark.slow
 def test_a_server_that_stalls_costs_what_is_allowed(deephash, command, monkeypatch, serve):
     serve("stalls")
     monkeypatch.setattr(dashboards, "SECONDS_TO_END", 2)
@@ -550,10 +552,12 @@ def test_a_server_that_stalls_costs_what_is_allowed(deephash, command, monkeypat
     started = time.monotonic()
     result = deephash("train", *command, "run_dir=run", "trainer.max_epochs=1")
     assert result.code == 0, result
-    assert time.monotonic() - started < 25
-    assert "warning: " in result.err
+    assert time.monotonic() - started < 90  # W&B asks twice for some twenty seconds whether the key is good
+    assert "warning: the dashboard did not get everything: Timed out" in result.err
     assert runs.read_record(Path("run"))["status"] == "finished"
-    assert not dashboards.status(Path("run"))["whole"] or dashboards.status(Path("run"))["status"] == "offline"
+    state = dashboards.status(Path("run"))
+    assert (state["status"], state["whole"]) == ("failed", False)
+    assert "logged anew from the run folder, as W&B did not get all of it" in deephash("sync", "run", "--dry-run").out
 
 
 def test_an_interrupted_run_is_marked_so(deephash, command, monkeypatch):

@@ -27,6 +27,7 @@ VERBS = {
     "eval": "recompute every number of a run from its codes alone, or score anybody's codes",
     "compare": "a table of runs, method by code length, on the terminal or as CSV, JSON, LaTeX, Markdown",
     "runs": "list runs: finished, running, failed, interrupted; those of some settings, in some order",
+    "sync": "upload to W&B what was logged offline; log a run anew from its folder",
     "methods": "list the methods: what each learns from, its paper, where it is written",
 }
 
@@ -38,6 +39,7 @@ EXAMPLES = """\
   deephash eval run=runs/<folder>                           every number again, from the codes on disk
   deephash compare runs                                     method by length: mean and deviation over seeds
   deephash runs status=failed                               what has become of your runs
+  deephash sync runs                                        upload to W&B what was logged without a key
   deephash methods                                          what method= can be
   deephash train --cfg job                                  the whole configuration"""
 
@@ -132,6 +134,23 @@ Examples:
   deephash runs method=dpsh bits=48 --sort map
   deephash runs status=failed,interrupted
   deephash runs runs/cifar10-* --format csv""",
+    "sync": """\
+deephash sync <run folder, or folder of runs> ... [--project <name>] [--entity <name>] [--dry-run] [--rebuild]
+
+Uploads to W&B, run by run, what was logged offline, and says of each run: uploaded, nothing to upload, or failed and
+why. It needs a key: `wandb login`, or WANDB_API_KEY. A run whose W&B log was lost, or not written to its end, is logged
+anew from its folder first, under the same id; with WANDB_MODE=offline that is all, and nothing is uploaded.
+
+  --project <name>              upload there (default: logger.project of each run)
+  --entity <name>               user or team (default: logger.entity of each run)
+  --dry-run                     say what would be uploaded
+  --rebuild                     log every run anew from its folder, also those without a W&B log and the uploaded ones
+  --timeout 600                 seconds that the upload of one run may take
+
+Examples:
+  deephash sync runs
+  deephash sync runs/fashion_mini-itq-* --project hashing --dry-run
+  deephash sync runs --rebuild""",
     "methods": """\
 deephash methods [<method>] [--config-dir <folder>]
 
@@ -181,6 +200,8 @@ def run(arguments: Sequence[str]) -> int:
             return _compare(rest)
         if verb == "runs":
             return _runs(rest)
+        if verb == "sync":
+            return _sync(rest)
         return _launch(verb, [normalize(argument, verb) for argument in rest])
     except DeephashError as error:
         _print_error(error)
@@ -240,7 +261,7 @@ def complete(arguments: Sequence[str]) -> int:
             started = "" if line.endswith(" ") else words[-1]
             _print(" ".join(name for name in choices("method") if name.startswith(started)))
             return 0
-        if words[1] in ("compare", "runs") or words[1] not in VERBS:
+        if words[1] in ("compare", "runs", "sync") or words[1] not in VERBS:
             return 0
         shorter = line.replace(f" {words[1]}", "", 1)
         os.environ["COMP_LINE"] = shorter
@@ -312,6 +333,30 @@ def _parse_runs(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--sort", default="started")
     parser.add_argument("--reverse", action="store_true")
     parser.add_argument("--format", default="table", choices=("table", "csv", "json"))
+    return parser.parse_intermixed_args(arguments)
+
+
+def _sync(arguments: list[str]) -> int:
+    """Upload runs to W&B."""
+    parsed = _parse_sync(arguments)
+    if not 0 < parsed.timeout < float("inf"):
+        raise ConfigError(f"--timeout must be a number of seconds above 0, got {parsed.timeout:g}")
+    from deephash_cli.sync import sync
+
+    with _signals():
+        sync(parsed.paths, parsed.project, parsed.entity, parsed.dry_run, parsed.rebuild, parsed.timeout)
+    return 0
+
+
+def _parse_sync(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.error = _refuser("sync")  # type: ignore[method-assign]
+    parser.add_argument("paths", nargs="+", type=Path, metavar="run folder")
+    parser.add_argument("--project")
+    parser.add_argument("--entity")
+    parser.add_argument("--dry-run", action="store_true")
+    parser.add_argument("--rebuild", action="store_true")
+    parser.add_argument("--timeout", type=float, default=600)
     return parser.parse_intermixed_args(arguments)
 
 

@@ -82,7 +82,7 @@ def _read(folder: Path) -> Listed:
         ArtifactError: If its record or its settings cannot be read.
     """
     record = runs.read_record(folder)
-    settings = results.read_settings(folder)
+    settings = runs.flatten(results.read_config(folder))
     status = runs.status(folder, record)
     value = None
     if (folder / runs.METRICS).exists():

@@ -20,7 +20,7 @@ _VARIED = (
     "bits", "seed", "metrics", "dataset.root", "dataset.source", "dataset.download", "dataset.split_file",
     *runs.INCIDENTAL,
 )  # fmt: skip
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same, compiled where PyYAML was: a tenth of the time
+_SAFE = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same, compiled where PyYAML was: a tenth of the time
 _NEEDED = {
     "method": str, "bits": int, "seed": int, "dataset": str, "split": dict, "policies": dict, "versions": dict,
     "queries": int, "database": int,
@@ -181,22 +181,22 @@ def read(folder: Path) -> Result:
     if missing:
         again = f"deephash eval run={folder} output={folder / runs.METRICS} makes it again"
         raise ArtifactError(f"{runs.METRICS} has no {', '.join(missing)}: {again}")
-    return Result(folder, record, read_settings(folder), metrics)
+    return Result(folder, record, runs.flatten(read_config(folder)), metrics)
 
 
-def read_settings(folder: Path) -> dict[str, Any]:
-    """The configuration of a run under dotted names.
+def read_config(folder: Path) -> dict[str, Any]:
+    """The configuration of a run, as plain values.
 
     Raises:
         ArtifactError: If it cannot be read.
     """
     try:
-        settings = yaml.load((folder / runs.CONFIG).read_text(encoding="utf-8"), Loader=_LOADER)
+        settings = yaml.load((folder / runs.CONFIG).read_text(encoding="utf-8"), Loader=_SAFE)
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise ArtifactError(f"{runs.CONFIG} cannot be read: {first_line(error)}") from error
     if not isinstance(settings, dict):
         raise ArtifactError(f"{runs.CONFIG} is not a configuration")
-    return runs.flatten(settings)
+    return settings
 
 
 def collect(paths: Iterable[Path]) -> tuple[list[Result], list[LeftOut]]:

@@ -29,6 +29,8 @@ RETRIEVAL = "retrieval.json"
 RETRIEVAL_IMAGE = "retrieval.webp"
 CHECKPOINTS = "checkpoints"
 
+EXIT_CODES = {"finished": 0, "failed": 1, "interrupted": 130}  # that a dashboard is told
+
 # Settings that say where and how a run is computed and logged, not what it computes.
 INCIDENTAL = (
     "run_dir",

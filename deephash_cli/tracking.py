@@ -3,7 +3,6 @@
 import contextlib
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
 from deephash_cli import console
+from deephash_cli.dashboards import Session
 from deephash_cli.errors import first_line
 from deephash_cli.files import write_text
 
@@ -139,44 +139,8 @@ class WandbRun(WandbLogger):
         entity: str | None,
         tags: list[str],
     ):
-        import wandb
-
-        folder = run_dir / "wandb"
-        folder.mkdir(exist_ok=True)
-        for variable, name in (
-            ("WANDB_DATA_DIR", "data"),
-            ("WANDB_CACHE_DIR", "cache"),
-            ("WANDB_CONFIG_DIR", "config"),
-        ):
-            os.environ[variable] = str((folder / name).absolute())
-        settings = {
-            "project": project, "entity": entity, "tags": list(tags), "group": group, "config": config, "id": identity,
-            "name": run_dir.name, "job_type": "train", "resume": "allow", "dir": str(run_dir),
-        }  # fmt: skip
-        quiet = wandb.Settings(silent=True, console="off", init_timeout=30, x_disable_meta=True, save_code=False)
-        mode = os.environ.get("WANDB_MODE") or (("online" if _has_key() else "offline") if mode == "auto" else mode)
-        try:
-            run = wandb.init(mode=mode, settings=quiet, **settings)  # type: ignore[arg-type]
-        except Exception as error:  # no key, no network, a server that does not answer: the run goes on
-            console.warn(f"W&B cannot be used online ({first_line(error)}): logging offline into {folder}")
-            run = wandb.init(mode="offline", settings=quiet, **settings)
-        run.define_metric("eval/k")
-        for name in ("precision_at_k", "recall_at_k"):
-            run.define_metric(f"eval/{name}", step_metric="eval/k")
-        super().__init__(experiment=run)
-
-    def log_evaluation(self, metrics: Mapping[str, Any]) -> None:
-        """Log the final metrics: single numbers into the summary, the sweeps over k as curves."""
-        run = self.experiment
-        for name, value in metrics.items():
-            if isinstance(value, int | float):
-                run.summary[f"eval/{name}"] = value
-        for k, precision in metrics.get("precision_at_k", {}).items():  # none without labels
-            run.log({"eval/k": int(k), "eval/precision_at_k": precision, "eval/recall_at_k": metrics["recall_at_k"][k]})
-
-    def finish(self, exit_code: int) -> None:
-        """End the W&B run, marked failed unless ``exit_code`` is 0, so that the next job of a sweep gets its own."""
-        self.experiment.finish(exit_code=exit_code)
+        self.session = Session(run_dir, identity, group, config, mode, project, entity, tags)
+        super().__init__(experiment=self.session.run)
 
 
 def copies_to(create: Callable[..., Logger] | None, **facts: Any) -> Logger | None:
@@ -194,18 +158,20 @@ def conclude(logger: Logger | None, metrics: Mapping[str, Any] | None, exit_code
     """Copy the final metrics, if there are any, and end the logger, marked failed unless ``exit_code`` is 0."""
     if logger is None:
         return
-    try:
-        if isinstance(logger, WandbRun):
-            if metrics is not None:
-                logger.log_evaluation(metrics)
-            logger.finish(exit_code)
-        else:
-            if metrics is not None:
-                logger.log_metrics({f"eval/{k}": v for k, v in metrics.items() if isinstance(v, int | float)})
-                logger.save()
-            logger.finalize("success" if exit_code == 0 else "failed")
-    except Exception as error:  # as above
-        console.warn(f"the dashboard did not get everything: {first_line(error)}")
+    steps: list[Callable[[], Any]]
+    if isinstance(logger, WandbRun):
+        steps = [logger.session.log_results] if metrics is not None else []
+        steps.append(lambda: logger.session.finish(exit_code))
+    else:
+        found = (metrics or {}).items()
+        numbers: dict[str, float] = {f"eval/{name}": value for name, value in found if isinstance(value, int | float)}
+        steps = [lambda: logger.log_metrics(numbers), logger.save] if numbers else []
+        steps.append(lambda: logger.finalize("success" if exit_code == 0 else "failed"))
+    for step in steps:  # the last one even if another failed: it ends the logger
+        try:
+            step()
+        except Exception as error:  # as above
+            console.warn(f"the dashboard did not get everything: {first_line(error)}")
 
 
 def csv_logger(run_dir: Path, identity: str, group: str | None, config: dict[str, Any]) -> Logger:
@@ -218,19 +184,6 @@ def tensorboard_logger(run_dir: Path, identity: str, group: str | None, config: 
     """TensorBoard event files under ``tensorboard/`` in the run folder."""
     del identity, group, config
     return TensorBoardLogger(run_dir, name="tensorboard", version="")
-
-
-def _has_key() -> bool:
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    from netrc import NetrcParseError, netrc
-    from urllib.parse import urlsplit
-
-    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
-    try:
-        return netrc(os.environ.get("NETRC")).authenticators(host) is not None
-    except (OSError, NetrcParseError):
-        return False
 
 
 def _step(line: str) -> float:

@@ -33,6 +33,7 @@ from deephash_cli.errors import ConfigError, DataError, DeephashError, Stopped, 
 from deephash_cli.files import read_json, sha256_file, write_json, write_text
 from deephash_cli.methods.base import Hasher, HashingModule
 from deephash_cli.models import HashingNetwork, NoBackbone
+from deephash_cli.scoring import CLASSES
 
 # What the first of several processes starts the others with.
 FOLLOW = (sys.executable, "-P", "-c", "from deephash_cli.train import follow; follow()")
@@ -142,7 +143,6 @@ def _train_and_evaluate(folder: Path, identity: str, job: Job) -> dict[str, Any]
     dashboard = tracking.copies_to(
         build(job.config.logger), run_dir=folder, identity=identity, group=job.config.group, config=job.settings
     )
-    metrics = None
     try:
         with _quiet_lightning():
             _train_and_encode(folder, job, dashboard)
@@ -150,9 +150,11 @@ def _train_and_evaluate(folder: Path, identity: str, job: Job) -> dict[str, Any]
         if job.config.gallery:
             gallery.write(folder, job.dataset, [entry["query"] for entry in metrics.get("hardest_queries", ())])
         write_json(folder / runs.METRICS, metrics)
-        return metrics
-    finally:
-        tracking.conclude(dashboard, metrics, exit_code=0 if metrics else 1)
+    except BaseException as error:
+        tracking.conclude(dashboard, None, runs.EXIT_CODES["interrupted" if isinstance(error, Stopped) else "failed"])
+        raise
+    tracking.conclude(dashboard, metrics, 0)
+    return metrics
 
 
 def _train_and_encode(folder: Path, job: Job, dashboard: Logger | None) -> None:
@@ -242,6 +244,7 @@ def _provenance(job: Job, epochs: int, checkpoint: Path, best: float) -> dict[st
     """Where the codes come from and how they are to be measured: all that ``deephash eval`` has to know."""
     config, split = job.config, job.split
     validated = checkpoint.name == checkpoints.BEST
+    names = job.dataset.class_names
     return {
         "provenance": {
             "method": config.method,
@@ -257,6 +260,7 @@ def _provenance(job: Job, epochs: int, checkpoint: Path, best: float) -> dict[st
             },
             "seed": config.seed,
             "epochs": epochs,
+            **({"class_names": names} if 0 < len(names) <= CLASSES else {}),
             "selection": "best on validation queries" if validated else "last epoch",
             "validation": {"queries": config.validation.queries, "map": best} if validated else None,
             **_inputs(job),

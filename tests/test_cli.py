@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from deephash_cli import __version__, checking, cli
 from deephash_cli.errors import ConfigError
 
+PARSERS = {"compare": cli._parse_compare, "sync": cli._parse_sync}
 HEAVY = ("torch", "hydra", "numpy", "omegaconf", "rich", "wandb")
 
 
@@ -96,7 +97,7 @@ def test_the_settings_in_the_help_exist(deephash, verb):
 
 
 def test_every_example_in_the_help_is_a_command_that_is_understood():
-    texts = [cli.EXAMPLES, *(cli.VERB_HELP[verb].split("Examples:")[1] for verb in ("eval", "compare", "runs"))]
+    texts = [cli.EXAMPLES, *(cli.VERB_HELP[verb].split("Examples:")[1] for verb in ("eval", "compare", "runs", "sync"))]
     for line in "\n".join(texts).splitlines():
         if not line.strip():
             continue

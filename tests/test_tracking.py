@@ -12,7 +12,7 @@ import pytest
 import yaml
 from conftest import QUICK, write_photos
 
-from deephash_cli import cli, runs, tracking
+from deephash_cli import cli, dashboards, runs, tracking
 
 SECRET = "marker-5f3a9c1e"  # in the environment of every run here; must get into no file
 WITHOUT_LOGGER = [override for override in QUICK if not override.startswith("logger=")]
@@ -157,8 +157,13 @@ def test_the_curves_have_a_row_for_every_k(sweep):
         assert item["eval/precision_at_k"] == pytest.approx(metrics["precision_at_k"][k])
         assert item["eval/recall_at_k"] == pytest.approx(metrics["recall_at_k"][k])
     assert len([item for item in history if "train/loss" in item]) == 2
-    steps = {r["metric"]["name"]: r["metric"].get("step_metric") for r in records if r["type"] == "metric"}
+    defined = [record["metric"] for record in records if record["type"] == "metric"]
+    steps = {metric.get("name") or metric["glob_name"]: metric.get("step_metric") for metric in defined}
     assert steps["eval/precision_at_k"] == steps["eval/recall_at_k"] == "eval/k"
+    assert steps["eval/map_by_bits"] == "eval/bits"
+    assert steps["train/*"] == "trainer/global_step"
+    (point,) = (item for item in history if "eval/map_by_bits" in item)
+    assert (point["eval/bits"], point["eval/map_by_bits"]) == (8, metrics["map"])
 
 
 def test_a_job_that_failed_is_marked_so(sweep):
@@ -202,10 +207,10 @@ def test_a_wandb_that_does_not_work_costs_a_warning(deephash, command, monkeypat
 
 
 def test_a_wandb_that_breaks_at_the_end_costs_a_warning(deephash, command, monkeypatch):
-    def broken(self, metrics):
+    def broken(self):
         raise RuntimeError("the service went away")
 
-    monkeypatch.setattr(tracking.WandbRun, "log_evaluation", broken)
+    monkeypatch.setattr(dashboards.Session, "log_results", broken)
     result = deephash("train", *command)
     assert result.code == 0, result
     assert "warning: the dashboard did not get everything: the service went away" in result.err
@@ -215,20 +220,20 @@ def test_a_wandb_that_breaks_at_the_end_costs_a_warning(deephash, command, monke
 def test_a_key_is_looked_for_where_wandb_keeps_it(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("NETRC", raising=False)
-    assert not tracking._has_key()
+    assert not dashboards.has_key()
     (tmp_path / ".netrc").write_text("machine api.wandb.ai login user password 0123\n")
     (tmp_path / ".netrc").chmod(0o600)
-    assert tracking._has_key()
+    assert dashboards.has_key()
     monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.org")
-    assert not tracking._has_key()
+    assert not dashboards.has_key()
     monkeypatch.setenv("WANDB_API_KEY", "0123")
-    assert tracking._has_key()
+    assert dashboards.has_key()
 
 
 def test_a_netrc_that_cannot_be_read_is_no_key(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / ".netrc").write_text("what is this\n")
-    assert not tracking._has_key()
+    assert not dashboards.has_key()
 
 
 @pytest.mark.slow

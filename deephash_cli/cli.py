@@ -10,6 +10,7 @@ import gc
 import hashlib
 import os
 import re
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +27,7 @@ VERBS = {
     "train": "train a method, write binary codes, report mAP and precision@k",
     "eval": "recompute every number of a run from its codes alone, or score anybody's codes",
     "compare": "a table of runs, method by code length, on the terminal or as CSV, JSON, LaTeX, Markdown",
+    "report": "one HTML file of runs: tables, charts, what queries found; opens from disk, needs no network",
     "runs": "list runs: finished, running, failed, interrupted; those of some settings, in some order",
     "methods": "list the methods: what each learns from, its paper, where it is written",
 }
@@ -37,6 +39,7 @@ EXAMPLES = """\
   deephash train resume=auto                                go on with the same run after an interruption
   deephash eval run=runs/<folder>                           every number again, from the codes on disk
   deephash compare runs                                     method by length: mean and deviation over seeds
+  deephash report runs -o report.html                       tables, charts and images of runs in one HTML file
   deephash runs status=failed                               what has become of your runs
   deephash methods                                          what method= can be
   deephash train --cfg job                                  the whole configuration"""
@@ -117,6 +120,19 @@ Examples:
   deephash compare runs
   deephash compare runs --metric precision_at_100
   deephash compare runs/cifar10-* --output table.tex""",
+    "report": """\
+deephash report <run folder, or folder of runs> ... [-o <file>] [--metric <name>]
+
+One HTML file that opens from disk and loads nothing: for each data set and split a table as that of deephash compare,
+charts (precision and recall, training, classes, bits, distances), every run, and what queries found where a run kept
+images. Folders that are not finished or cannot be read are named, with the reason.
+
+  -o, --output report.html      the file
+  --metric map                  the headline: any number of metrics.json, as of deephash compare
+
+Examples:
+  deephash report runs
+  deephash report runs/cifar10-* -o cifar10.html --metric precision_at_100""",
     "runs": """\
 deephash runs [<run folder, or folder of runs> ...] [<setting>=<value>[,<value>] ...] [--sort <column>] [--reverse]
 
@@ -181,6 +197,8 @@ def run(arguments: Sequence[str]) -> int:
             return _compare(rest)
         if verb == "runs":
             return _runs(rest)
+        if verb == "report":
+            return _report(rest)
         return _launch(verb, [normalize(argument, verb) for argument in rest])
     except DeephashError as error:
         _print_error(error)
@@ -240,7 +258,7 @@ def complete(arguments: Sequence[str]) -> int:
             started = "" if line.endswith(" ") else words[-1]
             _print(" ".join(name for name in choices("method") if name.startswith(started)))
             return 0
-        if words[1] in ("compare", "runs") or words[1] not in VERBS:
+        if words[1] in ("compare", "runs", "report") or words[1] not in VERBS:
             return 0
         shorter = line.replace(f" {words[1]}", "", 1)
         os.environ["COMP_LINE"] = shorter
@@ -276,10 +294,7 @@ def _compare(arguments: list[str]) -> int:
 
 
 def _parse_compare(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.error = _refuser("compare")  # type: ignore[method-assign]
-    parser.add_argument("paths", nargs="+", type=Path, metavar="run folder")
-    parser.add_argument("--metric", default="map")
+    parser = _tables_parser("compare")
     parser.add_argument("--format")
     parser.add_argument("--output", type=Path)
     return parser.parse_intermixed_args(arguments)
@@ -313,6 +328,30 @@ def _parse_runs(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--reverse", action="store_true")
     parser.add_argument("--format", default="table", choices=("table", "csv", "json"))
     return parser.parse_intermixed_args(arguments)
+
+
+def _report(arguments: list[str]) -> int:
+    """Write the report of runs."""
+    from deephash_cli.report import report
+
+    parsed = _parse_report(arguments)
+    report(parsed.paths, parsed.metric, parsed.output, shlex.join(["deephash", "report", *arguments]))
+    return 0
+
+
+def _parse_report(arguments: list[str]) -> argparse.Namespace:
+    parser = _tables_parser("report")
+    parser.add_argument("-o", "--output", type=Path, default=Path("report.html"))
+    return parser.parse_intermixed_args(arguments)
+
+
+def _tables_parser(verb: str) -> argparse.ArgumentParser:
+    """Of a verb that reads runs."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.error = _refuser(verb)  # type: ignore[method-assign]
+    parser.add_argument("paths", nargs="+", type=Path, metavar="run folder")
+    parser.add_argument("--metric", default="map")
+    return parser
 
 
 def _refuser(verb: str) -> Callable[[str], NoReturn]:

@@ -96,7 +96,10 @@ def test_the_settings_in_the_help_exist(deephash, verb):
 
 
 def test_every_example_in_the_help_is_a_command_that_is_understood():
-    texts = [cli.EXAMPLES, *(cli.VERB_HELP[verb].split("Examples:")[1] for verb in ("eval", "compare", "runs"))]
+    texts = [
+        cli.EXAMPLES,
+        *(cli.VERB_HELP[verb].split("Examples:")[1] for verb in ("eval", "compare", "report", "runs")),
+    ]
     for line in "\n".join(texts).splitlines():
         if not line.strip():
             continue

@@ -12,20 +12,21 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
-from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
-from deephash_cli import __version__
+from deephash_cli import __version__, verbs
 from deephash_cli.checking import CONF_DIR, check, choices, group_names
 from deephash_cli.errors import ArtifactError, ConfigError, DeephashError, Stopped, SweepError, hint
+from deephash_cli.stopping import stopping
 
 VERBS = {
     "train": "train a method, write binary codes, report mAP and precision@k",
     "eval": "recompute every number of a run from its codes alone, or score anybody's codes",
     "compare": "a table of runs, method by code length, on the terminal or as CSV, JSON, LaTeX, Markdown",
+    "report": "one HTML file of runs: tables, charts, what queries found; opens from disk, needs no network",
     "runs": "list runs: finished, running, failed, interrupted; those of some settings, in some order",
     "sync": "upload to W&B what was logged offline; log a run anew from its folder",
     "methods": "list the methods: what each learns from, its paper, where it is written",
@@ -38,6 +39,7 @@ EXAMPLES = """\
   deephash train resume=auto                                go on with the same run after an interruption
   deephash eval run=runs/<folder>                           every number again, from the codes on disk
   deephash compare runs                                     method by length: mean and deviation over seeds
+  deephash report runs -o report.html                       tables, charts and images of runs in one HTML file
   deephash runs status=failed                               what has become of your runs
   deephash sync runs                                        upload to W&B what was logged without a key
   deephash methods                                          what method= can be
@@ -119,6 +121,19 @@ Examples:
   deephash compare runs
   deephash compare runs --metric precision_at_100
   deephash compare runs/cifar10-* --output table.tex""",
+    "report": """\
+deephash report <run folder, or folder of runs> ... [-o <file>] [--metric <name>]
+
+One HTML file that opens from disk and loads nothing: for each data set and split a table as that of deephash compare,
+charts (precision and recall, training, classes, bits, distances), every run, and what queries found where a run kept
+images. Folders that are not finished or cannot be read are named, with the reason.
+
+  -o, --output report.html      the file
+  --metric map                  the headline: any number of metrics.json, as of deephash compare
+
+Examples:
+  deephash report runs
+  deephash report runs/cifar10-* -o cifar10.html --metric precision_at_100""",
     "runs": """\
 deephash runs [<run folder, or folder of runs> ...] [<setting>=<value>[,<value>] ...] [--sort <column>] [--reverse]
 
@@ -196,12 +211,9 @@ def run(arguments: Sequence[str]) -> int:
             return 0
         if verb == "methods":
             return _methods(rest)
-        if verb == "compare":
-            return _compare(rest)
-        if verb == "runs":
-            return _runs(rest)
-        if verb == "sync":
-            return _sync(rest)
+        if verb in verbs.RUN:
+            verbs.RUN[verb](rest)
+            return 0
         return _launch(verb, [normalize(argument, verb) for argument in rest])
     except DeephashError as error:
         _print_error(error)
@@ -261,7 +273,7 @@ def complete(arguments: Sequence[str]) -> int:
             started = "" if line.endswith(" ") else words[-1]
             _print(" ".join(name for name in choices("method") if name.startswith(started)))
             return 0
-        if words[1] in ("compare", "runs", "sync") or words[1] not in VERBS:
+        if words[1] in verbs.RUN or words[1] not in VERBS:
             return 0
         shorter = line.replace(f" {words[1]}", "", 1)
         os.environ["COMP_LINE"] = shorter
@@ -282,91 +294,6 @@ def _methods(arguments: list[str]) -> int:
     return 0
 
 
-def _compare(arguments: list[str]) -> int:
-    """Print or write the table of runs."""
-    from deephash_cli.compare import ENDINGS, FORMATS, compare
-
-    parsed = _parse_compare(arguments)
-    form: str = parsed.format or ("table" if parsed.output is None else ENDINGS.get(parsed.output.suffix, "table"))
-    if form not in ("table", *FORMATS):
-        raise ConfigError(f"--format must be one of table, {', '.join(FORMATS)}, got {form}")
-    if parsed.output is not None and form == "table":
-        raise ConfigError(f"--output {parsed.output} must end in {', '.join(ENDINGS)}, or add --format")
-    compare(parsed.paths, parsed.metric, form, parsed.output)
-    return 0
-
-
-def _parse_compare(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.error = _refuser("compare")  # type: ignore[method-assign]
-    parser.add_argument("paths", nargs="+", type=Path, metavar="run folder")
-    parser.add_argument("--metric", default="map")
-    parser.add_argument("--format")
-    parser.add_argument("--output", type=Path)
-    return parser.parse_intermixed_args(arguments)
-
-
-def _runs(arguments: list[str]) -> int:
-    """Print the list of runs."""
-    from deephash_cli.listing import list_runs
-
-    parsed = _parse_runs(arguments)
-    wanted = [argument for argument in parsed.words if "=" in argument and not Path(argument).is_dir()]
-    paths = [Path(argument) for argument in parsed.words if argument not in wanted]
-    default = Path(os.environ.get("DEEPHASH_OUTPUT_DIR") or "runs")
-    if not paths and not default.is_dir():
-        raise ConfigError(f"there is no {default} here: give run folders, or folders of runs")
-    list_runs(
-        paths or [default],
-        dict(argument.split("=", 1) for argument in wanted),
-        parsed.sort,
-        parsed.reverse,
-        parsed.format,
-    )
-    return 0
-
-
-def _parse_runs(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.error = _refuser("runs")  # type: ignore[method-assign]
-    parser.add_argument("words", nargs="*")
-    parser.add_argument("--sort", default="started")
-    parser.add_argument("--reverse", action="store_true")
-    parser.add_argument("--format", default="table", choices=("table", "csv", "json"))
-    return parser.parse_intermixed_args(arguments)
-
-
-def _sync(arguments: list[str]) -> int:
-    """Upload runs to W&B."""
-    parsed = _parse_sync(arguments)
-    if not 0 < parsed.timeout < float("inf"):
-        raise ConfigError(f"--timeout must be a number of seconds above 0, got {parsed.timeout:g}")
-    from deephash_cli.sync import sync
-
-    with _signals():
-        sync(parsed.paths, parsed.project, parsed.entity, parsed.dry_run, parsed.rebuild, parsed.timeout)
-    return 0
-
-
-def _parse_sync(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.error = _refuser("sync")  # type: ignore[method-assign]
-    parser.add_argument("paths", nargs="+", type=Path, metavar="run folder")
-    parser.add_argument("--project")
-    parser.add_argument("--entity")
-    parser.add_argument("--dry-run", action="store_true")
-    parser.add_argument("--rebuild", action="store_true")
-    parser.add_argument("--timeout", type=float, default=600)
-    return parser.parse_intermixed_args(arguments)
-
-
-def _refuser(verb: str) -> Callable[[str], NoReturn]:
-    def refuse(message: str) -> NoReturn:
-        raise ConfigError(f"{message}; deephash {verb} --help lists what there is")
-
-    return refuse
-
-
 def _launch(verb: str, arguments: list[str]) -> int:
     """Check the command, then let Hydra run it."""
     parsed = _parse(verb, arguments)
@@ -378,7 +305,7 @@ def _launch(verb: str, arguments: list[str]) -> int:
     options = [argument for argument in arguments if argument not in parsed.overrides]
     if config is None or parsed.cfg or parsed.info:
         return _hydra(verb, [*overrides, *options], _nothing)
-    with _signals():
+    with stopping():
         if verb == "eval":
             return _hydra(verb, [*overrides, *options], _eval)
         if not parsed.multirun:
@@ -390,7 +317,7 @@ def _parse(verb: str, arguments: list[str]) -> argparse.Namespace:
     """Read Hydra's own options, wherever they stand, and refuse those that would go round ``check``."""
     from hydra._internal.utils import get_args_parser
 
-    refuse = _refuser(verb)
+    refuse = verbs.refuser(verb)
     parser = get_args_parser()
     parser.error = refuse  # type: ignore[method-assign]
     parsed = parser.parse_intermixed_args(arguments)
@@ -538,30 +465,6 @@ def _known_errors(work: Callable[[], Any]) -> None:
     except DeephashError as error:
         _print_error(error)
         raise SystemExit(error.exit_code) from error
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[None]:
-    """Turn Ctrl-C and a polite kill into ``Stopped``. A connection that breaks, such as W&B's, must not end the run."""
-    handlers: dict[int, Any] = {
-        signal.SIGINT: _stopper(130),
-        signal.SIGTERM: _stopper(143),
-        signal.SIGPIPE: signal.SIG_IGN,
-    }
-    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _stopper(exit_code: int) -> Callable[[int, FrameType | None], None]:
-    def stop(number: int, _: FrameType | None) -> None:
-        signal.signal(number, signal.SIG_DFL)  # a second one ends the process at once
-        raise Stopped(exit_code)
-
-    return stop
 
 
 def _print(text: str) -> None:

@@ -2,7 +2,7 @@
 
 import html
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +11,9 @@ from rich.table import Table
 
 from deephash_cli import results
 from deephash_cli.console import console, say, warn
-from deephash_cli.errors import ConfigError, hint
 from deephash_cli.files import csv_text, write_text
 from deephash_cli.results import Cell, Section
 
-CAPTION = "mean and standard deviation over seeds, the number of seeds in brackets"
-_TIES = {
-    "map_stable": "ties are in database order",
-    "map_best": "relevant items come first in ties",
-    "map_worst": "relevant items come last in ties",
-}
-_UNRANKED = ("empty_ball_rate", "unique_code_ratio")  # of which more is not better
 _LATEX = str.maketrans({
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
     **{character: f"\\{character}" for character in "&%$#_{}"},
@@ -40,13 +32,7 @@ def compare(paths: Sequence[Path], metric: str, form: str, output: Path | None) 
     Raises:
         ConfigError: If there is no finished run, or none has the metric.
     """
-    found, left_out = results.collect(paths)
-    if not found:
-        reasons = "; ".join(f"{entry.folder}: {entry.reason}" for entry in left_out[:3])
-        raise ConfigError(f"no finished run in {' '.join(map(str, paths))}{f' ({reasons})' if reasons else ''}")
-    if all(result.value(metric) is None for result in found):
-        known = set().union(*(result.numbers() for result in found))
-        raise ConfigError(f"none of {len(found)} runs has {metric}{hint(metric, known) or _some(found[0].numbers())}")
+    found, left_out = results.gather(paths, metric)
     sections = results.sections(found)
     if form != "table":
         text = FORMATS[form](sections, metric)
@@ -59,42 +45,30 @@ def compare(paths: Sequence[Path], metric: str, form: str, output: Path | None) 
         for section in sections:
             say(f"{metric}: {section.title}")
             console.print(_table(section, metric))
-            say(f"{CAPTION}; {_rule(metric)}\n")
+            say(f"{results.CAPTION}; {results.tie_rule(metric)}\n")
         if len(sections) > 1:
             say(f"{len(sections)} tables: runs on different splits, or measured otherwise, cannot be compared")
     for entry in left_out:
         warn(f"left out {entry.folder}: {entry.reason}")
 
 
-def _some(names: Iterable[str]) -> str:
-    """Some of the metrics: those that are a number without a cut-off, and one that has one."""
-    plain = [name for name in names if not name.rpartition("_")[2].isdecimal()]
-    return f": choose one of {', '.join(plain)}, or with a cut-off, such as precision_at_100"
-
-
 def _rows(section: Section, metric: str, best: Callable[[str], str]) -> list[tuple[str, list[str]]]:
     """Of each row what it is called and its cells; the best mean of a column is marked."""
-    cells = [[results.cell(row.cells.get(bits, ()), metric) for bits in section.lengths] for row in section.rows]
-    tops = [max((cell.mean for cell in column if cell), default=None) for column in zip(*cells, strict=True)]
-    marked = len(section.rows) > 1 and metric not in _UNRANKED
+    tops = section.best(metric)
     return [
         (
             row.label,
             [
-                best(_text(cell)) if cell and marked and cell.mean == top else _text(cell)
+                best(_text(cell)) if cell and cell.mean == top else _text(cell)
                 for cell, top in zip(line, tops, strict=True)
             ],
         )
-        for row, line in zip(section.rows, cells, strict=True)
+        for row, line in zip(section.rows, section.cells(metric), strict=True)
     ]
 
 
 def _text(cell: Cell | None) -> str:
     return f"{cell} ({cell.seeds})" if cell else ""
-
-
-def _rule(metric: str) -> str:
-    return _TIES.get(metric, "ties are averaged over all their orders")
 
 
 def _table(section: Section, metric: str) -> Table:
@@ -156,7 +130,7 @@ def _markdown(sections: Sequence[Section], metric: str) -> str:
                 for label, cells in _rows(section, metric, lambda text: f"**{text}**")
             ),
             "",
-            f"{CAPTION.capitalize()}; {_rule(metric)}.",
+            f"{results.CAPTION.capitalize()}; {results.tie_rule(metric)}.",
         ]
         blocks.append("\n".join(lines) + "\n")
     return "\n".join(blocks)
@@ -170,8 +144,8 @@ def _latex(sections: Sequence[Section], metric: str) -> str:
     for section in sections:
         lengths = "".join(f" & {bits} bits" for bits in section.lengths)
         blocks += [
-            f"% {metric}: {section.title}; {_rule(metric)}",
-            f"% {CAPTION}",
+            f"% {metric}: {section.title}; {results.tie_rule(metric)}",
+            f"% {results.CAPTION}",
             rf"\begin{{tabular}}{{l{'r' * len(section.lengths)}}}",
             r"\toprule",
             rf"Method{lengths} \\",

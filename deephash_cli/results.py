@@ -1,6 +1,7 @@
 """Finished runs, read from their folders and put into tables: a row for each kind of run, a column for each length."""
 
 import json
+import math
 import os
 import statistics
 from collections.abc import Iterable, Sequence
@@ -11,7 +12,7 @@ from typing import Any
 import yaml
 
 from deephash_cli import runs
-from deephash_cli.errors import ArtifactError, ConfigError, DeephashError, first_line
+from deephash_cli.errors import ArtifactError, ConfigError, DeephashError, first_line, hint
 from deephash_cli.files import read_json
 
 # Settings that do not make runs different in kind: the table has columns for lengths and means over seeds; the section
@@ -25,6 +26,14 @@ _NEEDED = {
     "method": str, "bits": int, "seed": int, "dataset": str, "split": dict, "policies": dict, "versions": dict,
     "queries": int, "database": int,
 }  # fmt: skip
+
+CAPTION = "mean and standard deviation over seeds, the number of seeds in brackets"
+UNRANKED = ("empty_ball_rate", "unique_code_ratio")  # of which more is not better
+_TIES = {
+    "map_stable": "ties are in database order",
+    "map_best": "relevant items come first in ties",
+    "map_worst": "relevant items come last in ties",
+}
 
 
 @dataclass(frozen=True)
@@ -61,7 +70,7 @@ class Result:
             found |= {f"{name.removesuffix('k')}{k}": by_k[k] for k in by_k} if isinstance(by_k, dict) else {}
         validation = self.metrics.get("validation")
         found["validation_map"] = validation.get("map") if isinstance(validation, dict) else None
-        return {name: value for name, value in found.items() if isinstance(value, float)}
+        return {name: value for name, value in found.items() if isinstance(value, float) and math.isfinite(value)}
 
 
 @dataclass(frozen=True)
@@ -121,6 +130,17 @@ class Section:
         split = f"split {self.split['name']} {self.split['sha256'][:12]}"
         sizes = f"{self.queries} queries, {self.database} database items"
         return _line(f"{self.dataset}, {split}: {sizes}{f', model {self.model}' if self.model else ''}")
+
+    def cells(self, metric: str) -> "list[list[Cell | None]]":
+        """Of each row the cell of each length."""
+        return [[cell(row.cells.get(bits, ()), metric) for bits in self.lengths] for row in self.rows]
+
+    def best(self, metric: str) -> list[float | None]:
+        """Of each length the best mean; nothing where there is no choice, or more is not better."""
+        if len(self.rows) < 2 or metric in UNRANKED:
+            return [None] * len(self.lengths)
+        columns = zip(*self.cells(metric), strict=True)
+        return [max((cell.mean for cell in column if cell), default=None) for column in columns]
 
 
 @dataclass(frozen=True)
@@ -221,6 +241,28 @@ def collect(paths: Iterable[Path]) -> tuple[list[Result], list[LeftOut]]:
     return list(newest.values()), left_out
 
 
+def gather(paths: Sequence[Path], metric: str) -> tuple[list[Result], list[LeftOut]]:
+    """As `collect`, of runs that have a metric to show.
+
+    Raises:
+        ConfigError: If a path is not a folder, there is no finished run, or none has the metric.
+    """
+    found, left_out = collect(paths)
+    if not found:
+        reasons = "; ".join(f"{entry.folder}: {entry.reason}" for entry in left_out[:3])
+        raise ConfigError(f"no finished run in {' '.join(map(str, paths))}{f' ({reasons})' if reasons else ''}")
+    if all(result.value(metric) is None for result in found):
+        known = set().union(*(result.numbers() for result in found))
+        raise ConfigError(f"none of {len(found)} runs has {metric}{hint(metric, known) or _some(found[0].numbers())}")
+    return found, left_out
+
+
+def _some(names: Iterable[str]) -> str:
+    """Some of the metrics: those that are a number without a cut-off, and one that has one."""
+    plain = [name for name in names if not name.rpartition("_")[2].isdecimal()]
+    return f": choose one of {', '.join(plain)}, or with a cut-off, such as precision_at_100"
+
+
 def sections(results: Iterable[Result]) -> list[Section]:
     """Runs that may be compared, together: those on another split, or measured otherwise, are in another section."""
     groups: dict[str, list[Result]] = {}
@@ -301,3 +343,8 @@ def _by_length(members: Sequence[Result]) -> dict[int, list[Result]]:
 def cell(members: Sequence[Result], metric: str) -> Cell | None:
     """Mean and standard deviation over seeds of a metric; nothing if no run has it."""
     return Cell.of([value for result in members if (value := result.value(metric)) is not None])
+
+
+def tie_rule(metric: str) -> str:
+    """What a metric does with items at the same distance."""
+    return _TIES.get(metric, "ties are averaged over all their orders")

@@ -14,10 +14,9 @@ from conftest import METHODS, QUICK
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from deephash_cli import __version__, checking, cli
+from deephash_cli import __version__, checking, cli, verbs
 from deephash_cli.errors import ConfigError
 
-PARSERS = {"compare": cli._parse_compare, "sync": cli._parse_sync}
 HEAVY = ("torch", "hydra", "numpy", "omegaconf", "rich", "wandb")
 
 
@@ -97,15 +96,15 @@ def test_the_settings_in_the_help_exist(deephash, verb):
 
 
 def test_every_example_in_the_help_is_a_command_that_is_understood():
-    texts = [cli.EXAMPLES, *(cli.VERB_HELP[verb].split("Examples:")[1] for verb in ("eval", "compare", "runs", "sync"))]
+    texts = [cli.EXAMPLES, *(cli.VERB_HELP[verb].split("Examples:")[1] for verb in ("eval", *verbs.RUN))]
     for line in "\n".join(texts).splitlines():
         if not line.strip():
             continue
         command = line.strip().split("   ")[0].split()
         assert command[:1] == ["deephash"]
         verb, rest = command[1], [cli.normalize(argument) for argument in command[2:]]
-        if parse := getattr(cli, f"_parse_{verb}", None):  # verbs without Hydra
-            assert parse(rest)
+        if verb in verbs.RUN:
+            assert verbs.parser(verb).parse_intermixed_args(rest)
             continue
         parsed = cli._parse(verb, rest)
         if verb == "methods":

@@ -7,34 +7,10 @@ import statistics
 from pathlib import Path
 
 import pytest
-import yaml
 from conftest import QUICK
+from synthetic import write_run
 
 from deephash_cli import results, runs
-
-
-def write_run(folder, method="dpsh", bits=12, seed=0, value=0.5, split="a" * 64, changes=None, **more):
-    """A run folder as ``deephash train`` leaves it, as far as tables need it."""
-    folder = Path(folder)
-    folder.mkdir(parents=True)
-    settings = {
-        "method": method, "bits": bits, "seed": seed, "optimizer": {"_target_": "torch.optim.AdamW", "lr": 1e-3},
-        "trainer": {"max_epochs": 3}, **(changes or {}),
-    }  # fmt: skip
-    metrics = {
-        "map": value, "map_stable": value / 2, "empty_ball_rate": value, "precision_at_k": {"10": value},
-        "method": method, "bits": bits, "seed": seed, "queries": 100, "database": 900, "dataset": "toys",
-        "split": {"name": "holdout", "sha256": split}, "policies": {"ties": "exact"}, "versions": {"deephash": "0.1.0"},
-        "validation": None,
-    }  # fmt: skip
-    record = {
-        "status": "finished", "started": "2026-01-01T00:00:00+00:00", "fingerprint": runs.fingerprint(settings),
-        "overrides": [], "error": None,
-    }  # fmt: skip
-    (folder / runs.CONFIG).write_text(yaml.safe_dump(settings))
-    (folder / runs.METRICS).write_text(json.dumps({**metrics, **more.get("metrics", {})}))
-    (folder / runs.RECORD).write_text(json.dumps({**record, **more.get("record", {})}))
-    return folder
 
 
 def read_csv(text):

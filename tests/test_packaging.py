@@ -88,6 +88,8 @@ def test_what_is_in_the_wheel(distributions):
         assert (f"deephash_cli/{inside}" if inside.startswith("conf/") else inside) in names
     for name in ("t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz", "LICENSE"):
         assert f"deephash_cli/data/fashion_mini/{name}" in names
+    for file in (ROOT / "deephash_cli" / "report").glob("*.*"):
+        assert f"deephash_cli/report/{file.name}" in names
     info = f"deephash-{__version__}.dist-info"
     assert {f"{info}/licenses/LICENSE", f"{info}/entry_points.txt"} <= names
     tops = {name.split("/")[0] for name in names}

@@ -10,7 +10,6 @@ import pytest
 import torch
 from PIL import Image
 
-from deephash_cli import cli
 from deephash_cli.checkpoints import BEST, LAST, read_checkpoint
 from deephash_cli.codes import load_codes
 from deephash_cli.data.augment import ShiftFlip
@@ -284,7 +283,7 @@ def test_the_best_epoch_stays_the_best_over_an_interruption(train, monkeypatch):
         patch.setattr(
             HashingModule,
             "on_train_batch_start",
-            lambda module, *rest: cli._stopper(130)(2, None) if module.current_epoch == 3 else start(module, *rest),
+            lambda module, *rest: stopper(130)(2, None) if module.current_epoch == 3 else start(module, *rest),
         )
         assert train(*settings, name="cut")[0].code == 130
     result, cut = train(*settings, "resume=auto", name="cut")

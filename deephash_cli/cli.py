@@ -432,6 +432,7 @@ def _train(config: Any) -> None:
         show(metrics)
         say(f"run folder: {metrics['run_dir']}")
         say(f"every number again from the codes: deephash eval run={metrics['run_dir']}")
+        say(f"as a page with charts and pictures: deephash report {metrics['run_dir']}")
 
     _known_errors(work)
 

@@ -97,6 +97,7 @@ def conclude(folder: Path) -> None:
     if done:
         done.sort(key=lambda job: job["metrics"].get(OBJECTIVE, 0), reverse=True)
         console.print(_table(done))
+        say(f"as a page with charts and pictures: deephash report {folder.parent.parent}")
     if (best := folder / BEST).exists():
         found = yaml.safe_load(best.read_text())
         settings = " ".join(f"{name}={value}" for name, value in found["best_params"].items())

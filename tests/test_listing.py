@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from conftest import QUICK
-from test_compare import write_run
+from synthetic import write_run
 
 from deephash_cli import runs
 

@@ -281,6 +281,7 @@ def test_names_are_text(make):
         odd = {
             "dataset": f"toys {NASTY}", "policies": {NASTY: NASTY}, "versions": {"deephash": NASTY, NASTY: "1"},
             "split": {"name": NASTY, "sha256": NASTY, "version": NASTY, NASTY: NASTY},
+            "class_names": [NASTY, "=cmd()", "ü"],
         }  # fmt: skip
         folder = write_run(
             f"runs/<b>{i}", name, metrics={**curves(12, 0.1 * i), **odd}, changes={"x": f"{NASTY}{i % 2}"}
@@ -297,6 +298,8 @@ def test_names_are_text(make):
     assert NASTY in listed
     data = data_of(text)
     assert {row["method"] for section in data["sections"] for row in section["rows"]} >= set(names)
+    assert data["sections"][0]["classes"] == [NASTY, "=cmd()", "ü"]
+    assert page.table("mAP of each class: mean over seeds")[0] == ["method", "bits", NASTY, "=cmd()", "ü"]
     (inside,) = re.findall(r'id="data">(.*?)</script>', text, re.S)
     assert not set("<>&\u2028") & set(inside)
     assert inside.isascii()
@@ -545,7 +548,7 @@ def test_light_dark_and_a_phone(page, written):
     background = "getComputedStyle(document.body).backgroundColor"
     dark = page.evaluate(background)
     assert page.evaluate("document.getElementById('theme').textContent") == "Light"
-    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert page.evaluate("[document.documentElement.scrollWidth, innerWidth]") == [390, 390]
     page.evaluate("document.getElementById('theme').click()")
     assert page.evaluate(background) != dark
     assert page.problems == []

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from deephash_cli import console, runs
+from deephash_cli import console, runs, scoring
 from deephash_cli.errors import ArtifactError, DeephashError, first_line
 from deephash_cli.files import read_json, write_json
 
@@ -153,7 +153,7 @@ class Session:
             self._leave()
 
     def _log_numbers(self, metrics: Mapping[str, Any]) -> None:
-        self.run.summary.update({f"eval/{name}": value for name, value in _numbers(metrics).items()})
+        self.run.summary.update({f"eval/{name}": value for name, value in scoring.numbers(metrics).items()})
 
     def _log_over_k(self, metrics: Mapping[str, Any]) -> None:
         for k in metrics.get(_BY_K[0], {}):  # none without labels
@@ -283,22 +283,6 @@ def _tags(config: Mapping[str, Any], tags: list[str]) -> list[str]:
     return list(dict.fromkeys(str(tag)[:64] for tag in (*own, *tags)))
 
 
-def _numbers(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Every single number, under a name of its own."""
-    numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
-    for name in _BY_K:
-        numbers |= {f"{name.removesuffix('k')}{k}": value for k, value in metrics.get(name, {}).items()}
-    for name in ("bit_balance", "bit_correlation"):
-        parts = metrics.get(name, {})
-        numbers |= {f"{name}_{part}": value for part, value in parts.items() if isinstance(value, float)}
-    for name, bounds in metrics.get("confidence", {}).items():
-        if isinstance(bounds, list):
-            numbers |= {f"{name}_low": bounds[0], f"{name}_high": bounds[1]}
-    if metrics.get("validation"):
-        numbers["validation_map"] = metrics["validation"]["map"]
-    return numbers
-
-
 def _tables(metrics: Mapping[str, Any]) -> dict[str, Any]:
     """Tables, and charts of tables, under W&B's names."""
     import wandb
@@ -311,7 +295,7 @@ def _tables(metrics: Mapping[str, Any]) -> dict[str, Any]:
     }
     if "map" not in metrics:  # there are no labels
         return shown
-    by_k = [name for name in ("precision_at_k", "recall_at_k", "ndcg_at_k", "acg_at_k") if name in metrics]
+    by_k = [name for name in scoring.BY_K if name in metrics]
     rows = [[int(k), *(metrics[name][k] for name in by_k)] for k in metrics["precision_at_k"]]
     table = wandb.Table(["k", *(name.removesuffix("_at_k") for name in by_k)], rows)
     shown["eval/at_k"] = wandb.plot.line(table, "k", "precision", title="precision at k")

@@ -1,7 +1,6 @@
 """Finished runs, read from their folders and put into tables: a row for each kind of run, a column for each length."""
 
 import json
-import math
 import os
 import statistics
 from collections.abc import Iterable, Sequence
@@ -11,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from deephash_cli import runs
+from deephash_cli import runs, scoring
 from deephash_cli.errors import ArtifactError, ConfigError, DeephashError, first_line, hint
 from deephash_cli.files import read_json
 
@@ -28,7 +27,7 @@ _NEEDED = {
 }  # fmt: skip
 
 CAPTION = "mean and standard deviation over seeds, the number of seeds in brackets"
-UNRANKED = ("empty_ball_rate", "unique_code_ratio")  # of which more is not better
+_UNRANKED = ("empty_ball_rate", "unique_code_ratio", "bit_balance", "bit_correlation")  # of which more is not better
 _TIES = {
     "map_stable": "ties are in database order",
     "map_best": "relevant items come first in ties",
@@ -63,14 +62,8 @@ class Result:
         return self.numbers().get(metric)
 
     def numbers(self) -> dict[str, float]:
-        """Every number of the metrics under a name of its own."""
-        found = dict(self.metrics)
-        for name in ("precision_at_k", "recall_at_k", "ndcg_at_k", "acg_at_k"):
-            by_k = self.metrics.get(name)
-            found |= {f"{name.removesuffix('k')}{k}": by_k[k] for k in by_k} if isinstance(by_k, dict) else {}
-        validation = self.metrics.get("validation")
-        found["validation_map"] = validation.get("map") if isinstance(validation, dict) else None
-        return {name: value for name, value in found.items() if isinstance(value, float) and math.isfinite(value)}
+        """Every number of the metrics that is not a count, under a name of its own."""
+        return {name: value for name, value in scoring.numbers(self.metrics).items() if isinstance(value, float)}
 
 
 @dataclass(frozen=True)
@@ -137,7 +130,7 @@ class Section:
 
     def best(self, metric: str) -> list[float | None]:
         """Of each length the best mean; nothing where there is no choice, or more is not better."""
-        if len(self.rows) < 2 or metric in UNRANKED:
+        if len(self.rows) < 2 or metric.startswith(_UNRANKED):
             return [None] * len(self.lengths)
         columns = zip(*self.cells(metric), strict=True)
         return [max((cell.mean for cell in column if cell), default=None) for column in columns]

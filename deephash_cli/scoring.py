@@ -1,6 +1,7 @@
 """All retrieval metrics of one pair of code sets, as one dictionary that JSON can hold."""
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,7 @@ POLICIES = {
     "confidence": "percentile bootstrap over queries, seed 0",
 }
 WITHOUT_LABELS = "there are no labels, so nothing is known to be relevant: only the codes themselves are described"
+BY_K = ("precision_at_k", "recall_at_k", "ndcg_at_k", "acg_at_k")
 SIDES = ("relevant", "other")  # of the pairs of a query and a database item
 LEVEL = 0.95
 RESAMPLES = 1000
@@ -117,7 +119,7 @@ def evaluate(
             "resamples": RESAMPLES,
             **{name: [float(low[i]), float(high[i])] for i, name in enumerate(maps)},
         },
-        **{name: by_k(name) for name in ("precision_at_k", "recall_at_k", "ndcg_at_k", "acg_at_k")},
+        **{name: by_k(name) for name in BY_K},
         "pr_by_radius": {
             "radius": list(range(query.bits + 1)),
             "precision": means["precision_by_radius"].tolist(),
@@ -140,6 +142,32 @@ def evaluate(
         "k_beyond_database": [int(k) for k in ks if k > database.n],
         "policies": {**POLICIES, "zero_hits": ZERO_HITS[zero_hits]},
     }
+
+
+def numbers(metrics: Mapping[str, Any]) -> dict[str, int | float]:
+    """Every single number of a ``metrics.json`` under a name of its own, such as ``precision_at_100``.
+
+    Whatever is missing, not finite or of another shape, as somebody may have edited it, is left out.
+    """
+    found = dict(metrics)
+    for name in BY_K:
+        found |= {f"{name.removesuffix('k')}{k}": value for k, value in _inside(metrics, name).items()}
+    for name in ("bit_balance", "bit_correlation"):
+        found |= {f"{name}_{part}": value for part, value in _inside(metrics, name).items()}
+    for name, bounds in _inside(metrics, "confidence").items():
+        if isinstance(bounds, list) and len(bounds) == 2:
+            found |= {f"{name}_low": bounds[0], f"{name}_high": bounds[1]}
+    found["validation_map"] = _inside(metrics, "validation").get("map")
+    return {
+        name: value
+        for name, value in found.items()
+        if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
+    }
+
+
+def _inside(metrics: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    value = metrics.get(name)
+    return value if isinstance(value, Mapping) else {}
 
 
 def _statistics(database: CodeSet) -> dict[str, Any]:

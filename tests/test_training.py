@@ -20,6 +20,7 @@ from deephash_cli.files import read_json, sha256_file
 from deephash_cli.methods.base import HashingModule
 from deephash_cli.methods.dpsh import DPSH
 from deephash_cli.models import HashingNetwork, SmallCNN, packed_codes
+from deephash_cli.stopping import stopper
 
 SMALL = ("bits=12", "loader.batch_size=16")
 

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from rich.markup import escape
-from rich.table import Table
+from rich.text import Text
 
 from deephash_cli import results, runs
 from deephash_cli.console import console, say, warn
@@ -18,6 +17,7 @@ from deephash_cli.errors import ConfigError, DeephashError, first_line, hint
 from deephash_cli.files import csv_text, read_json
 
 COLUMNS = ("status", "method", "dataset", "bits", "seed", "map", "started", "minutes", "run")
+_RIGHT = ("bits", "seed", "map", "minutes")
 STATUSES = {"finished": "green", "running": "cyan", "failed": "red", "interrupted": "yellow"}
 
 
@@ -146,14 +146,25 @@ def _order(value: Any) -> tuple[bool, bool, Any]:
 
 
 def _show(chosen: Sequence[Listed], of: int) -> None:
-    table = Table()
-    for name in COLUMNS:
-        right = name in ("bits", "seed", "map", "minutes")
-        table.add_column(name, justify="right" if right else "left", overflow="fold", no_wrap=name != "run")
-    table.add_column("note", overflow="fold")
-    for run in chosen:
-        table.add_row(*(_cell(name, run.columns[name]) for name in COLUMNS), escape(run.note))
-    console.print(table)
+    """A line for each run; on a terminal that is too narrow for where it is and its note, these are below it."""
+    heads = [name for name in COLUMNS if name != "run"]
+    cells = [heads, *([_cell(name, run.columns[name]) for name in heads] for run in chosen)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    places = ["run", *(": ".join(filter(None, (run.columns["run"], run.note))) for run in chosen)]
+    fits = sum(widths) + 2 * len(widths) + max(map(len, places)) <= console.width
+    for number, (line, place) in enumerate(zip(cells, places, strict=True)):
+        padded = [
+            cell.rjust(width) if name in _RIGHT else cell.ljust(width)
+            for name, cell, width in zip(heads, line, widths, strict=True)
+        ]
+        text = Text("  ".join(padded), "bold" if number == 0 else "")
+        if number and line[0] in STATUSES:
+            text.stylize(STATUSES[line[0]], 0, len(line[0]))
+        if fits or not console.is_terminal:
+            text.append(f"  {place}")
+        elif number:
+            text.append(f"\n    {place}")
+        console.print(text, soft_wrap=True)
     kinds = [(status, sum(run.columns["status"] == status for run in chosen)) for status in STATUSES]
     counts = ", ".join(f"{count} {status}" for status, count in kinds if count)
     say(f"{len(chosen)} of {of} runs{f': {counts}' if counts else ''}; times are UTC")
@@ -162,8 +173,6 @@ def _show(chosen: Sequence[Listed], of: int) -> None:
 def _cell(name: str, value: Any) -> str:
     if value is None:
         return ""
-    if name == "status":
-        return f"[{STATUSES[value]}]{value}[/]" if value in STATUSES else escape(value)
     if name == "started":
-        return escape(value[:16].replace("T", " "))
-    return f"{value:.4f}" if name == "map" else escape(str(value))
+        return value[:16].replace("T", " ")
+    return f"{value:.4f}" if name == "map" else " ".join(str(value).split())

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 from conftest import QUICK
+from rich.console import Console
+from rich.text import Text
 from synthetic import write_run
 
-from deephash_cli import runs
+from deephash_cli import listing, runs
 
 
 @pytest.fixture
@@ -89,6 +91,15 @@ def test_the_table_and_the_csv_have_the_same_runs(deephash):
     lines = list(csv.DictReader(io.StringIO(deephash("runs", "--format", "csv").out)))
     assert [line["run"] for line in lines] == [run["run"] for run in listed(deephash)]
     assert [line["bits"] for line in lines] == [str(run["bits"]) for run in listed(deephash)]
+
+
+@pytest.mark.usefixtures("some")
+def test_a_narrow_terminal_has_where_a_run_is_on_a_line_of_its_own(monkeypatch):
+    for width, expected in ((60, "\n    runs/c: no space left\n"), (200, "  runs/c: no space left\n")):
+        screen = io.StringIO()
+        monkeypatch.setattr(listing, "console", Console(file=screen, force_terminal=True, width=width))
+        listing.list_runs([Path("runs")], {}, "started", False, "table")
+        assert expected in Text.from_ansi(screen.getvalue()).plain
 
 
 def test_text_is_data(deephash):

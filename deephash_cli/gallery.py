@@ -57,10 +57,10 @@ def write(folder: Path, dataset: RetrievalDataset, hardest: Sequence[str]) -> No
             for position, distance in zip(positions[number].tolist(), distances[number].tolist(), strict=True)
             if position != own[number]
         ][:k]
-        shared = dataset.labels[[row_of[result] for result, _ in found]] @ dataset.labels[row_of[name]]
+        shares = (dataset.labels[[row_of[result] for result, _ in found]] & dataset.labels[row_of[name]]).any(axis=1)
         results = [
-            {**described(result), "distance": distance, "relevant": bool(labels) if precisions else None}
-            for (result, distance), labels in zip(found, shared, strict=True)
+            {**described(result), "distance": distance, "relevant": bool(is_right) if precisions else None}
+            for (result, distance), is_right in zip(found, shares, strict=True)
         ]
         kind = "hardest" if name in hardest[:HARDEST] else "drawn"
         precision = precisions[number] if precisions else None

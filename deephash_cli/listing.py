@@ -1,7 +1,6 @@
 """``deephash runs``: every run of some folders on a line, whatever became of it."""
 
 import contextlib
-import datetime
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -84,6 +83,7 @@ def _read(folder: Path) -> Listed:
     record = runs.read_record(folder)
     settings = runs.flatten(results.read_config(folder))
     status = runs.status(folder, record)
+    seconds = runs.seconds(record)
     value = None
     if (folder / runs.METRICS).exists():
         metrics = read_json(folder / runs.METRICS)
@@ -99,20 +99,13 @@ def _read(folder: Path) -> Listed:
         "seed": settings.get("seed"),
         "map": value if isinstance(value, float) else None,
         "started": record["started"],
-        "minutes": _minutes(record["started"], record.get("ended")),
+        "minutes": None if seconds is None else round(seconds / 60, 1),
         "run": str(folder),
     }
     note = str(record.get("error") or "")
     if status in ("running", "interrupted"):
         note = f"epoch {_epochs(folder)} of {settings.get('trainer.max_epochs')}"
     return Listed(columns, settings, note)
-
-
-def _minutes(started: str, ended: Any) -> float | None:
-    with contextlib.suppress(ValueError, TypeError):
-        seconds = datetime.datetime.fromisoformat(ended) - datetime.datetime.fromisoformat(started)
-        return round(seconds.total_seconds() / 60, 1)
-    return None
 
 
 def _epochs(folder: Path) -> int:

@@ -89,6 +89,11 @@ class Row:
     cells: dict[int, list[Result]]
 
     @property
+    def results(self) -> list[Result]:
+        """The runs of all lengths."""
+        return [result for members in self.cells.values() for result in members]
+
+    @property
     def label(self) -> str:
         """The method, and what tells it from others of that name."""
         settings = ", ".join(f"{name}={value}" for name, value in self.differs.items())

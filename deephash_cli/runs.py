@@ -241,6 +241,15 @@ def status(folder: Path, record: Mapping[str, Any]) -> str:
     return "interrupted"
 
 
+def seconds(record: Mapping[str, Any]) -> float | None:
+    """How long a run took, by its record; nothing if that does not say so."""
+    try:
+        started, ended = (datetime.datetime.fromisoformat(record[name]) for name in ("started", "ended"))
+        return (ended - started).total_seconds()
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
 def find(root: Path, wanted: str) -> Path | None:
     """The run under ``root`` whose fingerprint is ``wanted``: a finished one, else the newest."""
     found = [(path, record) for path, record in scan(root) if record["fingerprint"] == wanted]

@@ -167,14 +167,9 @@ def _charts(groups: Sequence[Mapping[str, Any]], metric: str) -> list[dict[str, 
 
 def _section(section: Section, others: Sequence[Section], metric: str, paths: Sequence[Path]) -> dict[str, Any]:
     """What the page says of a section besides charts and galleries."""
-    members = [result for row in section.rows for alike in row.cells.values() for result in alike]
+    members = [result for row in section.rows for result in row.results]
     rows, sources = tables.rows(section, metric)
-    listed = [
-        tables.run(row, result, metric, paths)
-        for row in section.rows
-        for alike in row.cells.values()
-        for result in alike
-    ]
+    listed = [tables.run(row, result, metric, paths) for row in section.rows for result in row.results]
     return {
         "title": section.title,
         "dataset": section.dataset,
@@ -211,9 +206,7 @@ def _versions(found: Sequence[Result]) -> dict[str, list[str]]:
 def _otherwise(section: Section, others: Sequence[Section]) -> list[str]:
     """Rules of measuring that tell a section from others of the same data set and split."""
     rules = [
-        next(iter(other.rows[0].cells.values()))[0].metrics["policies"]
-        for other in (section, *others)
-        if other.title == section.title
+        other.rows[0].results[0].metrics["policies"] for other in (section, *others) if other.title == section.title
     ]
     return sorted(
         name for name in set().union(*rules) if any(rule.get(name) != rules[0].get(name) for rule in rules[1:])

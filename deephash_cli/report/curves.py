@@ -59,7 +59,7 @@ def classes(members: Sequence[Result]) -> list[float | None] | None:
 
 def class_names(section: Section) -> list[str]:
     """Names of the classes, those of the first run that has them; none if none has."""
-    for result in (result for row in section.rows for members in row.cells.values() for result in members):
+    for result in (result for row in section.rows for result in row.results):
         names = result.metrics.get("class_names")
         if isinstance(names, list) and all(isinstance(name, str) for name in names):
             return names[:CLASSES]

@@ -78,7 +78,7 @@ def _candidates(section: Section, metric: str) -> list[tuple[str, Result]]:
     """Of each method the best run that has a gallery, with the row's name, best first."""
     best: dict[str, tuple[float, str, Result]] = {}
     for row in section.rows:
-        for result in (result for members in row.cells.values() for result in members):
+        for result in row.results:
             value = result.value(metric)
             if (
                 value is None

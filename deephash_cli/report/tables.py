@@ -1,12 +1,11 @@
 """The tables of a report: what stands in their lines and cells."""
 
-import datetime
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deephash_cli import results
+from deephash_cli import results, runs
 from deephash_cli.report import curves, published
 from deephash_cli.results import Cell, Result, Row, Section
 
@@ -14,11 +13,11 @@ _SHOWN_AT = (1, 10, 100, 1000)  # the cut-offs k
 _CLASSES = 20  # more have no table
 FEW = 0.01  # of the codes there could be: with fewer, codes may have collapsed
 _CODES = {
-    "different codes / items": ("unique_code_ratio", None),
-    "mean distance of ones from ½": ("bit_balance", "mean_deviation"),
-    "largest distance of ones from ½": ("bit_balance", "max_deviation"),
-    "mean |correlation|": ("bit_correlation", "mean_absolute"),
-    "largest |correlation|": ("bit_correlation", "max_absolute"),
+    "different codes / items": "unique_code_ratio",
+    "mean distance of ones from ½": "bit_balance_mean_deviation",
+    "largest distance of ones from ½": "bit_balance_max_deviation",
+    "mean |correlation|": "bit_correlation_mean_absolute",
+    "largest |correlation|": "bit_correlation_max_absolute",
 }
 
 
@@ -66,7 +65,7 @@ def run(row: Row, result: Result, metric: str, paths: Sequence[Path]) -> dict[st
         "values": [result.value(name) for name in shown_values(metric)],
         "doubt": _doubt(result),
         "started": result.record["started"][:16].replace("T", " "),
-        "seconds": _seconds(result.record),
+        "seconds": runs.seconds(result.record),
         "folder": name_of(result.folder, paths),
     }
 
@@ -79,25 +78,15 @@ def shown_values(metric: str) -> list[str]:
 def _doubt(result: Result) -> str:
     """Why the codes of a run look as if they had collapsed; nothing if they do not."""
     metrics = result.metrics
-    balance, ratio = metrics.get("bit_balance"), metrics.get("unique_code_ratio")
-    deviation = balance.get("max_deviation") if isinstance(balance, dict) else None
+    deviation, ratio = result.value("bit_balance_max_deviation"), result.value("unique_code_ratio")
     reasons = []
-    if curves.is_number(deviation) and deviation >= 0.5 - 1e-9:
+    if deviation is not None and deviation >= 0.5 - 1e-9:
         reasons.append("a bit is the same in every code")
-    if curves.is_number(ratio) and curves.is_number(metrics["database"]):
+    if ratio is not None and curves.is_number(metrics["database"]):
         codes = ratio * metrics["database"]
         if codes < FEW * min(metrics["database"], 2 ** min(metrics["bits"], 62)):
             reasons.append(f"only {codes:.0f} different codes")
     return "; ".join(reasons)
-
-
-def _seconds(record: Mapping[str, Any]) -> float | None:
-    """How long a run took, if it says so."""
-    try:
-        started, ended = (datetime.datetime.fromisoformat(record[name]) for name in ("started", "ended"))
-        return (ended - started).total_seconds()
-    except (KeyError, TypeError, ValueError):
-        return None
 
 
 def name_of(folder: Path, paths: Sequence[Path]) -> str:
@@ -110,32 +99,22 @@ def name_of(folder: Path, paths: Sequence[Path]) -> str:
 def of_precision(section: Section) -> Table:
     """Precision at a few cut-offs, of those the ones that any run has."""
     names = {f"P@{k}": f"precision_at_{k}" for k in _SHOWN_AT}
-    known = {title: name for title, name in names.items() if any(map(any, section.cells(name)))}
-    lines = [
-        (row, bits, cells)
-        for row, bits, members in _lines(section)
-        if any(cells := [results.cell(members, name) for name in known.values()])
-    ]
-    return Table(list(known), lines)
+    return _of_metrics(section, {title: name for title, name in names.items() if any(map(any, section.cells(name)))})
 
 
 def of_codes(section: Section) -> Table:
     """What is known of the codes themselves."""
+    return _of_metrics(section, _CODES)
+
+
+def _of_metrics(section: Section, names: Mapping[str, str]) -> Table:
+    """A column for each title, with the metric of that name; no line where no run has any."""
     lines = [
         (row, bits, cells)
         for row, bits, members in _lines(section)
-        if any(cells := [_code_cell(members, *column) for column in _CODES.values()])
+        if any(cells := [results.cell(members, name) for name in names.values()])
     ]
-    return Table(list(_CODES), lines)
-
-
-def _code_cell(members: Sequence[Result], name: str, part: str | None) -> Cell | None:
-    values = []
-    for result in members:
-        found = result.metrics.get(name)
-        found = found.get(part) if part and isinstance(found, dict) else found
-        values += [float(found)] if curves.is_number(found) else []
-    return Cell.of(values)
+    return Table(list(names), lines)
 
 
 def _lines(section: Section) -> Iterator[tuple[Row, int, Sequence[Result]]]:

@@ -5,10 +5,10 @@ import json
 import math
 import stat
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
@@ -22,6 +22,7 @@ _OWN_KEYS = ("format", "bits", "bit_order", "query", "database", "files")
 _SIDES = ("query", "database")
 _MANIFEST_LIMIT = 2**20
 BITS_LIMIT = 2**16
+_BLOCK = 2**24  # bytes of a text file to look through at once
 
 
 def binarize(u: Float[np.ndarray, "n bits"]) -> Bool[np.ndarray, "n bits"]:
@@ -168,9 +169,17 @@ def save_codes(folder: Path, query: CodeSet, database: CodeSet, provenance: Mapp
         ValueError: If a side has no ids or no multi-hot labels, or if ``provenance`` uses a key of the manifest's own
             or cannot be written as JSON.
     """
-    folder = Path(folder)
     require_comparable(query, database)
-    for side, codes in zip(_SIDES, (query, database), strict=True):
+    _save(Path(folder), {"query": query, "database": database}, provenance)
+
+
+def save_database(folder: Path, database: CodeSet, provenance: Mapping[str, Any]) -> None:
+    """Write the searched side alone, as `save_codes` writes it beside the other; errors are the same."""
+    _save(Path(folder), {"database": database}, provenance)
+
+
+def _save(folder: Path, sides: Mapping[str, CodeSet], provenance: Mapping[str, Any]) -> None:
+    for side, codes in sides.items():
         if codes.ids is None or codes.labels.ndim != 2:
             raise ValueError(f"a codes folder needs ids and multi-hot labels, got a {side} side without")
     if taken := sorted(set(provenance) & set(_OWN_KEYS)):
@@ -185,23 +194,30 @@ def save_codes(folder: Path, query: CodeSet, database: CodeSet, provenance: Mapp
         (folder / MANIFEST).unlink(missing_ok=True)
     except OSError as error:
         raise ArtifactError(f"could not write to {folder}: {error.strerror or error}") from error
-    files = {}
-    for side, codes in zip(_SIDES, (query, database), strict=True):
+    for side, codes in sides.items():
         codes_name, labels_name, ids_name = _file_names(side)
         for name, array in ((codes_name, codes.packed), (labels_name, codes.labels)):
             with atomic_write(folder / name) as file:
                 np.save(file, np.ascontiguousarray(array), allow_pickle=False)
         with atomic_write(folder / ids_name) as file:
             file.writelines(f"{name}\n".encode() for name in codes.ids or ())
-        for name in (codes_name, labels_name, ids_name):
-            files[name] = {"sha256": sha256_file(folder / name), "bytes": (folder / name).stat().st_size}
+    counts = {side: (codes.n, codes.labels.shape[1]) for side, codes in sides.items()}
+    _write_manifest(folder, next(iter(sides.values())).bits, counts, provenance)
+
+
+def _write_manifest(
+    folder: Path, bits: int, counts: Mapping[str, tuple[int, int]], provenance: Mapping[str, Any]
+) -> None:
+    """Complete a folder: each side's number of images and of classes, and the digest of each file."""
+    names = [name for side in counts for name in _file_names(side)]
     manifest = {
         "format": FORMAT,
-        "bits": query.bits,
+        "bits": bits,
         "bit_order": "little",
-        "query": {"count": query.n, "classes": query.labels.shape[1]},
-        "database": {"count": database.n, "classes": database.labels.shape[1]},
-        "files": files,
+        **{side: {"count": count, "classes": classes} for side, (count, classes) in counts.items()},
+        "files": {
+            name: {"sha256": sha256_file(folder / name), "bytes": (folder / name).stat().st_size} for name in names
+        },
         **provenance,
     }
     write_json(folder / MANIFEST, manifest)
@@ -217,13 +233,104 @@ def load_codes(folder: Path) -> tuple[CodeSet, CodeSet, dict[str, Any]]:
         ArtifactError: If the folder is incomplete, damaged, of a newer format, or no codes folder at all.
     """
     folder = Path(folder)
-    manifest = _load_manifest(folder)
+    manifest = _load_manifest(folder, _SIDES)
     query, database = (_load_side(folder, side, manifest) for side in _SIDES)
     require_comparable(query, database)
     return query, database, manifest
 
 
-def _load_manifest(folder: Path) -> dict[str, Any]:
+@dataclass(frozen=True, eq=False)
+class Database:
+    """Codes to search in. All of it stays on disk until it is used, names as well.
+
+    Attributes:
+        packed: Codes (n, bytes) uint8, as `pack` makes them.
+        bits: Code length.
+        labels: Multi-hot labels (n, classes) uint8; no columns where nothing is labelled.
+        ids: Names of the images.
+        manifest: What the folder says of them.
+    """
+
+    packed: np.ndarray
+    bits: int
+    labels: np.ndarray
+    ids: "Lines"
+    manifest: dict[str, Any]
+
+    @property
+    def n(self) -> int:
+        """Number of images."""
+        return len(self.packed)
+
+
+def open_side(folder: Path, side: str = "database") -> Database:
+    """Open one side of a folder that `save_codes` or `save_database` wrote, without reading its names.
+
+    Raises:
+        ArtifactError: If the folder is incomplete, damaged, of a newer format, or no codes folder at all.
+    """
+    folder = Path(folder)
+    manifest = _load_manifest(folder, (side,))
+    codes_name, labels_name, ids_name = _verified_names(folder, side, manifest)
+    count, classes, bits = manifest[side]["count"], manifest[side]["classes"], manifest["bits"]
+    packed = _open_array(folder / codes_name, (count, packed_width(bits)))
+    labels = _open_array(folder / labels_name, (count, classes))
+    if bits % 8 and (packed[:, -1] >> (bits % 8)).any():
+        raise ArtifactError(f"{folder / codes_name} must have zeros in the padding bits of its codes, got ones")
+    return Database(packed, bits, labels, Lines(folder / ids_name, count), manifest)
+
+
+class Lines(Sequence[str]):
+    """The lines of a text file by number, read when they are asked for: 8 bytes a line in memory.
+
+    Args:
+        path: The file, UTF-8.
+        count: How many it must have.
+
+    Raises:
+        ArtifactError: If it has another number of lines, or cannot be read.
+    """
+
+    def __init__(self, path: Path, count: int):
+        self._path = path
+        ends = [np.zeros(1, np.int64)]
+        try:
+            size = path.stat().st_size
+            self._bytes = np.memmap(path, np.uint8, "r") if size else np.empty(0, np.uint8)
+        except OSError as error:
+            raise ArtifactError(f"could not read {path}: {error.strerror or error}") from error
+        for start in range(0, size, _BLOCK):
+            ends.append(np.flatnonzero(self._bytes[start : start + _BLOCK] == ord("\n")) + (start + 1))
+        self._ends = np.concatenate(ends)
+        if len(self) != count or self._ends[-1] != size:
+            raise ArtifactError(f"{path} must have {count} lines, each with its end, got {len(self)}: it was truncated")
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        """A line without its end, or several.
+
+        Raises:
+            ArtifactError: If it is not UTF-8.
+            IndexError: If there is no such line.
+        """
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"line {index} of {len(self)}")
+        start, end = self._ends[index % len(self)], self._ends[index % len(self) + 1]
+        try:
+            return self._bytes[start : end - 1].tobytes().decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise ArtifactError(f"{self._path} is not UTF-8 text: {error.reason} in line {index}") from error
+
+
+def _load_manifest(folder: Path, sides: Sequence[str]) -> dict[str, Any]:
     path = folder / MANIFEST
     if not path.is_file():
         raise ArtifactError(f"{folder} has no {MANIFEST}: the codes are incomplete or this is not a codes folder")
@@ -241,12 +348,12 @@ def _load_manifest(folder: Path) -> dict[str, Any]:
         raise ArtifactError(f"{path} must give bits between 1 and {BITS_LIMIT}, got {_short(manifest.get('bits'))}")
     if manifest.get("bit_order") != "little":
         raise ArtifactError(f"{path} must have bit_order 'little', got {_short(manifest.get('bit_order'))}")
-    for side in _SIDES:
+    for side in sides:
         part = manifest.get(side)
         if not isinstance(part, dict) or not all(_is_count(part.get(key)) for key in ("count", "classes")):
             raise ArtifactError(f"{path} must give count and classes of the {side}, got {_short(part)}")
     files = manifest.get("files")
-    for name in (name for side in _SIDES for name in _file_names(side)):
+    for name in (name for side in sides for name in _file_names(side)):
         entry = files.get(name) if isinstance(files, dict) else None
         if not isinstance(entry, dict) or not _is_count(entry.get("bytes")) or not isinstance(entry.get("sha256"), str):
             raise ArtifactError(f"{path} must give bytes and sha256 of {name}, got {_short(entry)}")
@@ -254,10 +361,7 @@ def _load_manifest(folder: Path) -> dict[str, Any]:
 
 
 def _load_side(folder: Path, side: str, manifest: dict[str, Any]) -> CodeSet:
-    codes_name, labels_name, ids_name = _file_names(side)
-    # The names are ours: a manifest from elsewhere cannot make us open another file.
-    for name in (codes_name, labels_name, ids_name):
-        _verify(folder / name, manifest["files"][name])
+    codes_name, labels_name, ids_name = _verified_names(folder, side, manifest)
     count, classes, bits = manifest[side]["count"], manifest[side]["classes"], manifest["bits"]
     packed = _open_array(folder / codes_name, (count, packed_width(bits)))
     labels = _open_array(folder / labels_name, (count, classes))
@@ -266,6 +370,14 @@ def _load_side(folder: Path, side: str, manifest: dict[str, Any]) -> CodeSet:
         return CodeSet(packed=packed, bits=bits, labels=labels, ids=ids)
     except ArtifactError as error:
         raise ArtifactError(f"{folder}, {side} side: {error}") from error
+
+
+def _verified_names(folder: Path, side: str, manifest: dict[str, Any]) -> tuple[str, str, str]:
+    """Files of a side, each compared with its digest."""
+    names = _file_names(side)  # ours: a manifest from elsewhere cannot make us open another file
+    for name in names:
+        _verify(folder / name, manifest["files"][name])
+    return names
 
 
 def _verify(path: Path, entry: dict[str, Any]) -> None:

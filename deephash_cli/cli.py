@@ -8,6 +8,7 @@ import argparse
 import contextlib
 import gc
 import hashlib
+import importlib
 import os
 import re
 import signal
@@ -22,9 +23,16 @@ from deephash_cli.checking import CONF_DIR, check, choices, group_names
 from deephash_cli.errors import ArtifactError, ConfigError, DeephashError, Stopped, SweepError, hint
 from deephash_cli.stopping import stopping
 
+HELP_DIR = Path(__file__).resolve().parent / "help"
+
 VERBS = {
     "train": "train a method, write binary codes, report mAP and precision@k",
     "eval": "recompute every number of a run from its codes alone, or score anybody's codes",
+    "encode": "binary codes of your own images with a run's network, in shards; resumes",
+    "search": "the nearest images of an image, as a table, JSON and a picture",
+    "index": "build a faiss index of codes, and measure its recall and speed against exact search",
+    "export": "codes for faiss, PostgreSQL, Parquet, vector databases; the network as torch.export or ONNX",
+    "serve": "a web page and an HTTP API on this machine: drop an image, see the nearest",
     "compare": "a table of runs, method by code length, on the terminal or as CSV, JSON, LaTeX, Markdown",
     "report": "one HTML file of runs: tables, charts, what queries found; opens from disk, needs no network",
     "runs": "list runs: finished, running, failed, interrupted; those of some settings, in some order",
@@ -58,123 +66,14 @@ deephash <verb> --help lists its choices and settings. deephash --version tells 
 Shell completion: eval "$(deephash -sc install=bash)"   (or zsh, fish)
 Exit codes: 0 done, 2 usage, 3 data, 4 checkpoint or codes, 5 diverged, 6 jobs of a sweep failed, 130 Ctrl-C, 1 bug"""
 
-VERB_HELP = {
-    "train": """\
-deephash train [group=choice ...] [key=value ...] [-m] [Hydra's options]
-
-{groups}
-
-The most used settings (deephash train --cfg job prints all, with your changes):
-  seed=0                        of everything random in the training
-  trainer.max_epochs=30         how long
-  optimizer.lr=0.001            of the new layers; model.backbone_lr=0.0001 of the pretrained ones
-  model.frozen=true             compute the backbone's features once and train what is above it
-  head.epochs=0                 with model.frozen=false: so long as if it were frozen, before all is fine-tuned
-  dataset.root=<folder>         where the data are
-  dataset.protocol=s1           how they are divided: s1, s1_disjoint, s1_validation, s2, official, holdout
-  validation.queries=0          training images held out to choose the best checkpoint
-  run_dir=<folder>              the run folder (default: a new one under runs/)
-  resume=auto|none|<folder>     go on with the run of the same settings, or with that one
-  -m, --multirun                a sweep: every combination of comma-separated values
-  --cfg job                     print the configuration and stop
-  --config-dir <folder>         a folder with your own choices, such as method/mine.yaml or bits/20.yaml
-
-Examples:
-"""
-    + EXAMPLES,
-    "eval": """\
-deephash eval run=<run folder> | codes=<codes folder> | <four .npy files> [key=value ...]
-
-Settings:
-  run=<folder>                  a run folder
-  codes=<folder>                or a folder with query.npy, database.npy, their labels and ids, and manifest.json
-  query=<file.npy>              or codes of any program: (n, bits) of -1/1, 0/1 or bool; or packed uint8, with bits=
-  database=<file.npy>           the same for the database
-  query_labels=<file.npy>       class ids (n,), or multi-hot (n, classes)
-  database_labels=<file.npy>    the same for the database
-  bits=64                       code length; needed where codes are uint8
-  bit_order=little|big          of packed codes: little as in Faiss, big as np.packbits makes them
-  output=<file>                 write the metrics to a JSON file
-  ks=[1,10,100]                 cut-offs of precision and recall (default: those of the run, or of deephash train)
-  map_at=[1000]                 cut-offs R of mAP@R
-  radius=2                      of the Hamming ball
-  zero_hits=zero|skip           a query without a relevant item in the database scores 0, or is left out of the means
-
-A run leaves each query out of its own ranking, by its id. The four files have no ids: keep queries out of the database.
-
-Examples:
-  deephash eval run=runs/<folder>
-  deephash eval codes=runs/<folder>/codes ks=[10,100] output=metrics.json
-  deephash eval query=q.npy database=d.npy query_labels=ql.npy database_labels=dl.npy output=metrics.json""",
-    "compare": """\
-deephash compare <run folder, or folder of runs> ... [--metric <name>] [--format <format>] [--output <file>]
-
-A row for each method, and for each of its settings if they differ; a column for each code length; in it mean and
-standard deviation over seeds. Runs on different splits, or measured otherwise, never share a table. Folders that are
-not finished or cannot be read are named, with the reason.
-
-  --metric map                  or any number of metrics.json: map_stable, precision_at_100, validation_map
-  --format table                or csv, json, latex (needs booktabs), markdown
-  --output <file>               write it; the file's ending chooses the format: .csv .json .tex .md
-
-Examples:
-  deephash compare runs
-  deephash compare runs --metric precision_at_100
-  deephash compare runs/cifar10-* --output table.tex""",
-    "report": """\
-deephash report <run folder, or folder of runs> ... [-o <file>] [--metric <name>]
-
-One HTML file that opens from disk and loads nothing: for each data set and split a table as that of deephash compare,
-charts (precision and recall, training, classes, bits, distances), every run, and what queries found where a run kept
-images. Folders that are not finished or cannot be read are named, with the reason.
-
-  -o, --output report.html      the file
-  --metric map                  the headline: any number of metrics.json, as of deephash compare
-
-Examples:
-  deephash report runs
-  deephash report runs/cifar10-* -o cifar10.html --metric precision_at_100""",
-    "runs": """\
-deephash runs [<run folder, or folder of runs> ...] [<setting>=<value>[,<value>] ...] [--sort <column>] [--reverse]
-
-Lists the runs below runs/ or the folders given: what has become of each, how far it is, why it failed. With settings,
-only the runs that have one of the values: method=dpsh,dtsh bits=48 optimizer.lr=0.001 status=failed dataset=cifar10.
-
-  --sort started                or status, method, dataset, bits, seed, map, minutes, run
-  --reverse                     largest or latest first
-  --format table                or csv, json
-
-Examples:
-  deephash runs
-  deephash runs method=dpsh bits=48 --sort map
-  deephash runs status=failed,interrupted
-  deephash runs runs/cifar10-* --format csv""",
-    "sync": """\
-deephash sync <run folder, or folder of runs> ... [--project <name>] [--entity <name>] [--dry-run] [--rebuild]
-
-Uploads to W&B, run by run, what was logged offline, and says of each run: uploaded, nothing to upload, or failed and
-why. It needs a key: `wandb login`, or WANDB_API_KEY. A run whose W&B log was lost, or not written to its end, is logged
-anew from its folder first, under the same id; with WANDB_MODE=offline that is all, and nothing is uploaded.
-
-  --project <name>              upload there (default: logger.project of each run)
-  --entity <name>               user or team (default: logger.entity of each run)
-  --dry-run                     say what would be uploaded
-  --rebuild                     log every run anew from its folder, also those without a W&B log and the uploaded ones
-  --timeout 600                 seconds that the upload of one run may take
-
-Examples:
-  deephash sync runs
-  deephash sync runs/fashion_mini-itq-* --project hashing --dry-run
-  deephash sync runs --rebuild""",
-    "methods": """\
-deephash methods [<method>] [--config-dir <folder>]
-
-Lists every method=<method> with what it learns from, what it is trained on, its paper and its file. With a name, that
-method's page: equation, how it is optimised, settings, what differs from the paper. --config-dir adds your own.
-
-Examples:
-  deephash methods
-  deephash methods itq""",
+# What the verbs that Hydra configures call, besides train: a function that takes the configuration.
+TASKS = {
+    "eval": "evaluate.evaluate",
+    "encode": "encode.encode",
+    "search": "search.search",
+    "index": "indexing.index",
+    "export": "export.export",
+    "serve": "serve.serve",
 }
 
 
@@ -257,7 +156,12 @@ def print_version() -> None:
 def print_verb_help(verb: str) -> None:
     """Print what can be chosen and set, read from the configuration folder."""
     groups = "\n".join(f"  {name:<12}{', '.join(choices(name))}" for name in group_names())
-    _print(VERB_HELP[verb].replace("{groups}", f"Groups and their choices:\n{groups}"))
+    _print(verb_help(verb).replace("{groups}", f"Groups and their choices:\n{groups}"))
+
+
+def verb_help(verb: str) -> str:
+    """The help of a verb, from its file."""
+    return (HELP_DIR / f"{verb}.txt").read_text(encoding="utf-8").rstrip().replace("{examples}", EXAMPLES)
 
 
 def complete(arguments: Sequence[str]) -> int:
@@ -306,8 +210,8 @@ def _launch(verb: str, arguments: list[str]) -> int:
     if config is None or parsed.cfg or parsed.info:
         return _hydra(verb, [*overrides, *options], _nothing)
     with stopping():
-        if verb == "eval":
-            return _hydra(verb, [*overrides, *options], _eval)
+        if verb in TASKS:
+            return _hydra(verb, [*overrides, *options], _task(verb))
         if not parsed.multirun:
             return _hydra(verb, [*overrides, *options], _train)
         return _sweep(Path(config.runs), config.group, [*overrides, *options])
@@ -413,10 +317,15 @@ def _nothing(config: Any) -> None:
     """Hydra prints what was asked for itself."""
 
 
-def _eval(config: Any) -> None:
-    from deephash_cli.evaluate import evaluate
+def _task(verb: str) -> Callable[[Any], None]:
+    """What Hydra is to run for a verb."""
+    module, name = TASKS[verb].split(".")
 
-    _known_errors(lambda: evaluate(config))
+    def work(config: Any) -> None:
+        task = getattr(importlib.import_module(f"deephash_cli.{module}"), name)
+        _known_errors(lambda: task(config))
+
+    return work
 
 
 def _train(config: Any) -> None:

@@ -299,8 +299,10 @@ class Lines(Sequence[str]):
             self._bytes = np.memmap(path, np.uint8, "r") if size else np.empty(0, np.uint8)
         except OSError as error:
             raise ArtifactError(f"could not read {path}: {error.strerror or error}") from error
-        for start in range(0, size, _BLOCK):
-            ends.append(np.flatnonzero(self._bytes[start : start + _BLOCK] == ord("\n")) + (start + 1))
+        ends += (
+            np.flatnonzero(self._bytes[start : start + _BLOCK] == ord("\n")) + (start + 1)
+            for start in range(0, size, _BLOCK)
+        )
         self._ends = np.concatenate(ends)
         if len(self) != count or self._ends[-1] != size:
             raise ArtifactError(f"{path} must have {count} lines, each with its end, got {len(self)}: it was truncated")

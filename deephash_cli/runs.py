@@ -224,6 +224,22 @@ def read_record(folder: Path) -> dict[str, Any]:
     return record
 
 
+def codes_folder(verb: str, run: str | None, codes: str | None) -> Path:
+    """The codes that a command is about: those of a run folder, or of a folder of codes.
+
+    Raises:
+        ConfigError: If neither or both are given.
+        ArtifactError: If ``run`` is no run folder.
+    """
+    if (run is None) == (codes is None):
+        got = "neither" if run is None else "both"
+        raise ConfigError(f"deephash {verb} needs run=<run folder> or codes=<folder of codes>, got {got}")
+    if run is None:
+        return Path(str(codes))
+    read_record(Path(run))
+    return Path(run) / CODES
+
+
 def status(folder: Path, record: Mapping[str, Any]) -> str:
     """What has become of a run: ``finished``, ``failed``, ``interrupted`` or ``running``.
 

@@ -81,22 +81,22 @@ def test_the_help_of_eval_lists_its_settings(deephash):
         assert f"\n  {key}=" in result.out
 
 
-@pytest.mark.parametrize("verb", ["train", "eval"])
+@pytest.mark.parametrize("verb", ["train", *cli.TASKS])
 def test_the_settings_in_the_help_exist(deephash, verb):
     """Help is written by hand, so it could rot."""
     from omegaconf import OmegaConf
 
     config = checking.check(verb, ["dataset=image_folder"] if verb == "train" else [], None, multirun=False)
-    text = cli.VERB_HELP[verb].split("settings" if verb == "train" else "Settings:")[1].split("Examples")[0]
+    text = cli.verb_help(verb).split("settings" if verb == "train" else "Settings:")[1].split("Examples")[0]
     keys = [line.split("=")[0].strip() for line in text.splitlines() if "=" in line and line.startswith("  ")]
-    assert len(keys) >= 6
+    assert len(keys) >= 3
     for key in keys:
         missing = object()
         assert OmegaConf.select(config, key, default=missing) is not missing, key
 
 
 def test_every_example_in_the_help_is_a_command_that_is_understood():
-    texts = [cli.EXAMPLES, *(cli.VERB_HELP[verb].split("Examples:")[1] for verb in ("eval", *verbs.RUN))]
+    texts = [cli.EXAMPLES, *(cli.verb_help(verb).split("Examples:")[1] for verb in (*cli.TASKS, *verbs.RUN))]
     for line in "\n".join(texts).splitlines():
         if not line.strip():
             continue

@@ -1,6 +1,7 @@
 """What a retrieval data set is: ids, multi-hot labels, images or vectors, and perhaps its authors' own division."""
 
 import hashlib
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,12 +130,7 @@ class ImageFiles:
 
     def _pixels(self, index: int, size: int | None) -> UInt8[np.ndarray, "3 size size"]:
         side = self._side(size)
-        image = decode(self.root / self.paths[index], at_least=side)
-        if image.size != (side, side):
-            short = min(image.size)
-            left, top = (image.width - short) // 2, (image.height - short) // 2
-            image = image.resize((side, side), Image.Resampling.BILINEAR, box=(left, top, left + short, top + short))
-        return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+        return square(decode(self.root / self.paths[index], at_least=side), side)
 
 
 class Vectors:
@@ -232,6 +228,15 @@ class RetrievalDataset:
                 raise DataError(f"data set {self.name} has the id {identifier!a}, which is not UTF-8; rename it")
 
 
+def square(image: Image.Image, side: int) -> UInt8[np.ndarray, "3 side side"]:
+    """The central square of an RGB image, resized (bilinear, antialiased)."""
+    if image.size != (side, side):
+        short = min(image.size)
+        left, top = (image.width - short) // 2, (image.height - short) // 2
+        image = image.resize((side, side), Image.Resampling.BILINEAR, box=(left, top, left + short, top + short))
+    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+
+
 def multi_hot(classes: Integer[np.ndarray, " n"], count: int) -> UInt8[np.ndarray, "n count"]:
     """Labels as the project has them everywhere, from one class number an image."""
     labels = np.zeros((len(classes), count), dtype=np.uint8)
@@ -239,19 +244,21 @@ def multi_hot(classes: Integer[np.ndarray, " n"], count: int) -> UInt8[np.ndarra
     return labels
 
 
-def decode(path: Path, at_least: int | None = None) -> Image.Image:
+def decode(source: Path | bytes, at_least: int | None = None) -> Image.Image:
     """Read an image file as RGB, turned upright.
 
     Args:
-        path: The file.
+        source: The file, or what is in it.
         at_least: Shorter side that the caller will shrink to. A JPEG more than twice as large is then decoded at a
             half, a quarter or an eighth, which for photographs is several times faster.
 
     Raises:
         DataError: If the file is missing, cannot be decoded, or has more than ``MAX_PIXELS``.
     """
+    path = "given" if isinstance(source, bytes) else source
     try:
-        with path.open("rb") as file, Image.open(file, formats=FORMATS) as image:
+        opened = io.BytesIO(source) if isinstance(source, bytes) else source.open("rb")
+        with opened as file, Image.open(file, formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise _bomb(path, f"{image.width} x {image.height}")
             if at_least is not None:
@@ -263,7 +270,7 @@ def decode(path: Path, at_least: int | None = None) -> Image.Image:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise _bomb(path, "too many") from error
     except Image.UnidentifiedImageError as error:
-        empty = path.stat().st_size == 0
+        empty = not source if isinstance(source, bytes) else source.stat().st_size == 0
         reason = "it is empty" if empty else f"it is none of {', '.join(FORMATS)}, whatever its name says"
         raise _unreadable(path, reason) from error
     except Exception as error:  # decoders fail in a dozen ways on damaged files; all of them mean the same to the user
@@ -287,11 +294,11 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _bomb(path: Path, pixels: str) -> DataError:
+def _bomb(path: Path | str, pixels: str) -> DataError:
     return DataError(f"image {path} has {pixels} pixels, more than the {MAX_PIXELS} allowed; shrink or remove the file")
 
 
-def _unreadable(path: Path, reason: str) -> DataError:
+def _unreadable(path: Path | str, reason: str) -> DataError:
     reason = " ".join(reason.split()).rstrip(".")  # some decoders' messages span lines
     return DataError(f"image {path} cannot be read: {reason}; replace or remove the file")
 

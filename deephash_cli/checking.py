@@ -64,7 +64,7 @@ LISTS = {"metrics.ks": 1, "dataset.map_at": 1, "ks": 1, "map_at": 1, "shards": 0
 TEXTS = (
     "run_dir", "runs", "resume", "group", "dataset.root", "dataset.file", "dataset.split_file", "dataset.train",
     "dataset.query", "dataset.database", "dataset.vectors", "dataset.labels", "dataset.ids", "run", "codes", "output",
-    "query", "database", "query_labels", "database_labels", "input", "root",
+    "query", "database", "query_labels", "database_labels", "input", "root", "picture",
 )  # fmt: skip
 
 

@@ -335,19 +335,23 @@ def _task(verb: str, *more: Any) -> Callable[[Any], None]:
 def _train(config: Any) -> None:
     from hydra.core.hydra_config import HydraConfig
 
+    from deephash_cli import processes
     from deephash_cli.console import say
     from deephash_cli.evaluate import show
-    from deephash_cli.train import load_dataset, train
+    from deephash_cli.train import follow, load_dataset, train
 
     def work() -> None:
         load_dataset.cache_clear()
-        metrics = train(config, list(HydraConfig.get().overrides.task))
+        try:
+            metrics = train(config, list(HydraConfig.get().overrides.task))
+        finally:
+            processes.dismiss()
         show(metrics)
         say(f"run folder: {metrics['run_dir']}")
         say(f"every number again from the codes: deephash eval run={metrics['run_dir']}")
         say(f"as a page with charts and pictures: deephash report {metrics['run_dir']}")
 
-    _known_errors(work)
+    _known_errors(work if processes.is_first() else follow)
 
 
 def _train_job(config: Any) -> float | None:

@@ -108,7 +108,7 @@ def encode(config: DictConfig, source: DictConfig | None = None) -> dict[str, An
         bad_images=config.bad_images,
         allowed_targets=list(config.allowed_targets),
     )
-    processes.require_alone()
+    processes.require_alone("encode")
     work = Work(task)
     work.begin()
     wanted = range(work.shards) if config.shards is None else config.shards

@@ -1,11 +1,13 @@
-"""Several processes that train one network on one machine: who they are, and what each gathers from the others.
+"""Several processes that train one network: who they are, and what each gathers from the others.
 
-The process that the user started is the first; it starts the others, which end when it does, however it ends. Alone,
-every function here gives back what it was given.
+The process that the user started is the first; it starts the others, which end when it does, however it ends. Over
+several machines torchrun starts all of them, and the first one is that of rank 0. Alone, every function here gives back
+what it was given.
 """
 
 import contextlib
 import datetime
+import functools
 import os
 import shutil
 import signal
@@ -23,19 +25,25 @@ import numpy as np
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, distributed
-from torch.distributed import FileStore  # type: ignore[reportPrivateImportUsage]
+from torch.distributed import FileStore, PrefixStore, Store  # type: ignore[reportPrivateImportUsage]
 
 from deephash_cli.errors import ConfigError, DeephashError
 
 _Rows = TypeVar("_Rows", list[int], np.ndarray)
 _STORE = "DEEPHASH_STORE"  # file through which the processes find each other
 _RANK = "LOCAL_RANK"  # so that Lightning starts no processes of its own
+_TASK = "task"
 _PATIENCE = datetime.timedelta(minutes=30)  # how long the others wait for what one of them does alone
 
 
+def is_launched() -> bool:
+    """Whether torchrun started this process."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
 def is_first() -> bool:
-    """Whether a user started this process; also before the others are there."""
-    return _STORE not in os.environ
+    """Whether this is the process that talks and writes; also before the others are there."""
+    return os.environ["RANK"] == "0" if is_launched() else _STORE not in os.environ
 
 
 def rank() -> int:
@@ -48,16 +56,18 @@ def count() -> int:
     return distributed.get_world_size() if distributed.is_initialized() else 1
 
 
-def require_alone() -> None:
-    """Refuse to be one of several processes that another program has started.
+def require_alone(verb: str) -> None:
+    """Refuse to be one of several processes that another program has started, unless it is torchrun for training.
 
     Raises:
         ConfigError: If it has.
     """
+    if is_launched() and verb == "train":
+        return
     if is_first() and _RANK in os.environ:
         raise ConfigError(
-            "deephash starts its processes itself: leave out torchrun or whatever set LOCAL_RANK, and give "
-            "trainer.devices=<number>"
+            f"deephash {verb} starts its processes itself: leave out torchrun or whatever set LOCAL_RANK, and give "
+            f"{'trainer.devices' if verb == 'train' else 'devices'}=<number>"
         )
 
 
@@ -74,6 +84,10 @@ def team(size: int, device: torch.device, command: Sequence[str], task: str) -> 
     Raises:
         DeephashError: If one of the others has failed.
     """
+    if is_launched():
+        with _launched_team(size, device, task):
+            yield
+        return
     if size == 1:
         yield
         return
@@ -130,6 +144,46 @@ def team(size: int, device: torch.device, command: Sequence[str], task: str) -> 
             shutil.rmtree(folder, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def _launched_team(size: int, device: torch.device, task: str) -> Iterator[None]:
+    """Work together with the processes that torchrun has started."""
+    started = int(os.environ["WORLD_SIZE"])
+    if size != started:
+        raise ConfigError(
+            f"torchrun started {started} processes, and trainer.devices times trainer.num_nodes are {size}: they must "
+            "be as many (methods that are fitted in one step need no torchrun)"
+        )
+    store = _meeting_point()
+    if is_first():
+        store.set(_TASK, task)
+    distributed.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo",
+        store=PrefixStore("team", store),
+        rank=int(os.environ["RANK"]),
+        world_size=size,
+        timeout=_PATIENCE,
+        device_id=device if device.type == "cuda" else None,
+    )
+    try:
+        yield
+        distributed.barrier()  # torchrun ends all when the first one is gone
+    finally:
+        distributed.destroy_process_group()
+
+
+def dismiss() -> None:
+    """Let the processes go that torchrun started and that were given nothing to do."""
+    if is_launched() and is_first() and not _meeting_point().check([_TASK]):
+        _meeting_point().set(_TASK, "")
+
+
+@functools.cache
+def _meeting_point() -> Store:
+    """Where the processes that torchrun started leave things for each other."""
+    store, _, _ = next(distributed.rendezvous("env://"))  # type: ignore[reportPrivateImportUsage]
+    return PrefixStore("deephash", store)
+
+
 def finish(command: Sequence[str], environment: Mapping[str, str], seconds: float) -> str | None:
     """Run a program without a terminal to its end, but not for longer than some time.
 
@@ -164,7 +218,12 @@ def finish(command: Sequence[str], environment: Mapping[str, str], seconds: floa
 
 
 def task_of_this_process() -> str:
-    """What the first process has given this one to do. From here on, this process ends when that one does."""
+    """What the first process has given this one to do. From here on, this process ends when that one does.
+
+    Nothing, if torchrun started them and there is nothing for the others to do.
+    """
+    if is_launched():  # which ends them all when one fails
+        return _meeting_point().get(_TASK).decode()
     length = int(sys.stdin.readline())
     task = sys.stdin.read(length)
     threading.Thread(target=_end_with_the_first, daemon=True).start()

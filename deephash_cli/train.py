@@ -60,9 +60,9 @@ def train(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
     settings = runs.redact(settings)
     if config.resume not in ("auto", "none"):
         require_trusted(settings, also=config.allowed_targets)
-    processes.require_alone()
+    processes.require_alone("train")
     if not is_learned(config):  # fitted in one step by one process, whatever the other methods of a sweep have
-        for name, value in {"max_epochs": 1, "devices": 1, "strategy": "auto"}.items():
+        for name, value in {"max_epochs": 1, "devices": 1, "num_nodes": 1, "strategy": "auto"}.items():
             OmegaConf.update(config.trainer, name, value, force_add=True)  # a trainer of the user's may not name it
             settings["trainer"][name] = value
     earlier = resuming.earlier_run(settings)
@@ -88,7 +88,9 @@ def train(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
 def follow() -> None:
     """Train and encode beside the process that has started this one, and leave the talking and the writing to it."""
     console.be_silent()
-    task = json.loads(processes.task_of_this_process())
+    task = json.loads(processes.task_of_this_process() or "null")
+    if task is None:
+        return
     config = cast(DictConfig, OmegaConf.create(task["config"]))
     try:
         with console.quiet_lightning():

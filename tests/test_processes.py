@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -109,6 +110,31 @@ def test_a_sweep_works_in_processes_and_classic_methods_do_not(deephash, tmp_pat
     )
     assert result.code == 0, result.err
     assert result.out.count("run folder") == 2
+
+
+@pytest.mark.slow
+def test_two_machines_of_torchrun_are_one_process(deephash, tmp_path, vectors):
+    """Two agents of torchrun on this machine, which do not know that they are on one."""
+    settings = (*COMMON, *vectors, "method=dsdh", "trainer.max_epochs=3", "loader.batch_size=33")
+    assert deephash("train", *settings, f"run_dir={tmp_path / 'by-1'}").code == 0
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    (tmp_path / "main.py").write_text("from deephash_cli.cli import main; main()")
+
+    def start(node, *more):
+        options = ("--nnodes=2", f"--node-rank={node}", "--master-addr=127.0.0.1", f"--master-port={port}")
+        verb = ("train", *settings, "trainer.num_nodes=2", f"run_dir={tmp_path / 'by-2'}", *more)
+        call = (sys.executable, "-m", "torch.distributed.run", *options, str(tmp_path / "main.py"), *verb)
+        return subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    for more in ((), ("resume=auto",)):  # the second time there is nothing to do, and the other one ends as well
+        nodes = [start(node, *more) for node in (1, 0)]
+        told = [node.communicate(timeout=120)[0] for node in nodes]
+        assert [node.returncode for node in nodes] == [0, 0], told
+        assert "map" in told[1]
+        assert "map" not in told[0]  # one of them talks
+    assert_same(tmp_path / "by-2", tmp_path / "by-1")
 
 
 def test_a_trainer_of_ones_own_need_not_name_devices(deephash, tmp_path, vectors):

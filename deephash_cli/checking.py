@@ -40,6 +40,9 @@ RANGES: dict[str, tuple[float, float | None]] = {
     "checkpoint.every_seconds": (0, None),
     "metrics.radius": (0, None),
     "radius": (0, None),
+    "k": (1, None),
+    "port": (0, 65535),
+    "max_bytes": (1, None),
 }
 # Settings that are one of a few words.
 WORDS: dict[str, tuple[str, ...]] = {
@@ -54,7 +57,7 @@ RANKS = ("metrics.ks", "dataset.map_at", "ks", "map_at")
 TEXTS = (
     "run_dir", "runs", "resume", "group", "dataset.root", "dataset.file", "dataset.split_file", "dataset.train",
     "dataset.query", "dataset.database", "dataset.vectors", "dataset.labels", "dataset.ids", "run", "codes", "output",
-    "query", "database", "query_labels", "database_labels",
+    "query", "database", "query_labels", "database_labels", "index",
 )  # fmt: skip
 
 

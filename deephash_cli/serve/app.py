@@ -5,7 +5,7 @@ import threading
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import FastAPI, File, Form, HTTPException, Request, Response, UploadFile
+from fastapi import FastAPI, File, Form, HTTPException, Request, Response
 from fastapi import Path as InPath
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
@@ -101,12 +101,12 @@ def create_app(searcher: Searcher, k: int, max_bytes: int) -> FastAPI:
     # Functions that wait for nothing else are run on threads: the server goes on answering while the network works.
     @app.post("/api/search", summary="The nearest images of an image", responses=_errors(400, 403, 413, 415, 422))
     def search(
-        image: Annotated[UploadFile, File(description="a JPEG, PNG, WEBP, BMP or GIF file")],
+        image: Annotated[bytes, File(description="a JPEG, PNG, WEBP, BMP or GIF file")],
         k: Annotated[int, Form(ge=1, le=most, description="how many images to return")] = k,
     ) -> Answer:
         with one_at_a_time:
             try:
-                picture = decode(image.file.read())
+                picture = decode(image)
             except DataError as error:
                 raise HTTPException(415, str(error)) from error
             hits = searcher.find([picture], k)[0]
@@ -151,14 +151,13 @@ def create_app(searcher: Searcher, k: int, max_bytes: int) -> FastAPI:
 
 
 def _add_pages(app: FastAPI, info: Info) -> None:
-    """What a person sees. All of it is there before the first request, as none of it changes."""
+    """What a person sees."""
     environment = Environment(
         loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     choices = sorted({info.k, *(choice for choice in _CHOICES if choice <= info.max_k)})
     files = {
         "/": ("text/html", environment.get_template("page.html").render(info=info, choices=choices)),
-        "/docs": ("text/html", environment.get_template("docs.html").render(info=info, spec=app.openapi())),
         "/page.css": ("text/css", (_HERE / "page.css").read_text(encoding="utf-8")),
         "/page.js": ("text/javascript", (_HERE / "page.js").read_text(encoding="utf-8")),
     }
@@ -168,11 +167,16 @@ def _add_pages(app: FastAPI, info: Info) -> None:
         return Response(text, media_type=kind)
 
     for path in files:
-        app.add_api_route(path, page, response_class=HTMLResponse, include_in_schema=False)
+        app.add_api_route(path, page, include_in_schema=False)
+
+    @app.get("/docs", include_in_schema=False)
+    def docs(request: Request) -> HTMLResponse:
+        template = environment.get_template("docs.html")
+        return HTMLResponse(template.render(info=info, spec=app.openapi(), address=request.base_url))
 
 
 def _add_errors(app: FastAPI) -> None:
-    """Every error is JSON with one sentence, also those of the framework; what only this machine may know stays here."""
+    """Every error is JSON with one sentence, also those of the framework; nothing in it is about this machine."""
 
     @app.exception_handler(AnyHTTPException)
     def refused(request: Request, error: AnyHTTPException) -> JSONResponse:
@@ -194,7 +198,7 @@ def _add_errors(app: FastAPI) -> None:
         return JSONResponse({"error": "the server cannot answer this; its terminal says why"}, 500)
 
     @app.exception_handler(Exception)
-    def failed(_: Request, error: Exception) -> JSONResponse:  # the server prints the traceback
+    def failed(_request: Request, _error: Exception) -> JSONResponse:  # the server prints the traceback
         return JSONResponse({"error": "the server has a bug; its terminal says where"}, 500)
 
 

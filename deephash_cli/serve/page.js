@@ -42,7 +42,7 @@ function card(hit, bits) {
 function show(answer) {
   const count = answer.results.length;
   find("status").textContent = `${count} of ${answer.database.toLocaleString("en")}, the nearest first.`;
-  find("about").textContent = `${file.name ? `${file.name}, ` : ""}${answer.query.width} × ${answer.query.height} pixels`;
+  find("about").textContent = `${file.name ? `${file.name}, ` : ""}${answer.query.width} x ${answer.query.height} pixels`;
   find("about").hidden = false;
   const counts = new Map();
   for (const label of answer.results.flatMap((hit) => hit.labels)) counts.set(label, (counts.get(label) ?? 0) + 1);

@@ -11,6 +11,7 @@ import threading
 import time
 import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
 
 import browser
 import numpy as np
@@ -18,6 +19,7 @@ import pytest
 import uvicorn
 from fastapi.testclient import TestClient
 from PIL import Image
+from synthetic import write_run
 
 from deephash_cli import serve
 from deephash_cli.errors import ArtifactError
@@ -34,7 +36,8 @@ class Fake(Searcher):
 
     def __init__(self):
         self.bits, self.n, self.title, self.class_names = 12, 40, "DPSH & co, 12 bits, toys", ["bag", "boot"]
-        self.ids = [f"bag/{i}" if i != 2 else NASTY for i in range(self.n)]
+        self.encoder = SimpleNamespace(takes="images")
+        self.database = SimpleNamespace(ids=[f"bag/{i}" if i != 2 else NASTY for i in range(self.n)])
         self.inside = self.most_inside = 0
         self.sizes = []
 
@@ -44,10 +47,11 @@ class Fake(Searcher):
         self.sizes += [image.size for image in images]
         time.sleep(0.01)
         self.inside -= 1
-        return [[Hit(self.ids[i], i // 4, ["bag" if i % 3 else "boot"], None, i) for i in range(k)] for _ in images]
+        hits = [Hit(self.database.ids[i], i, i // 4, ["bag" if i % 3 else "boot"], None) for i in range(k)]
+        return [hits for _ in images]
 
     def picture(self, id):  # noqa: A002
-        position = self.ids.index(id)
+        position = self.database.ids.index(id)
         return None if position == 3 else Image.new("RGB", (28, 28) if position else (900, 300), (6 * position, 90, 9))
 
 
@@ -322,7 +326,8 @@ def test_it_listens_on_this_machine_only():
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
-        ((), 2, "needs run=<run folder>, whose network"),
+        ((), 2, "there is no finished run under runs here: give run=<run folder>"),
+        (("run=x",), 4, "x is not a run folder"),
         (("run=x", "port=65536"), 2, "port must be a whole number, from 0 to 65535, got 65536"),
         (("run=x", "port=http"), 2, "port must be a whole number"),
         (("run=x", "k=0"), 2, "k must be a whole number, at least 1, got 0"),
@@ -339,7 +344,8 @@ def test_settings_that_cannot_work(deephash, arguments, code, says):
 
 def test_without_its_packages_it_says_what_to_install(deephash, monkeypatch):
     monkeypatch.setattr(serve, "find_spec", lambda name: None if name == "uvicorn" else name)
-    assert deephash("serve", "run=x").err == "error: deephash serve needs uvicorn: pip install 'deephash[serve]'\n"
+    write_run("runs/one")
+    assert deephash("serve").err == "error: deephash serve needs uvicorn: pip install 'deephash[serve]'\n"
 
 
 RUN = """
@@ -348,7 +354,7 @@ sys.path.insert(0, {tests!r})
 import test_serve
 from deephash_cli import cli, search
 search.open_searcher = lambda *_: test_serve.Fake()
-sys.argv = ["deephash", "serve", "run=here", "port=0"]
+sys.argv = ["deephash", "serve", "port=0"]
 cli.main()
 """
 
@@ -356,12 +362,14 @@ cli.main()
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_the_command_answers_until_it_is_stopped(number, code):
+    write_run("runs/one")
     command = [sys.executable, "-c", RUN.format(tests=str(Path(__file__).parent))]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         assert process.stdout
         lines = [process.stdout.readline() for _ in range(3)]
-        assert lines[1] == "searching 40 images: DPSH & co, 12 bits, toys\n"
+        assert lines[0] == "loading runs/one ...\n"
+        assert lines[1] == "DPSH & co, 12 bits, toys, 40 images\n"
         address = re.search(r"http://127\.0\.0\.1:\d+", lines[2])
         assert address, lines
         with urllib.request.urlopen(f"{address[0]}/api/info", timeout=30) as answer:

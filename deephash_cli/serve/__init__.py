@@ -7,7 +7,8 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from deephash_cli.console import say
+from deephash_cli import runs
+from deephash_cli.console import say, warn
 from deephash_cli.errors import ConfigError
 
 HOST = "127.0.0.1"  # and no other: whoever can reach the server can use this machine, and see the database
@@ -16,8 +17,7 @@ _PACKAGES = {"fastapi": "FastAPI", "uvicorn": "uvicorn", "python_multipart": "py
 
 def serve(config: DictConfig) -> None:
     """The verb. It ends when it is stopped."""
-    if config.run is None:
-        raise ConfigError("deephash serve needs run=<run folder>, whose network makes the codes of the images you drop")
+    run = runs.given_or_latest(config.run)
     for module, name in _PACKAGES.items():
         if find_spec(module) is None:
             raise ConfigError(f"deephash serve needs {name}: pip install 'deephash[serve]'")
@@ -28,15 +28,20 @@ def serve(config: DictConfig) -> None:
         from deephash_cli.search import open_searcher
         from deephash_cli.serve.app import create_app
 
-        say(f"loading {config.run} ...")
+        say(f"loading {run} ...")
         codes = None if config.codes is None else Path(config.codes)
-        searcher = open_searcher(Path(config.run), codes, config.index, config.allowed_targets)
+        searcher = open_searcher(run, codes, list(config.allowed_targets))
+        if searcher.encoder.takes != "images":
+            raise ConfigError(f"{run} hashes vectors, and a page takes images: give the run of a network")
+        # Loads what pictures are in, which takes seconds with some data sets: not while somebody waits.
+        if searcher.picture(searcher.database.ids[0]) is None:
+            warn("the images of the database are not at hand: the page will show their names only")
         app = create_app(searcher, config.k, config.max_bytes)
         server = uvicorn.Config(
             app, log_level="warning", access_log=False, lifespan="off", ws="none", proxy_headers=False,
             server_header=False, timeout_graceful_shutdown=2,
         )  # fmt: skip
-        say(f"searching {searcher.n} images: {searcher.title}")
+        say(f"{searcher.title}, {searcher.n} images")
         say(f"open http://{HOST}:{listening.getsockname()[1]} (on this machine only; Ctrl-C ends it)")
         # Ends with the signal that stopped it, which then is for `stopping` to turn into an exit code.
         uvicorn.Server(server).run(sockets=[listening])

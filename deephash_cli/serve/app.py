@@ -136,7 +136,7 @@ def create_app(searcher: Searcher, k: int, max_bytes: int) -> FastAPI:
         position: Annotated[int, InPath(ge=0, le=searcher.n - 1, description="its row in the database, from 0")],
     ) -> Response:
         with one_at_a_time:
-            picture = searcher.picture(searcher.ids[position])
+            picture = searcher.picture(searcher.database.ids[position])
         if picture is None:
             raise HTTPException(404, f"the picture of image {position} is not on this machine, only its code")
         return Response(_thumbnail(picture), media_type="image/webp")

@@ -425,7 +425,6 @@ def drop(page, content, kind="drop"):
 FOUND = "document.querySelectorAll('#results li').length"
 
 
-@pytest.mark.slow
 def test_an_image_in_a_browser(page, address, tmp_path):
     page.open(address)
     assert page.evaluate("document.title") == "DPSH & co, 12 bits, toys: 40 images"

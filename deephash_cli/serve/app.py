@@ -99,7 +99,12 @@ def create_app(searcher: Searcher, k: int, max_bytes: int) -> FastAPI:
     app.add_middleware(Guard, max_bytes=max_bytes)
 
     # Functions that wait for nothing else are run on threads: the server goes on answering while the network works.
-    @app.post("/api/search", summary="The nearest images of an image", responses=_errors(400, 403, 413, 415, 422))
+    @app.post(
+        "/api/search",
+        summary="The nearest images of an image",
+        response_description="What was found",
+        responses=_errors(400, 403, 413, 415, 422),
+    )
     def search(
         image: Annotated[bytes, File(description="a JPEG, PNG, WEBP, BMP or GIF file")],
         k: Annotated[int, Form(ge=1, le=most, description="how many images to return")] = k,
@@ -133,7 +138,7 @@ def create_app(searcher: Searcher, k: int, max_bytes: int) -> FastAPI:
         responses={200: {"content": {"image/webp": {}}, "description": "The picture"}, **_errors(404, 422)},
     )
     def image(
-        position: Annotated[int, InPath(ge=0, le=searcher.n - 1, description="its row in the database, from 0")],
+        position: Annotated[int, InPath(ge=0, le=searcher.n - 1, description="its row in the database")],
     ) -> Response:
         with one_at_a_time:
             picture = searcher.picture(searcher.database.ids[position])
@@ -141,7 +146,7 @@ def create_app(searcher: Searcher, k: int, max_bytes: int) -> FastAPI:
             raise HTTPException(404, f"the picture of image {position} is not on this machine, only its code")
         return Response(_thumbnail(picture), media_type="image/webp")
 
-    @app.get("/api/info", summary="What is searched, and the limits of a search")
+    @app.get("/api/info", summary="What is searched, and the limits of a search", response_description="Both")
     def tell() -> Info:
         return info
 

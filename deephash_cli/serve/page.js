@@ -18,6 +18,11 @@ function sharpen(event) {
   event.target.classList.toggle("small", Math.max(event.target.naturalWidth, event.target.naturalHeight) <= 96);
 }
 
+// Classes without names have numbers, which would look like one more distance.
+function named(label) {
+  return /^\d+$/.test(label) ? `class ${label}` : label;
+}
+
 function card(hit, bits) {
   const item = element("li", "hit");
   const frame = element("div", "frame");
@@ -34,7 +39,7 @@ function card(hit, bits) {
   filled.style.width = `${(100 * hit.distance) / bits}%`;
   track.append(filled);
   item.append(frame, distance, track);
-  if (hit.labels.length) item.append(element("p", "labels", hit.labels.join(", ")));
+  if (hit.labels.length) item.append(element("p", "labels", hit.labels.map(named).join(", ")));
   item.append(element("p", "id", hit.id));
   return item;
 }
@@ -47,7 +52,7 @@ function show(answer) {
   const counts = new Map();
   for (const label of answer.results.flatMap((hit) => hit.labels)) counts.set(label, (counts.get(label) ?? 0) + 1);
   const classes = [...counts].sort((a, b) => b[1] - a[1]).map(([label, times]) => {
-    const item = element("li", "", `${label} `);
+    const item = element("li", "", `${named(label)} `);
     item.append(element("b", "", times));
     return item;
   });

@@ -279,7 +279,7 @@ class Work:
         ]
         workers = 0 if self.dataset.images.in_memory else self.task.num_workers
         batches = _Batches(self.dataset, self.encoder.image_size, slices)
-        return DataLoader(batches, batch_size=None, num_workers=workers)
+        return DataLoader(batches, batch_size=None, num_workers=workers, collate_fn=_as_it_is)
 
     def write(self, shard: int, packed: UInt8[np.ndarray, "n bytes"], rows: list[int], bad: list[tuple[int, str]]):
         """Let a shard appear, whole."""
@@ -368,6 +368,11 @@ class _Batches(Dataset[Batch]):
             good.append(row)
         groups = sizes.values()
         return Batch(shard, last, good, [places for places, _ in groups], [torch.stack(t) for _, t in groups], bad)
+
+
+def _as_it_is(batch: Batch) -> Batch:
+    """Torch would take a batch apart."""
+    return batch
 
 
 class _Predicting(LightningModule):

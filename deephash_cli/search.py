@@ -323,7 +323,9 @@ def _draw(path: Path, searcher: Searcher, found: Sequence[tuple[Query, list[Hit]
     for query, hits in found:
         row = [sheets.Tile(query.image, "query", ", ".join(query.labels), None)]
         row += [
-            sheets.Tile(searcher.picture(hit.id), f"distance {hit.distance}", ", ".join(hit.labels) or hit.id, hit.relevant)
+            sheets.Tile(
+                searcher.picture(hit.id), f"distance {hit.distance}", ", ".join(hit.labels) or hit.id, hit.relevant
+            )
             for hit in hits
         ]
         rows.append(row)

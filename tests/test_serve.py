@@ -21,7 +21,7 @@ from fastapi.testclient import TestClient
 from PIL import Image
 from synthetic import write_run
 
-from deephash_cli import serve
+from deephash_cli import search, serve
 from deephash_cli.errors import ArtifactError
 from deephash_cli.search import Hit, Searcher
 from deephash_cli.serve.app import create_app
@@ -346,6 +346,22 @@ def test_without_its_packages_it_says_what_to_install(deephash, monkeypatch):
     monkeypatch.setattr(serve, "find_spec", lambda name: None if name == "uvicorn" else name)
     write_run("runs/one")
     assert deephash("serve").err == "error: deephash serve needs uvicorn: pip install 'deephash[serve]'\n"
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "says"),
+    [
+        ({"encoder": SimpleNamespace(takes="vectors")}, 2, "runs/one hashes vectors, and a page takes images: give "),
+        ({"n": 0}, 4, "there is nothing to search in: runs/one has codes of no image"),
+    ],
+)
+def test_what_cannot_be_searched(deephash, monkeypatch, searcher, change, code, says):
+    write_run("runs/one")
+    vars(searcher).update(change)
+    monkeypatch.setattr(search, "open_searcher", lambda *_: searcher)
+    result = deephash("serve", "port=0")
+    assert (result.code, result.err.count("\n")) == (code, 1)
+    assert result.err.startswith(f"error: {says}")
 
 
 RUN = """

@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 
 from deephash_cli import runs
 from deephash_cli.console import say, warn
-from deephash_cli.errors import ConfigError
+from deephash_cli.errors import ArtifactError, ConfigError
 
 HOST = "127.0.0.1"  # and no other: whoever can reach the server can use this machine, and see the database
 _PACKAGES = {"fastapi": "FastAPI", "uvicorn": "uvicorn", "python_multipart": "python-multipart"}
@@ -32,7 +32,9 @@ def serve(config: DictConfig) -> None:
         codes = None if config.codes is None else Path(config.codes)
         searcher = open_searcher(run, codes, list(config.allowed_targets))
         if searcher.encoder.takes != "images":
-            raise ConfigError(f"{run} hashes vectors, and a page takes images: give the run of a network")
+            raise ConfigError(f"{run} hashes vectors, and a page takes images: give a run that hashes images")
+        if searcher.n == 0:
+            raise ArtifactError(f"there is nothing to search in: {codes or run} has codes of no image")
         # Loads what pictures are in, which takes seconds with some data sets: not while somebody waits.
         if searcher.picture(searcher.database.ids[0]) is None:
             warn("the images of the database are not at hand: the page will show their names only")

@@ -1,4 +1,4 @@
-"""Contact sheets: for each query a row, or several, of what it found, nearest first; itself to the left of the first."""
+"""Contact sheets: for each query a row, or several, of what it found, nearest first; to the left of these itself."""
 
 import io
 from collections.abc import Sequence

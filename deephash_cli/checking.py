@@ -47,6 +47,8 @@ RANGES: dict[str, tuple[float, float | None]] = {
     "devices": (1, None),
     "workers": (1, None),
     "gpus_per_worker": (0, None),
+    "port": (0, 65535),
+    "max_bytes": (1, None),
 }
 # Settings that are one of a few words.
 WORDS: dict[str, tuple[str, ...]] = {

@@ -51,8 +51,8 @@ class Page:
                 assert "error" not in answer, answer
                 return answer["result"]
 
-    def open(self, file: Path, width=1280, height=900, dark=False, scripts=True):
-        """Load a file."""
+    def open(self, address: Path | str, width=1280, height=900, dark=False, scripts=True):
+        """Load a file, or what a server has."""
         self.call("Emulation.setScriptExecutionDisabled", value=not scripts)
         self.call(
             "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 500
@@ -60,7 +60,8 @@ class Page:
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", media="screen", features=[scheme])
         self._loaded = False
-        self.call("Page.navigate", url=Path(file).absolute().as_uri())
+        local = isinstance(address, Path)
+        self.call("Page.navigate", url=address.absolute().as_uri() if local else address)
         while not self._loaded:
             self._next()
 
@@ -69,6 +70,11 @@ class Page:
         answer = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
+
+    def choose(self, selector, file: Path):
+        """Choose a file, as a person does in the dialog of an ``<input type="file">``."""
+        found = self.call("Runtime.evaluate", expression=f"document.querySelector({json.dumps(selector)})")
+        self.call("DOM.setFileInputFiles", files=[str(file.absolute())], objectId=found["result"]["objectId"])
 
     def until(self, expression):
         """Wait until an expression is true in the page."""

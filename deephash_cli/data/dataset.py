@@ -259,7 +259,7 @@ def decode(source: Path | bytes, at_least: int | None = None) -> Image.Image:
     Raises:
         DataError: If the file is missing, cannot be decoded, or has more than ``MAX_PIXELS``.
     """
-    path = "given" if isinstance(source, bytes) else source
+    path = "that was given" if isinstance(source, bytes) else source
     try:
         opened = io.BytesIO(source) if isinstance(source, bytes) else source.open("rb")
         with opened as file, Image.open(file, formats=FORMATS) as image:

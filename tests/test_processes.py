@@ -151,6 +151,10 @@ def test_a_run_that_another_program_has_multiplied_is_refused(deephash, vectors,
     result = deephash("train", *COMMON, *vectors, "method=dhn")
     assert result.code == 2
     assert "leave out torchrun" in result.err
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "one")
+    result = deephash("train", "-m", *COMMON, *vectors, "method=dhn,dpsh")
+    assert result.code == 2
+    assert "torchrun starts the processes of one run" in result.err
 
 
 @pytest.mark.slow

@@ -237,7 +237,7 @@ def _parse(verb: str, arguments: list[str]) -> argparse.Namespace:
     if parsed.multirun and verb != "train":
         raise ConfigError(f"deephash {verb} has no sweeps; -m goes with train")
     if parsed.multirun and "TORCHELASTIC_RUN_ID" in os.environ:
-        raise ConfigError("torchrun starts the processes of one run: leave out -m, or give the sweep a launcher of Hydra")
+        raise ConfigError("torchrun starts the processes of one run: leave out -m, or give it a launcher of Hydra")
     if parsed.multirun and (parsed.run or parsed.cfg or parsed.info):
         raise ConfigError("--cfg, --info and --run are about a single run: leave out -m")
     return parsed

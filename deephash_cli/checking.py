@@ -46,8 +46,12 @@ WORDS: dict[str, tuple[str, ...]] = {
     "bit_order": ("little", "big"),
     "zero_hits": ("zero", "skip"),
     "metrics.zero_hits": ("zero", "skip"),
+    "side": ("database", "query"),
+    "to": (
+        "faiss", "parquet", "safetensors", "postgres", "pgvector", "opensearch", "milvus", "torch_export", "onnx",
+    ),
     "trainer.precision": ("32-true", "bf16-mixed", "16-mixed"),
-}
+}  # fmt: skip
 # Lists of ranks.
 RANKS = ("metrics.ks", "dataset.map_at", "ks", "map_at")
 # Settings without a default that are text.

@@ -36,10 +36,10 @@ def export(config: DictConfig) -> None:
         raise ConfigError(f"deephash export needs to=<target>, one of {', '.join([*CODES, *NETWORKS])}")
     if config.output is None:
         raise ConfigError("deephash export needs output=<folder>, a folder to make")
-    if not _TABLE.fullmatch(config.table):
+    table = str(config.table)  # 5 is a number
+    if not _TABLE.fullmatch(table):
         raise ConfigError(
-            "table must be lower-case letters, digits and underscores, at most 63 and no digit first, "
-            f"got {config.table!r}"
+            f"table must be lower-case letters, digits and underscores, at most 63 and no digit first, got {table!r}"
         )
     output = Path(config.output)
     if config.to in NETWORKS:
@@ -52,7 +52,7 @@ def export(config: DictConfig) -> None:
         return
     database = open_side(runs.codes_folder("export", config.run, config.codes), config.side)
     with atomic_folder(output) as folder:
-        checked = CODES[config.to](Source(database, config.side, config.table), folder)
+        checked = CODES[config.to](Source(database, config.side, table), folder)
         size = _size(folder)
     say(f"{output}: {database.n} codes of {database.bits} bits for {config.to}, {size}; checked: {checked}")
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from deephash_cli.codes import Database, packed_width
 from deephash_cli.console import progress
-from deephash_cli.errors import ArtifactError, ConfigError
+from deephash_cli.errors import ArtifactError, ConfigError, first_line
 from deephash_cli.files import write_json, write_text
 
 ROWS = 2**16  # at once: a few megabytes, whatever the size of the database
@@ -82,11 +82,16 @@ class Source:
             ArtifactError: If anything differs.
         """
         position = 0
-        for ids, packed in read:
-            rows = slice(position, position + len(packed))
-            if self.database.ids[rows] != list(ids) or not np.array_equal(self.database.packed[rows], packed):
-                raise ArtifactError(f"{path.name} was read back and is not what was written; the disk may be failing")
-            position += len(packed)
+        try:
+            for ids, packed in read:
+                rows = slice(position, position + len(packed))
+                if self.database.ids[rows] != list(ids) or not np.array_equal(self.database.packed[rows], packed):
+                    raise ValueError(f"something else at position {position} or after")
+                position += len(packed)
+        except (ValueError, KeyError, OverflowError) as error:
+            raise ArtifactError(
+                f"{path.name} was read back and is not what was written: {first_line(error)}"
+            ) from error
         if position != self.database.n:
             raise ArtifactError(f"{path.name} was read back with {position} of {self.database.n} codes")
         return f"read {path.name} back, every code and id is the same"

@@ -17,12 +17,12 @@ import torch
 from pytorch_lightning import Callback, Trainer
 
 from deephash_cli import console
-from deephash_cli.building import build
+from deephash_cli.building import build, build_module
 from deephash_cli.checking import check
 from deephash_cli.data.loaders import EpochSampler
 from deephash_cli.encoding import Loading, Source
 from deephash_cli.methods.base import BufferedModule
-from deephash_cli.train import Job, _prepare, _quiet_lightning, _trainer, build_module
+from deephash_cli.train import Job, _prepare, _trainer
 
 COMMON = ("dataset=fashion_mini", "method=dpsh", "bits='48'", "logger=none")
 # name: settings, training images, images to encode
@@ -139,7 +139,7 @@ def main() -> None:
     machine = f"{platform.machine()}, {options.threads} thread(s), load {os.getloadavg()[0]:.1f}"
     print(f"{machine}, torch {torch.__version__}, {options.rounds} pairs of runs\n")
     print("| what | ours, images/s | bare, images/s | ours / bare: median (range) |\n| --- | --- | --- | --- |")
-    with tempfile.TemporaryDirectory() as folder, _quiet_lightning():
+    with tempfile.TemporaryDirectory() as folder, quiet_lightning():
         for name in options.case or CASES:
             settings, train_images, encoded = CASES[name]
             case = Case(settings, train_images, encoded, Path(folder))

@@ -5,9 +5,14 @@ from typing import Any
 
 from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
+from jaxtyping import Float
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
+from torch import Tensor
 
 from deephash_cli.errors import ConfigError, DeephashError, first_line
+from deephash_cli.methods.base import Hasher, HashingModule
+from deephash_cli.models import HashingNetwork
 
 # What a run folder from elsewhere may build: parts of a run, but nothing that reads, writes or downloads a file of the
 # folder's choice. Whatever such a name leads to must be defined there too: deephash_cli.models.os.system is not.
@@ -43,6 +48,34 @@ def build(node: Any, **arguments: Any) -> Any:
         if isinstance(cause, ValueError | TypeError | ImportError | AttributeError | OmegaConfBaseException):
             raise ConfigError(f"{node.get('_target_', 'the configuration')}: {first_line(cause)}") from error
         raise
+
+
+def is_learned(config: DictConfig) -> bool:
+    """Whether the method is learned by gradient; otherwise it is fitted on features, in one step."""
+    method = target_of(config.module)
+    return isinstance(method, type) and issubclass(method, HashingModule)
+
+
+def target_of(node: DictConfig | None) -> Any:
+    """The class or function that a node names, uncalled."""
+    return None if node is None else build(node, _partial_=True).func
+
+
+def build_module(config: DictConfig, network: HashingNetwork, train_labels: Float[Tensor, "n classes"]) -> Hasher:
+    """The method of a configuration, around a network.
+
+    Raises:
+        ConfigError: If the method refuses its settings.
+        DataError: If it cannot learn from these labels.
+    """
+    settings: dict[str, Any] = {"network": network, "train_labels": train_labels, "seed": config.seed}
+    if is_learned(config):
+        settings |= {name: build(config[name]) for name in ("loss", "optimizer", "scheduler", "augment")}
+        settings["backbone_lr"] = config.model.backbone_lr
+    try:
+        return build(config.module, _partial_=True)(**settings)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"module: {first_line(error)}") from error
 
 
 def require_trusted(settings: Mapping[str, Any], also: Sequence[str]) -> None:

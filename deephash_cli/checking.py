@@ -40,6 +40,13 @@ RANGES: dict[str, tuple[float, float | None]] = {
     "checkpoint.every_seconds": (0, None),
     "metrics.radius": (0, None),
     "radius": (0, None),
+    "k": (1, None),
+    "shard_size": (1, None),
+    "batch_size": (1, None),
+    "num_workers": (0, None),
+    "devices": (1, None),
+    "workers": (1, None),
+    "gpus_per_worker": (0, None),
 }
 # Settings that are one of a few words.
 WORDS: dict[str, tuple[str, ...]] = {
@@ -51,14 +58,17 @@ WORDS: dict[str, tuple[str, ...]] = {
         "faiss", "parquet", "safetensors", "postgres", "pgvector", "opensearch", "milvus", "torch_export", "onnx",
     ),
     "trainer.precision": ("32-true", "bf16-mixed", "16-mixed"),
+    "bad_images": ("stop", "skip"),
+    "accelerator": ("auto", "cpu", "gpu"),
+    "launcher": ("local", "ray"),
 }  # fmt: skip
-# Lists of ranks.
-RANKS = ("metrics.ks", "dataset.map_at", "ks", "map_at")
+# Lists of whole numbers, and the lowest that may be in one.
+LISTS = {"metrics.ks": 1, "dataset.map_at": 1, "ks": 1, "map_at": 1, "shards": 0}
 # Settings without a default that are text.
 TEXTS = (
     "run_dir", "runs", "resume", "group", "dataset.root", "dataset.file", "dataset.split_file", "dataset.train",
     "dataset.query", "dataset.database", "dataset.vectors", "dataset.labels", "dataset.ids", "run", "codes", "output",
-    "query", "database", "query_labels", "database_labels",
+    "query", "database", "query_labels", "database_labels", "input", "root", "picture",
 )  # fmt: skip
 
 
@@ -219,13 +229,15 @@ def _check_values(config: Any, defaults: Any, overrides: Sequence[str]) -> None:
         value = OmegaConf.select(config, key, throw_on_missing=False)
         if value is not None and value not in words:
             raise ConfigError(f"{key} must be {' or '.join(words)}, got {_short(value)}")
-    for key in RANKS:
+    for key, lowest in LISTS.items():
         value = OmegaConf.select(config, key, throw_on_missing=False)
         if value is None:
             continue
-        ranks = list(value) if isinstance(value, ListConfig) else [value]
-        if not isinstance(value, ListConfig) or any(type(rank) is not int or rank < 1 for rank in ranks):
-            raise ConfigError(f"{key} must be a list of whole numbers, at least 1, such as [1,10], got {_short(value)}")
+        numbers = list(value) if isinstance(value, ListConfig) else [value]
+        if not isinstance(value, ListConfig) or any(type(number) is not int or number < lowest for number in numbers):
+            raise ConfigError(
+                f"{key} must be a list of whole numbers, at least {lowest}, such as [1,10], got {_short(value)}"
+            )
 
 
 def _short(value: Any) -> str:

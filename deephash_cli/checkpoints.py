@@ -65,6 +65,11 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
+def digest(path: Path) -> str:
+    """SHA-256 of a checkpoint that was verified, from its sidecar."""
+    return read_json(_sidecar(path))["sha256"]
+
+
 def verify_checkpoint(path: Path) -> None:
     """Compare a checkpoint with its sidecar.
 

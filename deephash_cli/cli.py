@@ -205,13 +205,17 @@ def _launch(verb: str, arguments: list[str]) -> int:
     if parsed.multirun and not any(override.startswith("group=") for override in overrides):
         relevant = sorted(o for o in overrides if not o.startswith(("logger", "resume=", "hydra", "runs=")))
         overrides.append(f"group=sweep-{hashlib.sha256(' '.join(relevant).encode()).hexdigest()[:8]}")
+    source = None
+    if verb == "encode" and (chosen := [text for text in overrides if text.startswith(("dataset=", "dataset."))]):
+        source = check("train", chosen, parsed.config_dir, multirun=False).dataset.source
+        overrides = [text for text in overrides if text not in chosen]
     config = None if parsed.hydra_help else check(verb, overrides, parsed.config_dir, parsed.multirun)
     options = [argument for argument in arguments if argument not in parsed.overrides]
     if config is None or parsed.cfg or parsed.info:
         return _hydra(verb, [*overrides, *options], _nothing)
     with stopping():
         if verb in TASKS:
-            return _hydra(verb, [*overrides, *options], _task(verb))
+            return _hydra(verb, [*overrides, *options], _task(verb, *([source] if source else [])))
         if not parsed.multirun:
             return _hydra(verb, [*overrides, *options], _train)
         return _sweep(Path(config.runs), config.group, [*overrides, *options])
@@ -317,13 +321,13 @@ def _nothing(config: Any) -> None:
     """Hydra prints what was asked for itself."""
 
 
-def _task(verb: str) -> Callable[[Any], None]:
-    """What Hydra is to run for a verb."""
+def _task(verb: str, *more: Any) -> Callable[[Any], None]:
+    """What Hydra is to run for a verb, with what the verb takes besides its configuration."""
     module, name = TASKS[verb].split(".")
 
     def work(config: Any) -> None:
         task = getattr(importlib.import_module(f"deephash_cli.{module}"), name)
-        _known_errors(lambda: task(config))
+        _known_errors(lambda: task(config, *more))
 
     return work
 

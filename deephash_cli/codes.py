@@ -178,6 +178,37 @@ def save_database(folder: Path, database: CodeSet, provenance: Mapping[str, Any]
     _save(Path(folder), {"database": database}, provenance)
 
 
+def join_databases(folder: Path, parts: Sequence[Path], provenance: Mapping[str, Any]) -> None:
+    """Put the searched sides of several folders into one, in their order, a part at a time.
+
+    Args:
+        folder: Made if it does not exist. Codes that it holds are replaced.
+        parts: Folders that `save_database` wrote, with codes of one length and labels of one width.
+        provenance: As of `save_codes`.
+
+    Raises:
+        ArtifactError: If a part is damaged, or the folder cannot be written to.
+    """
+    opened = [open_side(part) for part in parts]
+    bits, classes = opened[0].bits, opened[0].labels.shape[1]
+    count = sum(part.n for part in opened)
+    _begin(folder)
+    codes_name, labels_name, ids_name = _file_names("database")
+    for name, width, arrays in (
+        (codes_name, packed_width(bits), [part.packed for part in opened]),
+        (labels_name, classes, [part.labels for part in opened]),
+    ):
+        with atomic_write(folder / name) as file:
+            header = {"descr": "|u1", "fortran_order": False, "shape": (count, width)}
+            np.lib.format.write_array_header_1_0(file, header)
+            for array in arrays:
+                file.write(np.ascontiguousarray(array).data)
+    with atomic_write(folder / ids_name) as file:
+        for part in parts:
+            file.write((part / ids_name).read_bytes())
+    _write_manifest(folder, bits, {"database": (count, classes)}, provenance)
+
+
 def _save(folder: Path, sides: Mapping[str, CodeSet], provenance: Mapping[str, Any]) -> None:
     for side, codes in sides.items():
         if codes.ids is None or codes.labels.ndim != 2:
@@ -188,12 +219,7 @@ def _save(folder: Path, sides: Mapping[str, CodeSet], provenance: Mapping[str, A
         json.dumps(dict(provenance), allow_nan=False)
     except (TypeError, ValueError) as error:
         raise ValueError(f"provenance must be JSON, got something else: {error}") from error
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        # An old manifest beside new files would say "damaged" after a crash; without one the folder says "incomplete".
-        (folder / MANIFEST).unlink(missing_ok=True)
-    except OSError as error:
-        raise ArtifactError(f"could not write to {folder}: {error.strerror or error}") from error
+    _begin(folder)
     for side, codes in sides.items():
         codes_name, labels_name, ids_name = _file_names(side)
         for name, array in ((codes_name, codes.packed), (labels_name, codes.labels)):
@@ -203,6 +229,15 @@ def _save(folder: Path, sides: Mapping[str, CodeSet], provenance: Mapping[str, A
             file.writelines(f"{name}\n".encode() for name in codes.ids or ())
     counts = {side: (codes.n, codes.labels.shape[1]) for side, codes in sides.items()}
     _write_manifest(folder, next(iter(sides.values())).bits, counts, provenance)
+
+
+def _begin(folder: Path) -> None:
+    """Make the folder. Beside new files an old manifest would say "damaged" after a crash, none says "incomplete"."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / MANIFEST).unlink(missing_ok=True)
+    except OSError as error:
+        raise ArtifactError(f"could not write to {folder}: {error.strerror or error}") from error
 
 
 def _write_manifest(
@@ -233,7 +268,7 @@ def load_codes(folder: Path) -> tuple[CodeSet, CodeSet, dict[str, Any]]:
         ArtifactError: If the folder is incomplete, damaged, of a newer format, or no codes folder at all.
     """
     folder = Path(folder)
-    manifest = _load_manifest(folder, _SIDES)
+    manifest = read_manifest(folder, _SIDES)
     query, database = (_load_side(folder, side, manifest) for side in _SIDES)
     require_comparable(query, database)
     return query, database, manifest
@@ -270,7 +305,7 @@ def open_side(folder: Path, side: str = "database") -> Database:
         ArtifactError: If the folder is incomplete, damaged, of a newer format, or no codes folder at all.
     """
     folder = Path(folder)
-    manifest = _load_manifest(folder, (side,))
+    manifest = read_manifest(folder, (side,))
     codes_name, labels_name, ids_name = _verified_names(folder, side, manifest)
     count, classes, bits = manifest[side]["count"], manifest[side]["classes"], manifest["bits"]
     packed = _open_array(folder / codes_name, (count, packed_width(bits)))
@@ -332,7 +367,12 @@ class Lines(Sequence[str]):
             raise ArtifactError(f"{self._path} is not UTF-8 text: {error.reason} in line {index}") from error
 
 
-def _load_manifest(folder: Path, sides: Sequence[str]) -> dict[str, Any]:
+def read_manifest(folder: Path, sides: Sequence[str] = _SIDES) -> dict[str, Any]:
+    """What a codes folder says of itself, without a look at its files.
+
+    Raises:
+        ArtifactError: If there is none, it is damaged, of a newer format, or lacks one of the sides.
+    """
     path = folder / MANIFEST
     if not path.is_file():
         raise ArtifactError(f"{folder} has no {MANIFEST}: the codes are incomplete or this is not a codes folder")

@@ -1,7 +1,9 @@
 """What a person sees while a command runs: messages, progress bars on a terminal, plain lines without one."""
 
 import contextlib
+import logging
 import time
+import warnings
 from collections.abc import Callable, Iterator
 
 from rich.console import Console
@@ -71,3 +73,18 @@ def progress(task: str, total: int, quiet: bool = False) -> Iterator[Callable[..
     seconds = time.monotonic() - started
     if not quiet and seconds >= _SHORT_SECONDS:
         say(f"{task}: {total} in {seconds:.0f} s")
+
+
+@contextlib.contextmanager
+def quiet_lightning() -> Iterator[None]:
+    """Keep Lightning's advice for its own command lines from the screen; errors still come as exceptions."""
+    log = logging.getLogger("pytorch_lightning")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        for package in ("pytorch_lightning", "lightning_fabric"):
+            warnings.filterwarnings("ignore", module=rf"{package}\.")
+        try:
+            yield
+        finally:
+            log.setLevel(level)

@@ -296,7 +296,7 @@ def _tables(metrics: Mapping[str, Any]) -> dict[str, Any]:
     if "map" not in metrics:  # there are no labels
         return shown
     by_k = [name for name in scoring.BY_K if name in metrics]
-    rows = [[int(k), *(metrics[name][k] for name in by_k)] for k in metrics["precision_at_k"]]
+    rows: list[Any] = [[int(k), *(metrics[name][k] for name in by_k)] for k in metrics["precision_at_k"]]
     table = wandb.Table(["k", *(name.removesuffix("_at_k") for name in by_k)], rows)
     shown["eval/at_k"] = wandb.plot.line(table, "k", "precision", title="precision at k")
     for name, step in (("pr_by_rank", "rank"), ("pr_by_radius", "radius")):

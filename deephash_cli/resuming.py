@@ -33,7 +33,7 @@ def earlier_run(settings: Mapping[str, Any]) -> Path | None:
     if resume == "auto" and not (folder / runs.RECORD).exists():
         return None
     runs.read_record(folder)
-    before = _read_config(folder / runs.CONFIG)
+    before = read_config(folder / runs.CONFIG)
     if changes := runs.forbidden_changes(before, settings):
         raise ConfigError(
             f"{folder} was started with other settings, which a resumed run must keep: {'; '.join(changes)}"
@@ -41,7 +41,7 @@ def earlier_run(settings: Mapping[str, Any]) -> Path | None:
     return folder
 
 
-def _read_config(file: Path) -> dict[str, Any]:
+def read_config(file: Path) -> dict[str, Any]:
     """The settings of a run, as plain values: nothing in the file is resolved or built.
 
     Raises:

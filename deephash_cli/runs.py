@@ -224,6 +224,23 @@ def read_record(folder: Path) -> dict[str, Any]:
     return record
 
 
+def given_or_latest(run: str | None) -> Path:
+    """A run folder that was given, or the newest finished one of the folder that runs are written to.
+
+    Raises:
+        ConfigError: If none was given and there is none.
+        ArtifactError: If what was given is no run folder.
+    """
+    if run is not None:
+        read_record(Path(run))
+        return Path(run)
+    root = Path(os.environ.get("DEEPHASH_OUTPUT_DIR") or "runs")
+    finished = [(record["started"], path) for path, record in scan(root) if record["status"] == "finished"]
+    if not finished:
+        raise ConfigError(f"there is no finished run under {root} here: give run=<run folder>")
+    return max(finished)[1]
+
+
 def codes_folder(verb: str, run: str | None, codes: str | None) -> Path:
     """The codes that a command is about: those of a run folder, or of a folder of codes.
 

@@ -1,13 +1,10 @@
 """``deephash train``: data, network, training, codes, metrics, in the order of this page."""
 
-import contextlib
 import functools
 import json
-import logging
 import sys
 import traceback
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -23,7 +20,7 @@ from pytorch_lightning.loggers import Logger
 from torch import Tensor
 
 from deephash_cli import checkpoints, console, evaluate, gallery, processes, resuming, runs, tracking
-from deephash_cli.building import build, require_trusted
+from deephash_cli.building import build, build_module, is_learned, require_trusted, target_of
 from deephash_cli.codes import save_codes
 from deephash_cli.console import say
 from deephash_cli.data.dataset import RetrievalDataset, Vectors
@@ -31,7 +28,6 @@ from deephash_cli.data.protocol import Split, hold_out_validation, load_split, m
 from deephash_cli.encoding import Loading, Source
 from deephash_cli.errors import ConfigError, DataError, DeephashError, Stopped, first_line
 from deephash_cli.files import read_json, sha256_file, write_json, write_text
-from deephash_cli.methods.base import Hasher, HashingModule
 from deephash_cli.models import HashingNetwork, NoBackbone
 from deephash_cli.scoring import CLASSES
 
@@ -65,7 +61,7 @@ def train(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
     if config.resume not in ("auto", "none"):
         require_trusted(settings, also=config.allowed_targets)
     processes.require_alone()
-    if not _is_learned(config):  # fitted in one step by one process, whatever the other methods of a sweep have
+    if not is_learned(config):  # fitted in one step by one process, whatever the other methods of a sweep have
         for name, value in {"max_epochs": 1, "devices": 1, "strategy": "auto"}.items():
             OmegaConf.update(config.trainer, name, value, force_add=True)  # a trainer of the user's may not name it
             settings["trainer"][name] = value
@@ -95,7 +91,7 @@ def follow() -> None:
     task = json.loads(processes.task_of_this_process())
     config = cast(DictConfig, OmegaConf.create(task["config"]))
     try:
-        with _quiet_lightning():
+        with console.quiet_lightning():
             _train_and_encode(Path(task["folder"]), _prepare(config, {}), None)
     except DeephashError as error:  # which the first process has as well
         sys.exit(error.exit_code)
@@ -144,7 +140,7 @@ def _train_and_evaluate(folder: Path, identity: str, job: Job) -> dict[str, Any]
         build(job.config.logger), run_dir=folder, identity=identity, group=job.config.group, config=job.settings
     )
     try:
-        with _quiet_lightning():
+        with console.quiet_lightning():
             _train_and_encode(folder, job, dashboard)
         metrics = evaluate.score(folder / runs.CODES, {})
         if job.config.gallery:
@@ -194,7 +190,7 @@ def _train_and_encode(folder: Path, job: Job, dashboard: Logger | None) -> None:
         module = build_module(config, job.network, source.labels[train_rows])
         if config.head.epochs and not job.network.frozen and not checkpoint:
             module.load_state_dict(_learn_head(folder, job, source, train_rows))
-        training = source.shuffled(train_rows, config.seed) if _is_learned(config) else source.at_once(train_rows)
+        training = source.shuffled(train_rows, config.seed) if is_learned(config) else source.at_once(train_rows)
         validation = None
         if len(validation_rows):
             validation = [source.in_order(processes.own_share(rows)) for rows in (validation_rows, train_rows)]
@@ -293,7 +289,7 @@ def _require_fitting(config: DictConfig, dataset: RetrievalDataset) -> None:
             be learned first where nothing else is.
         DataError: If the method learns from labels and there are none.
     """
-    backbone = _target(OmegaConf.select(config, "model.network.backbone"))
+    backbone = target_of(OmegaConf.select(config, "model.network.backbone"))
     holds = "vectors" if isinstance(dataset.images, Vectors) else "images"
     takes = "vectors" if backbone is NoBackbone else "images"
     if holds != takes:
@@ -305,39 +301,11 @@ def _require_fitting(config: DictConfig, dataset: RetrievalDataset) -> None:
             f"head.epochs={config.head.epochs} goes with model.frozen=false, got model.frozen=true: leave it out and "
             "set trainer.max_epochs"
         )
-    if not dataset.class_names and getattr(_target(config.module), "supervision", "none") != "none":
+    if not dataset.class_names and getattr(target_of(config.module), "supervision", "none") != "none":
         raise DataError(
             f"method={config.method} learns from labels, and data set {dataset.name} has none: give it labels, with "
             "vectors dataset.labels=<file.npy>, or choose a method that needs none, such as method=itq"
         )
-
-
-def _is_learned(config: DictConfig) -> bool:
-    """Whether the method is learned by gradient; otherwise it is fitted on features, in one step."""
-    method = _target(config.module)
-    return isinstance(method, type) and issubclass(method, HashingModule)
-
-
-def _target(node: DictConfig | None) -> Any:
-    """The class or function that a node names, uncalled."""
-    return None if node is None else build(node, _partial_=True).func
-
-
-def build_module(config: DictConfig, network: HashingNetwork, train_labels: Tensor) -> Hasher:
-    """The method of a configuration, around a network.
-
-    Raises:
-        ConfigError: If the method refuses its settings.
-        DataError: If it cannot learn from these labels.
-    """
-    settings: dict[str, Any] = {"network": network, "train_labels": train_labels, "seed": config.seed}
-    if _is_learned(config):
-        settings |= {name: build(config[name]) for name in ("loss", "optimizer", "scheduler", "augment")}
-        settings["backbone_lr"] = config.model.backbone_lr
-    try:
-        return build(config.module, _partial_=True)(**settings)
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"module: {first_line(error)}") from error
 
 
 def _trainer(
@@ -366,18 +334,3 @@ def _trainer(
         )
     except (MisconfigurationException, ValueError, TypeError) as error:
         raise ConfigError(f"trainer: {first_line(error)}") from error
-
-
-@contextlib.contextmanager
-def _quiet_lightning() -> Iterator[None]:
-    """Keep Lightning's advice for its own command lines from the screen; errors still come as exceptions."""
-    log = logging.getLogger("pytorch_lightning")
-    level = log.level
-    log.setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        for package in ("pytorch_lightning", "lightning_fabric"):
-            warnings.filterwarnings("ignore", module=rf"{package}\.")
-        try:
-            yield
-        finally:
-            log.setLevel(level)

@@ -116,7 +116,7 @@ def test_every_range_belongs_to_a_setting():
     absent = object()
     configs = [compose(f"{group}={choice}") for group, choice in CHOICES if group in ("dataset", "loss", "optimizer")]
     configs.append(checking.check("eval", [], None, multirun=False))
-    for key in [*checking.RANGES, *checking.RANKS, *checking.TEXTS, *checking.WORDS]:
+    for key in [*checking.RANGES, *checking.LISTS, *checking.TEXTS, *checking.WORDS]:
         assert any(OmegaConf.select(config, key, default=absent) is not absent for config in configs), key
 
 

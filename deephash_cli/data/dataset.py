@@ -79,6 +79,10 @@ class ImageFiles:
     def __len__(self) -> int:
         return len(self.paths)
 
+    def path(self, row: int) -> Path:
+        """Where an image is."""
+        return self.root / self.paths[row]
+
     def sized(self, size: int) -> "ImageFiles":
         """The same files, whose ``batch(rows)`` gives squares of ``size`` pixels."""
         return ImageFiles(self.paths, self.root, size)
@@ -130,7 +134,7 @@ class ImageFiles:
 
     def _pixels(self, index: int, size: int | None) -> UInt8[np.ndarray, "3 size size"]:
         side = self._side(size)
-        return square(decode(self.root / self.paths[index], at_least=side), side)
+        return square(decode(self.path(index), at_least=side), side)
 
 
 class Vectors:

@@ -41,7 +41,7 @@ def image_folder(root: str | Path | None) -> RetrievalDataset:
     paths, classes = [], []
     left_out = len(entries) - len(folders)
     for number, folder in enumerate(folders):
-        found, others = _images_below(folder)
+        found, others = images_below(folder)
         if not found:
             raise DataError(
                 f"class folder {folder} holds no image ({others} other files); add images "
@@ -63,7 +63,7 @@ def image_folder(root: str | Path | None) -> RetrievalDataset:
     )
 
 
-def _images_below(folder: Path) -> tuple[list[Path], int]:
+def images_below(folder: Path) -> tuple[list[Path], int]:
     """The image files below ``folder``, sorted, and the number of other files."""
     found, others = [], 0
     visited = set()

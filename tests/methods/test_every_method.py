@@ -13,7 +13,7 @@ from hydra.utils import get_class
 from omegaconf import OmegaConf
 
 from deephash_cli import checking, cli, methods
-from deephash_cli.building import build
+from deephash_cli.building import build, build_module
 from deephash_cli.checkpoints import LAST, VerifiedCheckpointIO, read_checkpoint
 from deephash_cli.codes import load_codes
 from deephash_cli.data.dataset import ImageTensor
@@ -22,7 +22,6 @@ from deephash_cli.data.protocol import load_split
 from deephash_cli.encoding import Loading, Source
 from deephash_cli.files import read_json
 from deephash_cli.methods.base import HashingModule
-from deephash_cli.train import build_module
 
 SETTINGS = (*QUICK, "bits=12", "loader.batch_size=16", "trainer.max_epochs=10", "model.backbone_lr=0.001")
 

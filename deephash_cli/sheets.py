@@ -1,0 +1,86 @@
+"""Contact sheets: a row for each query, itself first, then what it found, nearest first."""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+from deephash_cli.errors import ConfigError
+
+_SIDE = 128  # pixels of an image
+_FRAME = 4
+_GAP = 8
+_LINE = 17  # pixels of a line of text
+_LEFT = 24  # to the right of the query
+_COLOURS = {True: "#1a9641", False: "#d7191c", None: "#c8c8c8"}  # of a frame; told apart by its style as well
+_FORMATS = {".png": "PNG", ".webp": "WEBP", ".jpg": "JPEG", ".jpeg": "JPEG"}
+
+
+@dataclass(frozen=True)
+class Tile:
+    """An image with two lines below it.
+
+    Attributes:
+        image: RGB; nothing where it is not at hand.
+        title: The first line.
+        note: The second.
+        relevant: Chooses the frame: green if right, red and crossed if wrong, grey if that is not known.
+    """
+
+    image: Image.Image | None
+    title: str
+    note: str
+    relevant: bool | None
+
+
+def contact_sheet(rows: Sequence[Sequence[Tile]], ending: str) -> bytes:
+    """Draw rows of tiles.
+
+    Args:
+        rows: The query's tile first.
+        ending: Of the file: .png, .webp or .jpg.
+
+    Raises:
+        ConfigError: If the ending is another.
+    """
+    if ending.lower() not in _FORMATS:
+        raise ConfigError(f"picture must end in {', '.join(_FORMATS)}, got {ending or 'no ending'}")
+    cell, height = _SIDE + 2 * _FRAME + _GAP, _SIDE + 2 * _FRAME + 2 * _LINE + _GAP
+    columns = max(len(row) for row in rows)
+    sheet = Image.new("RGB", (columns * cell + _GAP + _LEFT, len(rows) * height + _GAP), "white")
+    draw = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(size=13)
+    for y, row in enumerate(rows):
+        for x, tile in enumerate(row):
+            left, top = _GAP + x * cell + (_LEFT if x else 0), _GAP + y * height
+            draw.rectangle(
+                (left, top, left + _SIDE + 2 * _FRAME - 1, top + _SIDE + 2 * _FRAME - 1), fill=_COLOURS[tile.relevant]
+            )
+            sheet.paste(_square(tile.image), (left + _FRAME, top + _FRAME))
+            if tile.relevant is False:
+                draw.line((left, top, left + 24, top + 24), fill=_COLOURS[False], width=_FRAME)
+                draw.line((left + 24, top, left, top + 24), fill=_COLOURS[False], width=_FRAME)
+            for number, (text, colour) in enumerate(((tile.title, "#000000"), (tile.note, "#555555"))):
+                place = (left + _FRAME, top + _SIDE + 2 * _FRAME + number * _LINE)
+                draw.text(place, _fitting(text, font), colour, font)
+    file = io.BytesIO()
+    sheet.save(file, _FORMATS[ending.lower()])
+    return file.getvalue()
+
+
+def _square(image: Image.Image | None) -> Image.Image:
+    if image is None:
+        return Image.new("RGB", (_SIDE, _SIDE), "#eeeeee")
+    # the pixels of tiny images are to be seen as they are
+    method = Image.Resampling.NEAREST if max(image.size) * 2 <= _SIDE else Image.Resampling.LANCZOS
+    return ImageOps.pad(image, (_SIDE, _SIDE), method, color="#eeeeee")
+
+
+def _fitting(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+    """As much of a text as stands below an image; of long names the end says most."""
+    text = " ".join(text.split())[-200:]
+    whole = text
+    while text and font.getlength(text if text == whole else f"…{text}") > _SIDE:
+        text = text[1:]
+    return text if text == whole else f"…{text}"

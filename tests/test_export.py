@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 
 from deephash_cli import checking, export, files
 from deephash_cli.codes import CodeSet, pack, save_codes
-from deephash_cli.errors import ArtifactError, ConfigError
+from deephash_cli.errors import ArtifactError, ConfigError, DivergedError
 from deephash_cli.export import source
 from deephash_cli.ranking import nearest
 
@@ -492,3 +492,141 @@ def test_a_folder_that_another_process_filled_first(tmp_path):
         fill(tmp_path / "made", other)
     assert [path.name for path in tmp_path.iterdir()] == ["made"]
     assert (tmp_path / "made" / "a").read_text() == "theirs"
+
+
+# The network
+
+
+def make_encoder(monkeypatch, bits=12, precision="32-true", dataset="image_folder", **changes):
+    """A network with random weights, where a run folder would be read."""
+    import torch
+
+    from deephash_cli import encoder
+    from deephash_cli.models import HashingNetwork, SmallCNN
+
+    torch.manual_seed(0)
+    settings = {
+        "image_size": 16, "mean": [0.5] * 3, "std": [0.25] * 3, "frozen": True, "frozen_norm": True, "dropout": 0.5,
+        "standardize": True, "hidden_units": 0, "channels_last": True, "mirrored": True, **changes,
+    }  # fmt: skip
+    network = HashingNetwork(SmallCNN(), bits, **settings)
+    of_the_run = {"dataset": {"name": dataset}, "trainer": {"precision": precision}}
+    made = encoder.Encoder(network, of_the_run, {"method": "dpsh"})
+    monkeypatch.setattr(encoder, "load_encoder", lambda run, allowed_targets: made)
+    return made
+
+
+def noise(n, side):
+    import torch
+
+    return torch.randint(0, 256, (n, 3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(n))
+
+
+CASES = {
+    "12 bits": ({}, {}, 16),
+    "images that the graph resizes": ({"bits": 36}, {"pixels": 40}, 40),
+    "images of the data set": ({"bits": 64, "dataset": "cifar10", "frozen": False}, {}, 32),
+    "half precision": ({"precision": "bf16-mixed", "bits": 48}, {}, 16),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_torch_export(monkeypatch, capsys, case):
+    import torch
+
+    from deephash_cli.models import packed_codes
+
+    network, settings, side = CASES[case]
+    encoder = make_encoder(monkeypatch, **network)
+    call(run="run", to="torch_export", output="made", **settings)
+    assert "values within 0 of the network's, 0 of" in capsys.readouterr().out
+    program = torch.export.load("made/encoder.pt2").module()
+    for n in (1, 5):
+        codes, u = program(noise(n, side))
+        assert torch.equal(u, encoder(noise(n, side)))
+        assert (codes.numpy() == packed_codes(u)).all()
+        assert [bit_string(row)[: encoder.bits] for row in codes] == [
+            "".join("01"[int(v >= 0)] for v in row) for row in u
+        ]
+    assert f"(n, 3, {side}, {side})" in Path("made/README.txt").read_text()
+    assert json.loads(Path("made/source.json").read_text()) == {
+        "bits": encoder.bits,
+        "bit_order": "little",
+        "method": "dpsh",
+    }
+
+
+def test_the_program_runs_where_there_is_no_deephash(monkeypatch):
+    make_encoder(monkeypatch, frozen=False)
+    call(run="run", to="torch_export", output="made")
+    lines = [line[4:] for line in Path("made/README.txt").read_text().splitlines() if line.startswith("    ")]
+    code = "\n".join(["import sys", "sys.modules['deephash_cli'] = sys.modules['torchvision'] = None", *lines])
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd="made", capture_output=True, text=True, timeout=100, check=True
+    )
+    assert done.stdout == "torch.Size([1, 2])\n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+def test_onnx(monkeypatch, capsys, case):
+    runtime = pytest.importorskip("onnxruntime")
+    network, settings, side = CASES[case]
+    encoder = make_encoder(monkeypatch, **network)
+    call(run="run", to="onnx", output="made", **settings)
+    assert "ran it on noise" in capsys.readouterr().out
+    session = runtime.InferenceSession("made/encoder.onnx")
+    assert [(part.name, part.type) for part in session.get_inputs()] == [("images", "tensor(uint8)")]
+    assert [part.name for part in session.get_outputs()] == ["codes", "u"]
+    for n in (1, 5):
+        codes, u = session.run(None, {"images": noise(n, side).numpy()})
+        expected = encoder(noise(n, side)).numpy()
+        assert np.abs(u - expected).max() < (0.05 if case == "half precision" else 1e-4)
+        assert (codes == pack(u >= 0)).all()
+    assert {path.name for path in Path("made").iterdir()} == {"encoder.onnx", "README.txt", "source.json"}
+
+
+def test_a_network_that_gives_no_numbers_is_not_exported(monkeypatch):
+    encoder = make_encoder(monkeypatch)
+    encoder.network.hash_layer.bias.fill_(float("nan"))
+    with pytest.raises(DivergedError):
+        call(run="run", to="torch_export", output="made")
+    assert not list(Path().iterdir())
+
+
+def test_networks_that_cannot_be_exported(monkeypatch):
+    encoder = make_encoder(monkeypatch)
+    encoder.takes = "vectors"
+    with pytest.raises(ConfigError, match="run hashes vectors, and only a network that takes images can be exported"):
+        call(run="run", to="torch_export", output="made")
+    encoder.takes = "images"
+    monkeypatch.setattr(encoder.network, "hash_layer", lambda x: x * float(x.sum()))
+    with pytest.raises(ArtifactError, match="cannot trace this network: ") as error:
+        call(run="run", to="torch_export", output="made")
+    assert "\n" not in str(error.value)
+    assert not list(Path().iterdir())
+
+
+def test_a_program_that_was_written_wrong_is_noticed(monkeypatch):
+    import torch
+
+    encoder = make_encoder(monkeypatch)
+    load = torch.export.load
+
+    def damaged(path):
+        encoder.network.hash_layer.weight.mul_(2)
+        return load(path)
+
+    monkeypatch.setattr(torch.export, "load", damaged)
+    with pytest.raises(ArtifactError, match="gives other codes; values differ by"):
+        call(run="run", to="torch_export", output="made")
+    assert not list(Path().iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["torch_export", "onnx"])
+def test_a_run_from_training_to_export(deephash, photos, target):
+    assert deephash("train", *photos, "bits=12", "run_dir=run").code == 0
+    result = deephash("export", "run=run", f"to={target}", "output=made")
+    assert (result.code, result.err) == (0, "")
+    assert result.out.startswith("made: network, ")

@@ -46,7 +46,7 @@ def export(config: DictConfig) -> None:
         if config.run is None or config.codes is not None:
             raise ConfigError(f"to={config.to} exports the network of a run: it needs run=<run folder>, and no codes=")
         with atomic_folder(output) as folder:
-            checked = NETWORKS[config.to](Path(config.run), folder, list(config.allowed_targets))
+            checked = NETWORKS[config.to](Path(config.run), folder, list(config.allowed_targets), config.pixels)
             size = _size(folder)
         say(f"{output}: network, {size}; checked: {checked}")
         return

@@ -8,6 +8,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -152,10 +154,50 @@ def test_opensearch(exported, bits, monkeypatch):
     assert "never run against a cluster" in said
 
 
-def test_the_opensearch_script_is_one_that_a_shell_reads(exported):
+@pytest.fixture
+def cluster():
+    """A server that keeps what a cluster would be sent, and refuses documents if it is told to."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def answer(self):
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            server.requests.append((self.command, self.path, self.headers["Content-Type"], body))
+            text = json.dumps({"errors": server.refusing}, separators=(",", ":")).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(text)))
+            self.end_headers()
+            self.wfile.write(text)
+
+        do_PUT = do_POST = answer  # noqa: N815
+
+        def log_message(self, *arguments):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.requests, server.refusing = [], False
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+def test_the_opensearch_script_sends_everything(exported, cluster, monkeypatch):
+    monkeypatch.setattr(export.opensearch, "_PART", 10_000)
     _, folder, _ = exported("opensearch", 12, table="photos")
-    subprocess.run(["sh", "-n", folder / "load.sh"], check=True, timeout=20)
-    assert '"$cluster/photos/_bulk' in (folder / "load.sh").read_text()
+    environment = {**os.environ, "OPENSEARCH": f"http://127.0.0.1:{cluster.server_port}", "no_proxy": "*"}
+    run = {"env": environment, "timeout": 60, "capture_output": True, "text": True}
+    done = subprocess.run(["sh", folder / "load.sh"], **run, check=True)
+    (made, *filled, refreshed), parts = cluster.requests, sorted(folder.glob("bulk-*"))
+    assert made == ("PUT", "/photos", "application/json", (folder / "index.json").read_bytes())
+    assert [request[0] for request in filled] == ["POST"] * len(parts)
+    assert {request[1] for request in filled} == {"/photos/_bulk?filter_path=errors,items.*.error"}
+    assert {request[2] for request in filled} == {"application/x-ndjson"}
+    assert [request[3] for request in filled] == [part.read_bytes() for part in parts]
+    assert refreshed[:2] == ("POST", "/photos/_refresh")
+    assert [line for line in done.stdout.splitlines() if "bulk" in line] == [part.name for part in parts]
+    cluster.refusing = True
+    refused = subprocess.run(["sh", folder / "load.sh"], **run, check=False)
+    assert (refused.returncode, refused.stderr) == (1, 'bulk-00000.ndjson was refused: {"errors":true}\n')
 
 
 @pytest.mark.parametrize("bits", LENGTHS)
@@ -512,7 +554,7 @@ def make_encoder(monkeypatch, bits=12, precision="32-true", dataset="image_folde
     network = HashingNetwork(SmallCNN(), bits, **settings)
     of_the_run = {"dataset": {"name": dataset}, "trainer": {"precision": precision}}
     made = encoder.Encoder(network, of_the_run, {"method": "dpsh"})
-    monkeypatch.setattr(encoder, "load_encoder", lambda run, allowed_targets: made)
+    monkeypatch.setattr(encoder, "load_encoder", lambda _, __: made)
     return made
 
 
@@ -530,6 +572,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow  # the first export imports a compiler
 @pytest.mark.parametrize("case", CASES)
 def test_torch_export(monkeypatch, capsys, case):
     import torch
@@ -556,6 +599,7 @@ def test_torch_export(monkeypatch, capsys, case):
     }
 
 
+@pytest.mark.slow
 def test_the_program_runs_where_there_is_no_deephash(monkeypatch):
     make_encoder(monkeypatch, frozen=False)
     call(run="run", to="torch_export", output="made")
@@ -586,6 +630,7 @@ def test_onnx(monkeypatch, capsys, case):
     assert {path.name for path in Path("made").iterdir()} == {"encoder.onnx", "README.txt", "source.json"}
 
 
+@pytest.mark.slow
 def test_a_network_that_gives_no_numbers_is_not_exported(monkeypatch):
     encoder = make_encoder(monkeypatch)
     encoder.network.hash_layer.bias.fill_(float("nan"))
@@ -594,19 +639,30 @@ def test_a_network_that_gives_no_numbers_is_not_exported(monkeypatch):
     assert not list(Path().iterdir())
 
 
-def test_networks_that_cannot_be_exported(monkeypatch):
-    encoder = make_encoder(monkeypatch)
-    encoder.takes = "vectors"
+@pytest.mark.slow
+def test_a_network_that_takes_vectors_is_not_exported(monkeypatch):
+    make_encoder(monkeypatch).takes = "vectors"
     with pytest.raises(ConfigError, match="run hashes vectors, and only a network that takes images can be exported"):
         call(run="run", to="torch_export", output="made")
-    encoder.takes = "images"
-    monkeypatch.setattr(encoder.network, "hash_layer", lambda x: x * float(x.sum()))
+    assert not list(Path().iterdir())
+
+
+@pytest.mark.slow
+def test_a_network_that_torch_cannot_trace(monkeypatch):
+    from torch import nn
+
+    class Choosy(nn.Module):
+        def forward(self, x):
+            return x[:, :12] if x.sum() > 0 else -x[:, :12]
+
+    make_encoder(monkeypatch).network.hash_layer = Choosy()
     with pytest.raises(ArtifactError, match="cannot trace this network: ") as error:
         call(run="run", to="torch_export", output="made")
     assert "\n" not in str(error.value)
     assert not list(Path().iterdir())
 
 
+@pytest.mark.slow
 def test_a_program_that_was_written_wrong_is_noticed(monkeypatch):
     import torch
 

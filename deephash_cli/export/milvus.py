@@ -17,7 +17,7 @@ _LOAD = '''\
     pip install pymilvus pyarrow
     python load.py http://localhost:19530
 
-This file follows the documentation of Milvus 2.4 and newer; it was never run against a cluster.
+This file was run against Milvus Lite 2.5, and never against a cluster.
 """
 
 import json
@@ -50,7 +50,7 @@ bucket of the cluster, and import it there:
     from pymilvus.bulk_writer import bulk_import
     bulk_import(url="http://localhost:19530", collection_name="{table}", files=[["codes.parquet"]])
 
-These files follow the documentation of Milvus; they were never run against a cluster.
+load.py was run against Milvus Lite 2.5; nothing here was ever run against a cluster, bulk_import not at all.
 Search, with a query's packed code (uint8); BIN_FLAT compares every row, and has an order of its own for ties:
 
     client.search("{table}", data=[code.tobytes()], limit=10, output_fields=["id"])

@@ -37,7 +37,8 @@ echo
 _README = """\
 Documents for OpenSearch 2.17 or newer. Needs curl:
 
-    OPENSEARCH=http://localhost:9200 sh load.sh
+    export OPENSEARCH=http://localhost:9200
+    sh load.sh
     curl "$OPENSEARCH/{table}/_search" -H 'Content-Type: application/json' --data-binary @query-exact.json
     curl "$OPENSEARCH/{table}/_search" -H 'Content-Type: application/json' --data-binary @query-knn.json
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
-from deephash_cli import checking, export, files
+from deephash_cli import checking, cli, export, files
 from deephash_cli.codes import CodeSet, pack, save_codes
 from deephash_cli.errors import ArtifactError, ConfigError, DivergedError
 from deephash_cli.export import source
@@ -366,8 +366,12 @@ def test_no_codes_at_all(exported, target):
     assert (folder / "README.txt").is_file()
 
 
-def test_the_words_of_the_command_line_are_the_targets():
+def test_the_command_line_its_help_and_the_documentation_know_every_target():
     assert checking.WORDS["to"] == (*export.CODES, *export.NETWORKS)
+    documentation = (Path(__file__).parent.parent / "docs" / "export.md").read_text()
+    for target in checking.WORDS["to"]:
+        assert f"\n  {target} " in cli.verb_help("export")
+        assert f"\n| `{target}` |" in documentation
 
 
 def test_it_needs_no_torch(tmp_path):

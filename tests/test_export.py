@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
-from deephash_cli import checking, cli, export, files
+from deephash_cli import checking, cli, codes, export, files
 from deephash_cli.codes import CodeSet, pack, save_codes
 from deephash_cli.errors import ArtifactError, ConfigError, DivergedError
 from deephash_cli.export import source
@@ -175,7 +175,7 @@ def cluster():
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         server.requests, server.refusing = [], False
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         yield server
         server.shutdown()
 
@@ -463,11 +463,28 @@ def test_ids_that_an_engine_cannot_hold_leave_nothing_behind(target, name, sente
     assert [path.name for path in Path().iterdir()] == ["codes"]
 
 
-def test_codes_too_long_for_the_index_of_pgvector():
+@pytest.mark.parametrize(("target", "limit"), [("pgvector", 64_000), ("opensearch", 16_000)])
+def test_codes_that_are_too_long(target, limit):
     side = CodeSet(np.zeros((1, 8001), np.uint8), 64_008, np.ones((1, 1), np.uint8), ["a"])
     save_codes(Path("codes"), side, side, {})
-    with pytest.raises(ArtifactError, match="at most 64000 bits, got 64008: use to=postgres"):
-        call(codes="codes", to="pgvector", output="made")
+    with pytest.raises(ArtifactError, match=f"at most {limit} bits, got 64008"):
+        call(codes="codes", to=target, output="made")
+
+
+@pytest.mark.parametrize(("bits", "rows"), [(12, 65_536), (512, 65_536), (4096, 8192)])
+def test_of_long_codes_fewer_are_in_memory_at_once(bits, rows):
+    write_codes(Path("codes"), bits, n=5)
+    assert source.Source(codes.open_side(Path("codes")), "database", "codes").rows == rows
+
+
+@pytest.mark.parametrize("value", ["NaN", '"\\ud800"'])
+def test_a_manifest_that_is_not_quite_json(value):
+    write_codes(Path("codes"))
+    manifest = Path("codes/manifest.json")
+    manifest.write_text(manifest.read_text().replace('"provenance"', f'"x": {value}, "provenance"'))
+    with pytest.raises(ArtifactError, match=r"manifest\.json has what JSON has not: "):
+        call(codes="codes", to="postgres", output="made")
+    assert [path.name for path in Path().iterdir()] == ["codes"]
 
 
 @pytest.mark.parametrize(("target", "module"), [("faiss", "faiss"), ("parquet", "pyarrow"), ("milvus", "pyarrow")])

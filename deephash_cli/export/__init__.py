@@ -4,15 +4,16 @@ A target is a function that writes into an empty folder, reads back what it wrot
 is a function in a module beside this one, and a line in `CODES` or `NETWORKS`.
 """
 
+import json
 import re
 from pathlib import Path
 
 from omegaconf import DictConfig
 
 from deephash_cli import runs
-from deephash_cli.codes import open_side
+from deephash_cli.codes import MANIFEST, open_side
 from deephash_cli.console import say
-from deephash_cli.errors import ConfigError
+from deephash_cli.errors import ArtifactError, ConfigError, first_line
 from deephash_cli.export import faiss_index, milvus, network, opensearch, postgres, tables
 from deephash_cli.export.source import Source
 from deephash_cli.files import atomic_folder
@@ -50,7 +51,12 @@ def export(config: DictConfig) -> None:
             size = _size(folder)
         say(f"{output}: network, {size}; checked: {checked}")
         return
-    database = open_side(runs.codes_folder("export", config.run, config.codes), config.side)
+    codes = runs.codes_folder("export", config.run, config.codes)
+    database = open_side(codes, config.side)
+    try:
+        json.dumps(database.manifest, ensure_ascii=False, allow_nan=False).encode()
+    except ValueError as error:  # it goes into files of other programs, which are stricter than Python
+        raise ArtifactError(f"{codes / MANIFEST} has what JSON has not: {first_line(error)}") from error
     with atomic_folder(output) as folder:
         checked = CODES[config.to](Source(database, config.side, table), folder)
         size = _size(folder)

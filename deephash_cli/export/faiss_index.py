@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from deephash_cli.errors import ArtifactError
+from deephash_cli.errors import ArtifactError, first_line
 from deephash_cli.export.source import Source, optional, write_ids
 from deephash_cli.ranking import nearest
 
@@ -27,13 +27,16 @@ def write(source: Source, folder: Path) -> str:
 
     Raises:
         ConfigError: If faiss is not installed.
-        ArtifactError: If the index finds something else than our own search.
+        ArtifactError: If the index cannot be written, or finds something else than our own search.
     """
     faiss = optional("faiss", "faiss")
     index = faiss.IndexBinaryFlat(8 * source.width)
     for block in source.blocks("indexing"):
         index.add(block.packed)
-    faiss.write_index_binary(index, str(folder / "codes.faiss"))
+    try:
+        faiss.write_index_binary(index, str(folder / "codes.faiss"))
+    except RuntimeError as error:
+        raise ArtifactError(f"faiss could not write its index: {first_line(error)}") from error
     write_ids(source, folder)
     source.describe(folder, _README.format(width=source.width))
     return _check(faiss.read_index_binary(str(folder / "codes.faiss")), source)

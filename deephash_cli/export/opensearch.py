@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
-from deephash_cli.errors import ConfigError
+from deephash_cli.errors import ArtifactError, ConfigError
 from deephash_cli.export.source import Source
 from deephash_cli.files import write_json, write_text
 
 _PART = 10_000_000  # characters of a request; clusters refuse more than 100 MB
+_DIMENSIONS = 16_000  # of a vector
 _ID_CHARACTERS = 8191  # of a keyword that is searched for: 32766 bytes
 
 _LOAD = """\
@@ -55,10 +56,12 @@ def write(source: Source, folder: Path) -> str:
 
     Raises:
         ConfigError: If ``table`` cannot be the name of an index.
-        ArtifactError: If the documents are read back with other codes.
+        ArtifactError: If codes of this length cannot be held, or the documents are read back with other codes.
     """
     if source.table.startswith("_"):
         raise ConfigError(f"the name of an OpenSearch index starts with a letter, got table={source.table}")
+    if 8 * source.width > _DIMENSIONS:
+        raise ArtifactError(f"OpenSearch holds codes of at most {_DIMENSIONS} bits, got {source.bits}")
     code = {
         "type": "knn_vector",
         "dimension": 8 * source.width,

@@ -13,7 +13,7 @@ import numpy as np
 
 from deephash_cli.codes import pack, unpack
 from deephash_cli.errors import ArtifactError
-from deephash_cli.export.source import ROWS, Source
+from deephash_cli.export.source import Source
 from deephash_cli.files import write_text
 
 _ID_BYTES = 2600  # what a row of an index can hold
@@ -138,7 +138,7 @@ def _write_table(source: Source, folder: Path) -> str:
                         f"got another id at position {position}: rename the image"
                     )
                 file.write(f"{code}\t{position}\t{name.translate(_ESCAPES)}\n")
-    return source.compare(_read_copy(path, source.bits), path)
+    return source.compare(_read_copy(path, source), path)
 
 
 def _bit_strings(packed: np.ndarray, bits: int) -> list[str]:
@@ -147,10 +147,10 @@ def _bit_strings(packed: np.ndarray, bits: int) -> list[str]:
     return [text[start : start + bits] for start in range(0, len(text), bits)]
 
 
-def _read_copy(path: Path, bits: int) -> Iterator[tuple[list[str], np.ndarray]]:
+def _read_copy(path: Path, source: Source) -> Iterator[tuple[list[str], np.ndarray]]:
     with path.open(encoding="utf-8", newline="\n") as file:
-        while lines := list(islice(file, ROWS)):
+        while lines := list(islice(file, source.rows)):
             codes, _, names = zip(*(line.removesuffix("\n").split("\t") for line in lines), strict=True)
             ids = [re.sub(r"\\(.)", lambda escape: _MEANINGS[escape[1]], name) for name in names]
-            digits = np.frombuffer("".join(codes).encode("ascii"), np.uint8).reshape(-1, bits)
+            digits = np.frombuffer("".join(codes).encode("ascii"), np.uint8).reshape(-1, source.bits)
             yield ids, pack(digits == ord("1"))

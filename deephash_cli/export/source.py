@@ -13,7 +13,8 @@ from deephash_cli.console import progress
 from deephash_cli.errors import ArtifactError, ConfigError, first_line
 from deephash_cli.files import write_json, write_text
 
-ROWS = 2**16  # at once: a few megabytes, whatever the size of the database
+ROWS = 2**16  # at once, and fewer of long codes: some megabytes, whatever the size of the database
+_BYTES = 2**22
 _OF_THE_FOLDER = ("format", "query", "database", "files")  # what a manifest says of its own files
 
 
@@ -50,6 +51,11 @@ class Source:
         return packed_width(self.bits)
 
     @property
+    def rows(self) -> int:
+        """Items to have in memory at once."""
+        return max(1, min(ROWS, _BYTES // self.width))
+
+    @property
     def facts(self) -> dict[str, Any]:
         """Code length, bit order and where the codes come from, as the manifest has it."""
         kept = {name: value for name, value in self.database.manifest.items() if name not in _OF_THE_FOLDER}
@@ -59,8 +65,8 @@ class Source:
     def blocks(self, task: str) -> Iterator[Block]:
         """All items in order; ``task`` is what the progress bar says."""
         with progress(f"{task}, codes", self.database.n) as update:
-            for start in range(0, self.database.n, ROWS):
-                rows = slice(start, min(start + ROWS, self.database.n))
+            for start in range(0, self.database.n, self.rows):
+                rows = slice(start, min(start + self.rows, self.database.n))
                 yield Block(rows, np.asarray(self.database.packed[rows]), self.database.ids[rows])
                 update(rows.stop)
 

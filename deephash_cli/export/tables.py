@@ -8,7 +8,7 @@ import numpy as np
 
 from deephash_cli.codes import Lines
 from deephash_cli.errors import ArtifactError
-from deephash_cli.export.source import ROWS, Source, optional, write_ids
+from deephash_cli.export.source import Source, optional, write_ids
 
 _PARQUET = """\
 A Parquet file with the columns id, code ({width} bytes){labels}. Needs pyarrow and numpy:
@@ -99,8 +99,8 @@ def write_safetensors(source: Source, folder: Path) -> str:
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for array in arrays.values():
-            for rows in range(0, len(array), ROWS):
-                file.write(np.ascontiguousarray(array[rows : rows + ROWS]).data)
+            for start in range(0, len(array), source.rows):
+                file.write(np.ascontiguousarray(array[start : start + source.rows]).data)
     write_ids(source, folder)
     labels = " and labels, uint8, a column each class" if "labels" in arrays else ""
     source.describe(folder, _SAFETENSORS.format(width=source.width, labels=labels))

@@ -72,6 +72,10 @@ TEXTS = (
 )  # fmt: skip
 
 
+# Settings with a default that can be left empty.
+OPTIONAL = ("picture",)
+
+
 def group_names() -> list[str]:
     """Names of the configuration groups."""
     return sorted(entry.name for entry in CONF_DIR.iterdir() if entry.is_dir())
@@ -202,7 +206,7 @@ def _check_values(config: Any, defaults: Any, overrides: Sequence[str]) -> None:
             raise ConfigError(f"{key} must be text, got {value!r}: a name that looks like something else needs quotes")
         if default is None:
             continue
-        if value is None and (key in RANGES or key in defaults):
+        if value is None and key not in OPTIONAL and (key in RANGES or key in defaults):
             raise ConfigError(f"{key} must not be empty: its default is {_short(default)}")
         if value is None:
             continue

@@ -279,7 +279,7 @@ class Work:
         ]
         workers = 0 if self.dataset.images.in_memory else self.task.num_workers
         batches = _Batches(self.dataset, self.encoder.image_size, slices)
-        return DataLoader(batches, batch_size=None, num_workers=workers)
+        return DataLoader(batches, batch_size=None, num_workers=workers, collate_fn=_as_it_is)  # type: ignore[arg-type]
 
     def write(self, shard: int, packed: UInt8[np.ndarray, "n bytes"], rows: list[int], bad: list[tuple[int, str]]):
         """Let a shard appear, whole."""
@@ -368,6 +368,11 @@ class _Batches(Dataset[Batch]):
             good.append(row)
         groups = sizes.values()
         return Batch(shard, last, good, [places for places, _ in groups], [torch.stack(t) for _, t in groups], bad)
+
+
+def _as_it_is(batch: Batch) -> Batch:
+    """Torch would take a batch apart."""
+    return batch
 
 
 class _Predicting(LightningModule):
@@ -470,15 +475,17 @@ def _with_ray(
         import ray.data
     except ImportError as error:
         raise ConfigError("launcher=ray needs Ray: pip install 'deephash[ray]'") from error
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # it warns of what Ray Data does itself
     if not ray.is_initialized():
         ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False
     shards = ray.data.from_items([{"shard": number} for number in missing], override_num_blocks=len(missing))
     made = shards.map_batches(
         RayWorker,
         fn_constructor_args=(dataclasses.asdict(task), "gpu" if gpus else "cpu"),
         batch_size=1,
-        concurrency=min(workers, len(missing)),
+        compute=ray.data.ActorPoolStrategy(size=min(workers, len(missing))),
         num_gpus=gpus or None,
     )
     done = 0

@@ -266,7 +266,9 @@ def _queries(searcher: Searcher, run: Path, place: Path) -> list[Query]:
             own = next((i for i, name in enumerate(searcher.database.ids) if name == str(place)), -1)
             image = searcher.picture(str(place))
             return [Query(str(place), database.packed[row : row + 1], _labels(database, row), own, image)]
-    raise DataError(f"query={place} is neither a file, nor a folder, nor the id of an image of {run}")
+    raise DataError(
+        f"query={place} is neither a file, nor a folder, nor the id of an image of {run} (such as {ids[0]})"
+    )
 
 
 def _image_query(searcher: Searcher, path: Path, name: Path) -> Query:
@@ -321,7 +323,9 @@ def _draw(path: Path, searcher: Searcher, found: Sequence[tuple[Query, list[Hit]
     for query, hits in found:
         row = [sheets.Tile(query.image, "query", ", ".join(query.labels), None)]
         row += [
-            sheets.Tile(searcher.picture(hit.id), f"{hit.distance}", ", ".join(hit.labels) or hit.id, hit.relevant)
+            sheets.Tile(
+                searcher.picture(hit.id), f"distance {hit.distance}", ", ".join(hit.labels) or hit.id, hit.relevant
+            )
             for hit in hits
         ]
         rows.append(row)

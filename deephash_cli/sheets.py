@@ -1,4 +1,4 @@
-"""Contact sheets: a row for each query, itself first, then what it found, nearest first."""
+"""Contact sheets: for each query a row, or several, of what it found, nearest first; to the left of these itself."""
 
 import io
 from collections.abc import Sequence
@@ -13,6 +13,7 @@ _FRAME = 4
 _GAP = 8
 _LINE = 17  # pixels of a line of text
 _LEFT = 24  # to the right of the query
+_ACROSS = 10  # results in a row
 _COLOURS = {True: "#1a9641", False: "#d7191c", None: "#c8c8c8"}  # of a frame; told apart by its style as well
 _FORMATS = {".png": "PNG", ".webp": "WEBP", ".jpg": "JPEG", ".jpeg": "JPEG"}
 
@@ -34,11 +35,11 @@ class Tile:
     relevant: bool | None
 
 
-def contact_sheet(rows: Sequence[Sequence[Tile]], ending: str) -> bytes:
-    """Draw rows of tiles.
+def contact_sheet(queries: Sequence[Sequence[Tile]], ending: str) -> bytes:
+    """Draw tiles.
 
     Args:
-        rows: The query's tile first.
+        queries: Of each the tiles, its own first.
         ending: Of the file: .png, .webp or .jpg.
 
     Raises:
@@ -47,12 +48,19 @@ def contact_sheet(rows: Sequence[Sequence[Tile]], ending: str) -> bytes:
     if ending.lower() not in _FORMATS:
         raise ConfigError(f"picture must end in {', '.join(_FORMATS)}, got {ending or 'no ending'}")
     cell, height = _SIDE + 2 * _FRAME + _GAP, _SIDE + 2 * _FRAME + 2 * _LINE + _GAP
+    rows = [
+        [tiles[0] if start == 1 else None, *tiles[start : start + _ACROSS]]
+        for tiles in queries
+        for start in range(1, max(2, len(tiles)), _ACROSS)
+    ]
     columns = max(len(row) for row in rows)
     sheet = Image.new("RGB", (columns * cell + _GAP + _LEFT, len(rows) * height + _GAP), "white")
     draw = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(size=13)
     for y, row in enumerate(rows):
         for x, tile in enumerate(row):
+            if tile is None:
+                continue
             left, top = _GAP + x * cell + (_LEFT if x else 0), _GAP + y * height
             draw.rectangle(
                 (left, top, left + _SIDE + 2 * _FRAME - 1, top + _SIDE + 2 * _FRAME - 1), fill=_COLOURS[tile.relevant]

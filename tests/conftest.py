@@ -80,3 +80,23 @@ def write_photos(root: Path, classes: Sequence[str] = ("bag", "boot", "coat"), e
 def photos(tmp_path: Path) -> list[str]:
     """Overrides that train on 60 tiny images of three classes."""
     return ["dataset=image_folder", f"dataset.root={write_photos(tmp_path / 'photos')}", *QUICK]
+
+
+@dataclass(frozen=True)
+class Hashed:
+    """A finished run on tiny photos. Not to be written to: tests share it."""
+
+    run: Path
+    photos: Path
+
+
+@pytest.fixture(scope="session")
+def hashed(tmp_path_factory: pytest.TempPathFactory) -> Hashed:
+    """ITQ, 12 bits, on 60 photos of three classes."""
+    place = tmp_path_factory.mktemp("hashed")
+    photos = write_photos(place / "photos")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DEEPHASH_CACHE_DIR", str(place / "cache"))
+        data = ("dataset=image_folder", f"dataset.root={photos}")
+        assert cli.run(["train", "method=itq", "bits=12", *QUICK, *data, f"run_dir={place / 'run'}"]) == 0
+    return Hashed(place / "run", photos)

@@ -40,6 +40,7 @@ RANGES: dict[str, tuple[float, float | None]] = {
     "checkpoint.every_seconds": (0, None),
     "metrics.radius": (0, None),
     "radius": (0, None),
+    "pixels": (8, None),
     "k": (1, None),
     "shard_size": (1, None),
     "batch_size": (1, None),

@@ -23,7 +23,7 @@ _CLOSE = 1e-2  # of continuous codes in another program; bits may differ where t
 
 _TAIL = """
 images: uint8 (n, 3, {side}, {side}), RGB, any n: the central square of a picture, resized (bilinear, antialiased).
-{small}codes: uint8 (n, {width}), {bits} bits: bit i is bit i % 8 (worth 2 ** (i % 8)) of byte i // 8; padding is 0.
+{note}codes: uint8 (n, {width}), {bits} bits: bit i is bit i % 8 (worth 2 ** (i % 8)) of byte i // 8; padding is 0.
 u: float32 (n, {bits}), the continuous codes; bit i is u[i] >= 0. Where u is not a number, the bit is 0: check u.
 source.json says what network it is.
 """
@@ -145,9 +145,8 @@ def _program(encoder: "Encoder", side: int) -> Any:
 
 def _describe(encoder: "Encoder", side: int, folder: Path, loader: str) -> None:
     width = packed_width(encoder.bits)
-    small = side != encoder.image_size
-    note = f"The graph resizes them to {encoder.image_size}, as the run did.\n" if small else ""
-    text = loader.format(side=side) + _TAIL.format(side=side, width=width, bits=encoder.bits, small=note)
+    note = "" if side == encoder.image_size else f"The graph resizes them to {encoder.image_size}.\n"
+    text = loader.format(side=side) + _TAIL.format(side=side, width=width, bits=encoder.bits, note=note)
     write_text(folder / "README.txt", text)
     write_json(folder / "source.json", {"bits": encoder.bits, "bit_order": "little", **encoder.provenance})
 

@@ -104,16 +104,17 @@ class Source:
 
     def describe(self, folder: Path, loader: str) -> None:
         """Write ``README.txt``, which starts with how to load the files and ends with the bit order, and the facts."""
-        padding = 8 * self.width - self.bits
+        spare = 8 * self.width - self.bits
+        padding = f"The last {spare} bits of the last byte are padding: 0 in every code, adding to no distance."
         tail = f"""
 What is in here
 
 {self.database.n} codes of {self.bits} bits ({self.side} side), written by deephash export.
 Packed codes have {self.width} bytes: bit i is bit i % 8 (worth 2 ** (i % 8)) of byte i // 8, "little" in NumPy.
-{f"The last {padding} bits of the last byte are padding: 0 in every code, so that they add to no distance." if padding else "There is no padding."}
+{padding if spare else "There is no padding."}
 A query from the network's outputs u, one value a bit: numpy.packbits(u >= 0, bitorder="little")
 Results of deephash are ordered by distance, ties by position. source.json says where the codes come from.
-"""  # noqa: E501
+"""
         write_text(folder / "README.txt", f"{loader.strip()}\n{tail}")
         write_json(folder / "source.json", self.facts)
 

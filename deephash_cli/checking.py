@@ -40,6 +40,7 @@ RANGES: dict[str, tuple[float, float | None]] = {
     "checkpoint.every_seconds": (0, None),
     "metrics.radius": (0, None),
     "radius": (0, None),
+    "pixels": (8, None),
     "k": (1, None),
     "shard_size": (1, None),
     "batch_size": (1, None),
@@ -55,11 +56,15 @@ WORDS: dict[str, tuple[str, ...]] = {
     "bit_order": ("little", "big"),
     "zero_hits": ("zero", "skip"),
     "metrics.zero_hits": ("zero", "skip"),
+    "side": ("database", "query"),
+    "to": (
+        "faiss", "parquet", "safetensors", "postgres", "pgvector", "opensearch", "milvus", "torch_export", "onnx",
+    ),
     "trainer.precision": ("32-true", "bf16-mixed", "16-mixed"),
     "bad_images": ("stop", "skip"),
     "accelerator": ("auto", "cpu", "gpu"),
     "launcher": ("local", "ray"),
-}
+}  # fmt: skip
 # Lists of whole numbers, and the lowest that may be in one.
 LISTS = {"metrics.ks": 1, "dataset.map_at": 1, "ks": 1, "map_at": 1, "shards": 0}
 # Settings without a default that are text.

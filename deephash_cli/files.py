@@ -1,4 +1,4 @@
-"""Whole files or none: writing beside the target and renaming, reading back with size limits, digests."""
+"""Whole files and folders or none: writing beside the target and renaming, reading back with size limits, digests."""
 
 import contextlib
 import csv
@@ -6,12 +6,13 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from deephash_cli.errors import ArtifactError
+from deephash_cli.errors import ArtifactError, ConfigError
 
 
 @contextlib.contextmanager
@@ -41,6 +42,39 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty folder beside ``path``; on success flush its files to disk and rename it, on failure remove it.
+
+    Args:
+        path: A folder that does not exist, or that is empty. Folders above it are made.
+
+    Raises:
+        ConfigError: If there is something at ``path`` already.
+        ArtifactError: If the folder cannot be written to, or the disk is full.
+    """
+    path = Path(path).absolute()
+    temporary = None
+    try:
+        if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+            raise ConfigError(f"{path} exists already: choose another folder, or remove it")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
+        yield temporary
+        for file in temporary.iterdir():
+            with file.open("rb") as content:
+                os.fsync(content.fileno())
+        temporary.chmod(0o777 & ~_umask())  # mkdtemp makes folders that only their owner can enter
+        temporary.replace(path)
+        temporary = None
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise ArtifactError(f"could not write {path}: {error.strerror or error}; nothing was changed there") from error
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -1,0 +1,138 @@
+"""What every target is written from: one side of a codes folder, some rows at a time, and what is said of it."""
+
+import importlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from deephash_cli.codes import Database, packed_width
+from deephash_cli.console import progress
+from deephash_cli.errors import ArtifactError, ConfigError, first_line
+from deephash_cli.files import write_json, write_text
+
+ROWS = 2**16  # at once, and fewer of long codes: some megabytes, whatever the size of the database
+_BYTES = 2**22
+_OF_THE_FOLDER = ("format", "query", "database", "files")  # what a manifest says of its own files
+
+
+class Block(NamedTuple):
+    """Consecutive items: where they stand in the database, their packed codes, their ids."""
+
+    rows: slice
+    packed: np.ndarray
+    ids: list[str]
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """Codes on their way into an engine.
+
+    Attributes:
+        database: The codes, on disk until they are used.
+        side: Which side of a retrieval they are: ``database`` or ``query``.
+        table: What the engine is to call them: lower-case letters, digits and underscores.
+    """
+
+    database: Database
+    side: str
+    table: str
+
+    @property
+    def bits(self) -> int:
+        """Code length."""
+        return self.database.bits
+
+    @property
+    def width(self) -> int:
+        """Bytes of a packed code. Engines that want whole bytes get 8 times as many bits, the last of them 0."""
+        return packed_width(self.bits)
+
+    @property
+    def rows(self) -> int:
+        """Items to have in memory at once."""
+        return max(1, min(ROWS, _BYTES // self.width))
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Code length, bit order and where the codes come from, as the manifest has it."""
+        kept = {name: value for name, value in self.database.manifest.items() if name not in _OF_THE_FOLDER}
+        classes = self.database.labels.shape[1]
+        return {"side": self.side, "count": self.database.n, "classes": classes, "bit_order": "little", **kept}
+
+    def blocks(self, task: str) -> Iterator[Block]:
+        """All items in order; ``task`` is what the progress bar says."""
+        with progress(f"{task}, codes", self.database.n) as update:
+            for start in range(0, self.database.n, self.rows):
+                rows = slice(start, min(start + self.rows, self.database.n))
+                yield Block(rows, np.asarray(self.database.packed[rows]), self.database.ids[rows])
+                update(rows.stop)
+
+    def first(self) -> np.ndarray:
+        """The packed code that examples of a query search for: that of the first item."""
+        return np.asarray(self.database.packed[0]) if self.database.n else np.zeros(self.width, np.uint8)
+
+    def compare(self, read: Iterable[tuple[Iterable[str], np.ndarray]], path: Path) -> str:
+        """Hold what a reader found in a file against what was to be written.
+
+        Args:
+            read: Ids and packed codes, in order, some at a time.
+            path: The file, for the message.
+
+        Returns:
+            What was checked, for the user.
+
+        Raises:
+            ArtifactError: If anything differs.
+        """
+        position = 0
+        try:
+            for ids, packed in read:
+                rows = slice(position, position + len(packed))
+                if self.database.ids[rows] != list(ids) or not np.array_equal(self.database.packed[rows], packed):
+                    raise ValueError(f"something else at position {position} or after")
+                position += len(packed)
+        except (ValueError, KeyError, OverflowError) as error:
+            raise ArtifactError(
+                f"{path.name} was read back and is not what was written: {first_line(error)}"
+            ) from error
+        if position != self.database.n:
+            raise ArtifactError(f"{path.name} was read back with {position} of {self.database.n} codes")
+        return f"read {path.name} back, every code and id is the same"
+
+    def describe(self, folder: Path, loader: str) -> None:
+        """Write ``README.txt``, which starts with how to load the files and ends with the bit order, and the facts."""
+        spare = 8 * self.width - self.bits
+        padding = f"The last {spare} bits of the last byte are padding: 0 in every code, adding to no distance."
+        tail = f"""
+What is in here
+
+{self.database.n} codes of {self.bits} bits ({self.side} side), written by deephash export.
+Packed codes have {self.width} bytes: bit i is bit i % 8 (worth 2 ** (i % 8)) of byte i // 8, "little" in NumPy.
+{padding if spare else "There is no padding."}
+A query from the network's outputs u, one value a bit: numpy.packbits(u >= 0, bitorder="little")
+Results of deephash are ordered by distance, ties by position. source.json says where the codes come from.
+"""
+        write_text(folder / "README.txt", f"{loader.strip()}\n{tail}")
+        write_json(folder / "source.json", self.facts)
+
+
+def write_ids(source: Source, folder: Path) -> None:
+    """Write ``ids.txt``: line i is the id of the code at position i, counted from 0."""
+    with (folder / "ids.txt").open("w", encoding="utf-8", newline="") as file:
+        for block in source.blocks("writing"):
+            file.writelines(f"{name}\n" for name in block.ids)
+
+
+def optional(module: str, extra: str) -> Any:
+    """Import a package that only some targets need.
+
+    Raises:
+        ConfigError: If it is not installed, with the command that installs it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ConfigError(f"this export needs {module.split('.')[0]}: pip install 'deephash[{extra}]'") from error

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import mmap
 import stat
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -330,10 +331,12 @@ class Lines(Sequence[str]):
         self._path = path
         ends = [np.zeros(1, np.int64)]
         try:
-            size = path.stat().st_size
-            self._bytes = np.memmap(path, np.uint8, "r") if size else np.empty(0, np.uint8)
+            with path.open("rb") as file:
+                size = path.stat().st_size
+                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
         except OSError as error:
             raise ArtifactError(f"could not read {path}: {error.strerror or error}") from error
+        self._bytes = np.frombuffer(mapped, np.uint8)
         ends += (
             np.flatnonzero(self._bytes[start : start + _BLOCK] == ord("\n")) + (start + 1)
             for start in range(0, size, _BLOCK)

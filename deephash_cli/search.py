@@ -283,8 +283,9 @@ def _image_query(searcher: Searcher, path: Path, name: Path) -> Query:
 def _vector_queries(searcher: Searcher, path: Path) -> list[Query]:
     if searcher.encoder.takes != "vectors":
         raise ConfigError(f"query={path} holds vectors, and the run hashes images")
+    vectors = Vectors(open_array(path, "vectors", (2,), FLOATS))
     with torch.inference_mode():
-        u = searcher.encoder(Vectors(open_array(path, "vectors", (2,), FLOATS)).batch(np.arange(len(np.load(path)))))
+        u = searcher.encoder(vectors.batch(np.arange(len(vectors))))
     return [Query(f"row {row}", packed[None], [], -1, None) for row, packed in enumerate(packed_codes(u))]
 
 

@@ -40,10 +40,23 @@ RANGES: dict[str, tuple[float, float | None]] = {
     "checkpoint.every_seconds": (0, None),
     "metrics.radius": (0, None),
     "radius": (0, None),
+    "k": (1, None),
+    "queries": (1, None),
+    "ivf.lists": (1, None),
+    "ivf.probes": (1, None),
+    "ivf.train_per_list": (1, None),
+    "ivf.seed": (0, 2**31 - 1),
+    "hnsw.m": (2, 256),
+    "hnsw.ef_construction": (1, None),
+    "hnsw.ef_search": (1, None),
+    "multihash.hashes": (1, None),
+    "multihash.hash_bits": (1, 32),
+    "multihash.flips": (0, 4),
 }
 # Settings that are one of a few words.
 WORDS: dict[str, tuple[str, ...]] = {
     "bit_order": ("little", "big"),
+    "kind": ("flat", "ivf", "hnsw", "multihash"),
     "zero_hits": ("zero", "skip"),
     "metrics.zero_hits": ("zero", "skip"),
     "trainer.precision": ("32-true", "bf16-mixed", "16-mixed"),
@@ -54,7 +67,7 @@ RANKS = ("metrics.ks", "dataset.map_at", "ks", "map_at")
 TEXTS = (
     "run_dir", "runs", "resume", "group", "dataset.root", "dataset.file", "dataset.split_file", "dataset.train",
     "dataset.query", "dataset.database", "dataset.vectors", "dataset.labels", "dataset.ids", "run", "codes", "output",
-    "query", "database", "query_labels", "database_labels",
+    "query", "database", "query_labels", "database_labels", "check_output",
 )  # fmt: skip
 
 

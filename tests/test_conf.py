@@ -115,7 +115,7 @@ def test_every_range_belongs_to_a_setting():
     """A range for a key that was renamed would guard nothing."""
     absent = object()
     configs = [compose(f"{group}={choice}") for group, choice in CHOICES if group in ("dataset", "loss", "optimizer")]
-    configs.append(checking.check("eval", [], None, multirun=False))
+    configs += [checking.check(verb, [], None, multirun=False) for verb in ("eval", "index")]
     for key in [*checking.RANGES, *checking.RANKS, *checking.TEXTS, *checking.WORDS]:
         assert any(OmegaConf.select(config, key, default=absent) is not absent for config in configs), key
 

@@ -381,10 +381,10 @@ def test_an_error_in_a_thread_reaches_the_caller(monkeypatch):
 
 def test_threads_are_those_that_the_environment_allows(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    assert ranking._usable_threads() == 3
+    assert ranking.usable_threads() == 3
     for value in ("", "0", "many"):
         monkeypatch.setenv("OMP_NUM_THREADS", value)
-        assert 1 <= ranking._usable_threads() <= (os.cpu_count() or 1)
+        assert 1 <= ranking.usable_threads() <= (os.cpu_count() or 1)
 
 
 def test_without_numba_numpy_does_it(monkeypatch):

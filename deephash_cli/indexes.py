@@ -1,8 +1,8 @@
 """Codes to search in: exactly, or by one of the binary indexes of faiss, all asked in the same way.
 
 Every search gives results by distance, ties by position in the database. faiss itself promises no order of ties, and
-marks what it did not find with values of its own; both end here. So does its liking for whole machine words: it compares
-codes of 48 bits five times slower than those of 64, so they are padded with zeros, which add no distance.
+marks what it did not find with values of its own; both end here. It also compares codes of 48 bits five times slower
+than those of 64: all are padded to whole machine words with zeros, which add no distance.
 """
 
 from collections.abc import Iterator, Mapping
@@ -114,7 +114,8 @@ class Faiss:
             raise ValueError(f"k must be at least 1, got {k}")
         _load_faiss()
         distances, positions = self.inner.search(_whole_words(queries), min(k, self.n))
-        distances = np.where(positions < 0, np.iinfo(np.int64).max, distances)  # faiss has its own largest number there
+        distances = distances.astype(np.int64)
+        distances[positions < 0] = np.iinfo(np.int64).max  # last in order
         order = np.lexsort((positions, distances))
         distances, positions = (np.take_along_axis(side, order, axis=1) for side in (distances, positions))
         missing = positions < 0
@@ -279,10 +280,6 @@ def save(index: Faiss, path: Path, database: Database) -> None:
         ArtifactError: If the files cannot be written.
     """
     faiss = _load_faiss()
-    try:
-        _record_path(path).unlink(missing_ok=True)  # an old record would call the new index damaged
-    except OSError as error:
-        raise ArtifactError(f"could not write {_record_path(path)}: {error.strerror or error}") from error
     with atomic_write(path) as file:
         try:
             faiss.write_index_binary(index.inner, faiss.PyCallbackIOWriter(file.write))

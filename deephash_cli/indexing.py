@@ -37,6 +37,7 @@ def index(config: DictConfig) -> dict[str, Any] | None:
     report = output.with_name(f"{output.name}.check.json") if config.check_output is None else Path(config.check_output)
     _check_paths(output, report, config)
     database = open_side(folder)
+    asked = _queries(folder, database, config.queries, config.seed) if config.check else None
     settings: dict[str, Any] = OmegaConf.to_container(config[config.kind]) if config.kind in config else {}  # type: ignore[assignment]
     say(f"building {config.kind} of {database.n} codes of {database.bits} bits")
     start = time.perf_counter()
@@ -45,9 +46,9 @@ def index(config: DictConfig) -> dict[str, Any] | None:
     indexes.save(built, output, database)
     size = output.stat().st_size
     say(f"index: {output} ({size / 1e6:.1f} MB, built in {seconds:.1f} s)")
-    if not config.check:
+    if asked is None:
         return None
-    queries, own = _queries(folder, database, config.queries, config.seed)
+    queries, own = asked
     measured = {
         "kind": config.kind,
         "settings": built.settings,

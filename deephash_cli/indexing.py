@@ -4,6 +4,7 @@ What an index finds is compared by distance. Many items can lie equally far, and
 then a matter of order, not of finding: each result counts that is no farther than the k-th of the exact search.
 """
 
+import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -126,8 +127,9 @@ def _check_paths(output: Path, report: Path, config: DictConfig) -> None:
     if config.check_output is not None and not config.check:
         raise ConfigError("check_output= goes with --check: add it, or leave out check_output=")
     for name, path in (("output", output), ("check_output", report)):
-        if not path.parent.is_dir():
-            raise ConfigError(f"{name} must be a file in a folder that exists, got {path}: there is no {path.parent}")
+        if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+            problem = "cannot be written to" if path.parent.is_dir() else "does not exist"
+            raise ConfigError(f"{name}={path} is in a folder that {problem}: choose another one, output=<file{ENDING}>")
 
 
 def _queries(

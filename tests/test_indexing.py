@@ -117,7 +117,11 @@ REFUSED = {
     "another kind": (["codes=codes", "kind=pq"], 2, "kind must be flat or ivf or hnsw or multihash, got pq"),
     "exact": (["codes=codes", "kind=exact"], 2, "kind must be flat or ivf or hnsw or multihash, got exact"),
     "another ending": (["codes=codes", "output=database.npy"], 2, "output must be a file that ends in .faiss"),
-    "no such folder": (["codes=codes", "output=no/it.faiss"], 2, "there is no no"),
+    "no such folder": (
+        ["codes=codes", "output=no/it.faiss"],
+        2,
+        "output=no/it.faiss is in a folder that does not exist",
+    ),
     "a report without a check": (["codes=codes", "check_output=it.json"], 2, "check_output= goes with --check"),
     "another report": (["codes=codes", "check_output=it", "--check"], 2, "must be a file that ends in .json, got it"),
     "no such codes": (["codes=codes", "output=it.faiss"], 4, "codes has no manifest.json"),

@@ -268,13 +268,16 @@ def _whole_words(packed: UInt8[np.ndarray, "n bytes"]) -> UInt8[np.ndarray, "n w
     return padded
 
 
-def save(index: Faiss, path: Path, database: Database) -> None:
+def save(index: Faiss, path: Path, database: Database) -> dict[str, Any]:
     """Write an index, and beside it ``<path>.json``: what it is, of which codes, and the digest of the file.
 
     Args:
         index: Built of ``database``.
         path: The file. One that is there is replaced.
         database: The database side of a folder of codes.
+
+    Returns:
+        What stands in the second file.
 
     Raises:
         ArtifactError: If the files cannot be written.
@@ -297,6 +300,7 @@ def save(index: Faiss, path: Path, database: Database) -> None:
         "versions": {"deephash": __version__, "faiss": faiss.__version__},
     }
     write_json(_record_path(path), record)
+    return record
 
 
 def load(path: Path, database: Database) -> Faiss:

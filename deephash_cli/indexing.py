@@ -36,16 +36,16 @@ def index(config: DictConfig) -> dict[str, Any] | None:
     folder = codes_folder("index", config.run, config.codes)
     output = folder / f"{config.kind}{ENDING}" if config.output is None else Path(config.output)
     report = output.with_name(f"{output.name}.check.json") if config.check_output is None else Path(config.check_output)
-    _check_paths(output, report, config)
     database = open_side(folder)
+    _check_paths(output, report, config)
     asked = _queries(folder, database, config.queries, config.seed) if config.check else None
     settings: dict[str, Any] = OmegaConf.to_container(config[config.kind]) if config.kind in config else {}  # type: ignore[assignment]
     say(f"building {config.kind} of {database.n} codes of {database.bits} bits")
     start = time.perf_counter()
     built = indexes.build(config.kind, database.packed, database.bits, settings)
     seconds = time.perf_counter() - start
-    indexes.save(built, output, database)
-    size = output.stat().st_size
+    record = indexes.save(built, output, database)
+    size = record["bytes"]
     say(f"index: {output} ({size / 1e6:.1f} MB, built in {seconds:.1f} s)")
     if asked is None:
         return None
@@ -60,6 +60,7 @@ def index(config: DictConfig) -> dict[str, Any] | None:
         "threads": ranking.usable_threads(),
         "build_seconds": seconds,
         "bytes": size,
+        "sha256": record["sha256"],
         **compare(built, indexes.Exact(database.packed, database.bits), queries, own, config.k, config.radius),
     }
     _show(measured)
@@ -125,7 +126,7 @@ def _check_paths(output: Path, report: Path, config: DictConfig) -> None:
     if report.suffix != ".json":
         raise ConfigError(f"check_output must be a file that ends in .json, got {report}")
     if config.check_output is not None and not config.check:
-        raise ConfigError("check_output= goes with --check: add it, or leave out check_output=")
+        raise ConfigError("check_output= goes with --check: add that, or leave out check_output=")
     for name, path in (("output", output), ("check_output", report)):
         if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
             problem = "cannot be written to" if path.parent.is_dir() else "does not exist"

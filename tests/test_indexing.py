@@ -45,6 +45,7 @@ def test_an_index_of_each_kind(deephash, folder, kind):
     assert (measured["queries"], measured["queries_from"], measured["database"]) == (40, "query side", 300)
     assert measured["settings"] == opened.settings
     assert measured["bytes"] == Path("it.faiss").stat().st_size
+    assert measured["sha256"] == read_json(Path("it.faiss.json"))["sha256"]
     assert measured["nearest"]["k"] == 5
     assert 0.9 < measured["nearest"]["recall"] <= 1
     assert (measured["within"] is None) == (kind == "hnsw")
@@ -124,7 +125,7 @@ REFUSED = {
     ),
     "a report without a check": (["codes=codes", "check_output=it.json"], 2, "check_output= goes with --check"),
     "another report": (["codes=codes", "check_output=it", "--check"], 2, "must be a file that ends in .json, got it"),
-    "no such codes": (["codes=codes", "output=it.faiss"], 4, "codes has no manifest.json"),
+    "no such codes": (["codes=nothing"], 4, "nothing has no manifest.json"),
     "k": (["codes=codes", "k=0"], 2, "k must be a whole number"),
     "probes": (["codes=codes", "ivf.probes=0"], 2, "ivf.probes must be a whole number"),
     "unknown": (["codes=codes", "ivf.probe=1"], 2, "unknown key 'ivf.probe'; did you mean 'ivf.probes'?"),
@@ -135,10 +136,12 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_refused(deephash, name):
     arguments, code, message = REFUSED[name]
+    save_database(Path("codes"), code_set(codes(5, BITS), "d"), {})
+    before = sorted(Path().rglob("*"))
     result = deephash("index", *arguments)
     assert (result.code, result.err[:7], result.err.count("\n")) == (code, "error: ", 1), result
     assert message in result.err
-    assert list(Path().iterdir()) == []
+    assert sorted(Path().rglob("*")) == before
 
 
 def test_too_many_lists_and_a_database_of_one_code(deephash, folder, tmp_path):

@@ -171,20 +171,21 @@ def memory(n: int, threads: int) -> None:
     """Search codes on disk in a fresh process."""
     print(f"\n### {n:,} codes of {BITS} bits on disk, names included: {QUERIES} queries, the {TOP} nearest, exactly\n")
     with tempfile.TemporaryDirectory() as folder:
-        child("--write", folder, str(n), threads=threads)
+        child("--write", folder, str(n), threads=threads, capture=True)
         size = sum(file.stat().st_size for file in Path(folder).iterdir())
         print(f"The files have {size / 1e6:,.0f} MB.\n")
-        result = json.loads(child("--search", folder, threads=threads))
+        result = json.loads(child("--search", folder, threads=threads, capture=True))
     head("step", "peak MB", "seconds", f"at most {LIMIT / 1e6:,.0f}")
     for name, seconds in (("imports", None), ("opened", "open"), ("searched", "search"), ("named", None)):
         taken = f"{result[seconds]:.2f}" if seconds else "-"
         row(name, f"{result[name] / 1e6:,.0f}", taken, "yes" if result[name] <= LIMIT else "no")
 
 
-def child(*arguments: str, threads: int) -> str:
-    """What this script prints when it is started with other arguments."""
-    command = [sys.executable, __file__, *arguments]
-    return subprocess.run(command, check=True, capture_output=True, text=True, env=environment(threads)).stdout
+def child(*arguments: str, threads: int, capture: bool = False) -> str:
+    """Start this script with other arguments; what it prints, or nothing where that goes straight to the reader."""
+    command = [sys.executable, "-u", __file__, *arguments]
+    stdout = subprocess.PIPE if capture else None
+    return subprocess.run(command, check=True, stdout=stdout, text=True, env=environment(threads)).stdout
 
 
 def main() -> None:
@@ -214,9 +215,9 @@ def main() -> None:
         print(machine(options.threads), flush=True)
         million, repeat = (20_000, 2) if options.quick else (1_000_000, options.repeat)
         if "speed" in parts:
-            print(child("--speed", str(million), str(repeat), threads=options.threads), end="", flush=True)
+            child("--speed", str(million), str(repeat), threads=options.threads)
         if "kinds" in parts:
-            print(child("--kinds", str(million), threads=options.threads), end="", flush=True)
+            child("--kinds", str(million), threads=options.threads)
         if "memory" in parts:
             memory(10 * million, options.threads)
 

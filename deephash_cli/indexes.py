@@ -259,7 +259,7 @@ def _multihash(codes: np.ndarray, bits: int, settings: Mapping[str, Any]) -> tup
     return inner, {"hashes": hashes, "hash_bits": hash_bits, "flips": inner.nflip}
 
 
-def _whole_words(packed: UInt8[np.ndarray, "n bytes"]) -> UInt8[np.ndarray, "n words"]:
+def _whole_words(packed: UInt8[np.ndarray, "n bytes"]) -> UInt8[np.ndarray, "n padded"]:
     n, width = packed.shape
     if width % _WORD == 0:
         return np.ascontiguousarray(packed)

@@ -40,7 +40,7 @@ Found = tuple[Int64[np.ndarray, " hits"], Int64[np.ndarray, " hits"]]
 
 
 class Exact:
-    """Looks at every code: no faiss, nothing to build; codes of 64 bits stay on disk.
+    """Looks at every code: no faiss, no time to build; codes of whole machine words stay on disk.
 
     Args:
         packed: Codes of the database.
@@ -50,23 +50,26 @@ class Exact:
     kind = "exact"
 
     def __init__(self, packed: UInt8[np.ndarray, "n bytes"], bits: int):
+        ranking.check_side("database", packed, bits)
         self.bits = bits
-        self._packed = packed
+        self._codes = _whole_words(packed)  # once: `ranking` would do it for each search anew
 
     @property
     def n(self) -> int:
         """Number of codes."""
-        return len(self._packed)
+        return len(self._codes)
 
     def nearest(
         self, queries: UInt8[np.ndarray, "q bytes"], k: int
     ) -> tuple[Int64[np.ndarray, "q k"], Int64[np.ndarray, "q k"]]:
         """See `ranking.nearest`; nothing is ever missing."""
-        return ranking.nearest(queries, self._packed, self.bits, k)
+        ranking.check_side("query", queries, self.bits)
+        return ranking.nearest(_whole_words(queries), self._codes, 8 * self._codes.shape[1], k)
 
     def within(self, queries: UInt8[np.ndarray, "q bytes"], radius: int) -> Iterator[Found]:
         """See `ranking.within`."""
-        return ranking.within(queries, self._packed, self.bits, radius)
+        ranking.check_side("query", queries, self.bits)
+        return ranking.within(_whole_words(queries), self._codes, 8 * self._codes.shape[1], radius)
 
 
 class Faiss:

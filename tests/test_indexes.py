@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deephash_cli import indexes
+from deephash_cli import indexes, ranking
 from deephash_cli.codes import CodeSet, open_side, pack, save_database
 from deephash_cli.errors import ArtifactError, ConfigError
 from deephash_cli.files import read_json, sha256_file, write_json
@@ -139,6 +139,20 @@ def test_what_is_not_found_is_missing_and_not_the_last_item(kind, changes):
     assert_ordered(distances, positions)
 
 
+@pytest.mark.parametrize("bits", [12, 48, 64, 100])
+def test_the_exact_search_is_that_of_ranking(bits):
+    packed, queries = codes(300, bits), codes(20, bits, seed=1)
+    exact = indexes.Exact(packed, bits)
+    np.testing.assert_array_equal(exact.nearest(queries, 9), ranking.nearest(queries, packed, bits, 9))
+    for one, other in zip(exact.within(queries, 5), ranking.within(queries, packed, bits, 5), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_codes_of_whole_words_are_not_copied():
+    packed = codes(50, 64)
+    assert np.shares_memory(indexes.Exact(packed, 64)._codes, packed)
+
+
 def test_no_queries():
     packed = codes(50, 12)
     for index in (indexes.Exact(packed, 12), *(built(kind, packed, 12) for kind in FAISS)):
@@ -201,11 +215,12 @@ def test_codes_that_do_not_fit():
             index.nearest(packed, 0)
         with pytest.raises(ValueError, match="radius must be at least 0, got -1"):
             index.within(packed, -1)
-    for search in (flat.nearest, flat.within):
+    for search in (flat.nearest, flat.within, indexes.Exact(packed, 12).nearest, indexes.Exact(packed, 12).within):
         with pytest.raises(ValueError, match="codes of 12 bits take 2 bytes a row, got 3"):
             search(np.zeros((2, 3), np.uint8), 3)
-    with pytest.raises(ValueError, match="padding bits of the database codes"):
-        built("flat", packed | 128, 12)
+    for make in (indexes.Exact, lambda *codes: built("flat", *codes)):
+        with pytest.raises(ValueError, match="padding bits of the database codes"):
+            make(packed | 128, 12)
 
 
 def test_without_faiss_the_exact_search_works_and_the_others_say_what_to_install(monkeypatch, tmp_path):

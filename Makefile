@@ -30,8 +30,9 @@ format: .venv/developing ## bring the code into style
 docs: .venv/developing ## write docs/methods.md from the methods' own files
 	$(BIN)/python -c 'import pathlib, deephash_cli.catalogue as c; pathlib.Path("docs/methods.md").write_text(c.document())'
 
-bench: .venv/developing ## evaluation, training and encoding side by side with bare loops and other libraries: minutes
+bench: .venv/developing ## evaluation, search, training and encoding side by side with bare loops and other libraries: minutes
 	$(BIN)/python benchmarks/evaluation.py
+	$(BIN)/python benchmarks/search.py
 	$(BIN)/python benchmarks/training.py
 
 clean: ## remove what was built; runs/ and .venv stay

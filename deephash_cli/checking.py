@@ -50,10 +50,22 @@ RANGES: dict[str, tuple[float, float | None]] = {
     "gpus_per_worker": (0, None),
     "port": (0, 65535),
     "max_bytes": (1, None),
+    "queries": (1, None),
+    "ivf.lists": (1, None),
+    "ivf.probes": (1, None),
+    "ivf.train_per_list": (1, None),
+    "ivf.seed": (0, 2**31 - 1),
+    "hnsw.m": (2, 256),
+    "hnsw.ef_construction": (1, None),
+    "hnsw.ef_search": (1, None),
+    "multihash.hashes": (1, None),
+    "multihash.hash_bits": (1, 32),
+    "multihash.flips": (0, 4),
 }
 # Settings that are one of a few words.
 WORDS: dict[str, tuple[str, ...]] = {
     "bit_order": ("little", "big"),
+    "kind": ("flat", "ivf", "hnsw", "multihash"),
     "zero_hits": ("zero", "skip"),
     "metrics.zero_hits": ("zero", "skip"),
     "side": ("database", "query"),
@@ -71,7 +83,7 @@ LISTS = {"metrics.ks": 1, "dataset.map_at": 1, "ks": 1, "map_at": 1, "shards": 0
 TEXTS = (
     "run_dir", "runs", "resume", "group", "dataset.root", "dataset.file", "dataset.split_file", "dataset.train",
     "dataset.query", "dataset.database", "dataset.vectors", "dataset.labels", "dataset.ids", "run", "codes", "output",
-    "query", "database", "query_labels", "database_labels", "input", "root", "picture",
+    "query", "database", "query_labels", "database_labels", "input", "root", "picture", "check_output",
 )  # fmt: skip
 
 

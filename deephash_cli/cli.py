@@ -135,8 +135,11 @@ def normalize(argument: str, verb: str = "train") -> str:
     """Accept what users type: numbers of bits, and ``+experiment=`` (as many projects have it) for ``experiment=``.
 
     ``bits`` is a group of ``train``, and Hydra would take ``eval bits=20`` for a choice of it, which need not exist.
+    ``index --check`` reads better than ``check=true``, and Hydra knows no options of ours.
     """
     name, equals, value = argument.lstrip("+").partition("=")
+    if verb == "index" and argument == "--check":
+        return "check=true"
     if verb == "eval":
         return f"code_bits={value}" if equals and name == "bits" else argument
     return quote_bits(argument.lstrip("+") if equals and name in group_names() else argument)

@@ -1,4 +1,4 @@
-"""Hamming rankings: how many items lie at each distance, how many labels they share, and who is nearest.
+"""Hamming rankings: how many items lie at each distance, how many labels they share, who is nearest or near enough.
 
 Nothing here holds all pairs of queries and database items, and nothing is sorted: codes of K bits have only K + 1
 distances, so counting does. Every count is an integer, and every sum is made query by query in the order of the
@@ -145,6 +145,58 @@ def nearest(
     return distances, positions
 
 
+def within(
+    query_packed: UInt8[np.ndarray, "q bytes"],
+    database_packed: UInt8[np.ndarray, "n bytes"],
+    bits: int,
+    radius: int,
+    threads: int | None = None,
+) -> Iterator[tuple[Int64[np.ndarray, " hits"], Int64[np.ndarray, " hits"]]]:
+    """Find every database item at most ``radius`` away from each query, exactly.
+
+    Args:
+        query_packed: Codes of the queries.
+        database_packed: Codes of the database.
+        bits: Code length.
+        radius: The largest distance that counts.
+        threads: As of `count`.
+
+    Returns:
+        For each query in order the distances and positions in the database, by distance, ties by position. Only a few
+        queries' are there at a time: in a large radius lies the whole database.
+
+    Raises:
+        ValueError: If codes do not fit together or ``radius`` is below 0; at the call.
+    """
+    _check_codes(query_packed, database_packed, bits)
+    if radius < 0:
+        raise ValueError(f"radius must be at least 0, got {radius}")
+    query_words, database_words = _words(query_packed).T.copy(), _words(database_packed)
+    kernels = _kernels()
+    return _in_parts(
+        lambda rows: kernels.within(query_words[rows], database_words, bits, radius), len(query_words), threads, most=1
+    )
+
+
+def usable_threads() -> int:
+    """Threads that work is shared out to: OMP_NUM_THREADS, or as many as there are cores for this process."""
+    if (limit := os.environ.get("OMP_NUM_THREADS", "")).isdecimal() and int(limit) > 0:
+        return int(limit)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def check_side(side: str, packed: UInt8[np.ndarray, "n bytes"], bits: int) -> None:
+    """Refuse rows of another width, and padding that would count as distance.
+
+    Raises:
+        ValueError: With the name of the ``side``.
+    """
+    if bits < 1 or packed.shape[1] != packed_width(bits):
+        raise ValueError(f"codes of {bits} bits take {packed_width(bits)} bytes a row, got {packed.shape[1]}")
+    if bits % 8 and (packed[:, -1] >> (bits % 8)).any():
+        raise ValueError(f"padding bits of the {side} codes must be zero, got ones: they would count as distance")
+
+
 def _kernels() -> ModuleType:
     try:
         from deephash_cli.kernels import compiled
@@ -155,13 +207,13 @@ def _kernels() -> ModuleType:
     return compiled
 
 
-def _in_parts(work: Callable[[slice], T], queries: int, threads: int | None) -> Iterator[T]:
+def _in_parts(work: Callable[[slice], T], queries: int, threads: int | None, most: int = _TOGETHER) -> Iterator[T]:
     """Results of some queries at a time, in order; a few parts ahead of the caller, so that memory stays bounded."""
-    threads = _usable_threads() if threads is None else threads
+    threads = usable_threads() if threads is None else threads
     if threads < 1:
         raise ValueError(f"threads must be at least 1, got {threads}")
     # Two parts a thread at least: the caller has the first while the second is worked on.
-    size = max(1, min(_TOGETHER, -(-queries // (2 * threads)) if threads > 1 else queries))
+    size = max(1, min(most, -(-queries // (2 * threads)) if threads > 1 else queries))
     slices = [slice(start, min(start + size, queries)) for start in range(0, queries, size)]
     if threads == 1 or len(slices) < 2:
         return map(work, slices)
@@ -186,19 +238,10 @@ def _ahead(work: Callable[[slice], T], slices: Sequence[slice], threads: int) ->
     return results()
 
 
-def _usable_threads() -> int:
-    if (limit := os.environ.get("OMP_NUM_THREADS", "")).isdecimal() and int(limit) > 0:
-        return int(limit)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _check_codes(query_packed: np.ndarray, database_packed: np.ndarray, bits: int) -> None:
     _require_same_width("codes", query_packed, database_packed)
-    if bits < 1 or query_packed.shape[1] != packed_width(bits):
-        raise ValueError(f"codes of {bits} bits take {packed_width(bits)} bytes a row, got {query_packed.shape[1]}")
-    for side, packed in (("query", query_packed), ("database", database_packed)):
-        if bits % 8 and (packed[:, -1] >> (bits % 8)).any():
-            raise ValueError(f"padding bits of the {side} codes must be zero, got ones: they would count as distance")
+    check_side("query", query_packed, bits)
+    check_side("database", database_packed, bits)
 
 
 def _require_same_width(what: str, query: np.ndarray, database: np.ndarray) -> None:

@@ -102,7 +102,7 @@ def test_every_example_in_the_help_is_a_command_that_is_understood():
             continue
         command = line.strip().split("   ")[0].split()
         assert command[:1] == ["deephash"]
-        verb, rest = command[1], [cli.normalize(argument) for argument in command[2:]]
+        verb, rest = command[1], [cli.normalize(argument, command[1]) for argument in command[2:]]
         if verb in verbs.RUN:
             assert verbs.parser(verb).parse_intermixed_args(rest)
             continue

@@ -283,6 +283,34 @@ def test_nearest_and_counts_agree_with_faiss(engine, bits):
         np.testing.assert_array_equal(total[:, radius], np.diff(limits.astype(np.int64)))
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+@given(data=st.data())
+@same_engine
+def test_within_a_radius(engine, threads, data):
+    bits = data.draw(st.sampled_from(BITS))
+    n = data.draw(st.sampled_from([1, 30, compiled.BLOCK + 3]) if bits < 20 else st.integers(1, 30))
+    problem = Problem(data.draw(st.integers(0, 1000)), q=3, n=n, bits=bits, exclude=False)
+    radius = data.draw(st.integers(0, bits + 1))
+    found = list(ranking.within(*problem.arguments[:3], radius, threads=threads))
+    assert len(found) == 3
+    for i, (distances, positions) in enumerate(found):
+        expected = [(distance, j) for distance, j, _ in problem.items(i) if distance <= radius]
+        assert list(zip(distances.tolist(), positions.tolist(), strict=True)) == expected
+
+
+def test_memory_does_not_grow_with_what_lies_within_the_radius(engine):
+    rng = np.random.default_rng(0)
+    query, database = (rng.integers(0, 256, (rows, 6), dtype=np.uint8) for rows in (40, 100_000))
+    list(ranking.within(query[:1], database[:1], 48, 48))  # compiled before it is measured
+    tracemalloc.start()
+    try:
+        assert sum(len(positions) for _, positions in ranking.within(query, database, 48, 48, threads=1)) == 4_000_000
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 12e6  # all of it would be 64 MB
+
+
 @pytest.mark.parametrize("kind", ["single", "multi"])
 def test_memory_does_not_grow_with_the_number_of_pairs(engine, kind):
     rng = np.random.default_rng(0)
@@ -308,6 +336,7 @@ def test_empty_sides(engine, q, n):
     assert not any(part.shared.any() for part in parts)
     distances, positions = ranking.nearest(*problem.arguments[:3], k=4)
     assert distances.shape == positions.shape == (q, min(n, 4))
+    assert [len(side) for found in ranking.within(*problem.arguments[:3], radius=12) for side in found] == [0] * 2 * q
 
 
 @pytest.mark.parametrize("bits", [48, 64])
@@ -340,6 +369,8 @@ def test_arrays_that_do_not_fit_are_refused():
         ranking.count(codes | 128, codes, 12, labels, labels)
     with pytest.raises(ValueError, match="k must be between 1 and the database size 3, got 0"):
         ranking.nearest(codes, codes, 12, 0)
+    with pytest.raises(ValueError, match="radius must be at least 0, got -1"):
+        ranking.within(codes, codes, 12, -1)
     with pytest.raises(ValueError, match="threads must be at least 1, got 0"):
         ranking.count(codes, codes, 12, labels, labels, threads=0)
     with pytest.raises(ValueError, match="both be multi-hot or both be class numbers"):
@@ -381,10 +412,10 @@ def test_an_error_in_a_thread_reaches_the_caller(monkeypatch):
 
 def test_threads_are_those_that_the_environment_allows(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    assert ranking._usable_threads() == 3
+    assert ranking.usable_threads() == 3
     for value in ("", "0", "many"):
         monkeypatch.setenv("OMP_NUM_THREADS", value)
-        assert 1 <= ranking._usable_threads() <= (os.cpu_count() or 1)
+        assert 1 <= ranking.usable_threads() <= (os.cpu_count() or 1)
 
 
 def test_without_numba_numpy_does_it(monkeypatch):

@@ -248,6 +248,26 @@ def _nearest(query_words, database_words, distance, out_distance, out_position):
                     worst = candidate[k - 1] - 1
 
 
+@no_type_check
+def _within(query_words, database_words, radius, distance, out_distance, out_position, counts):
+    n = database_words.shape[1]
+    for i in range(query_words.shape[0]):
+        count = 0
+        for first in range(0, n, BLOCK):
+            size = min(BLOCK, n - first)
+            near = distance[:size]
+            _distances(query_words[i], database_words, first, near)
+            any_near = False
+            for j in range(size):
+                any_near |= near[j] <= radius[0]
+            if any_near:
+                for j in range(size):
+                    if near[j] <= radius[0]:
+                        out_distance[count], out_position[count] = near[j], first + j
+                        count += 1
+        counts[i] = count
+
+
 def count_classes(
     query_words: UInt64[np.ndarray, "q words"],
     database_words: UInt64[np.ndarray, "words n"],
@@ -320,6 +340,21 @@ def nearest(
     )
     _run(_nearest, inputs, outputs)
     return outputs[1], outputs[2]
+
+
+def within(
+    query_words: UInt64[np.ndarray, "1 words"], database_words: UInt64[np.ndarray, "words n"], bits: int, radius: int
+) -> tuple[Int64[np.ndarray, " hits"], Int64[np.ndarray, " hits"]]:
+    """Distances and positions of the items within ``radius`` of one query. See `ranking.within`."""
+    n = database_words.shape[1]
+    inputs = (query_words, database_words, np.array([min(radius, bits)]))
+    # Room for all of the database; the system gives memory only to the part of it that is written to.
+    work = np.empty(BLOCK, np.min_scalar_type(bits))
+    distances, positions, counts = np.empty(n, np.min_scalar_type(bits)), np.empty(n, np.int64), np.zeros(1, np.int64)
+    _run(_within, inputs, (work, distances, positions, counts))
+    distances, positions = distances[: counts[0]], positions[: counts[0]]
+    order = np.argsort(distances, kind="stable")  # of bytes: linear
+    return distances[order].astype(np.int64), positions[order]
 
 
 def _run(function: Callable[..., None], inputs: Sequence[np.ndarray], outputs: Sequence[np.ndarray]) -> None:

@@ -62,6 +62,16 @@ def nearest(
     return distances, positions
 
 
+def within(
+    query_words: UInt64[np.ndarray, "1 words"], database_words: UInt64[np.ndarray, "words n"], bits: int, radius: int
+) -> tuple[Int64[np.ndarray, " hits"], Int64[np.ndarray, " hits"]]:
+    """Distances and positions of the items within ``radius`` of one query. See `ranking.within`."""
+    (distance,) = _counted_bits(query_words, database_words, np.bitwise_xor, bits)
+    positions = np.flatnonzero(distance <= radius)
+    positions = positions[_stable_order(distance[positions])]
+    return distance[positions].astype(np.int64), positions
+
+
 def _count(
     query_words: UInt64[np.ndarray, "q words"],
     database_words: UInt64[np.ndarray, "words n"],

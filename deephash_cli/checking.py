@@ -144,6 +144,8 @@ def check(verb: str, overrides: Sequence[str], config_dir: str | None, multirun:
             raise ConfigError(f"could not read {overrides[position]!r}: a setting is key=value")
         if _is_group(verb, override):
             _check_choice(override)
+        elif override.key_or_group.startswith("hydra/") and isinstance(override.value(), list | dict | int | float):
+            raise ConfigError(f"{override.key_or_group} must be a name, got {override.get_value_string()}")
         elif verb == "eval" and (key := override.key_or_group).startswith("metrics"):
             # The group is there for its values: beside ks, metrics.ks would be a second name for one thing.
             raise ConfigError(f"deephash eval has no {key}; it has ks, map_at, radius and zero_hits")

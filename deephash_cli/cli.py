@@ -46,6 +46,11 @@ EXAMPLES = """\
   deephash train dataset=image_folder dataset.root=photos   your own images, one sub-folder a class
   deephash train resume=auto                                go on with the same run after an interruption
   deephash eval run=runs/<folder>                           every number again, from the codes on disk
+  deephash search query=photo.jpg                           the nearest images, as a table and a picture
+  deephash serve                                            the same as a page: drop an image
+  deephash encode input=photos output=codes                 codes of any images with the newest run's network
+  deephash index run=runs/<folder> kind=hnsw --check        a faiss index, its recall and speed
+  deephash export run=runs/<folder> to=faiss output=out     codes or network for other engines
   deephash compare runs                                     method by length: mean and deviation over seeds
   deephash report runs -o report.html                       tables, charts and images of runs in one HTML file
   deephash runs status=failed                               what has become of your runs

@@ -1,20 +1,20 @@
 """``deephash search``: the nearest images of an image, as a table, as JSON, and as a picture."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
-from jaxtyping import Int64, UInt8
+from jaxtyping import UInt8
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 from rich.markup import escape
 from rich.table import Table
 
-from deephash_cli import ranking, runs, sheets
+from deephash_cli import indexes, runs, sheets
 from deephash_cli.building import build, require_trusted
 from deephash_cli.codes import Database, open_side
 from deephash_cli.console import console, say, warn
@@ -74,10 +74,10 @@ class Searcher:
         encoder: Of the run that the codes are from.
         database: What is searched in.
         pictures: Images of the database by id, as far as they are at hand.
-        index: Searches instead of the exact comparison with every code; ``None`` for that.
+        index: Of the database's codes.
     """
 
-    def __init__(self, encoder: Encoder, database: Database, pictures: "Pictures", index: Any = None):
+    def __init__(self, encoder: Encoder, database: Database, pictures: "Pictures", index: indexes.Index):
         self.encoder = encoder
         self.database = database
         self.pictures = pictures
@@ -99,27 +99,21 @@ class Searcher:
         return packed_codes(torch.cat(parts))
 
     def search(self, query: Query, k: int, radius: int | None) -> list[Hit]:
-        """The ``k`` nearest of a query; with a radius, of those at most so far away."""
-        own = int(query.own >= 0)
-        distances, positions = self._nearest(query.packed, k + own)
-        return [
+        """The ``k`` nearest of a query; with a radius, instead, all that are at most so far away."""
+        if radius is None:
+            distances, positions = (found[0] for found in self.index.nearest(query.packed, k + int(query.own >= 0)))
+        else:
+            distances, positions = next(self.index.within(query.packed, radius))
+        hits = [
             self._hit(query, position, distance)
             for distance, position in zip(distances.tolist(), positions.tolist(), strict=True)
-            if position >= 0 and position != query.own and (radius is None or distance <= radius)
-        ][:k]
+            if position not in (indexes.MISSING, query.own)
+        ]
+        return hits[:k] if radius is None else hits
 
     def picture(self, id: str) -> Image.Image | None:  # noqa: A002
         """An image of the database, if it is at hand."""
         return self.pictures.get(id)
-
-    def _nearest(
-        self, packed: UInt8[np.ndarray, "1 bytes"], k: int
-    ) -> tuple[Int64[np.ndarray, " k"], Int64[np.ndarray, " k"]]:
-        if self.index is None:
-            distances, positions = ranking.nearest(packed, self.database.packed, self.bits, k)
-        else:
-            distances, positions = self.index.search(packed, k)
-        return distances[0], positions[0]
 
     def _hit(self, query: Query, position: int, distance: int) -> Hit:
         labels = _labels(self.database, position)
@@ -171,6 +165,8 @@ class Pictures:
 def open_searcher(
     run: Path,
     folder: Path | None,
+    index: str,
+    settings: Mapping[str, Mapping[str, Any]],
     allowed_targets: Sequence[str] = (),
     vectors: Path | None = None,
 ) -> Searcher:
@@ -179,6 +175,8 @@ def open_searcher(
     Args:
         run: The run folder.
         folder: Codes that `deephash encode` made with it; ``None``: the database of the run.
+        index: What searches them, as of `indexes.open_or_build`.
+        settings: Likewise.
         allowed_targets: Packages besides deephash's own whose classes the run may build.
         vectors: As of `load_encoder`.
 
@@ -200,7 +198,7 @@ def open_searcher(
     else:
         source = database.manifest.get("source") or {}
         require_trusted(source, also=allowed_targets)
-    return Searcher(encoder, database, Pictures(source))
+    return Searcher(encoder, database, Pictures(source), indexes.open_or_build(index, database, settings))
 
 
 def search(config: DictConfig) -> list[dict[str, Any]]:
@@ -215,20 +213,23 @@ def search(config: DictConfig) -> list[dict[str, Any]]:
     place = Path(config.query).expanduser()
     vectors = place if place.suffix == ".npy" else None
     folder = None if config.codes is None else Path(config.codes)
-    searcher = open_searcher(run, folder, list(config.allowed_targets), vectors)
+    settings = cast(dict[str, Any], OmegaConf.to_container(config))
+    searcher = open_searcher(run, folder, config.index, settings, list(config.allowed_targets), vectors)
     say(f"{run}: {searcher.title}, {searcher.n} images")
     found = [(query, searcher.search(query, config.k, config.radius)) for query in _queries(searcher, run, place)]
     for query, hits in found[:SHOWN]:
-        _show(query, hits)
+        _show(query, hits[: config.k])
+        if len(hits) > config.k:
+            say(f"... and {len(hits) - config.k} more within {config.radius}")
     if len(found) > SHOWN:
         say(f"... and {len(found) - SHOWN} queries more; output=<file.json> has all")
     results = [_described(query, hits) for query, hits in found]
     if config.output is not None:
-        settings = {"run": str(run), "codes": config.codes, "bits": searcher.bits, "k": config.k}
-        write_json(Path(config.output), {**settings, "radius": config.radius, "queries": results})
+        asked = {"run": str(run), **{name: config[name] for name in ("codes", "index", "k", "radius")}}
+        write_json(Path(config.output), {**asked, "bits": searcher.bits, "queries": results})
         say(f"results: {config.output}")
     if config.picture is not None:
-        _draw(Path(config.picture), searcher, found[:SHOWN])
+        _draw(Path(config.picture), searcher, [(query, hits[: config.k]) for query, hits in found[:SHOWN]])
     return results
 
 

@@ -56,12 +56,25 @@ def test_an_id_is_left_out_of_its_own_results(search, hashed):
     assert not Path("search.png").exists()
 
 
-def test_a_radius_is_inclusive(search, hashed):
+@pytest.mark.parametrize("index", ["exact", "flat"])
+def test_a_radius_is_inclusive_and_finds_all(search, hashed, index):
+    pytest.importorskip("faiss")
+    name = open_side(hashed.run / runs.CODES).ids[0]
+    ranked = expected(hashed.run, "database", name, 54)
+    radius = ranked[30][1]
+    (query,), out = search(f"query={name}", "k=5", f"radius={radius}", f"index={index}")
+    within = [(name, distance) for name, distance in ranked if distance <= radius]
+    assert [(result["id"], result["distance"]) for result in query["results"]] == within
+    assert f"... and {len(within) - 5} more within {radius}" in out
+
+
+def test_an_index_that_was_saved(deephash, search, hashed):
+    pytest.importorskip("faiss")
+    assert deephash("index", f"run={hashed.run}", "kind=ivf", "output=ivf.faiss", "ivf.probes=30").code == 0
     name = open_side(hashed.run / runs.CODES, "query").ids[0]
-    distances = [distance for _, distance in expected(hashed.run, "query", name, 54)]
-    radius = distances[30]
-    (query,), _ = search(f"query={name}", "k=54", f"radius={radius}")
-    assert [result["distance"] for result in query["results"]] == [d for d in distances if d <= radius]
+    (query,), _ = search(f"query={name}", "index=ivf.faiss")
+    found = [(result["id"], result["distance"]) for result in query["results"]]
+    assert found == expected(hashed.run, "query", name, 10)
 
 
 def test_other_codes_are_searched_in(deephash, search, hashed):
@@ -139,6 +152,7 @@ def test_codes_of_another_network_are_refused(deephash, hashed):
         (["query=empty"], 3, "holds no image"),
         (["query={photo}", "k=0"], 2, "k must be a whole number, at least 1, got 0"),
         (["query={photo}", "picture=a.tiff"], 2, "picture must end in"),
+        (["query={photo}", "index=tree"], 2, "an index is one of exact, flat, ivf, hnsw, multihash, or a file"),
     ],
 )
 def test_what_cannot_work_is_said_in_one_sentence(deephash, hashed, arguments, code, sentence):

@@ -4,8 +4,9 @@ import errno
 import socket
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any, cast
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from deephash_cli import runs
 from deephash_cli.console import say, warn
@@ -30,7 +31,8 @@ def serve(config: DictConfig) -> None:
 
         say(f"loading {run} ...")
         codes = None if config.codes is None else Path(config.codes)
-        searcher = open_searcher(run, codes, list(config.allowed_targets))
+        settings = cast(dict[str, Any], OmegaConf.to_container(config))
+        searcher = open_searcher(run, codes, config.index, settings, list(config.allowed_targets))
         if searcher.encoder.takes != "images":
             raise ConfigError(f"{run} hashes vectors, and a page takes images: give a run that hashes images")
         if searcher.n == 0:

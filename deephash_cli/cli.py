@@ -213,10 +213,7 @@ def _launch(verb: str, arguments: list[str]) -> int:
     if parsed.multirun and not any(override.startswith("group=") for override in overrides):
         relevant = sorted(o for o in overrides if not o.startswith(("logger", "resume=", "hydra", "runs=")))
         overrides.append(f"group=sweep-{hashlib.sha256(' '.join(relevant).encode()).hexdigest()[:8]}")
-    source = None
-    if verb == "encode" and (chosen := [text for text in overrides if text.startswith(("dataset=", "dataset."))]):
-        source = check("train", chosen, parsed.config_dir, multirun=False).dataset.source
-        overrides = [text for text in overrides if text not in chosen]
+    overrides, source = take_dataset(verb, overrides, parsed.config_dir)
     config = None if parsed.hydra_help else check(verb, overrides, parsed.config_dir, parsed.multirun)
     options = [argument for argument in arguments if argument not in parsed.overrides]
     if config is None or parsed.cfg or parsed.info:
@@ -227,6 +224,17 @@ def _launch(verb: str, arguments: list[str]) -> int:
         if not parsed.multirun:
             return _hydra(verb, [*overrides, *options], _train)
         return _sweep(Path(config.runs), config.group, [*overrides, *options])
+
+
+def take_dataset(verb: str, overrides: list[str], config_dir: str | None) -> tuple[list[str], Any]:
+    """Of ``encode`` the settings of a data set, which is one of ``train``, and the other settings.
+
+    Returns:
+        The others, and the node that builds the data set, if there is one.
+    """
+    chosen = [text for text in overrides if verb == "encode" and text.startswith(("dataset=", "dataset."))]
+    source = check("train", chosen, config_dir, multirun=False).dataset.source if chosen else None
+    return [text for text in overrides if text not in chosen], source
 
 
 def _parse(verb: str, arguments: list[str]) -> argparse.Namespace:

@@ -100,7 +100,7 @@ def test_every_example_in_the_help_is_a_command_that_is_understood():
     for line in "\n".join(texts).splitlines():
         if not line.strip():
             continue
-        command = line.strip().split("   ")[0].split("| xargs -P 4 -I{} ")[-1].split()
+        command = line.strip().split("   ")[0].split("| xargs -P 4 -I{} ")[-1].replace("{}", "0").split()
         assert command[:1] == ["deephash"]
         verb, rest = command[1], [cli.normalize(argument, command[1]) for argument in command[2:]]
         if verb in verbs.RUN:

@@ -12,7 +12,7 @@ demo: .venv/installed ## train DPSH with 48 bits on real images, write codes, re
 	$(BIN)/deephash train method=dpsh bits=48
 
 test: .venv/developing ## the test suite: minutes on a CPU
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 slow: .venv/developing ## the tests that take long: packaging, kills, servers that do not answer
 	$(BIN)/python -m pytest -m slow

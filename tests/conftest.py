@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: tiny tensors are slower on several threads
+os.environ["COLUMNS"] = "200"  # of whatever starts the tests: consoles look when they are made
 
 import numpy as np
 import pytest
@@ -46,7 +47,6 @@ def isolated(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monke
     monkeypatch.chdir(place / "work")
     monkeypatch.setenv("DEEPHASH_CACHE_DIR", str(place / "cache"))
     monkeypatch.setenv("HOME", str(place / "home"))
-    monkeypatch.setenv("COLUMNS", "200")
     for name in [name for name in os.environ if name.startswith(("WANDB_", "DEEPHASH_DATA", "DEEPHASH_OUTPUT"))]:
         monkeypatch.delenv(name)
 

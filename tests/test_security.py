@@ -53,8 +53,8 @@ def test_nothing_is_loaded_or_run_unguarded(name):
             assert results._SAFE.__name__ in ("CSafeLoader", "SafeLoader")
         elif function == "subprocess.Popen":  # of the very command that the caller names, never a line for a shell
             assert name == "processes.py"
-        elif last.startswith(("read_index", "deserialize_index")):  # of faiss, once the digest was compared
-            assert name == "indexes.py"
+        elif last.startswith(("read_index", "deserialize_index")):  # once the digest was compared, or just written
+            assert name in ("indexes.py", "export/faiss_index.py")
         elif function == "torch.hub.download_url_to_file":
             assert "hash_prefix" in arguments
         else:

@@ -38,7 +38,7 @@ from deephash_cli.data.image_folder import images_below
 from deephash_cli.data.vectors import vectors
 from deephash_cli.encoder import load_encoder, prepare
 from deephash_cli.errors import ArtifactError, ConfigError, DataError, DeephashError, first_line
-from deephash_cli.files import csv_text, read_json, write_json, write_text
+from deephash_cli.files import atomic_folder, csv_text, read_json, write_json, write_text
 from deephash_cli.models import packed_codes
 from deephash_cli.scoring import CLASSES
 
@@ -282,18 +282,19 @@ class Work:
         return DataLoader(batches, batch_size=None, num_workers=workers, collate_fn=_as_it_is)  # type: ignore[arg-type]
 
     def write(self, shard: int, packed: UInt8[np.ndarray, "n bytes"], rows: list[int], bad: list[tuple[int, str]]):
-        """Let a shard appear, whole."""
-        draft = self.folder / SHARDS / f".{shard:06d}-{os.getpid()}"
-        shutil.rmtree(draft, ignore_errors=True)
-        draft.mkdir(parents=True)
-        skipped = [{"id": self.dataset.ids[row], "reason": reason} for row, reason in bad]
-        write_text(draft / SKIPPED, csv_text(_COLUMNS, skipped))
+        """Let a shard appear, whole; if another process was faster, it made the same."""
         ids = [self.dataset.ids[row] for row in rows]
         part = CodeSet(packed, self.encoder.bits, self.dataset.labels[rows], ids)
-        codes.save_database(draft, part, {"skipped": len(bad)})
-        with contextlib.suppress(OSError):  # another process was faster, and made the same
-            draft.rename(self.place(shard))
-        shutil.rmtree(draft, ignore_errors=True)
+        skipped = [{"id": self.dataset.ids[row], "reason": reason} for row, reason in bad]
+        place = self.place(shard)
+        try:
+            if not place.exists():
+                with atomic_folder(place) as draft:
+                    write_text(draft / SKIPPED, csv_text(_COLUMNS, skipped))
+                    codes.save_database(draft, part, {"skipped": len(bad)})
+        except ArtifactError:
+            if not place.exists():
+                raise
 
     def conclude(self) -> int:
         """Join the shards when all are there.

@@ -1,7 +1,7 @@
 """``deephash search``: the nearest images of an image, as a table, as JSON, and as a picture."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -57,14 +57,14 @@ class Query:
         packed: Its code.
         labels: Names of its classes, if they are known.
         own: Its own place in the database, which is left out; -1 for none.
-        image: What it looks like, if that is known.
+        image: Gives what it looks like, if that is known.
     """
 
     name: str
     packed: UInt8[np.ndarray, "1 bytes"]
     labels: list[str]
     own: int
-    image: Image.Image | None
+    image: Callable[[], Image.Image | None]
 
 
 class Searcher:
@@ -88,15 +88,14 @@ class Searcher:
         searched = provenance.get("encoded") or provenance.get("dataset")
         self.title = f"{provenance.get('method')}, {self.bits} bits, {searched}"
 
-    def find(self, images: Sequence[Image.Image], k: int) -> list[list[Hit]]:
-        """The nearest images of RGB images, nearest first, those at one distance in database order."""
-        return [self.search(Query("", self.encode([image]), [], -1, image), k, None) for image in images]
+    def find(self, image: Image.Image, k: int) -> list[Hit]:
+        """The nearest images of an RGB image, nearest first, those at one distance in database order."""
+        return self.search(Query("", self.encode(image), [], -1, lambda: image), k, None)
 
-    def encode(self, images: Sequence[Image.Image]) -> UInt8[np.ndarray, "n bytes"]:
-        """Codes of RGB images of any size."""
+    def encode(self, image: Image.Image) -> UInt8[np.ndarray, "1 bytes"]:
+        """The code of an RGB image of any size."""
         with torch.inference_mode():
-            parts = [self.encoder(prepare(image, self.encoder.image_size)[None]) for image in images]
-        return packed_codes(torch.cat(parts))
+            return packed_codes(self.encoder(prepare(image, self.encoder.image_size)[None]))
 
     def search(self, query: Query, k: int, radius: int | None) -> list[Hit]:
         """The ``k`` nearest of a query; with a radius, instead, all that are at most so far away."""
@@ -265,8 +264,8 @@ def _queries(searcher: Searcher, run: Path, place: Path) -> list[Query]:
         if str(place) in (ids := list(database.ids)):
             row = ids.index(str(place))
             own = next((i for i, name in enumerate(searcher.database.ids) if name == str(place)), -1)
-            image = searcher.picture(str(place))
-            return [Query(str(place), database.packed[row : row + 1], _labels(database, row), own, image)]
+            code, labels = database.packed[row : row + 1], _labels(database, row)
+            return [Query(str(place), code, labels, own, lambda: searcher.picture(str(place)))]
     raise DataError(
         f"query={place} is neither a file, nor a folder, nor the id of an image of {run} (such as {ids[0]})"
     )
@@ -276,9 +275,8 @@ def _image_query(searcher: Searcher, path: Path, name: Path) -> Query:
     """A file; the folder that it is in names its class, if it has the name of one."""
     if searcher.encoder.takes != "images":
         raise ConfigError(f"query={path} is no .npy file, and the run hashes vectors")
-    image = decode(path)
     labels = [folder for folder in name.parts[:-1] if folder in searcher.class_names]
-    return Query(name.as_posix(), searcher.encode([image]), labels[:1], -1, image)
+    return Query(name.as_posix(), searcher.encode(decode(path)), labels[:1], -1, lambda: decode(path))
 
 
 def _vector_queries(searcher: Searcher, path: Path) -> list[Query]:
@@ -287,7 +285,7 @@ def _vector_queries(searcher: Searcher, path: Path) -> list[Query]:
     vectors = Vectors(open_array(path, "vectors", (2,), FLOATS))
     with torch.inference_mode():
         u = searcher.encoder(vectors.batch(np.arange(len(vectors))))
-    return [Query(f"row {row}", packed[None], [], -1, None) for row, packed in enumerate(packed_codes(u))]
+    return [Query(f"row {row}", packed[None], [], -1, lambda: None) for row, packed in enumerate(packed_codes(u))]
 
 
 def _show(query: Query, hits: Sequence[Hit]) -> None:
@@ -323,7 +321,7 @@ def _described(query: Query, hits: Sequence[Hit]) -> dict[str, Any]:
 def _draw(path: Path, searcher: Searcher, found: Sequence[tuple[Query, list[Hit]]]) -> None:
     rows = []
     for query, hits in found:
-        row = [sheets.Tile(query.image, "query", ", ".join(query.labels), None)]
+        row = [sheets.Tile(query.image(), "query", ", ".join(query.labels), None)]
         row += [
             sheets.Tile(
                 searcher.picture(hit.id), f"distance {hit.distance}", ", ".join(hit.labels) or hit.id, hit.relevant

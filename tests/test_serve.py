@@ -41,14 +41,13 @@ class Fake(Searcher):
         self.inside = self.most_inside = 0
         self.sizes = []
 
-    def find(self, images, k):
+    def find(self, image, k):
         self.inside += 1
         self.most_inside = max(self.most_inside, self.inside)
-        self.sizes += [image.size for image in images]
+        self.sizes.append(image.size)
         time.sleep(0.01)
         self.inside -= 1
-        hits = [Hit(self.database.ids[i], i, i // 4, ["bag" if i % 3 else "boot"], None) for i in range(k)]
-        return [hits for _ in images]
+        return [Hit(self.database.ids[i], i, i // 4, ["bag" if i % 3 else "boot"], None) for i in range(k)]
 
     def picture(self, id):  # noqa: A002
         position = self.database.ids.index(id)

@@ -114,7 +114,7 @@ def create_app(searcher: Searcher, k: int, max_bytes: int) -> FastAPI:
                 picture = decode(image)
             except DataError as error:
                 raise HTTPException(415, str(error)) from error
-            hits = searcher.find([picture], k)[0]
+            hits = searcher.find(picture, k)
         return Answer(
             query=Query(width=picture.width, height=picture.height),
             bits=searcher.bits,

@@ -15,7 +15,7 @@ test: .venv/developing ## the test suite: minutes on a CPU
 	$(BIN)/python -m pytest -n 2
 
 slow: .venv/developing ## the tests that take long: packaging, kills, servers that do not answer
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -n 2 -m slow
 
 check: .venv/developing ## style, types, and who may import whom
 	$(BIN)/ruff check .

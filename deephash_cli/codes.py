@@ -190,23 +190,21 @@ def join_databases(folder: Path, parts: Sequence[Path], provenance: Mapping[str,
     Raises:
         ArtifactError: If a part is damaged, or the folder cannot be written to.
     """
-    opened = [open_side(part) for part in parts]
-    bits, classes = opened[0].bits, opened[0].labels.shape[1]
-    count = sum(part.n for part in opened)
+    manifests = [read_manifest(part, ("database",)) for part in parts]
+    bits, classes = manifests[0]["bits"], manifests[0]["database"]["classes"]
+    count = sum(manifest["database"]["count"] for manifest in manifests)
     _begin(folder)
-    codes_name, labels_name, ids_name = _file_names("database")
-    for name, width, arrays in (
-        (codes_name, packed_width(bits), [part.packed for part in opened]),
-        (labels_name, classes, [part.labels for part in opened]),
-    ):
-        with atomic_write(folder / name) as file:
+    names = _file_names("database")
+    with contextlib.ExitStack() as files:
+        codes, labels, ids = (files.enter_context(atomic_write(folder / name)) for name in names)
+        for file, width in ((codes, packed_width(bits)), (labels, classes)):
             header = {"descr": "|u1", "fortran_order": False, "shape": (count, width)}
             np.lib.format.write_array_header_1_0(file, header)
-            for array in arrays:
-                file.write(np.ascontiguousarray(array).data)
-    with atomic_write(folder / ids_name) as file:
-        for part in parts:
-            file.write((part / ids_name).read_bytes())
+        for part in parts:  # all at once would be more open files than a process may have
+            side = open_side(part)
+            codes.write(np.ascontiguousarray(side.packed).data)
+            labels.write(np.ascontiguousarray(side.labels).data)
+            ids.write((part / names[2]).read_bytes())
     _write_manifest(folder, bits, {"database": (count, classes)}, provenance)
 
 

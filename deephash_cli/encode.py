@@ -5,16 +5,14 @@ not made again, so any number of processes, or a scheduler, can make any shards 
 all are there they are joined into one folder of codes.
 """
 
-import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
 import logging
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,10 +33,11 @@ from deephash_cli.codes import CodeSet
 from deephash_cli.console import progress, say, warn
 from deephash_cli.data.dataset import ImageFiles, RetrievalDataset, Vectors, decode
 from deephash_cli.data.image_folder import images_below
+from deephash_cli.data.image_list import lines
 from deephash_cli.data.vectors import vectors
 from deephash_cli.encoder import load_encoder, prepare
 from deephash_cli.errors import ArtifactError, ConfigError, DataError, DeephashError, first_line
-from deephash_cli.files import atomic_folder, csv_text, read_json, write_json, write_text
+from deephash_cli.files import alone, atomic_folder, csv_text, read_json, write_json, write_text
 from deephash_cli.models import packed_codes
 from deephash_cli.scoring import CLASSES
 
@@ -114,8 +113,8 @@ def encode(config: DictConfig, source: DictConfig | None = None) -> dict[str, An
     wanted = range(work.shards) if config.shards is None else config.shards
     if beyond := [number for number in wanted if number >= work.shards]:
         raise ConfigError(f"shards must be between 0 and {work.shards - 1}, got {beyond[0]}")
-    missing = [number for number in wanted if not work.has(number)]
-    if missing and not work.is_complete():
+    missing = [] if work.is_complete() else [number for number in wanted if not work.has(number)]
+    if missing:
         with progress(f"encoding, {work.unit}", sum(work.size(number) for number in missing)) as show:
             if config.launcher == "ray":
                 _with_ray(task, missing, config.workers, config.gpus_per_worker, work.size, show)
@@ -305,7 +304,7 @@ class Work:
         Raises:
             DataError: If no image could be read.
         """
-        with _alone(self.folder):
+        with alone(self.folder / PLAN):  # the others wait, and find it done
             if not self.is_complete():
                 missing = sum(not self.has(number) for number in range(self.shards))
                 if missing:
@@ -323,8 +322,8 @@ class Work:
             raise DataError(f"none of the {skipped} images can be read; the first: {first}")
         for leftover in self.folder.glob(".*.tmp"):  # of a process that was killed while it joined them
             leftover.unlink(missing_ok=True)
-        lines = [line for place in places for line in (place / SKIPPED).read_text().splitlines(keepends=True)[1:]]
-        write_text(self.folder / SKIPPED, csv_text(_COLUMNS, []) + "".join(lines))
+        records = [line for place in places for line in (place / SKIPPED).read_text().splitlines(keepends=True)[1:]]
+        write_text(self.folder / SKIPPED, csv_text(_COLUMNS, []) + "".join(records))
         names = self.dataset.class_names
         origin = {**self.encoder.provenance, "encoded": self.dataset.name}
         if 0 < len(names) <= CLASSES:
@@ -531,11 +530,7 @@ def _read_input(task: Task) -> RetrievalDataset:
             warn(f"{others} files under {place} are hidden or no images by their ending: left out")
         return _unlabelled(place.name, [path.relative_to(place) for path in found], place)
     if place.is_file():
-        try:
-            lines = place.read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"input={place} must be a list of image files as UTF-8 text: {error}") from error
-        names = [line.strip() for line in lines if line.strip()]
+        names = [line.strip() for line in lines(place) if line.strip()]
         return _unlabelled(place.stem, [Path(name) for name in names], Path(task.root or place.parent))
     raise DataError(
         f"input={place} must be a folder of images, a text file with one path a line, or vectors as .npy; it does not "
@@ -557,14 +552,3 @@ def _digest(ids: Sequence[str]) -> str:
 
 def _absolute(path: str | None) -> str | None:
     return None if path is None else str(Path(path).expanduser().absolute())
-
-
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Let one process at a time join the shards of a folder; the others wait, and find it done."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)

@@ -16,7 +16,7 @@ from deephash_cli.data.dataset import square
 from deephash_cli.data.small_images import MAX_SIDE
 from deephash_cli.errors import ArtifactError
 from deephash_cli.files import read_json
-from deephash_cli.models import HashingNetwork
+from deephash_cli.models import HashingNetwork, NoBackbone
 from deephash_cli.resuming import read_config
 
 _HALF = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
@@ -40,7 +40,7 @@ class Encoder(nn.Module):
         self.network = network.eval().requires_grad_(False)
         self.bits = network.bits
         self.image_size = network.image_size
-        self.takes = "vectors" if settings["dataset"]["name"] == "vectors" else "images"
+        self.takes = "vectors" if isinstance(network.backbone, NoBackbone) else "images"
         self.settings = settings
         self.provenance = provenance
         self._half = _HALF.get(settings["trainer"].get("precision"))
@@ -82,10 +82,11 @@ def load_encoder(run: Path, allowed_targets: Sequence[str] = (), vectors: Path |
     require_trusted(settings, also=allowed_targets)
     try:
         bits, labels = settings["bits"], _stand_in_labels(run, settings)
-        if "weights" in settings["model"]["network"]["backbone"]:
-            settings["model"]["network"]["backbone"]["weights"] = "none"  # the checkpoint has them
-        if vectors is not None and settings["dataset"]["name"] == "vectors":
-            settings["model"]["network"]["backbone"]["file"] = str(vectors)
+        backbone = settings["model"]["network"]["backbone"]
+        if "weights" in backbone:
+            backbone["weights"] = "none"  # the checkpoint has them
+        if vectors is not None and "file" in backbone:
+            backbone["file"] = str(vectors)
         config: DictConfig = OmegaConf.create(settings)
         network = build(config.model.network, bits=bits)
         if not is_learned(config):  # such a method puts a hash layer of its own into the network

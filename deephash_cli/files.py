@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import fcntl
 import hashlib
 import io
 import json
@@ -75,6 +76,17 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def alone(file: Path) -> Iterator[None]:
+    """Hold a file, made if it is not there and not changed, for this process: others that want it wait.
+
+    It is opened for writing, without which file systems of several machines give no lock.
+    """
+    with file.open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def write_bytes(path: Path, content: bytes) -> None:

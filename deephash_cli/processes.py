@@ -108,14 +108,7 @@ def team(size: int, device: torch.device, command: Sequence[str], task: str) -> 
             store.set(os.environ[_RANK], "here")
         if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(max(1, threads // size))
-        distributed.init_process_group(
-            "nccl" if device.type == "cuda" else "gloo",
-            store=store,
-            rank=int(os.environ[_RANK]),
-            world_size=size,
-            timeout=_PATIENCE,
-            device_id=device if device.type == "cuda" else None,
-        )
+        _meet(store, int(os.environ[_RANK]), size, device)
         yield
         for process in others:
             process.wait()
@@ -156,19 +149,23 @@ def _launched_team(size: int, device: torch.device, task: str) -> Iterator[None]
     store = _meeting_point()
     if is_first():
         store.set(_TASK, task)
-    distributed.init_process_group(
-        "nccl" if device.type == "cuda" else "gloo",
-        store=PrefixStore("team", store),
-        rank=int(os.environ["RANK"]),
-        world_size=size,
-        timeout=_PATIENCE,
-        device_id=device if device.type == "cuda" else None,
-    )
+    _meet(PrefixStore("team", store), int(os.environ["RANK"]), size, device)
     try:
         yield
         distributed.barrier()  # torchrun ends all when the first one is gone
     finally:
         distributed.destroy_process_group()
+
+
+def _meet(store: Store, rank: int, size: int, device: torch.device) -> None:
+    distributed.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo",
+        store=store,
+        rank=rank,
+        world_size=size,
+        timeout=_PATIENCE,
+        device_id=device if device.type == "cuda" else None,
+    )
 
 
 def dismiss() -> None:

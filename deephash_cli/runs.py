@@ -224,6 +224,11 @@ def read_record(folder: Path) -> dict[str, Any]:
     return record
 
 
+def default_root() -> Path:
+    """The folder that runs are written to unless the command says otherwise, as conf/train.yaml has it."""
+    return Path(os.environ.get("DEEPHASH_OUTPUT_DIR") or "runs")
+
+
 def given_or_latest(run: str | None) -> Path:
     """A run folder that was given, or the newest finished one of the folder that runs are written to.
 
@@ -234,7 +239,7 @@ def given_or_latest(run: str | None) -> Path:
     if run is not None:
         read_record(Path(run))
         return Path(run)
-    root = Path(os.environ.get("DEEPHASH_OUTPUT_DIR") or "runs")
+    root = default_root()
     finished = [(record["started"], path) for path, record in scan(root) if record["status"] == "finished"]
     if not finished:
         raise ConfigError(f"there is no finished run under {root} here: give run=<run folder>")

@@ -115,7 +115,7 @@ class Searcher:
         return self.pictures.get(id)
 
     def _hit(self, query: Query, position: int, distance: int) -> Hit:
-        labels = _labels(self.database, position)
+        labels = _labels(self.class_names, self.database, position)
         relevant = bool(set(labels) & set(query.labels)) if labels and query.labels else None
         return Hit(self.database.ids[position], position, distance, labels, relevant)
 
@@ -238,9 +238,8 @@ def _class_names(side: Database) -> list[str]:
     return list(names) if len(names) == classes else [str(number) for number in range(classes)]
 
 
-def _labels(side: Database, position: int) -> list[str]:
+def _labels(names: Sequence[str], side: Database, position: int) -> list[str]:
     """Names of an image's classes."""
-    names = _class_names(side)
     return [names[number] for number in np.flatnonzero(side.labels[position]).tolist()]
 
 
@@ -264,7 +263,7 @@ def _queries(searcher: Searcher, run: Path, place: Path) -> list[Query]:
         if str(place) in (ids := list(database.ids)):
             row = ids.index(str(place))
             own = next((i for i, name in enumerate(searcher.database.ids) if name == str(place)), -1)
-            code, labels = database.packed[row : row + 1], _labels(database, row)
+            code, labels = database.packed[row : row + 1], _labels(_class_names(database), database, row)
             return [Query(str(place), code, labels, own, lambda: searcher.picture(str(place)))]
     raise DataError(
         f"query={place} is neither a file, nor a folder, nor the id of an image of {run} (such as {ids[0]})"

@@ -1,7 +1,6 @@
 """The verbs about runs that are there already. Their arguments are paths and options; Hydra has no part in it."""
 
 import argparse
-import os
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -68,11 +67,12 @@ def _report(arguments: list[str]) -> None:
 
 def _runs(arguments: list[str]) -> None:
     from deephash_cli.listing import list_runs
+    from deephash_cli.runs import default_root
 
     parsed = parser("runs").parse_intermixed_args(arguments)
     wanted = [word for word in parsed.words if "=" in word and not Path(word).is_dir()]
     paths = [Path(word) for word in parsed.words if word not in wanted]
-    default = Path(os.environ.get("DEEPHASH_OUTPUT_DIR") or "runs")
+    default = default_root()
     if not paths and not default.is_dir():
         raise ConfigError(f"there is no {default} here: give run folders, or folders of runs")
     settings = dict(word.split("=", 1) for word in wanted)

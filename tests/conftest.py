@@ -1,13 +1,15 @@
 """Fixtures: the command line in this process, a folder of tiny images, isolation from the user's own machine."""
 
+import builtins
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: tiny tensors are slower on several threads
 os.environ["COLUMNS"] = "200"  # of whatever starts the tests: consoles look when they are made
 
+import browser
 import numpy as np
 import pytest
 from PIL import Image
@@ -80,6 +82,32 @@ def write_photos(root: Path, classes: Sequence[str] = ("bag", "boot", "coat"), e
 def photos(tmp_path: Path) -> list[str]:
     """Overrides that train on 60 tiny images of three classes."""
     return ["dataset=image_folder", f"dataset.root={write_photos(tmp_path / 'photos')}", *QUICK]
+
+
+@pytest.fixture
+def uninstall(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """``uninstall("faiss")``: from here on, importing it fails."""
+
+    def call(package: str) -> None:
+        original = builtins.__import__
+
+        def without(name, *arguments, **options):
+            if name.split(".")[0] == package:
+                raise ImportError(f"No module named {package!r}")
+            return original(name, *arguments, **options)
+
+        monkeypatch.setattr(builtins, "__import__", without)
+
+    return call
+
+
+@pytest.fixture
+def page(tmp_path: Path) -> Iterator[browser.Page]:
+    """A page of a real browser."""
+    if browser.CHROMIUM is None:
+        pytest.skip("there is no Chromium or Chrome on the path")
+    with browser.page(tmp_path / "profile") as opened:
+        yield opened
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ import csv
 import io
 import os
 import random
+import resource
 import shutil
 import signal
 import subprocess
@@ -17,7 +18,7 @@ from conftest import write_photos
 from PIL import Image
 
 from deephash_cli import runs
-from deephash_cli.codes import open_side
+from deephash_cli.codes import CodeSet, join_databases, open_side, save_database
 from deephash_cli.data.dataset import MAX_PIXELS
 from deephash_cli.files import read_json
 
@@ -183,6 +184,26 @@ def test_vectors(deephash, tmp_path):
     assert "does not fit z.npy" in deephash("encode", "run=run", "input=z.npy", "output=other").err.replace(
         f"{Path.cwd()}/", ""
     )
+
+
+def test_there_can_be_more_shards_than_open_files(tmp_path):
+    rng = np.random.default_rng(0)
+    parts = [tmp_path / f"{number}" for number in range(60)]
+    for number, part in enumerate(parts):
+        side = CodeSet(
+            rng.integers(0, 256, (2, 2)).astype(np.uint8), 16, np.zeros((2, 0), np.uint8), [f"{number}a", f"{number}b"]
+        )
+        save_database(part, side, {})
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with Path(os.devnull).open() as next_file:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (next_file.fileno() + 20, before[1]))
+    try:
+        join_databases(tmp_path / "all", parts, {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    joined = open_side(tmp_path / "all")
+    assert list(joined.ids) == [f"{number}{letter}" for number in range(60) for letter in "ab"]
+    assert joined.packed.tolist() == [row for part in parts for row in open_side(part).packed.tolist()]
 
 
 @pytest.mark.parametrize(

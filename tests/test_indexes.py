@@ -1,6 +1,5 @@
 """Indexes of faiss against the exact search and loops: what they find, in which order, and what a file must be."""
 
-import builtins
 import contextlib
 import json
 import shutil
@@ -223,16 +222,9 @@ def test_codes_that_do_not_fit():
             make(packed | 128, 12)
 
 
-def test_without_faiss_the_exact_search_works_and_the_others_say_what_to_install(monkeypatch, tmp_path):
+def test_without_faiss_the_exact_search_works_and_the_others_say_what_to_install(uninstall, tmp_path):
     side = database(tmp_path / "codes", codes(50, 12), 12)
-    original = builtins.__import__
-
-    def without_faiss(name, *arguments, **options):
-        if name.split(".")[0] == "faiss":
-            raise ImportError("No module named 'faiss'")
-        return original(name, *arguments, **options)
-
-    monkeypatch.setattr(builtins, "__import__", without_faiss)
+    uninstall("faiss")
     assert indexes.open_or_build("exact", side, SETTINGS).nearest(side.packed[:2], 3)[0].shape == (2, 3)
     for kind in FAISS:
         with pytest.raises(ConfigError, match=r"needs faiss: pip install 'deephash\[faiss\]'$"):

@@ -1,6 +1,5 @@
 """Counts, the stable order and the nearest items, against loops over unpacked bits; every engine alike."""
 
-import builtins
 import os
 import subprocess
 import sys
@@ -418,15 +417,8 @@ def test_threads_are_those_that_the_environment_allows(monkeypatch):
         assert 1 <= ranking.usable_threads() <= (os.cpu_count() or 1)
 
 
-def test_without_numba_numpy_does_it(monkeypatch):
-    original = builtins.__import__
-
-    def without_numba(name, *arguments, **options):
-        if name.split(".")[0] == "numba":
-            raise ImportError("No module named 'numba'")
-        return original(name, *arguments, **options)
-
-    monkeypatch.setattr(builtins, "__import__", without_numba)
+def test_without_numba_numpy_does_it(uninstall, monkeypatch):
+    uninstall("numba")
     monkeypatch.delitem(sys.modules, "deephash_cli.kernels.compiled")
     monkeypatch.delattr("deephash_cli.kernels.compiled")
     assert ranking._kernels() is vectorized

@@ -9,7 +9,6 @@ import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
-import browser
 import pytest
 from synthetic import curves, write_gallery, write_run, write_steps
 
@@ -448,14 +447,6 @@ def test_two_hundred_runs_are_a_small_file():
 
 
 # In a browser
-
-
-@pytest.fixture
-def page(tmp_path):
-    if browser.CHROMIUM is None:
-        pytest.skip("there is no Chromium or Chrome on the path")
-    with browser.page(tmp_path / "profile") as opened:
-        yield opened
 
 
 @pytest.fixture

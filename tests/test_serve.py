@@ -13,7 +13,6 @@ import urllib.request
 from pathlib import Path
 from types import SimpleNamespace
 
-import browser
 import numpy as np
 import pytest
 import uvicorn
@@ -412,14 +411,6 @@ def address(searcher):
     server.should_exit = True
     thread.join()
     listening.close()
-
-
-@pytest.fixture
-def page(tmp_path):
-    if browser.CHROMIUM is None:
-        pytest.skip("there is no Chromium or Chrome on the path")
-    with browser.page(tmp_path / "profile") as opened:
-        yield opened
 
 
 def drop(page, content, kind="drop"):

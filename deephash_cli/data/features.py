@@ -1,7 +1,6 @@
 """Features of a frozen backbone: computed once, kept on disk as float16, shared by every method, length and seed."""
 
 import contextlib
-import fcntl
 import hashlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from deephash_cli.errors import ArtifactError
-from deephash_cli.files import read_json, sha256_file, write_json
+from deephash_cli.files import alone, read_json, sha256_file, write_json
 
 _FLUSH_ROWS = 1024  # rows between two notes of progress: what an interruption costs at the most
 
@@ -113,11 +112,10 @@ def _rows_done(partial: Path, done_file: Path, n: int, width: int) -> int:
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Let one process at a time compute: the others wait and then find the file."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / "lock").open("w")
-    except OSError as error:
-        raise ArtifactError(f"could not keep features in {folder}: {error.strerror or error}") from error
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with contextlib.ExitStack() as held:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            held.enter_context(alone(folder / "lock"))
+        except OSError as error:
+            raise ArtifactError(f"could not keep features in {folder}: {error.strerror or error}") from error
         yield

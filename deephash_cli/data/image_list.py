@@ -74,7 +74,7 @@ def _read_list(path: Path, rows: dict[str, _Row], first: _Row | None) -> tuple[l
     """Add a list's images to ``rows``; return their row numbers and the first row of all, which sets the width."""
     numbers = []
     here: dict[str, int] = {}
-    for line_number, line in enumerate(_lines(path), start=1):
+    for line_number, line in enumerate(lines(path), start=1):
         place = f"{path}:{line_number}"
         name, labels = _parse(line, place)
         if first is not None and len(labels) != len(first.labels):
@@ -94,7 +94,12 @@ def _read_list(path: Path, rows: dict[str, _Row], first: _Row | None) -> tuple[l
     return numbers, first
 
 
-def _lines(path: Path) -> list[str]:
+def lines(path: Path) -> list[str]:
+    """The lines of a list.
+
+    Raises:
+        DataError: If it cannot be read or is not UTF-8; says where.
+    """
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except OSError as error:

@@ -139,7 +139,7 @@ def main() -> None:
     machine = f"{platform.machine()}, {options.threads} thread(s), load {os.getloadavg()[0]:.1f}"
     print(f"{machine}, torch {torch.__version__}, {options.rounds} pairs of runs\n")
     print("| what | ours, images/s | bare, images/s | ours / bare: median (range) |\n| --- | --- | --- | --- |")
-    with tempfile.TemporaryDirectory() as folder, quiet_lightning():
+    with tempfile.TemporaryDirectory() as folder, console.quiet_lightning():
         for name in options.case or CASES:
             settings, train_images, encoded = CASES[name]
             case = Case(settings, train_images, encoded, Path(folder))

@@ -17,7 +17,6 @@ from deephash_cli.data.small_images import MAX_SIDE
 from deephash_cli.errors import ArtifactError
 from deephash_cli.files import read_json
 from deephash_cli.models import HashingNetwork, NoBackbone
-from deephash_cli.resuming import read_config
 
 _HALF = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 _OF_A_RUN = ("method", "module", "model", "dataset", "seed", "epochs", "checkpoint", "versions")  # of its provenance
@@ -78,7 +77,7 @@ def load_encoder(run: Path, allowed_targets: Sequence[str] = (), vectors: Path |
     if not manifest_file.is_file():
         raise ArtifactError(f"{run} has no codes yet: its status is {runs.status(run, record)}; deephash train ends it")
     provenance = codes.read_manifest(run / runs.CODES)["provenance"]
-    settings = read_config(run / runs.CONFIG)
+    settings = runs.read_config(run)
     require_trusted(settings, also=allowed_targets)
     try:
         bits, labels = settings["bits"], _stand_in_labels(run, settings)

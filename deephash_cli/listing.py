@@ -81,7 +81,7 @@ def _read(folder: Path) -> Listed:
         ArtifactError: If its record or its settings cannot be read.
     """
     record = runs.read_record(folder)
-    settings = runs.flatten(results.read_config(folder))
+    settings = runs.flatten(runs.read_config(folder))
     status = runs.status(folder, record)
     seconds = runs.seconds(record)
     value = None

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from deephash_cli import runs, scoring
 from deephash_cli.errors import ArtifactError, ConfigError, DeephashError, first_line, hint
 from deephash_cli.files import read_json
@@ -20,7 +18,6 @@ _VARIED = (
     "bits", "seed", "metrics", "dataset.root", "dataset.source", "dataset.download", "dataset.split_file",
     *runs.INCIDENTAL,
 )  # fmt: skip
-_SAFE = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same, compiled where PyYAML was: a tenth of the time
 _NEEDED = {
     "method": str, "bits": int, "seed": int, "dataset": str, "split": dict, "policies": dict, "versions": dict,
     "queries": int, "database": int,
@@ -199,22 +196,7 @@ def read(folder: Path) -> Result:
     if missing:
         again = f"deephash eval run={folder} output={folder / runs.METRICS} makes it again"
         raise ArtifactError(f"{runs.METRICS} has no {', '.join(missing)}: {again}")
-    return Result(folder, record, runs.flatten(read_config(folder)), metrics)
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """The configuration of a run, as plain values.
-
-    Raises:
-        ArtifactError: If it cannot be read.
-    """
-    try:
-        settings = yaml.load((folder / runs.CONFIG).read_text(encoding="utf-8"), Loader=_SAFE)
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ArtifactError(f"{runs.CONFIG} cannot be read: {first_line(error)}") from error
-    if not isinstance(settings, dict):
-        raise ArtifactError(f"{runs.CONFIG} is not a configuration")
-    return settings
+    return Result(folder, record, runs.flatten(runs.read_config(folder)), metrics)
 
 
 def collect(paths: Iterable[Path]) -> tuple[list[Result], list[LeftOut]]:

@@ -2,19 +2,13 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
-
-import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from typing import Any
 
 from deephash_cli import runs
 from deephash_cli.data.dataset import RetrievalDataset
 from deephash_cli.data.protocol import Split, load_split, save_split
-from deephash_cli.errors import ArtifactError, ConfigError, first_line
+from deephash_cli.errors import ArtifactError, ConfigError
 from deephash_cli.files import read_json
-
-_CONFIG_LIMIT = 2**20
 
 
 def earlier_run(settings: Mapping[str, Any]) -> Path | None:
@@ -33,32 +27,12 @@ def earlier_run(settings: Mapping[str, Any]) -> Path | None:
     if resume == "auto" and not (folder / runs.RECORD).exists():
         return None
     runs.read_record(folder)
-    before = read_config(folder / runs.CONFIG)
+    before = runs.read_config(folder)
     if changes := runs.forbidden_changes(before, settings):
         raise ConfigError(
             f"{folder} was started with other settings, which a resumed run must keep: {'; '.join(changes)}"
         )
     return folder
-
-
-def read_config(file: Path) -> dict[str, Any]:
-    """The settings of a run, as plain values: nothing in the file is resolved or built.
-
-    Raises:
-        ArtifactError: If there are none, or they are something else than settings.
-    """
-    try:
-        if file.stat().st_size > _CONFIG_LIMIT:
-            raise ArtifactError(f"{file} has more than the {_CONFIG_LIMIT} bytes that a configuration may have")
-        text = file.read_text(encoding="utf-8")
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
-            raise ArtifactError(f"{file} has YAML aliases, which deephash does not write: it was edited by hand")
-        content = OmegaConf.to_container(OmegaConf.create(text))
-    except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException, RecursionError) as error:
-        raise ArtifactError(f"{file} cannot be read as a configuration: {first_line(error)}") from error
-    if not isinstance(content, dict):
-        raise ArtifactError(f"{file} is not the configuration of a run")
-    return cast(dict[str, Any], content)
 
 
 def is_done(folder: Path, epochs: int) -> bool:

@@ -161,7 +161,7 @@ def _logger(settings: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _is_logged_to_wandb(folder: Path) -> bool:
-    return bool(_logger(results.read_config(folder)))
+    return bool(_logger(runs.read_config(folder)))
 
 
 def _rebuilt(folder: Path, project: str | None, entity: str | None) -> tuple[Path, ...]:
@@ -170,7 +170,7 @@ def _rebuilt(folder: Path, project: str | None, entity: str | None) -> tuple[Pat
     Returns:
         W&B's new log.
     """
-    record, settings = runs.read_record(folder), results.read_config(folder)
+    record, settings = runs.read_record(folder), runs.read_config(folder)
     if not isinstance(record.get("id"), str):
         raise ArtifactError(f"{runs.RECORD} has no id: it was written by another version or edited by hand")
     logger, place = _logger(settings), folder / dashboards.FOLDER

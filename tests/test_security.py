@@ -3,15 +3,18 @@
 import ast
 import json
 import shutil
+import time
 from pathlib import Path
 
 import pytest
+import yaml
 from conftest import QUICK, write_photos
 from omegaconf import OmegaConf
+from synthetic import write_run
 from test_conf import CHOICES, compose
 
 import deephash_cli
-from deephash_cli import cli, results, runs
+from deephash_cli import cli, runs
 from deephash_cli.building import require_trusted
 from deephash_cli.errors import ConfigError
 
@@ -49,8 +52,9 @@ def test_nothing_is_loaded_or_run_unguarded(name):
         elif last == "extractall":
             assert arguments.get("filter") == "'data'", function
         elif function == "yaml.load":  # as safe_load, but compiled
-            assert arguments.get("Loader") == "_SAFE"
-            assert results._SAFE.__name__ in ("CSafeLoader", "SafeLoader")
+            assert arguments.get("Loader") == "_ConfigLoader"
+            assert issubclass(runs._ConfigLoader, runs._SAFE)
+            assert runs._SAFE in (yaml.SafeLoader, yaml.CSafeLoader)
         elif function == "subprocess.Popen":  # of the very command that the caller names, never a line for a shell
             assert name == "processes.py"
         elif last.startswith(("read_index", "deserialize_index")):  # once the digest was compared, or just written
@@ -228,6 +232,34 @@ def test_the_configuration_in_a_run_folder_is_data(deephash, poisoned, tmp_path,
     assert result.err.startswith("error: ")
     assert result.err.count("\n") == 1
     assert not mark.exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(LAUGHS, "has YAML aliases"), ("a: 1\na: 2\n", "the key 'a' occurs twice in line 1"),
+     ("a: {b: {b: 1, c: 2, b: 3}}\n", "the key 'b' occurs twice"), ("{a: " * 200 + "1" + "}" * 200, "nested deeper"),
+     ("x" * (2**20 + 1), "at most 1048576 bytes"), ("- 1\n", "is not the configuration of a run"),
+     ("a: [\n", "cannot be read as YAML"), ("a: \ud800".encode("utf-8", "surrogatepass"), "cannot be read")],
+    ids=range(8),
+)  # fmt: skip
+@pytest.mark.parametrize(
+    ("verb", "options", "code"), [("runs", (), 0), ("compare", (), 2), ("report", (), 2), ("sync", ("--rebuild",), 4)]
+)
+def test_every_verb_that_reads_run_folders_refuses_such_a_configuration(
+    deephash, monkeypatch, content, reason, verb, options, code
+):
+    """In a second and a sentence: a few hundred bytes of aliases would be more settings than fit into memory."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    folder = write_run("runs/evil")
+    (folder / runs.CONFIG).write_bytes(content if isinstance(content, bytes) else content.encode())
+    started = time.monotonic()
+    result = deephash(verb, "runs", *options)
+    assert time.monotonic() - started < 1
+    assert result.code == code, result
+    assert "runs/evil/config.yaml" in result.err
+    assert reason in result.err
+    assert "Traceback" not in result.err
+    assert all(line.startswith(("error: ", "warning: ")) for line in result.err.splitlines())
 
 
 @pytest.mark.parametrize(

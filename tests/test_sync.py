@@ -462,7 +462,7 @@ def test_one_run_that_fails_does_not_keep_the_others(deephash, run, serve):
     Path("runs/b", runs.RECORD).write_text("{}")
     result = deephash("sync", "runs")
     assert result.code == 4
-    assert "warning: failed: runs/a: config.yaml cannot be read" in result.err
+    assert "warning: failed: runs/a: runs/a/config.yaml cannot be read as YAML" in result.err
     assert "warning: failed: runs/b: runs/b/run.json is not the record of a run" in result.err
     assert result.err.endswith("error: 2 of 3 runs failed; the same command again does the rest\n")
     assert result.out.endswith("uploaded 1, failed 2\n")

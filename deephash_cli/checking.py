@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from deephash_cli.errors import ConfigError, first_line, hint
+from deephash_cli.errors import ConfigError, first_line, hint, short
 
 PACKAGE = Path(__file__).resolve().parent
 # In a wheel the configuration is inside the package, in a checkout beside it.
@@ -224,7 +224,7 @@ def _check_values(config: Any, defaults: Any, overrides: Sequence[str]) -> None:
         if default is None:
             continue
         if value is None and key not in OPTIONAL and (key in RANGES or key in defaults):
-            raise ConfigError(f"{key} must not be empty: its default is {_short(default)}")
+            raise ConfigError(f"{key} must not be empty: its default is {short(str(default))}")
         if value is None:
             continue
         for kind, name in ((DictConfig, "a group of settings"), (ListConfig, "a list, such as [a,b]")):
@@ -245,11 +245,11 @@ def _check_values(config: Any, defaults: Any, overrides: Sequence[str]) -> None:
         kind = "a number" if isinstance(default, float) else "a whole number"
         number = isinstance(value, int | float if isinstance(default, float) else int) and not isinstance(value, bool)
         if not number or not low <= value <= (float("inf") if high is None else high):
-            raise ConfigError(f"{key} must be {kind}, {limits}, got {_short(value)}")
+            raise ConfigError(f"{key} must be {kind}, {limits}, got {short(str(value))}")
     for key, words in WORDS.items():
         value = OmegaConf.select(config, key, throw_on_missing=False)
         if value is not None and value not in words:
-            raise ConfigError(f"{key} must be {' or '.join(words)}, got {_short(value)}")
+            raise ConfigError(f"{key} must be {' or '.join(words)}, got {short(str(value))}")
     for key, lowest in LISTS.items():
         value = OmegaConf.select(config, key, throw_on_missing=False)
         if value is None:
@@ -257,14 +257,8 @@ def _check_values(config: Any, defaults: Any, overrides: Sequence[str]) -> None:
         numbers = list(value) if isinstance(value, ListConfig) else [value]
         if not isinstance(value, ListConfig) or any(type(number) is not int or number < lowest for number in numbers):
             raise ConfigError(
-                f"{key} must be a list of whole numbers, at least {lowest}, such as [1,10], got {_short(value)}"
+                f"{key} must be a list of whole numbers, at least {lowest}, such as [1,10], got {short(str(value))}"
             )
-
-
-def _short(value: Any) -> str:
-    """A value as a message shows it: one line of bounded length."""
-    text = " ".join(str(value).split())
-    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _explain(verb: str, message: str, config_dir: str | None, chosen: Sequence[str]) -> str:

@@ -2,20 +2,19 @@
 
 import contextlib
 import json
-import math
 import mmap
 import stat
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, overload
+from typing import Any, overload
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
-from deephash_cli.errors import ArtifactError
+from deephash_cli.errors import ArtifactError, short
 from deephash_cli.files import atomic_write, read_json, sha256_file, write_json
+from deephash_cli.npy import map_array, read_header
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -388,18 +387,20 @@ def read_manifest(folder: Path, sides: Sequence[str] = _SIDES) -> dict[str, Any]
     if version != FORMAT:
         raise ArtifactError(f"{path} has format {version}, expected {FORMAT}: it was damaged or edited by hand")
     if not _is_count(manifest.get("bits")) or not 1 <= manifest["bits"] <= BITS_LIMIT:
-        raise ArtifactError(f"{path} must give bits between 1 and {BITS_LIMIT}, got {_short(manifest.get('bits'))}")
+        raise ArtifactError(
+            f"{path} must give bits between 1 and {BITS_LIMIT}, got {short(repr(manifest.get('bits')))}"
+        )
     if manifest.get("bit_order") != "little":
-        raise ArtifactError(f"{path} must have bit_order 'little', got {_short(manifest.get('bit_order'))}")
+        raise ArtifactError(f"{path} must have bit_order 'little', got {short(repr(manifest.get('bit_order')))}")
     for side in sides:
         part = manifest.get(side)
         if not isinstance(part, dict) or not all(_is_count(part.get(key)) for key in ("count", "classes")):
-            raise ArtifactError(f"{path} must give count and classes of the {side}, got {_short(part)}")
+            raise ArtifactError(f"{path} must give count and classes of the {side}, got {short(repr(part))}")
     files = manifest.get("files")
     for name in (name for side in sides for name in _file_names(side)):
         entry = files.get(name) if isinstance(files, dict) else None
         if not isinstance(entry, dict) or not _is_count(entry.get("bytes")) or not isinstance(entry.get("sha256"), str):
-            raise ArtifactError(f"{path} must give bytes and sha256 of {name}, got {_short(entry)}")
+            raise ArtifactError(f"{path} must give bytes and sha256 of {name}, got {short(repr(entry))}")
     return manifest
 
 
@@ -442,92 +443,17 @@ def _verify(path: Path, entry: dict[str, Any]) -> None:
         raise ArtifactError(f"{path} has not the sha256 that {MANIFEST} gives: it was damaged or replaced")
 
 
-class Header(NamedTuple):
-    """What a .npy file says of itself. Nothing of it is true before `map_array` has compared it with the file."""
-
-    version: tuple[int, int]
-    shape: tuple[int, ...]
-    fortran_order: bool
-    dtype: np.dtype
-    start: int
-
-
-def read_header(path: Path) -> Header:
-    """Read the header of a .npy file, and nothing else.
-
-    Raises:
-        ArtifactError: If the file is missing, no plain file, or no .npy array of version 1.0, 2.0 or 3.0.
-    """
-    with _npy_errors(path):
-        # Opening a pipe could wait for ever.
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise ArtifactError(f"{path} is not a plain file")
-        with path.open("rb") as file, warnings.catch_warnings():
-            warnings.simplefilter("error")
-            if file.read(4) == b"PK\x03\x04":
-                raise ArtifactError(
-                    f"{path} must be one .npy array, got an archive (.npz): save the array with np.save"
-                )
-            file.seek(0)
-            version = np.lib.format.read_magic(file)
-            if version == (1, 0):
-                shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
-            elif version in ((2, 0), (3, 0)):  # 3.0 differs only where a structured array has names outside Latin-1
-                shape, fortran_order, dtype = np.lib.format.read_array_header_2_0(file)
-            else:
-                raise ArtifactError(
-                    f"{path} has .npy version {version[0]}.{version[1]}, expected 1.0, 2.0 or 3.0: it was damaged"
-                )
-            return Header(version, shape, fortran_order, dtype, file.tell())
-
-
-def map_array(path: Path, header: Header) -> np.ndarray:
-    """Map an array, read-only, after its file was found to have exactly the size that its header gives.
-
-    Raises:
-        ArtifactError: If the size is another, or the array holds Python objects.
-    """
-    with _npy_errors(path):
-        size = path.stat().st_size
-        # Python's integers: a product of lies cannot wrap around to the true size.
-        expected = header.start + math.prod(header.shape) * header.dtype.itemsize
-        if size != expected or min(header.shape, default=0) < 0:
-            raise ArtifactError(
-                f"{path} has {size} bytes, expected {expected} for shape {_short(header.shape)} "
-                f"of {_short(header.dtype.str)}: it was truncated, padded or edited"
-            )
-        if 0 in header.shape:
-            return np.zeros(header.shape, header.dtype)  # nothing to map
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-
-
-@contextlib.contextmanager
-def _npy_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except ArtifactError:
-        raise
-    except FileNotFoundError as error:
-        raise ArtifactError(f"{path} does not exist") from error
-    except OSError as error:
-        raise ArtifactError(f"could not read {path}: {error.strerror or error}") from error
-    except Exception as error:
-        # NumPy's header parser evaluates text and lets whatever that raises through.
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise ArtifactError(f"{path} is not a .npy array as np.save writes it: {reason}") from error
-
-
 def _open_array(path: Path, expected: tuple[int, int]) -> UInt8[np.ndarray, "n columns"]:
     """Map an array of unsigned bytes, after its header was found to be exactly the expected one."""
     header = read_header(path)
     if header.version != (1, 0):
         raise ArtifactError(f"{path} has .npy version {header.version[0]}.{header.version[1]}, expected 1.0")
     if header.dtype != np.dtype("u1"):
-        raise ArtifactError(f"{path} must hold unsigned bytes (|u1), got {_short(header.dtype.str)}")
+        raise ArtifactError(f"{path} must hold unsigned bytes (|u1), got {short(repr(header.dtype.str))}")
     if header.fortran_order:
         raise ArtifactError(f"{path} must be in C order, got Fortran order")
     if header.shape != expected:
-        raise ArtifactError(f"{path} has shape {_short(header.shape)} but {MANIFEST} says {expected}")
+        raise ArtifactError(f"{path} has shape {short(repr(header.shape))} but {MANIFEST} says {expected}")
     return map_array(path, header)
 
 
@@ -558,14 +484,14 @@ def _check_ids(ids: list[str]) -> None:
     for position, name in enumerate(ids):
         if not isinstance(name, str) or not name or "\n" in name or "\r" in name:
             raise ArtifactError(
-                f"an id must be text without a line break and not empty, got {_short(name)} at position {position}"
+                f"an id must be text without a line break and not empty, got {short(repr(name))} at position {position}"
             )
         if not name.isascii():
             try:
                 name.encode("utf-8")
             except UnicodeEncodeError as error:
                 raise ArtifactError(
-                    f"ids must be valid Unicode, got {_short(error.object[error.start : error.end])}"
+                    f"ids must be valid Unicode, got {short(repr(error.object[error.start : error.end]))}"
                 ) from error
     # A set of ten million names takes half a gigabyte, their hashes 80 MB. Only names of equal hash can be equal.
     hashes = np.fromiter(map(hash, ids), np.int64, count=len(ids))
@@ -574,7 +500,7 @@ def _check_ids(ids: list[str]) -> None:
     seen: set[str] = set()
     for name in ids if repeated else ():
         if name in seen:
-            raise ArtifactError(f"ids must be unique, got {_short(name)} twice")
+            raise ArtifactError(f"ids must be unique, got {short(repr(name))} twice")
         if hash(name) in repeated:
             seen.add(name)
 
@@ -599,9 +525,3 @@ def _describe(array: object) -> str:
     if isinstance(array, np.ndarray):
         return f"{array.ndim} dimensions of {array.dtype}"
     return type(array).__name__
-
-
-def _short(value: object) -> str:
-    """A value as a message shows it: one line of bounded length."""
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."

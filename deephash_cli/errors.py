@@ -53,6 +53,12 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
+def short(text: str) -> str:
+    """Shorten a value's text for a message: one line of at most 80 characters."""
+    text = " ".join(text.split())
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
 def hint(word: str, known: Iterable[str]) -> str:
     """The known word nearest to one that is unknown, as a question to add to a message."""
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)

@@ -3,17 +3,17 @@
 Nothing is executed, and nothing is unpacked as a whole: arrays stay on disk and are looked at some rows at a time.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from deephash_cli.codes import BITS_LIMIT, CodeSet, map_array, pack, packed_width, read_header
+from deephash_cli import npy
+from deephash_cli.codes import BITS_LIMIT, CodeSet, pack, packed_width
 from deephash_cli.errors import ArtifactError, ConfigError
 from deephash_cli.files import sha256_file
+from deephash_cli.npy import Labels, blocks, open_array, read_labels, without_truth_values
 
-_BLOCK = 2**22  # elements looked at at once
 _REVERSED = np.packbits(np.unpackbits(np.arange(256, dtype=np.uint8), bitorder="big"), bitorder="little")
 
 
@@ -21,27 +21,6 @@ class _Codes(NamedTuple):
     packed: np.ndarray
     bits: int
     format: str
-
-
-class Labels(NamedTuple):
-    """Labels of a file, and how it has them."""
-
-    array: np.ndarray  # class ids (n,) as they are in the file, or multi-hot (n, classes) uint8
-    highest: int  # class id; of multi-hot labels the number of classes less one
-    format: str
-
-
-class Kind(NamedTuple):
-    """What an array may hold, and how a message tells of it."""
-
-    kinds: str  # of NumPy's dtypes
-    words: str
-    example: str  # of a dtype to convert to
-    row: str  # what a row stands for
-
-
-NUMBERS = Kind("biuf", "numbers or truth values", "np.int8", "image")
-FLOATS = Kind("f", "floating-point numbers", "np.float32", "item")
 
 
 def load(
@@ -108,53 +87,6 @@ def load(
     return query_set, database_set, source
 
 
-def open_array(path: Path, what: str, dimensions: tuple[int, ...], kind: Kind = NUMBERS) -> np.ndarray:
-    """Map an array that is not empty, read-only.
-
-    Args:
-        path: A .npy file.
-        what: It should hold, for messages.
-        dimensions: How many it may have.
-        kind: Of its values.
-
-    Raises:
-        ArtifactError: If it is something else.
-    """
-    header = read_header(path)
-    if header.dtype.hasobject:
-        raise ArtifactError(
-            f"{path} must hold {what} as {kind.words}, got pickled Python objects, which are never opened: "
-            "save an array of numbers, such as np.stack(list(array))"
-        )
-    if header.dtype.kind not in kind.kinds or header.dtype.itemsize > 8:
-        raise ArtifactError(
-            f"{path} must hold {what} as {kind.words}, got {header.dtype.str}: "
-            f"convert it, such as with array.astype({kind.example}), and save it again"
-        )
-    if len(header.shape) not in dimensions:
-        expected = " or ".join(str(n) for n in dimensions)
-        raise ArtifactError(
-            f"{path} must hold {what} in an array of {expected} dimensions, a row an {kind.row}, "
-            f"got {len(header.shape)}"
-        )
-    array = map_array(path, header)
-    if not array.size:
-        raise ArtifactError(f"{path} must hold {what} of at least one {kind.row}, got an array of shape {header.shape}")
-    return array
-
-
-def blocks(array: np.ndarray) -> Iterator[slice]:
-    """Rows to look at at once."""
-    rows = max(1, _BLOCK * len(array) // array.size)
-    for start in range(0, len(array), rows):
-        yield slice(start, min(start + rows, len(array)))
-
-
-def _without_truth_values(array: np.ndarray) -> np.ndarray:
-    """Truth values as the bytes that they are in the file, which may be others than 0 and 1."""
-    return array.view(np.uint8) if array.dtype == np.bool_ else array
-
-
 def _read_codes(path: Path, bits: int | None, bit_order: str) -> _Codes:
     array = open_array(path, "codes", (2,))
     columns, name = array.shape[1], array.dtype.name
@@ -212,11 +144,11 @@ def _read_columns(path: Path, array: np.ndarray) -> tuple[np.ndarray, str]:
     negative = False
     for rows in blocks(array):
         # Mapped anew each time: what was read leaves the process's memory together with its mapping.
-        block = _without_truth_values(np.load(path, mmap_mode="r", allow_pickle=False)[rows])
+        block = without_truth_values(npy.load(path)[rows])
         ones, zeros, negatives = block == 1, block == 0, block == -1
         strange = ~(ones | zeros | negatives)
         if strange.any():
-            raise _no_bit(path, _without_truth_values(array), rows.start * array.shape[1] + int(strange.argmax()))
+            raise _no_bit(path, without_truth_values(array), rows.start * array.shape[1] + int(strange.argmax()))
         if zero_at is None and zeros.any():
             zero_at = rows.start * array.shape[1] + int(zeros.argmax())
         negative = negative or bool(negatives.any())
@@ -245,70 +177,6 @@ def _no_bit(path: Path, array: np.ndarray, position: int) -> ArtifactError:
         f"{path} must hold codes that are all -1 or 1, or all 0 or 1, got {value}{beside} in row {row}, "
         f"column {column}: {remedy}"
     )
-
-
-def read_labels(path: Path, lowest: int = 0) -> Labels:
-    """Class ids, or multi-hot labels.
-
-    Args:
-        path: A .npy file.
-        lowest: Class id that may occur: -1 where it stands for no class.
-
-    Raises:
-        ArtifactError: If it holds something else.
-    """
-    array = open_array(path, "labels", (1, 2))
-    name = array.dtype.name
-    array = _without_truth_values(array)
-    if array.ndim == 2 and array.shape[1] == 1:
-        array = array[:, 0]
-    if array.ndim == 1:
-        return Labels(array, _highest_class(path, array, lowest), f"{name} class ids")
-    return Labels(_read_multi_hot(path, array), array.shape[1] - 1, f"{name} multi-hot")
-
-
-def _highest_class(path: Path, array: np.ndarray, lowest: int) -> int:
-    """The highest class id, after all were found to be ids."""
-    real = array.dtype.kind == "f"
-    limit = 2 ** (np.finfo(array.dtype).nmant + 1) - 1 if real else 2**63 - 1
-    highest = lowest
-    for rows in blocks(array):
-        block = np.asarray(array[rows])
-        broken = ~((block >= lowest) & (block <= limit))
-        if real:
-            broken |= block != np.floor(block)
-        if broken.any():
-            row = int(broken.argmax())
-            remedy = "save them as int64"
-            if block[row] < lowest:
-                multi_hot = "for images without a class give multi-hot labels, with rows of zeros"
-                remedy = "only -1 stands for no class" if lowest == -1 else multi_hot
-            elif not block[row] > limit:
-                remedy = "number the classes 0, 1, 2, ..."
-            raise ArtifactError(
-                f"{path} must hold class ids, whole numbers from {lowest} to {limit} in {array.dtype.name}, "
-                f"got {block[row]} in row {rows.start + row}: {remedy}"
-            )
-        highest = max(highest, int(block.max()))
-    return highest
-
-
-def _read_multi_hot(path: Path, array: np.ndarray) -> np.ndarray:
-    """Multi-hot labels as uint8; not copied if they are bytes already."""
-    copied = None if array.dtype.itemsize == 1 else np.empty(array.shape, np.uint8)
-    for rows in blocks(array):
-        block = np.asarray(array[rows])
-        ones = block == 1
-        strange = ~(ones | (block == 0))
-        if strange.any():
-            row, column = divmod(int(strange.argmax()), array.shape[1])
-            raise ArtifactError(
-                f"{path} must hold multi-hot labels, 0 or 1 with a column a class, got {block[row, column]} in row "
-                f"{rows.start + row}, column {column}: class ids go into an array of one dimension"
-            )
-        if copied is not None:
-            copied[rows] = ones
-    return array.view(np.uint8) if copied is None else copied
 
 
 def _unite(

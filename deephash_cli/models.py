@@ -18,7 +18,7 @@ from deephash_cli import processes
 from deephash_cli.cache import cache_folder
 from deephash_cli.codes import binarize, pack
 from deephash_cli.errors import ArtifactError, ConfigError, DivergedError, first_line
-from deephash_cli.foreign import FLOATS, open_array
+from deephash_cli.npy import FLOATS, open_array
 
 # The packages from the index that carry ImageNet weights: timm's name of the network -> (package, file inside it).
 PACKAGED_WEIGHTS = {

@@ -10,14 +10,13 @@ import datetime
 import functools
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -179,39 +178,6 @@ def _meeting_point() -> Store:
     """Where the processes that torchrun started leave things for each other."""
     store, _, _ = next(distributed.rendezvous("env://"))  # type: ignore[reportPrivateImportUsage]
     return PrefixStore("deephash", store)
-
-
-def finish(command: Sequence[str], environment: Mapping[str, str], seconds: float) -> str | None:
-    """Run a program without a terminal to its end, but not for longer than some time.
-
-    Args:
-        command: The program and its arguments.
-        environment: Variables that it has besides those of this process.
-        seconds: How long it may take.
-
-    Returns:
-        What it said; nothing if it did not end in time.
-    """
-    process = subprocess.Popen(
-        command,
-        env={**os.environ, **environment},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        start_new_session=True,
-    )
-    try:
-        return process.communicate(timeout=seconds)[0]
-    except subprocess.TimeoutExpired:
-        return None
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # and what it has started
-        process.wait()
-        if process.stdout:
-            process.stdout.close()
 
 
 def task_of_this_process() -> str:

@@ -23,8 +23,8 @@ from deephash_cli.data.image_folder import images_below
 from deephash_cli.encoder import Encoder, load_encoder, prepare
 from deephash_cli.errors import ArtifactError, ConfigError, DataError, DeephashError
 from deephash_cli.files import write_bytes, write_json
-from deephash_cli.foreign import FLOATS, open_array
 from deephash_cli.models import packed_codes
+from deephash_cli.npy import FLOATS, open_array
 
 SHOWN = 20  # queries in the table and in the picture; JSON has all
 

@@ -1,6 +1,10 @@
 """``deephash sync``: uploads what W&B logged offline, and logs a run anew from its folder where W&B's log was lost."""
 
+import contextlib
+import os
+import signal
 import ssl
+import subprocess
 import sys
 import urllib.error
 import urllib.request
@@ -10,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deephash_cli import dashboards, processes, results, runs
+from deephash_cli import dashboards, results, runs
 from deephash_cli.console import say, warn
 from deephash_cli.errors import ArtifactError, ConfigError, DeephashError, first_line
 
@@ -241,7 +245,7 @@ def _upload(folder: Path, files: Sequence[Path], project: str | None, entity: st
     for option, value in (("--project", project), ("--entity", entity)):
         command += [option, value] if value else []
     command += [str(file.parent.absolute()) for file in files]
-    said = processes.finish(command, {**dashboards.environment(folder), **_IMPATIENT}, seconds)
+    said = _finish(command, {**dashboards.environment(folder), **_IMPATIENT}, seconds)
     if said is None:
         raise _LateError(f"it was not uploaded within {seconds:g} s: --timeout gives it more, what is there stays")
     if not all(file.with_suffix(".wandb.synced").exists() for file in files):
@@ -249,3 +253,36 @@ def _upload(folder: Path, files: Sequence[Path], project: str | None, entity: st
         errors = [line for line in said.splitlines() if "ERROR" in line]
         reason = errors[0].removeprefix("wandb: ERROR ") if errors else lines[-1] if lines else "W&B does not say why"
         raise ArtifactError(reason)
+
+
+def _finish(command: Sequence[str], environment: Mapping[str, str], seconds: float) -> str | None:
+    """Run a program without a terminal to its end, but not for longer than some time.
+
+    Args:
+        command: The program and its arguments.
+        environment: Variables that it has besides those of this process.
+        seconds: How long it may take.
+
+    Returns:
+        What it said; nothing if it did not end in time.
+    """
+    process = subprocess.Popen(
+        command,
+        env={**os.environ, **environment},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    )
+    try:
+        return process.communicate(timeout=seconds)[0]
+    except subprocess.TimeoutExpired:
+        return None
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # and what it has started
+        process.wait()
+        if process.stdout:
+            process.stdout.close()

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from deephash_cli import foreign
+from deephash_cli import foreign, npy
 from deephash_cli.codes import CodeSet, pack, save_codes, unpack
 from deephash_cli.errors import ArtifactError, ConfigError
 
@@ -529,7 +529,7 @@ def test_memory_does_not_grow_with_unpacked_codes(monkeypatch):
     np.save("query.npy", u[:5])
     np.save("query_labels.npy", np.arange(5.0))
     np.save("database_labels.npy", np.arange(rows, dtype=np.float64) % 10)
-    monkeypatch.setattr(foreign, "_BLOCK", 2**18)
+    monkeypatch.setattr(npy, "_BLOCK", 2**18)
     tracemalloc.start()
     _, database, _ = load()
     peak = tracemalloc.get_traced_memory()[1]
@@ -544,7 +544,7 @@ def test_the_size_of_a_block_changes_nothing(monkeypatch, block):
     write(signs("f4")(QUERY), np.packbits(DATABASE, axis=1), QUERY_IDS, HOT[DATABASE_IDS].astype("f4"))
     whole = load(bits=BITS, bit_order="big")
     write(signs("f4")(QUERY), np.packbits(DATABASE, axis=1), QUERY_IDS, HOT[DATABASE_IDS].astype("f4"))
-    monkeypatch.setattr(foreign, "_BLOCK", block)
+    monkeypatch.setattr(npy, "_BLOCK", block)
     again = load(bits=BITS, bit_order="big")
     for left, right in zip(whole[:2], again[:2], strict=True):
         np.testing.assert_array_equal(left.packed, right.packed)

@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from deephash_cli.errors import DataError
-from deephash_cli.foreign import blocks
+from deephash_cli.npy import blocks
 
 # Each decoder is a door for malformed files, and Pillow has forty: only these are opened.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")

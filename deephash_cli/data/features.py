@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from deephash_cli import npy
 from deephash_cli.errors import ArtifactError
 from deephash_cli.files import alone, read_json, sha256_file, write_json
 
@@ -84,7 +85,7 @@ def cached_features(
             except OSError as error:
                 raise ArtifactError(f"could not keep features in {folder}: {error.strerror or error}") from error
             write_json(manifest, {"n": n, "width": width, "sha256": sha256_file(file)})
-    return Features(np.load(file, mmap_mode="r", allow_pickle=False))
+    return Features(npy.load(file))
 
 
 def _complete(file: Path, manifest: Path, n: int, width: int) -> bool:
@@ -103,7 +104,7 @@ def _rows_done(partial: Path, done_file: Path, n: int, width: int) -> int:
         return 0
     with contextlib.suppress(ArtifactError, EOFError, TypeError, KeyError, ValueError):
         done = read_json(done_file)
-        shape = np.load(partial, mmap_mode="r", allow_pickle=False).shape
+        shape = npy.load(partial).shape
         if (done["n"], done["width"]) == (n, width) == shape and 0 < done["rows"] <= n:
             return int(done["rows"])
     return 0

@@ -10,6 +10,7 @@ import PIL
 import torch
 from jaxtyping import UInt8
 
+from deephash_cli import npy
 from deephash_cli.cache import cache_folder
 from deephash_cli.data.dataset import ImageFiles, ImageTensor, decode
 from deephash_cli.errors import ArtifactError, DeephashError
@@ -84,7 +85,7 @@ def _read(path: Path, shape: tuple[int, ...]) -> UInt8[np.ndarray, "n 3 side sid
     try:
         if read_json(path.with_suffix(".json")) != {"sha256": sha256_file(path)}:
             return None
-        pixels = np.load(path, allow_pickle=False)
+        pixels = np.array(npy.load(path))
     except (ArtifactError, OSError, ValueError, EOFError):
         return None
     return pixels if pixels.shape == shape and pixels.dtype == np.uint8 else None

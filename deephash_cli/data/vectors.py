@@ -7,7 +7,7 @@ from jaxtyping import Float, UInt8
 
 from deephash_cli.data.dataset import RetrievalDataset, Vectors
 from deephash_cli.errors import ArtifactError, DataError
-from deephash_cli.foreign import FLOATS, blocks, open_array, read_labels
+from deephash_cli.npy import FLOATS, blocks, open_array, read_labels
 
 _LABELS_LIMIT = 2**31  # entries of multi-hot labels, to which class ids are expanded
 

@@ -4,13 +4,14 @@ Everything is read from the run folder, so what is logged as a run ends and what
 """
 
 import contextlib
+import io
 import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from deephash_cli import console, runs, scoring
+from deephash_cli import console, run_gallery, runs, scoring
 from deephash_cli.errors import ArtifactError, DeephashError, first_line
 from deephash_cli.files import read_json, write_json
 
@@ -340,20 +341,17 @@ def _panels(folder: Path) -> Iterator[tuple[Any, str]]:
     """A picture for each query of the run's retrieval sheet, its results framed green (right) or red, and a caption.
 
     Raises:
-        ArtifactError: If sheet and list do not fit each other.
+        ArtifactError: If the gallery is damaged.
     """
     from PIL import Image, ImageDraw
 
-    if not (folder / runs.RETRIEVAL).exists():
+    if not run_gallery.exists(folder):
         return
-    listed = read_json(folder / runs.RETRIEVAL)
-    tile, queries = listed["tile"], listed["queries"]
-    with Image.open(folder / runs.RETRIEVAL_IMAGE, formats=("WEBP",)) as file:
-        expected = (tile * (listed["k"] + 1), tile * len(queries))
-        if file.size != expected:
-            raise ArtifactError(f"{runs.RETRIEVAL_IMAGE} must have {expected} pixels, got {file.size}")
+    gallery = run_gallery.read(folder)
+    tile = gallery.tile
+    with Image.open(io.BytesIO(gallery.image), formats=("WEBP",)) as file:
         sheet = file.convert("RGB")
-    for row, query in enumerate(queries):
+    for row, query in enumerate(gallery.queries):
         panel = sheet.crop((0, row * tile, sheet.width, (row + 1) * tile))
         pen = ImageDraw.Draw(panel)
         for column, result in enumerate(query["results"], start=1):

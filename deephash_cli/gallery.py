@@ -9,10 +9,9 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 from PIL import Image, ImageOps
 
-from deephash_cli import metrics, ranking, runs, scoring
+from deephash_cli import metrics, ranking, run_gallery, runs, scoring
 from deephash_cli.codes import CodeSet, load_codes
 from deephash_cli.data.dataset import ImageFiles, RetrievalDataset, Vectors
-from deephash_cli.files import write_bytes, write_json
 
 TILE = 64  # pixels of a side, at most
 RESULTS = 10
@@ -67,8 +66,7 @@ def write(folder: Path, dataset: RetrievalDataset, hardest: Sequence[str]) -> No
         queries.append({**described(name), "average_precision": precision, "kind": kind, "results": results})
         names.append([name, *(result for result, _ in found)])
     tiles = _tiles(dataset, np.array([[row_of[name] for name in row] for row in names]))
-    write_bytes(folder / runs.RETRIEVAL_IMAGE, _grid(tiles))
-    write_json(folder / runs.RETRIEVAL, {"tile": tiles.shape[2], "k": k, "ties": TIES, "queries": queries})
+    run_gallery.write(folder, run_gallery.Gallery(tiles.shape[2], k, TIES, queries, _grid(tiles)))
 
 
 def _ids(side: CodeSet) -> list[str]:

@@ -1,8 +1,7 @@
 """All retrieval metrics of one pair of code sets, as one dictionary that JSON can hold."""
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 from jaxtyping import Int64
@@ -42,6 +41,7 @@ BY_K = ("precision_at_k", "recall_at_k", "ndcg_at_k", "acg_at_k")
 SIDES = ("relevant", "other")  # of the pairs of a query and a database item
 LEVEL = 0.95
 RESAMPLES = 1000
+_HUGE = 1e300  # a whole number of JSON can be larger than any float
 HARDEST = 10
 CLASSES = 1000  # where there are more, there is no table by class
 
@@ -158,11 +158,12 @@ def numbers(metrics: Mapping[str, Any]) -> dict[str, int | float]:
         if isinstance(bounds, list) and len(bounds) == 2:
             found |= {f"{name}_low": bounds[0], f"{name}_high": bounds[1]}
     found["validation_map"] = _inside(metrics, "validation").get("map")
-    return {
-        name: value
-        for name, value in found.items()
-        if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
-    }
+    return {name: value for name, value in found.items() if is_number(value)}
+
+
+def is_number(value: Any) -> TypeGuard[int | float]:
+    """Whether a value of a JSON file is a finite number that a float can hold. Truth values are not numbers."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _HUGE
 
 
 def _inside(metrics: Mapping[str, Any], name: str) -> Mapping[str, Any]:

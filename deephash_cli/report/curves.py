@@ -5,10 +5,11 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 from deephash_cli import results, runs
 from deephash_cli.results import Result, Section
+from deephash_cli.scoring import is_number
 
 CHARTS = {
     "precision": "precision at k (precision_at_k)",
@@ -23,7 +24,6 @@ SEEDS = 3  # of a row and length whose training curves are drawn
 POINTS = 60  # of a training curve; longer ones are thinned
 STEPS_LIMIT = 32 * 2**20  # bytes of a metrics.jsonl; longer ones are not read
 _LONG = 4096  # numbers; no curve of ours has a tenth of it
-_HUGE = 1e300  # a whole number of JSON can be larger than any float
 _STEPS = {"loss": "train/loss", "validation": "validation/map"}
 
 
@@ -71,11 +71,6 @@ def numbers(value: Any) -> list[float] | None:
     if not isinstance(value, list) or not 0 < len(value) <= _LONG:
         return None
     return value if all(is_number(entry) for entry in value) else None
-
-
-def is_number(value: Any) -> TypeGuard[int | float]:
-    """Whether it is a finite number, which a truth value is not."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _HUGE
 
 
 def _group(number: int, bits: int, members: Sequence[Result], metric: str) -> dict[str, Any]:

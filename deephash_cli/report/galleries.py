@@ -2,46 +2,35 @@
 
 import base64
 from dataclasses import dataclass
-from typing import Any
 
-from PIL import Image
-
-from deephash_cli import runs
+from deephash_cli import run_gallery
 from deephash_cli.errors import ArtifactError, first_line
-from deephash_cli.files import read_json
-from deephash_cli.report.curves import is_number
 from deephash_cli.results import Result, Section
+from deephash_cli.run_gallery import Gallery
 
 PER_SECTION = 6
 BUDGET = 3 * 2**20  # characters of all galleries of a report, as they stand in it
 _SHOWN = 64  # pixels of a side, at least half of them: smaller images are enlarged
-_QUERIES, _RESULTS, _TILE = 50, 20, 256  # at most; the last in pixels
 
 
 @dataclass(frozen=True)
-class Gallery:
-    """One run's queries with their results.
+class Shown:
+    """A gallery in a report.
 
     Attributes:
-        result: The run.
-        label: The row that it is of.
-        tile: Width and height of an image, in pixels.
-        k: Results of a query.
-        ties: What became of items at the same distance.
-        queries: As in ``retrieval.json``.
-        image: All images, a row a query, the query first: WebP, as a data URI.
+        result: The run that it belongs to.
+        label: The label of that run's row.
+        gallery: Queries and results.
+        image: All images as a data URI.
     """
 
     result: Result
     label: str
-    tile: int
-    k: int
-    ties: str
-    queries: list[dict[str, Any]]
+    gallery: Gallery
     image: str
 
 
-def choose(sections: list[Section], metric: str) -> tuple[list[list[Gallery]], list[list[str]]]:
+def choose(sections: list[Section], metric: str) -> tuple[list[list[Shown]], list[list[str]]]:
     """Of each section's methods the best run, the best methods first, as far as there is room.
 
     The sections take turns, so that none takes all the room.
@@ -50,7 +39,7 @@ def choose(sections: list[Section], metric: str) -> tuple[list[list[Gallery]], l
         Of each section its galleries, and sentences about those that were left out.
     """
     queues = [_candidates(section, metric) for section in sections]
-    chosen: list[list[Gallery]] = [[] for _ in sections]
+    chosen: list[list[Shown]] = [[] for _ in sections]
     left_out: list[list[str]] = [[] for _ in sections]
     room = BUDGET
     for place in range(max(map(len, queues), default=0)):
@@ -62,15 +51,16 @@ def choose(sections: list[Section], metric: str) -> tuple[list[list[Gallery]], l
                 left_out[number].append(f"{label}, {result.metrics['bits']} bits: no more than {PER_SECTION} are shown")
                 continue
             try:
-                gallery = read(result, label)
+                gallery = run_gallery.read(result.folder)
             except ArtifactError as error:
                 left_out[number].append(f"{label}, {result.metrics['bits']} bits: {first_line(error)}")
                 continue
-            if len(gallery.image) > room:
+            image = f"data:image/webp;base64,{base64.b64encode(gallery.image).decode()}"
+            if len(image) > room:
                 left_out[number].append(f"{label}, {result.metrics['bits']} bits: this file would become too large")
                 continue
-            room -= len(gallery.image)
-            chosen[number].append(gallery)
+            room -= len(image)
+            chosen[number].append(Shown(result, label, gallery, image))
     return chosen, left_out
 
 
@@ -80,11 +70,7 @@ def _candidates(section: Section, metric: str) -> list[tuple[str, Result]]:
     for row in section.rows:
         for result in row.results:
             value = result.value(metric)
-            if (
-                value is None
-                or not (result.folder / runs.RETRIEVAL).is_file()
-                or not (result.folder / runs.RETRIEVAL_IMAGE).is_file()
-            ):
+            if value is None or not run_gallery.exists(result.folder):
                 continue
             if row.method not in best or value > best[row.method][0]:
                 best[row.method] = (value, row.label, result)
@@ -92,80 +78,12 @@ def _candidates(section: Section, metric: str) -> list[tuple[str, Result]]:
     return [(label, result) for _, label, result in ordered]
 
 
-def read(result: Result, label: str) -> Gallery:
-    """The gallery in a run's folder.
-
-    Raises:
-        ArtifactError: If its files cannot be read, are not what they should be, or do not fit each other.
-    """
-    record = read_json(result.folder / runs.RETRIEVAL, limit=4 * 2**20)
-    if not _is_record(record):
-        raise ArtifactError(
-            f"{result.folder / runs.RETRIEVAL} is not the record of a gallery: it was damaged or edited by hand"
-        )
-    try:
-        if (result.folder / runs.RETRIEVAL_IMAGE).stat().st_size > BUDGET:
-            raise ArtifactError(
-                f"{result.folder / runs.RETRIEVAL_IMAGE} is larger than all galleries of a report may be"
-            )
-        content = (result.folder / runs.RETRIEVAL_IMAGE).read_bytes()
-        with Image.open(result.folder / runs.RETRIEVAL_IMAGE, formats=["WEBP"]) as image:
-            size = image.size
-    except (OSError, Image.DecompressionBombError) as error:
-        raise ArtifactError(f"{result.folder / runs.RETRIEVAL_IMAGE} is not a WebP image that can be read") from error
-    expected = (record["tile"] * (record["k"] + 1), record["tile"] * len(record["queries"]))
-    if size != expected:
-        file = result.folder / runs.RETRIEVAL_IMAGE
-        wanted, got = (f"{width} x {height}" for width, height in (expected, size))
-        raise ArtifactError(f"{file} must have {wanted} pixels for what {runs.RETRIEVAL} tells, got {got}")
-    image = f"data:image/webp;base64,{base64.b64encode(content).decode()}"
-    return Gallery(result, label, record["tile"], record["k"], record["ties"], record["queries"], image)
-
-
-def _is_record(record: Any) -> bool:
-    return (
-        isinstance(record, dict)
-        and _is_count(record.get("tile"), _TILE)
-        and _is_count(record.get("k"), _RESULTS)
-        and isinstance(record.get("ties"), str)
-        and isinstance(record.get("queries"), list)
-        and 0 < len(record["queries"]) <= _QUERIES
-        and all(_is_query(query, record["k"]) for query in record["queries"])
-    )
-
-
-def _is_query(query: Any, k: int) -> bool:
-    return (
-        _is_item(query)
-        and (query.get("average_precision") is None or is_number(query["average_precision"]))
-        and isinstance(query.get("kind"), str)
-        and isinstance(query.get("results"), list)
-        and len(query["results"]) <= k
-        and all(
-            _is_item(found) and type(found.get("distance")) is int and found.get("relevant") in (True, False, None)
-            for found in query["results"]
-        )
-    )
-
-
-def _is_item(item: Any) -> bool:
-    return (
-        isinstance(item, dict)
-        and isinstance(item.get("id"), str)
-        and isinstance(item.get("labels"), list)
-        and all(isinstance(label, str) for label in item["labels"])
-    )
-
-
-def _is_count(value: Any, limit: int) -> bool:
-    return type(value) is int and 1 <= value <= limit
-
-
-def style(number: int, shown: Gallery) -> str:
+def style(number: int, shown: Shown) -> str:
     """Where in the image each tile is. Numbers and base64: nothing in it was written by anybody else."""
-    side = shown.tile * max(1, _SHOWN // shown.tile)
-    size = f"background-size:{side * (shown.k + 1)}px {side * len(shown.queries)}px"
+    gallery = shown.gallery
+    side = gallery.tile * max(1, _SHOWN // gallery.tile)
+    size = f"background-size:{side * (gallery.k + 1)}px {side * len(gallery.queries)}px"
     rules = [f".g{number}{{width:{side}px;height:{side}px;background-image:url({shown.image});{size}}}"]
-    rules += [f".g{number}.x{column}{{background-position-x:{-side * column}px}}" for column in range(shown.k + 1)]
-    rules += [f".g{number}.y{row}{{background-position-y:{-side * row}px}}" for row in range(len(shown.queries))]
+    rules += [f".g{number}.x{column}{{background-position-x:{-side * column}px}}" for column in range(gallery.k + 1)]
+    rules += [f".g{number}.y{row}{{background-position-y:{-side * row}px}}" for row in range(len(gallery.queries))]
     return "".join(rules)

@@ -8,6 +8,7 @@ from typing import Any
 from deephash_cli import results, runs
 from deephash_cli.report import curves, published
 from deephash_cli.results import Cell, Result, Row, Section
+from deephash_cli.scoring import is_number
 
 _SHOWN_AT = (1, 10, 100, 1000)  # the cut-offs k
 _CLASSES = 20  # more have no table
@@ -82,7 +83,7 @@ def _doubt(result: Result) -> str:
     reasons = []
     if deviation is not None and deviation >= 0.5 - 1e-9:
         reasons.append("a bit is the same in every code")
-    if ratio is not None and curves.is_number(metrics["database"]):
+    if ratio is not None and is_number(metrics["database"]):
         codes = ratio * metrics["database"]
         if codes < FEW * min(metrics["database"], 2 ** min(metrics["bits"], 62)):
             reasons.append(f"only {codes:.0f} different codes")

@@ -18,9 +18,9 @@ and with them w, so the sum may still rise a little from one iteration to the ne
 
 Where we differ: a subspace has ``directions_per_bit`` b directions and the remaining directions are unused; the paper
 distributes all of them. Fewer than b would not give a cube. More take longer, and the codes that we measured were no
-better. If K is not a multiple of b, the last subspace has the remaining bits. The iterations end when the sum
-falls by less than a share of 1e-4. Each pair of centres is counted once. A cell without images has w = 0, so its centre
-stays where it is.
+better. If K is not a multiple of b, the last subspace has the remaining bits. The iterations end when the sum falls by
+less than 1e-4 of its value. Each pair of centres is counted once. A cell without images has w = 0, so its centre stays
+where it is.
 """  # noqa: D205  (the title is long)
 
 from typing import NamedTuple, cast

@@ -9,8 +9,8 @@ code of the other view. The bits of a code should not repeat each other:
     with Y_V = sgn(W_V' X_V), Y_T = sgn(W_T' X_T), y_T (w_V' x_V) >= 1 - xi_V, y_V (w_T' x_T) >= 1 - xi_T
 
 The start is the signs of the leading principal components of view T. Then two steps alternate. The first trains a
-linear SVM for each bit of view T on the features of view V, sets Y_V to its signs and decorrelates them. The second
-does the same with the two views exchanged.
+linear SVM on the features of view V for each bit of view T, sets Y_V to the signs of their margins and decorrelates it.
+The second does the same with the two views exchanged.
 
 The paper has images and their texts; this package has images only. So some choices are ours:
 
@@ -50,8 +50,8 @@ class PDH(ShallowHasher):
     """Fit PDH with a second view made from the features. Experimental: from the published description.
 
     Args:
-        second_view: ``halves``: the features are divided into two random halves. ``noise``: the second view is a copy of
-            the features with half of them taken from other images.
+        second_view: ``halves``: the features are divided into two random halves. ``noise``: the second view is a copy
+            of the features with half of them taken from other images.
         components: Number of principal directions of each view; at least as many as bits, and at most all.
         rounds: Number of iterations over both views.
         margin_weight: Weight of the violated margins (C).

@@ -15,8 +15,8 @@ over images. The published code has 22,500 triplets per query (50 positives, and
 classes) and lambda = 100 against their sum. Against their mean, that lambda is 100 / 22500 = 0.0044.
 
 Where we differ: negatives are drawn from all dissimilar images, not equally from each other class. With classes of
-equal size this is the same in expectation. It needs only pairs, not classes, so it also works for images with several
-labels. Positives and negatives are drawn with replacement. There are fewer of them, because the time of a step grows
+equal size this is the same in expectation. It works for images with several labels, because it needs only pairs, not
+classes. Positives and negatives are drawn with replacement. There are fewer of them, because the time of a step grows
 with the number of triplets and the result hardly improves (``positives=50 negatives=450`` gives the paper's 22,500).
 The paper does not mention images that have no negative, or no positive except themselves. Here they are not queries,
 and only their quantization counts. An image is not its own positive. Our default lambda is larger than the paper's. The

@@ -39,7 +39,7 @@ class _NegativeLogLikelihood(torch.autograd.Function):
 
     ``log(1 + exp(t)) = max(t, 0) - log(sigmoid(|t|))`` is finite for every t. On the CPU this takes less than half the
     time of torch's softplus and the tensors that it saves for the gradient. With pairs against a whole training set,
-    torch's version takes half of a step.
+    the likelihood takes half of a step.
     """
 
     @staticmethod

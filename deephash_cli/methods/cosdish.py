@@ -34,7 +34,7 @@ _PRECISION = 1e-9  # share of the largest coefficient; a flip that gains less is
 
 
 class COSDISH(ShallowHasher):
-    """COSDISH.
+    """Fit COSDISH.
 
     Args:
         columns: Size of Omega, at most half of the training images; None means as many as bits.

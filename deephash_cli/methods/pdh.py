@@ -111,7 +111,10 @@ class PDH(ShallowHasher):
     def _reduced(
         self, x: Float[np.ndarray, "n d"]
     ) -> tuple[Float[np.ndarray, "n components"], Float[np.ndarray, "d components"]]:
-        """Return the scaled principal components of a view, and the matrix that computes them from its features."""
+        """Return the principal components of a view and the matrix that computes them.
+
+        Both are in units of the root mean variance of the components.
+        """
         count = max(self.bits, min(self.components, x.shape[1], len(x) - 1))
         mean, directions, variances = principal_directions(x, count, "each view of PDH")
         scaled = directions / (np.sqrt(variances.mean()) or 1.0)
@@ -148,6 +151,6 @@ def correlation(y: Float[np.ndarray, "n bits"]) -> float:
 
 
 def decorrelated(y: Float[np.ndarray, "n bits"]) -> Float[np.ndarray, "n bits"]:
-    """Return the signs of the nearest matrix without correlation, or ``y`` itself unless they are less correlated."""
+    """Return the signs of the uncorrelated matrix nearest to ``y`` if they are less correlated, else ``y``."""
     other = signs(y @ inverse_root(y.T @ y / len(y), _SMALL))
     return other if correlation(other) < correlation(y) else y

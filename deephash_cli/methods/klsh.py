@@ -1,7 +1,8 @@
 """KLSH: Kernelized Locality-Sensitive Hashing for Scalable Image Search (Kulis and Grauman, ICCV 2009).
 
-Random hyperplanes in the feature space of a kernel, of which only the kernel is known. By the central limit theorem,
-the mean z_t of t random training images is nearly Gaussian in that space. After whitening it is a random direction:
+Each bit is the side of a random hyperplane in the feature space of a kernel, where only the kernel is known. By the
+central limit theorem, the mean z_t of t random training images is nearly Gaussian in that space. After whitening it is
+a random direction:
 
     h(x) = sgn(phi(x)' C^-1/2 z_t)   =   sgn(sum over anchors j of w_j k(x, a_j)),   w = sqrt((p - 1) / t) K^-1/2 e_S
 

@@ -1,4 +1,4 @@
-"""What classic methods fit in place of a hash layer (scaling of features, projections, kernels), and with what."""
+"""Layers that classic methods fit instead of a learned hash layer, and the linear algebra to fit them."""
 
 from typing import Literal
 
@@ -13,14 +13,14 @@ from deephash_cli.errors import ConfigError
 
 
 class FeatureScaling(nn.Module):
-    """What is done to features before anything else.
+    """Scale features before a method sees them.
 
     Args:
         width: Length d of a feature vector.
         scaling: ``none``; ``unit``, each vector to length 1; ``standard``, each feature to mean 0 and variance 1.
 
     Raises:
-        ValueError: If ``scaling`` is none of these.
+        ValueError: If ``scaling`` is not one of these.
     """
 
     def __init__(self, width: int, scaling: Literal["none", "unit", "standard"]):
@@ -34,21 +34,21 @@ class FeatureScaling(nn.Module):
         self.scale: Tensor
 
     def fit(self, x: Float[Tensor, "n d"]) -> None:
-        """Take mean and deviation of the training set. A feature that is constant there becomes 0 everywhere."""
+        """Store the mean and standard deviation of the training set. A feature that is constant there becomes 0."""
         if self.scaling == "standard":
             std, mean = torch.std_mean(x.double(), dim=0, correction=0)
             self.mean.copy_(mean)
             self.scale.copy_(torch.where(std > 1e-6, 1 / std, 0.0))
 
     def forward(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
-        """Scaled features."""
+        """Return the scaled features."""
         if self.scaling == "unit":
             return nn.functional.normalize(x)
         return (x - self.mean) * self.scale
 
 
 class Projection(nn.Module):
-    """``u = (x - mean) W``: the encoder of every linear method.
+    """The encoder of every linear method, ``u = (x - mean) W``.
 
     Args:
         width: Length d of a feature vector.
@@ -63,21 +63,21 @@ class Projection(nn.Module):
         self.mean: Tensor
 
     def set(self, weight: Float[np.ndarray, "d bits"], mean: Float[np.ndarray, " d"]) -> None:
-        """Store what was fitted."""
+        """Store the fitted weight and mean."""
         self.weight.copy_(torch.from_numpy(weight))
         self.mean.copy_(torch.from_numpy(mean))
 
     def forward(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n bits"]:
-        """Continuous codes."""
+        """Return continuous codes."""
         return (x - self.mean) @ self.weight
 
 
 class RBF(nn.Module):
-    """Similarity to anchors, ``exp(-gamma |x - a|^2)``: the nonlinear features of KLSH, KSH and SDH.
+    """Similarity to anchors, ``exp(-gamma |x - a|^2)``, used as nonlinear features by KLSH, KSH, SDH and COSDISH.
 
     Args:
         width: Length d of a feature vector.
-        anchors: How many.
+        anchors: Number of anchors.
     """
 
     def __init__(self, width: int, anchors: int):
@@ -88,32 +88,32 @@ class RBF(nn.Module):
         self.gamma: Tensor
 
     def set(self, anchors: Float[np.ndarray, "m d"], gamma: float) -> None:
-        """Store anchors and width."""
+        """Store the anchors and the kernel's ``gamma``."""
         self.anchors.copy_(torch.from_numpy(anchors))
         self.gamma.fill_(gamma)
 
     def forward(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n m"]:
-        """Kernel values with every anchor."""
+        """Return the kernel values with every anchor."""
         squared = x.square().sum(1, keepdim=True) - 2 * x @ self.anchors.T + self.anchors.square().sum(1)
         return torch.exp(-self.gamma * squared.clamp(min=0))
 
 
 def signs(u: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
-    """Codes of +1 and -1, as `losses.signs` gives them of tensors: zero counts as +1."""
+    """Return codes of +1 and -1 for an array. Zero becomes +1, as in `losses.signs` for tensors."""
     return np.where(u >= 0, 1.0, -1.0)
 
 
 def random_rotation(bits: int, rng: np.random.Generator) -> Float[np.ndarray, "bits bits"]:
-    """An orthogonal matrix, all equally likely; of one bit, no change."""
+    """Draw an orthogonal matrix uniformly; for one bit, return the identity."""
     return scipy.stats.ortho_group.rvs(bits, random_state=rng) if bits > 1 else np.ones((1, 1))
 
 
 def inverse_root(gram: Float[np.ndarray, "k k"], smallest: float) -> Float[np.ndarray, "k k"]:
-    """``G^-1/2`` of a symmetric matrix.
+    """Return ``G^-1/2`` for a symmetric matrix G.
 
     Args:
-        gram: The matrix.
-        smallest: Share of the largest eigenvalue that counts: directions with less are rounding, and left out.
+        gram: The matrix G.
+        smallest: Smallest eigenvalue that is used, as a share of the largest; smaller ones are rounding errors.
     """
     values, vectors = scipy.linalg.eigh(gram)
     kept = values > smallest * values[-1]
@@ -121,16 +121,18 @@ def inverse_root(gram: Float[np.ndarray, "k k"], smallest: float) -> Float[np.nd
 
 
 def squared_distances(x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "m d"]) -> Float[np.ndarray, "n m"]:
-    """Squared Euclidean distances of every pair."""
+    """Return the squared Euclidean distance of every pair of rows."""
     return np.maximum(np.square(x).sum(1)[:, None] - 2 * x @ y.T + np.square(y).sum(1), 0)
 
 
 def gaussian_gamma(squared: Float[np.ndarray, "n m"], sigma: float) -> float:
-    """``gamma`` of `RBF` for a width of ``sigma`` times the median distance: ``1 / (2 (sigma median)^2)``.
+    """Return ``gamma`` of `RBF` for a width of ``sigma`` times the median distance: ``1 / (2 (sigma median)^2)``.
+
+    If the median is 0, the width is 1.
 
     Args:
-        squared: Squared distances of training images from anchors. Where all are 0 any width does, and it is 1.
-        sigma: The multiple.
+        squared: Squared distances of training images from anchors.
+        sigma: Width of the kernel, as a multiple of the median distance.
     """
     width = sigma * float(np.sqrt(np.median(squared))) or 1.0
     return 1 / (2 * width**2)
@@ -139,15 +141,15 @@ def gaussian_gamma(squared: Float[np.ndarray, "n m"], sigma: float) -> float:
 def principal_directions(
     x: Float[np.ndarray, "n d"], count: int, what: str
 ) -> tuple[Float[np.ndarray, " d"], Float[np.ndarray, "d count"], Float[np.ndarray, " count"]]:
-    """Mean, leading eigenvectors of the covariance, and the variances along them, largest first.
+    """Return the mean, the leading eigenvectors of the covariance, and the variances along them, largest first.
 
     Args:
-        x: Features.
-        count: How many directions.
-        what: Who asks, for the message.
+        x: Features of the training set.
+        count: Number of directions.
+        what: Name of the method, for the error message.
 
     Raises:
-        ConfigError: If the features have fewer directions than that.
+        ConfigError: If the features have fewer than ``count`` directions.
     """
     n, d = x.shape
     if count > min(d, n - 1):
@@ -162,7 +164,7 @@ def principal_directions(
 
 
 def ridge(x: Float[np.ndarray, "n d"], targets: Float[np.ndarray, "n k"], weight: float) -> Float[np.ndarray, "d k"]:
-    """Regression ``(X'X + weight I)^-1 X' targets``."""
+    """Return the weights of a ridge regression, ``(X'X + weight I)^-1 X' targets``."""
     gram = x.T @ x
     gram[np.diag_indices_from(gram)] += weight
     return scipy.linalg.solve(gram, x.T @ targets, assume_a="pos")

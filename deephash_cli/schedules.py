@@ -13,7 +13,11 @@ def constant(optimizer: Optimizer, total_steps: int) -> LambdaLR:
 
 
 def cosine(optimizer: Optimizer, total_steps: int, warmup: float) -> LambdaLR:
-    """Rise linearly over the first ``warmup`` share of ``total_steps``, then fall along half a cosine to zero."""
+    """Rise linearly over the first ``warmup`` share of ``total_steps``, then fall along half a cosine to zero.
+
+    Raises:
+        ValueError: If ``warmup`` is outside [0, 1).
+    """
     _require_share("warmup", warmup)
     rising = round(warmup * total_steps)
 
@@ -26,23 +30,24 @@ def cosine(optimizer: Optimizer, total_steps: int, warmup: float) -> LambdaLR:
 
 
 def one_cycle(optimizer: Optimizer, total_steps: int, warmup: float, start: float) -> LambdaLR:
-    """Rise from the ``start`` share of a rate to all of it and fall to zero, both along half a cosine.
+    """Rise from the ``start`` share of each rate to the full rate, then fall to zero, both along half a cosine.
 
-    Smith and Topin, Super-Convergence, 2017, as fastai has it. ``torch.optim.lr_scheduler.OneCycleLR`` is the same but
-    cannot go on when a resumed run is given more epochs; its cycle of momentum is left out.
+    The schedule is that of Smith and Topin, Super-Convergence, 2017, in fastai's version.
+    ``torch.optim.lr_scheduler.OneCycleLR`` has the same learning rates but cannot continue when a resumed run is given
+    more epochs. Its momentum cycle is left out here.
 
     Args:
-        optimizer: Whose configured rates are the peaks.
-        total_steps: Of the training.
-        warmup: Share of the steps over which the rate rises.
-        start: Share of the rate at the first step.
+        optimizer: The optimizer whose configured rates are the peaks.
+        total_steps: Number of steps of the training.
+        warmup: Share of the steps over which the rate rises, in [0, 1).
+        start: Share of the rate at the first step, in [0, 1).
 
     Raises:
-        ValueError: If a share is none.
+        ValueError: If a share is outside [0, 1).
     """
     _require_share("warmup", warmup)
     _require_share("start", start)
-    peak = max(0.0, warmup * total_steps - 1)  # as torch places it, between steps if need be
+    peak = max(0.0, warmup * total_steps - 1)  # where torch places it, possibly between two steps
 
     def scale(step: int) -> float:
         if step < peak:
@@ -53,10 +58,10 @@ def one_cycle(optimizer: Optimizer, total_steps: int, warmup: float, start: floa
 
 
 def stairs(optimizer: Optimizer, total_steps: int, number: int, factor: float) -> LambdaLR:
-    """Multiply every rate by ``factor`` after each of ``number`` equal parts of the training but the last.
+    """Divide the training into ``number`` equal parts and multiply every rate by ``factor`` between them.
 
     Raises:
-        ValueError: If there is no part, or the factor is not in (0, 1].
+        ValueError: If ``number`` is less than 1 or ``factor`` is not in (0, 1].
     """
     if number < 1 or not 0 < factor <= 1:
         raise ValueError(f"number must be at least 1 and factor in (0, 1], got {number} and {factor}")
@@ -69,4 +74,4 @@ def _falling(done: float) -> float:
 
 def _require_share(name: str, value: float) -> None:
     if not 0 <= value < 1:
-        raise ValueError(f"{name} is a share of the training or its rate and must be in [0, 1), got {value}")
+        raise ValueError(f"{name} is a share of the training or of its rate and must be in [0, 1), got {value}")

@@ -12,7 +12,7 @@ SEEDS = pytest.mark.parametrize("seed", range(5))
 
 
 def problem(seed):
-    """Start, Q and W. Small whole numbers in half of the cases: then many bits are ties."""
+    """Return start, Q and W. Half of the cases use small whole numbers, which make many bits ties."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape):
@@ -24,7 +24,7 @@ def problem(seed):
 
 
 def objective(b, q, w):
-    """|B W|^2 - 2 tr(B'Q), by loops."""
+    """Return |B W|^2 - 2 tr(B'Q), computed by loops."""
     total = 0.0
     for i in range(len(b)):
         for c in range(w.shape[1]):
@@ -38,7 +38,7 @@ def test_each_bit_is_the_best_of_all_given_the_others(seed):
     b, q, w = problem(seed)
     swept = cyclic_coordinate_descent(b, q, w, 1)
     for k in range(BITS):
-        b[:, k] = swept[:, k]  # bits before k are new, those after it old
+        b[:, k] = swept[:, k]  # bits up to k are new, those after it are old
         best = objective(b, q, w)
         for column in itertools.product((1.0, -1.0), repeat=ROWS):
             other = b.clone()

@@ -15,7 +15,7 @@ def outputs(n, bits, seed=0, scale=1.0):
 
 
 def by_hand(u, others, pairs):
-    """-log p(s | t) of the likelihood p = sigmoid(t) for similar pairs and 1 - sigmoid(t) for others, averaged."""
+    """Return the mean of -log p(s | t), with p = sigmoid(t) for similar pairs and 1 - sigmoid(t) for others."""
     total = 0.0
     for i in range(len(u)):
         for j in range(len(others)):
@@ -32,7 +32,7 @@ def test_pair_likelihood_is_that_of_the_loop():
 
 
 def test_theta_has_the_factor_one_half():
-    # Left out in one public loss file and in several ports: then this loss is log(1 + e^2) instead of log(1 + e).
+    # One public version and several ports leave the factor out: this loss is then log(1 + e^2), not log(1 + e).
     u = torch.tensor([[1.0, 1.0]])
     assert pair_likelihood(u, u, torch.zeros(1, 1)).item() == pytest.approx(math.log(1 + math.e))
 
@@ -46,8 +46,8 @@ def test_pair_likelihood_has_the_gradient_of_finite_differences():
 @pytest.mark.parametrize("pairs", [torch.ones(4, 6), torch.zeros(4, 6)], ids=["all similar", "none similar"])
 @pytest.mark.parametrize("scale", [1.0, 1e4])
 def test_one_sided_batches_and_huge_outputs_stay_finite(pairs, scale):
-    # log(1 + exp(t)) overflows to inf at t = 89 in single precision and its gradient is inf / inf: training shows NaN
-    # after some epochs; clamping t instead leaves no gradient outside of the clamp.
+    # log(1 + exp(t)) overflows to inf at t = 89 in single precision, and its gradient is inf / inf: training would show
+    # NaN after some epochs. Clamping t instead would leave no gradient outside the clamp.
     u = (scale * outputs(4, 8)).float().requires_grad_()
     loss = pair_likelihood(u, (scale * outputs(6, 8, seed=1)).float(), pairs)
     loss.backward()
@@ -57,7 +57,7 @@ def test_one_sided_batches_and_huge_outputs_stay_finite(pairs, scale):
 
 
 def test_a_wrong_pair_pulls_however_wrong_it_is():
-    # A clamp at 50 has gradient zero here: the pair could never be put right.
+    # With t clamped at 50 the gradient would be zero here, so the pair could never be corrected.
     u, other = torch.full((1, 4), 20.0, requires_grad=True), torch.full((1, 4), 20.0)
     pair_likelihood(u, other, torch.zeros(1, 1)).backward()
     assert u.grad.flatten().tolist() == [10.0] * 4  # sigmoid(400) u_j / 2
@@ -70,7 +70,7 @@ def test_identical_rows_are_a_batch_like_any_other():
 
 
 def test_signs_have_two_values():
-    # torch.sign(0) is 0: codes with three values, and a quantization term that holds u at 0.
+    # torch.sign(0) is 0, so codes would have three values, and the quantization term would hold u at 0.
     u = torch.tensor([[0.0, -0.0, 1e-30, -1e-30, math.inf, -math.inf]])
     assert signs(u).tolist() == [[1, 1, 1, -1, 1, -1]]
     assert ((signs(u) > 0).numpy() == binarize(u.numpy())).all()
@@ -82,7 +82,7 @@ def test_signs_keep_the_type(dtype):
 
 
 def test_pairs_are_similar_by_a_shared_label():
-    # Labels compared with == call {cat, sofa} and {cat} dissimilar: on multi-label data most similar pairs are lost.
+    # With ==, {cat, sofa} and {cat} would be dissimilar, and most similar pairs of multi-label data would be lost.
     labels = torch.tensor([[1.0, 0, 1], [1, 0, 0], [0, 1, 0], [0, 0, 0]])
     by_loop = [[float(any(a and b for a, b in zip(one, two, strict=True))) for two in labels] for one in labels]
     assert similar(labels, labels).tolist() == by_loop

@@ -1,4 +1,7 @@
-"""The same counts on a GPU, for validation while it is there anyway: matrix products of signs are exact integers."""
+"""Count neighbours on a GPU: used for validation, when training already holds the GPU.
+
+The counts are those of `ranking.count`. Matrix products of signs are exact integers.
+"""
 
 import numpy as np
 import torch
@@ -6,7 +9,7 @@ from jaxtyping import Int64, UInt8
 
 from deephash_cli.codes import unpack
 
-_PAIRS = 2**24  # pairs at a time
+_PAIRS = 2**24  # largest number of pairs computed at a time
 
 
 def count(
@@ -17,9 +20,17 @@ def count(
     database_labels: UInt8[np.ndarray, "n classes"],
     device: torch.device,
 ) -> Int64[np.ndarray, "q distances grades"]:
-    """Number of database items at each distance that share 0, 1, ... labels with each query.
+    """Count the database items at each distance that share 0, 1, ... labels with each query.
 
-    The same as ``shared`` of `ranking.count`, for multi-hot labels, computed on ``device``.
+    The result is the same as ``shared`` of `ranking.count`, for multi-hot labels, computed on ``device``.
+
+    Args:
+        query_packed: Packed codes of the queries.
+        database_packed: Packed codes of the database.
+        bits: Code length.
+        query_labels: Multi-hot labels of the queries.
+        database_labels: Multi-hot labels of the database.
+        device: The device to compute on.
     """
     query, database = (
         2 * torch.from_numpy(unpack(packed, bits)).to(device).float() - 1 for packed in (query_packed, database_packed)
@@ -30,7 +41,7 @@ def count(
     shared = np.empty((len(query), bits + 1, grades), np.int64)
     rows = max(1, _PAIRS // max(1, len(database)))
     for start in range(0, len(query), rows):
-        # Products of 1 and -1, and of 1 and 0, lose nothing in float32 or in TF32.
+        # Products of 1 and -1, and of 1 and 0, are exact in float32 and in TF32.
         distance = (bits - query[start : start + rows] @ database.T) / 2
         bin_ = (distance * grades + labels[start : start + rows] @ of_database.T).long()
         bin_ += bins * torch.arange(len(bin_), device=device)[:, None]

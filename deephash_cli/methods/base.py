@@ -1,4 +1,4 @@
-"""What methods share: ``HashingModule``, learned by gradient, and ``ShallowHasher``, fitted on features."""
+"""Base classes of methods: ``HashingModule`` learns by gradient, ``ShallowHasher`` is fitted on features."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable
@@ -24,20 +24,20 @@ from deephash_cli.models import Backbone, HashingNetwork, packed_codes
 
 
 class Hasher(LightningModule):
-    """A network that gives continuous codes, and how far it has come on held-out queries.
+    """A network that gives continuous codes, and its validation on held-out queries.
 
     Args:
         network: Backbone and hash layer, giving continuous codes.
         train_labels: Multi-hot labels of the training set, in the order of ``Batch.indices``.
-        seed: Of everything random in the training.
+        seed: Seed of everything random in the training.
 
     Raises:
-        DataError: If the method learns from labels, and the training set has no two images that share one, or no two
-            that share none.
+        DataError: If the method learns from labels, and either no two training images share a label or all of them
+            do.
     """
 
-    # What the method learns from: nothing but the images; which pairs share a label; triplets of a query, an image
-    # that shares a label with it and one that does not; or the labels themselves.
+    # What the method learns from. none: the images alone. pairs: which pairs share a label. triplets: a query, an image
+    # that shares a label with it and one that does not. labels: the labels themselves.
     supervision: ClassVar[Literal["none", "pairs", "triplets", "labels"]]
 
     def __init__(self, network: HashingNetwork, train_labels: Float[Tensor, "n classes"], seed: int):
@@ -47,14 +47,14 @@ class Hasher(LightningModule):
         self.network = network
         self.seed = seed
         self._validation: tuple[list[tuple[np.ndarray, np.ndarray]], ...] = ([], [])
-        self.register_buffer("train_labels", train_labels, persistent=False)  # the data set brings them again
+        self.register_buffer("train_labels", train_labels, persistent=False)  # the data set provides them on a resume
         self.train_labels: Tensor
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int) -> None:
-        """Keep the codes of the held-out queries (loader 0) and of the training set (loader 1) to the epoch's end.
+        """Keep the codes of the held-out queries (loader 0) and of the training set (loader 1) until the epoch ends.
 
         Raises:
-            DivergedError: If the network's output is not a number.
+            DivergedError: If an output of the network is NaN.
         """
         codes = packed_codes(self.network(batch.inputs).float().cpu())
         self._validation[dataloader_idx].append((codes, batch.labels.cpu().numpy().astype(np.uint8)))
@@ -80,20 +80,22 @@ class Hasher(LightningModule):
         return processes.of_all(rows).cpu().numpy()
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        """Move a batch, without a search through what it is made of."""
+        """Move a batch to a device, without Lightning's recursive search for tensors."""
         return Batch(*(part.to(device, non_blocking=True) for part in batch))
 
 
 class HashingModule(Hasher):
-    """Train a hashing network with a loss. A method supplies ``losses`` and, if it needs any, state and a relaxation.
+    """Train a hashing network with a loss.
+
+    A method supplies ``losses``. If it needs them, it also supplies state and a relaxation.
 
     Args:
         loss: The method's loss module.
-        optimizer: Called with parameter groups.
-        scheduler: Called with the optimizer and ``total_steps``.
-        backbone_lr: Learning rate of the backbone's weights; the new layers have the optimizer's.
+        optimizer: A function from parameter groups to an optimizer.
+        scheduler: A function from the optimizer and ``total_steps`` to a learning-rate scheduler.
+        backbone_lr: Learning rate of the backbone's weights; the new layers use the optimizer's rate.
         augment: Random changes of training images ``(n, c, h, w)`` uint8; not applied to features.
-        **settings: Those of ``Hasher``.
+        **settings: Arguments of ``Hasher``.
     """
 
     def __init__(
@@ -115,44 +117,47 @@ class HashingModule(Hasher):
 
     @abstractmethod
     def losses(self, u: Float[Tensor, "n bits"], batch: Batch) -> dict[str, Tensor]:
-        """Named terms whose sum is minimised. Each is logged under its name.
+        """Return the named terms whose sum is minimised. Each is logged under its name.
 
         Args:
-            u: Outputs for the images of the step.
-            batch: The labels and indices of those images. (Its inputs are those of this process alone, if there are
-                several, of which each computes the outputs of a part and the loss of the whole.)
+            u: Continuous codes of the images of the step.
+            batch: The labels and indices of those images. With several processes, each computes the outputs for its
+                part of the images and the loss for all of them, so ``batch.inputs`` are those of this process alone.
         """
 
     def on_fit_start(self) -> None:
-        """Set training mode: Lightning keeps the mode it finds, and the network may have been encoding before."""
+        """Set training mode: Lightning keeps the current mode, and the network may have been encoding before."""
         self.train()
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Seed what is random in this step by its number, so that a resumed run repeats it bit for bit.
+        """Seed the random choices of this step by its number, so that a resumed run repeats it bit for bit.
 
-        That is what each process changes in its own images, and which units it drops.
+        The choices are each process's augmentation of its own images and the units that it drops.
         """
         self._seed_step(1 + processes.rank())
 
     def _seed_step(self, stream: int) -> None:
-        # mixed well: on the CPU torch uses no more than 32 bits of a seed
+        # Mix the numbers well, because on the CPU torch uses only 32 bits of a seed.
         mixed = np.random.SeedSequence([self.seed, self.global_step, stream]).generate_state(1)[0]
-        # torch.manual_seed notes a stack trace for each kind of accelerator: a tenth of a step
+        # torch.manual_seed records a stack trace for each kind of accelerator, which takes a tenth of a step.
         (torch.default_generator if self.device.type == "cpu" else torch).manual_seed(int(mixed))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """One step. Several processes have a part of its images each, and the loss of all, in its own images' outputs.
+        """Return the loss of one step.
+
+        With several processes, each holds a part of the images and computes the loss of all of them, with a gradient
+        through the outputs for its own images.
 
         Raises:
-            DivergedError: If the loss is NaN or infinite, before it can reach the weights.
+            DivergedError: If the loss is NaN or infinite; raised before it can reach the weights.
         """
         inputs = batch.inputs if batch.inputs.ndim == 2 else self.augment(batch.inputs)
         u = processes.of_all(self.network(inputs))
         if processes.count() > 1:
             indices = processes.of_all(batch.indices)
             batch = Batch(batch.inputs, self.train_labels[indices], indices)
-        self._seed_step(0)  # what a loss draws is the same in every process
-        with torch.autocast(u.device.type, enabled=False):  # in half precision inner products of codes lose digits
+        self._seed_step(0)  # a loss draws the same random numbers in every process
+        with torch.autocast(u.device.type, enabled=False):  # half-precision inner products lose digits
             terms = self.losses(u.to(torch.promote_types(u.dtype, torch.float32)), batch)
         total = torch.stack(list(terms.values())).sum()
         if not torch.isfinite(total):
@@ -163,10 +168,10 @@ class HashingModule(Hasher):
             )
         for name, value in {**terms, "loss": total, "images": torch.ones(())}.items():
             self._sums[name] = self._sums.get(name, 0) + len(u) * value.detach()
-        return total * processes.count()  # gradients are averaged over processes, and each has but its part
+        return total * processes.count()  # DDP averages gradients, but each process holds only its share of the sum
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        """Log means over images when the epoch ends, perhaps early: Lightning's own sums cost a tenth of a step."""
+        """Log means over images when an epoch ends, even early: Lightning's own sums take a tenth of a step."""
         if self.trainer.is_last_batch or self.trainer.should_stop:
             count = self._sums.pop("images")
             self.log_dict(
@@ -175,19 +180,20 @@ class HashingModule(Hasher):
             self._sums = {}
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Rates of their own for the new layers and for the backbone; the schedule moves once a step.
+        """Return the optimizer and the schedule, which advances once per step.
 
-        Weight decay spares what has one dimension: biases, and scales of normalization.
+        The new layers and the backbone have separate learning rates. Weight decay is not applied to parameters of one
+        dimension: biases, and scales of normalization.
 
         Raises:
-            ConfigError: If the optimizer or the scheduler refuses its settings.
+            ConfigError: If the optimizer or the scheduler rejects its settings.
         """
         groups = _groups(self.network.new_layers(), name="new_layers")
         groups += _groups(self.network.backbone.parameters(), name="backbone", lr=self._backbone_lr)
         steps = int(self.trainer.estimated_stepping_batches)
         clipped = isinstance(self.trainer.precision_plugin, MixedPrecision) and self.trainer.gradient_clip_val
         fused = getattr(self._optimizer, "keywords", {}).get("fused")
-        # a fused optimizer undoes the scaling of gradients inside its step, too late for Lightning to clip them
+        # A fused optimizer unscales gradients inside its step, which is too late for Lightning to clip them.
         options = {"fused": False} if clipped and fused else {}
         try:
             optimizer = self._optimizer(groups, **options)
@@ -198,14 +204,17 @@ class HashingModule(Hasher):
 
 
 class BufferedModule(HashingModule):
-    """Keep the last output of every training image in ``u_buffer`` (U), which the rows of a batch are paired with.
+    """Keep the last output for every training image in ``u_buffer`` (U), to pair the rows of a batch with.
 
-    It is in the checkpoint: a resumed run goes on with the very same pairs.
+    The buffer is in the checkpoint, so a resumed run continues with exactly the same pairs.
 
     Args:
-        buffer_init: ``zeros`` as published, or ``first_pass``: the untrained network's outputs, which helps networks
-            that start from random weights away from the saddle at u = 0.
-        **settings: Those of ``HashingModule``.
+        buffer_init: ``zeros``, as published, or ``first_pass``, the untrained network's outputs. The latter helps
+            networks that start from random weights to leave the saddle at u = 0.
+        **settings: Arguments of ``HashingModule``.
+
+    Raises:
+        ValueError: If ``buffer_init`` is neither of the two.
     """
 
     def __init__(self, buffer_init: Literal["zeros", "first_pass"], **settings):
@@ -217,10 +226,10 @@ class BufferedModule(HashingModule):
         self.u_buffer: Tensor
 
     def on_train_epoch_start(self) -> None:
-        """Fill the buffer from the untrained network, once, if asked to."""
+        """Fill the buffer with the untrained network's outputs before the first step, if ``buffer_init`` says so."""
         if self.buffer_init == "first_pass" and self.trainer.global_step == 0:
             training = cast(DataLoader[Batch], self.trainer.train_dataloader)
-            # a loader of its own: workers that persist would take the epoch for over that has yet to begin
+            # Use a separate loader: persistent workers of the training loader would treat the coming epoch as finished.
             first_pass = DataLoader(
                 training.dataset, sampler=training.sampler, batch_size=None, num_workers=training.num_workers
             )
@@ -233,7 +242,7 @@ class BufferedModule(HashingModule):
             self.network.train()
 
     def remember(self, u: Float[Tensor, "n bits"], batch: Batch) -> Float[Tensor, "m bits"]:
-        """Write the outputs of a batch into the buffer, detached, and return all of it."""
+        """Write the outputs for a batch into the buffer, detached, and return the whole buffer."""
         self.u_buffer[batch.indices] = u.detach()
         return self.u_buffer
 
@@ -241,13 +250,13 @@ class BufferedModule(HashingModule):
 class ShallowHasher(Hasher):
     """Fit the hash layer of a network with a frozen backbone on the features of the whole training set, in one step.
 
-    A method makes its hash layer in the constructor, with every shape that it will have (a checkpoint is loaded into
-    it), and supplies ``fit``, which fills it.
+    A method creates its hash layer in the constructor and fills it in ``fit``. The layer has its final shapes from the
+    start, because a checkpoint is loaded into it.
 
     Args:
-        scaling: What is done to features first: ``none``; ``unit``, length 1; ``standard``, each to mean 0 and variance
-            1 over the training set.
-        **settings: Those of ``Hasher``.
+        scaling: Scaling of the features before fitting: ``none``; ``unit``, each vector to length 1; ``standard``, each
+            feature to mean 0 and variance 1 over the training set.
+        **settings: Arguments of ``Hasher``.
 
     Raises:
         ConfigError: If the backbone is not frozen.
@@ -257,7 +266,7 @@ class ShallowHasher(Hasher):
         super().__init__(**settings)
         if not self.network.frozen:
             raise ConfigError(
-                f"{type(self).__name__} is fitted on features of a frozen backbone: leave out model.frozen=false"
+                f"{type(self).__name__} is fitted on features of a frozen backbone: remove model.frozen=false"
             )
         self.width = cast(Backbone, self.network.backbone).num_features  # d, the length of a feature vector
         self.bits = self.network.bits
@@ -271,15 +280,15 @@ class ShallowHasher(Hasher):
 
         Args:
             x: Features of the training set, after scaling.
-            labels: Multi-hot labels.
-            rng: For everything random.
+            labels: Multi-hot labels of the training set.
+            rng: Source of all random numbers.
 
         Raises:
             ConfigError: If the code length or a setting does not fit the features.
         """
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        """The one step: ``batch`` is the whole training set in its order."""
+        """Fit in a single step: ``batch`` is the whole training set in its original order."""
         scaling = cast(FeatureScaling, self.network.hidden)
         with torch.no_grad():
             scaling.fit(batch.inputs)
@@ -287,11 +296,11 @@ class ShallowHasher(Hasher):
             self.fit(x, batch.labels.cpu().numpy().astype(np.uint8), np.random.default_rng(self.seed))
 
     def configure_optimizers(self) -> None:
-        """Nothing is learned by gradient."""
+        """Return None: no parameter is learned by gradient."""
 
 
 def _groups(weights: Iterable[nn.Parameter], **options: Any) -> list[dict[str, Any]]:
-    """Parameter groups of the weights that learn: those that decay, and those that do not."""
+    """Return the parameter groups of the trainable weights: matrices with weight decay, vectors without it."""
     learned = [weight for weight in weights if weight.requires_grad]
     matrices = {"params": [weight for weight in learned if weight.ndim > 1], **options}
     vectors = {"params": [weight for weight in learned if weight.ndim <= 1], "weight_decay": 0.0, **options}
@@ -299,12 +308,12 @@ def _groups(weights: Iterable[nn.Parameter], **options: Any) -> list[dict[str, A
 
 
 def _require_pairs(labels: Float[Tensor, "n classes"]) -> None:
-    """Refuse a training set from which no notion of similarity can be learned."""
+    """Raise ``DataError`` for a training set without similar pairs or without dissimilar pairs."""
     kinds, counts = labels.unique(dim=0, return_counts=True)
     shared = kinds @ kinds.T > 0
     if not (shared.triu(diagonal=1).any() or (shared.diagonal() & (counts > 1)).any()):
         raise DataError(
-            f"no two of the {len(labels)} training images share a label: there is nothing similar to learn from"
+            f"no two of the {len(labels)} training images share a label, so there are no similar pairs to learn from"
         )
     if shared.all():
         raise DataError(f"all {len(labels)} training images share a label: give at least two classes of images")

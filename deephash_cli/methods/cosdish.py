@@ -2,19 +2,21 @@
 
     min over B of |K S_Omega - B B_Omega'|^2,   B of +1 and -1, K bits
 
-``Omega`` are as many random training images as there are bits, the columns of the similarity matrix S that are seen: 1
-for similar pairs and ``-r`` for others, r being the number of similar pairs over that of others, so that both weigh the
-same. From random codes, each sample of columns has some rounds of two steps. The codes B_Omega of the columns are found
-bit by bit: given all other bits, each is a binary quadratic programme of |Omega| variables. The codes of the other
-rows become ``sgn(S_Gamma B_Omega)``, with the old bit where this is 0. A code is the sign of a ridge regression of B on
-centred features.
+``Omega`` is a random sample of as many training images as there are bits. Only these columns of the similarity matrix S
+are seen. An entry of S is 1 for a similar pair and ``-r`` for any other pair. Here r is the number of similar pairs
+divided by the number of other pairs, so that both kinds have the same total weight.
 
-Where we differ: the quadratic programmes are solved by local search (flip the one variable that lowers the objective
-most), from the present bit and from random starts, not by the paper's 2-approximation. A row keeps its old code where
-``sgn(S_Gamma B_Omega)``, which minimises another norm, would raise its part of the objective: with the published step
-the objective rises more often than it falls, and the codes of 12 bits are much worse. The paper's stronger variant
-encodes with boosted trees; here ``encoder=kernel`` is the ridge regression on Gaussian kernels with anchors,
-``exp(-|x - a|^2 / (2 sigma^2))``.
+The codes start at random. For each sample of columns, two steps alternate for some rounds. The first step finds the
+codes B_Omega of the columns bit by bit: given all other bits, each bit is a binary quadratic programme of |Omega|
+variables. The second step sets the codes of the other rows to ``sgn(S_Gamma B_Omega)`` and keeps the old bit where this
+product is 0. A new image is encoded by the sign of a ridge regression of B on centred features.
+
+Where we differ: the quadratic programmes are solved by local search, not by the paper's 2-approximation. The search
+starts from the present bit and from random bits, and flips the one variable that lowers the objective most. In the
+second step, a row keeps its old code if ``sgn(S_Gamma B_Omega)`` would raise the row's part of the objective, which can
+happen because it minimises another norm. With the published step the objective rises more often than it falls, and
+codes of 12 bits are much worse. The paper's stronger variant encodes with boosted trees. Here ``encoder=kernel`` is
+instead a ridge regression on Gaussian kernels with anchors, ``exp(-|x - a|^2 / (2 sigma^2))``.
 """
 
 from typing import Literal, cast
@@ -28,22 +30,22 @@ from deephash_cli.hash_layers import RBF, Projection, gaussian_gamma, ridge, sig
 from deephash_cli.methods.base import ShallowHasher
 
 _UNDECIDED = 1e-5  # a vote below this leaves the bit as it is; as published
-_PRECISION = 1e-9  # of the largest coefficient: a flip that gains less is not made
+_PRECISION = 1e-9  # share of the largest coefficient; a flip that gains less is not made
 
 
 class COSDISH(ShallowHasher):
-    """COSDISH.
+    """Fit COSDISH.
 
     Args:
-        columns: Size of Omega; None for as many as bits. At most half of the training images are columns.
-        samples: How often columns are drawn (T_sto).
-        rounds: How often both steps are taken with the same columns (T_alt).
-        restarts: Random starts of the local search, besides the present bit.
-        encoder: ``linear``, or ``kernel``.
-        ridge_weight: Of the regression of B on features or kernels.
-        anchors: Random training images that the kernel compares with, at most all; unused by ``linear``.
+        columns: Size of Omega, at most half of the training images; None means as many as bits.
+        samples: Number of times that columns are drawn (T_sto).
+        rounds: Number of times that both steps are taken with the same columns (T_alt).
+        restarts: Number of random starts of the local search, in addition to the present bit.
+        encoder: ``linear`` or ``kernel``.
+        ridge_weight: Weight of the ridge in the regression of B on features or kernels.
+        anchors: Number of random training images that the kernel compares with, at most all; unused by ``linear``.
         sigma: Width of the kernel, in median distances of training images from anchors; unused by ``linear``.
-        **settings: Those of ``ShallowHasher``.
+        **settings: Arguments of ``ShallowHasher``.
 
     Raises:
         ValueError: If a setting is out of its range.
@@ -91,7 +93,7 @@ class COSDISH(ShallowHasher):
     def fit(
         self, x: Float[np.ndarray, "n d"], labels: UInt8[np.ndarray, "n classes"], rng: np.random.Generator
     ) -> None:
-        """Codes, then their regression."""
+        """Find the codes of the training images, then fit the encoder to them."""
         b = self.codes(labels, rng)
         layer = self.network.hash_layer
         if self.encoder == "kernel":
@@ -105,7 +107,7 @@ class COSDISH(ShallowHasher):
         cast(Projection, layer).set(ridge(x - mean, b, self.ridge_weight), mean)
 
     def codes(self, labels: UInt8[np.ndarray, "n classes"], rng: np.random.Generator) -> Float[np.ndarray, "n bits"]:
-        """Codes of the training images, B."""
+        """Return the codes B of the training images."""
         n = len(labels)
         count = max(1, min(self.columns, n // 2))
         y = labels.astype(np.float32)
@@ -126,12 +128,12 @@ class COSDISH(ShallowHasher):
 
 
 def random_signs(n: int, m: int, rng: np.random.Generator) -> Float[np.ndarray, "n m"]:
-    """Random values of +1 and -1."""
+    """Draw an ``(n, m)`` array of +1 and -1."""
     return rng.choice([-1.0, 1.0], size=(n, m))
 
 
 def balanced(similar: Bool[np.ndarray, "n m"]) -> Float[np.ndarray, "n m"]:
-    """Target of each pair: 1 for similar ones, -r for others. With +r every pair would be similar."""
+    """Return the target of each pair: 1 if similar, else -r. With +r every pair would be similar."""
     r = np.count_nonzero(similar) / max(1, np.count_nonzero(~similar))
     return np.where(similar, 1.0, -r)
 
@@ -139,7 +141,7 @@ def balanced(similar: Bool[np.ndarray, "n m"]) -> Float[np.ndarray, "n m"]:
 def errors(
     b: Float[np.ndarray, "n bits"], b_columns: Float[np.ndarray, "m bits"], s: Float[np.ndarray, "n m"]
 ) -> Float[np.ndarray, " n"]:
-    """Each row's part of the objective, ``|K S_Omega - B B_Omega'|^2``."""
+    """Return each row's part of the objective, ``|K S_Omega - B B_Omega'|^2``."""
     return np.square(b.shape[1] * s - b @ b_columns.T).sum(axis=1)
 
 
@@ -150,14 +152,16 @@ def columns_step(
     s_rows: Float[np.ndarray, "n m"],
     starts: Float[np.ndarray, "bits restarts m"],
 ) -> Float[np.ndarray, "m bits"]:
-    """Codes of the columns, B_Omega, that do not raise the objective: one bit after the other, given all others.
+    """Return new codes of the columns, B_Omega, found one bit after the other, given all other bits.
+
+    The objective does not rise.
 
     Args:
-        b_columns: Codes of the columns so far.
+        b_columns: Present codes of the columns.
         b_rows: Codes of the other rows, B_Gamma.
-        s_columns: Targets between columns.
-        s_rows: Targets between the other rows and the columns, S_Gamma.
-        starts: For each bit, where the local search starts besides the present bit.
+        s_columns: Targets of pairs of columns.
+        s_rows: Targets of pairs of another row and a column, S_Gamma.
+        starts: Starts of the local search for each bit, in addition to the present bit.
     """
     bits = b_columns.shape[1]
     b_columns = b_columns.copy()
@@ -166,7 +170,7 @@ def columns_step(
     for k in range(bits):
         others = b_columns.copy()
         others[:, k] = 0
-        q = 2 * (others @ others.T - bits * s_columns)  # the square of a bit is 1: the diagonal is a constant
+        q = 2 * (others @ others.T - bits * s_columns)  # the square of a bit is 1, so the diagonal is constant
         np.fill_diagonal(q, 0)
         p = 2 * (others @ gram[:, k] - wanted[:, k])
         b_columns[:, k] = local_search(q, p, np.vstack([b_columns[:, k], starts[k]]))
@@ -176,7 +180,7 @@ def columns_step(
 def rows_step(
     b_rows: Float[np.ndarray, "n bits"], b_columns: Float[np.ndarray, "m bits"], s_rows: Float[np.ndarray, "n m"]
 ) -> Float[np.ndarray, "n bits"]:
-    """Codes of the other rows, B_Gamma: ``sgn(S_Gamma B_Omega)`` where it does not raise the row's error."""
+    """Return new codes of the other rows, B_Gamma: ``sgn(S_Gamma B_Omega)`` unless it raises the row's error."""
     votes = s_rows @ b_columns
     voted = np.where(np.abs(votes) < _UNDECIDED, b_rows, signs(votes))
     better = errors(voted, b_columns, s_rows) <= errors(b_rows, b_columns, s_rows)
@@ -186,12 +190,12 @@ def rows_step(
 def local_search(
     q: Float[np.ndarray, "m m"], p: Float[np.ndarray, " m"], starts: Float[np.ndarray, "s m"]
 ) -> Float[np.ndarray, " m"]:
-    """A vector b of +1 and -1 with a small ``b'Qb + p'b``, of which no single flip lowers it.
+    """Return a vector b of +1 and -1 with a small ``b'Qb + p'b``, which no single flip can lower.
 
     Args:
-        q: Symmetric, with a zero diagonal.
-        p: Linear part.
-        starts: Vectors to search from, all at once; the result is the best of what they end in.
+        q: Symmetric matrix Q with a zero diagonal.
+        p: Linear part p.
+        starts: Vectors to search from, all at once; the best vector that any search ends in is returned.
     """
     b = starts.copy()
     slope = 2 * b @ q + p  # flipping b_i adds -2 b_i slope_i

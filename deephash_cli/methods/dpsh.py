@@ -5,13 +5,14 @@ https://www.ijcai.org/Proceedings/16/Papers/245.pdf
     J = - sum over pairs [ s_ij t_ij - log(1 + exp(t_ij)) ] + eta sum_i |b_i - u_i|^2
     t_ij = <u_i, u_j> / 2,   b_i = sgn(u_i)
 
-``u`` is the network's output without a squashing function. ``U`` holds the last output of every training image; a batch
-is written into it and then paired with the whole of it, and the gradient flows through the batch's rows alone. Summed
-over ordered pairs, the paper's gradient of one row is ``sum_j (sigmoid(t_ij) - s_ij) u_j + 2 eta (u_i - b_i)``; the
-loss here has 1 / (2 N batch) times that gradient, so that its size depends on neither N nor the batch.
+``u`` is the network's output without a squashing function. ``U`` is a buffer with the last output for every training
+image. The outputs for a batch are written into U and then paired with all of U. The gradient flows through the rows of
+the batch alone. Summed over ordered pairs, the paper's gradient of one row is
+``sum_j (sigmoid(t_ij) - s_ij) u_j + 2 eta (u_i - b_i)``. The loss here has 1 / (2 N batch) times that gradient, so that
+its size depends on neither the number N of training images nor the size of the batch.
 
-Where we differ: the network and the optimizer are today's (the paper has CNN-F and plain SGD); ``pairs=batch`` forms
-pairs inside the batch instead of against U, which is not DPSH's published procedure and is named in the results.
+Where we differ: the network and the optimizer are modern ones; the paper used CNN-F and plain SGD. ``pairs=batch``
+forms pairs inside the batch instead of against U. This is not DPSH's published procedure, and the results name it.
 """
 
 from typing import Literal
@@ -28,10 +29,14 @@ class DPSHLoss(nn.Module):
     """Pair likelihood and quantization error of a batch.
 
     Args:
-        quantization_weight: eta.
-        eta_convention: ``paper``: eta weighs the sum over images of squared distances, against the sum over pairs.
-            ``mean``: it weighs the mean over images and bits against the mean over pairs, as many re-implementations
-            do; over a buffer of N rows that equals ``2 N / bits`` times as much in the paper's convention.
+        quantization_weight: Weight eta of the quantization error.
+        eta_convention: ``paper`` or ``mean``. With ``paper``, eta weighs the sum over images of squared distances,
+            against the sum over pairs. With ``mean``, it weighs the mean over images and bits against the mean over
+            pairs, as in many re-implementations. For a buffer of N rows, an eta in the ``mean`` convention equals
+            ``2 N / bits`` times that eta in the ``paper`` convention.
+
+    Raises:
+        ValueError: If ``eta_convention`` is neither of the two.
     """
 
     def __init__(self, quantization_weight: float, eta_convention: Literal["paper", "mean"]):
@@ -48,14 +53,14 @@ class DPSHLoss(nn.Module):
         similar: Float[Tensor, "n m"],
         two_sided: bool,
     ) -> dict[str, Tensor]:
-        """Loss terms.
+        """Return the loss terms.
 
         Args:
             u: Outputs of the batch.
-            others: What the batch is paired with: the buffer, or the batch itself.
+            others: Outputs that the batch is paired with: the buffer, or the batch itself.
             similar: 1 for pairs that share a label, else 0.
-            two_sided: Whether the gradient flows through both sides of a pair. With a buffer it flows through one, so
-                the pair term weighs half as much against the same quantization.
+            two_sided: Whether the gradient flows through both sides of a pair. With a buffer it flows through one side
+                alone, so the pair term has half the weight relative to the same quantization.
         """
         errors = (signs(u.detach()) - u).square()
         if self.eta_convention == "mean":
@@ -69,12 +74,15 @@ class DPSHLoss(nn.Module):
 
 
 class DPSH(BufferedModule):
-    """DPSH with pairs against the whole training set (``buffer``) or inside the batch (``batch``).
+    """Train a network with DPSH's loss.
 
     Args:
-        pairs: ``buffer`` or ``batch``.
-        buffer_init: That of ``BufferedModule``.
-        **settings: Those of ``HashingModule``.
+        pairs: ``buffer`` for pairs against the whole training set, or ``batch`` for pairs inside the batch.
+        buffer_init: Initial content of the buffer, as in ``BufferedModule``.
+        **settings: Arguments of ``HashingModule``.
+
+    Raises:
+        ValueError: If ``pairs`` or ``buffer_init`` is not one of its values.
     """
 
     supervision = "pairs"
@@ -88,12 +96,12 @@ class DPSH(BufferedModule):
             del self.u_buffer
 
     def on_train_epoch_start(self) -> None:
-        """Fill the buffer from the untrained network, once, if there is one and it was asked for."""
+        """Fill the buffer as ``BufferedModule`` does, if there is one."""
         if self.pairs == "buffer":
             super().on_train_epoch_start()
 
     def losses(self, u: Float[Tensor, "n bits"], batch: Batch) -> dict[str, Tensor]:
-        """Pair likelihood and quantization."""
+        """Return the pair likelihood and the quantization term."""
         if self.pairs == "batch":
             return self.loss(u, u, similar(batch.labels, batch.labels), two_sided=True)
         return self.loss(u, self.remember(u, batch), similar(batch.labels, self.train_labels), two_sided=False)

@@ -6,28 +6,31 @@ https://arxiv.org/abs/1705.10999
         + mu sum_i |y_i - W'b_i|^2 + nu |W|^2 + eta sum_i |b_i - u_i|^2
     t_ij = <u_i, u_j> / 2,   b_i of +1 and -1
 
-A code is what the network's output ``u`` comes near to, and what a linear classifier W tells the labels from. Before
-each epoch, ``rounds`` times, on the whole training set, with U the last output of every image:
+The network's output ``u`` is pulled towards a code b, and a linear classifier W predicts the labels from that code.
+Before each epoch, two steps alternate for ``rounds`` rounds on the whole training set. U is a buffer with the last
+output for every training image:
 
     W = (B'B + nu/mu I)^-1 B'Y
     B = argmin of |Y - B W|^2 + eta/mu |B - U|^2, one bit of all codes at a time, with Q = Y W' + eta/mu U
 
-Neither step can raise the objective. Then the network has an epoch of pair likelihood, in which a batch is written into
-U and paired with the whole of it and the gradient flows through the batch's rows alone, and of |b_i - u_i|^2 with the
-b_i of that step, not the sign of u_i. W and B reach the network through b_i alone: the other two terms of J have no
-gradient in its weights, so that they are no part of its loss. Their size is logged as ``codes/classification`` and
-``codes/ridge``. There are no outputs before the first epoch: U is zero, so its codes come from the labels alone, from
-random codes on. (From zeros W is zero, then B, and both stay so for the epoch.)
+Neither step can raise the objective. The network then trains for an epoch with two terms. The first is the pair
+likelihood: the outputs for a batch are written into U and paired with all of U, and the gradient flows through the rows
+of the batch alone. The second is |b_i - u_i|^2, where b_i is the code from the B step, not the sign of u_i. W and B
+reach the network through b_i alone: the other two terms of J have no gradient in the network's weights, so they are not
+part of its loss. Their sizes are logged as ``codes/classification`` and ``codes/ridge``. Before the first epoch there
+are no outputs: U is zero, so the first codes are computed from the labels alone, starting from random codes. (With
+codes that start from zeros, W is zero, then B is zero, and both stay zero for the epoch.)
 
-The network's loss is means, over pairs and over images: it has ``1 / (2 N batch)`` times the paper's gradient, and
-its ``quantization_weight`` is ``eta / (2 N)``, so that the balance of the two does not depend on the number N of
-training images. The 55 of the authors' code is 0.0055 for 5000 images. (DPSH's ``eta_convention=mean`` is a mean over
-bits too: the same weight is ``bits`` times as large there.) ``output_weight`` is eta/mu and ``ridge_weight`` is nu/mu.
-The three are set one by one: mu, which is in both steps, is ``2 N quantization_weight / output_weight``.
+The network's loss consists of means over pairs and over images, which gives ``1 / (2 N batch)`` times the paper's
+gradient. Its ``quantization_weight`` is ``eta / (2 N)``, so that the balance of the two terms does not depend on the
+number N of training images. The 55 in the authors' code is 0.0055 for 5000 images. (DPSH's ``eta_convention=mean`` is
+also a mean over bits, so the same weight is ``bits`` times as large there.) ``output_weight`` is eta/mu and
+``ridge_weight`` is nu/mu. The three settings are independent: mu, which is in both steps, is
+``2 N quantization_weight / output_weight``.
 
-Where we differ: B and W are those of the whole training set, where the authors' code has those of a batch; and ``Y``
-has a one for each label of an image that has several. The network and the optimizer are today's (the paper has CNN-F
-and plain SGD).
+Where we differ: B and W are computed on the whole training set; the authors' code computes them on a batch. ``Y`` has a
+one for each label of an image that has several labels. The network and the optimizer are modern ones; the paper used
+CNN-F and plain SGD.
 """
 
 import torch
@@ -41,10 +44,10 @@ from deephash_cli.methods.base import BufferedModule
 
 
 class DSDHLoss(nn.Module):
-    """Pair likelihood of a batch, and its distance from its codes.
+    """Pair likelihood of a batch, and the distance of its outputs from their codes.
 
     Args:
-        quantization_weight: ``eta / (2 N)``, of the mean over images of squared distances.
+        quantization_weight: Weight ``eta / (2 N)`` of the mean over images of squared distances.
     """
 
     def __init__(self, quantization_weight: float):
@@ -58,13 +61,13 @@ class DSDHLoss(nn.Module):
         similar: Float[Tensor, "n m"],
         b: Float[Tensor, "n bits"],
     ) -> dict[str, Tensor]:
-        """Loss terms.
+        """Return the loss terms.
 
         Args:
             u: Outputs of the batch.
-            others: The buffer.
+            others: The buffer, with the last output for every training image.
             similar: 1 for pairs that share a label, else 0.
-            b: Codes of the batch.
+            b: Codes of the batch, of +1 and -1.
         """
         return {
             "similarity": pair_likelihood(u, others, similar),
@@ -73,14 +76,17 @@ class DSDHLoss(nn.Module):
 
 
 class DSDH(BufferedModule):
-    """DSDH: the state of its codes and its classifier is ``b_buffer`` (B) and ``w_buffer`` (W).
+    """Train a network with DSDH. The codes B are in ``b_buffer`` and the classifier W is in ``w_buffer``.
 
     Args:
-        output_weight: eta/mu.
-        ridge_weight: nu/mu.
-        rounds: Of both steps at most; they end when no code changes.
-        sweeps: Over all bits in a step, at most.
-        **settings: Those of ``BufferedModule``.
+        output_weight: Weight eta/mu of the distance between codes and outputs.
+        ridge_weight: Weight nu/mu of the classifier's ridge.
+        rounds: Maximum number of rounds of both steps; they end earlier if no code changes.
+        sweeps: Maximum number of sweeps over all bits in one B step.
+        **settings: Arguments of ``BufferedModule``.
+
+    Raises:
+        ValueError: If a setting is out of its range.
     """
 
     supervision = "labels"
@@ -89,7 +95,7 @@ class DSDH(BufferedModule):
         super().__init__(**settings)
         if output_weight < 0:
             raise ValueError(f"output_weight must be 0 or more, got {output_weight}")
-        if ridge_weight <= 0:  # B'B has no inverse where two bits are the same
+        if ridge_weight <= 0:  # B'B has no inverse if two bits are the same
             raise ValueError(f"ridge_weight must be above 0, got {ridge_weight}")
         for name, count in (("rounds", rounds), ("sweeps", sweeps)):
             if count < 1:
@@ -106,9 +112,10 @@ class DSDH(BufferedModule):
         self.w_buffer: Tensor
 
     def on_train_epoch_start(self) -> None:
-        """Classifier and codes of the whole training set, from the outputs so far.
+        """Update the classifier and the codes of the whole training set from the latest outputs.
 
-        At the start: when an epoch ends, its checkpoint is written before a module has its turn.
+        This happens at the start of an epoch, because at its end the checkpoint is written before the module's hook
+        runs.
         """
         super().on_train_epoch_start()
         self.update_codes()
@@ -116,7 +123,7 @@ class DSDH(BufferedModule):
         self.log_dict({"codes/classification": errors.mean(), "codes/ridge": self.w_buffer.square().sum()})
 
     def update_codes(self) -> None:
-        """``rounds`` of the W step and the B step."""
+        """Run up to ``rounds`` rounds of the W step and the B step."""
         y = self.train_labels
         for _ in range(self.rounds):
             self.w_buffer.copy_(ridge_classifier(self.b_buffer, y, self.ridge_weight))
@@ -127,7 +134,7 @@ class DSDH(BufferedModule):
             self.b_buffer.copy_(b)
 
     def losses(self, u: Float[Tensor, "n bits"], batch: Batch) -> dict[str, Tensor]:
-        """Pair likelihood and distance from the codes."""
+        """Return the pair likelihood and the distance from the codes."""
         pairs = similar(batch.labels, self.train_labels)
         return self.loss(u, self.remember(u, batch), pairs, self.b_buffer[batch.indices])
 
@@ -135,14 +142,16 @@ class DSDH(BufferedModule):
 def ridge_classifier(
     b: Float[Tensor, "n bits"], y: Float[Tensor, "n classes"], weight: float
 ) -> Float[Tensor, "bits classes"]:
-    """Linear classifier of codes, ``W = (B'B + weight I)^-1 B'Y``: the minimiser of ``|Y - B W|^2 + weight |W|^2``.
+    """Return the linear classifier of codes that minimises ``|Y - B W|^2 + weight |W|^2``.
+
+    It is ``W = (B'B + weight I)^-1 B'Y``.
 
     Args:
         b: Codes of +1 and -1.
         y: Multi-hot labels.
-        weight: Of the ridge; above 0, because bits that agree on all images leave B'B without an inverse.
+        weight: Weight of the ridge, above 0: if two bits agree on all images, B'B has no inverse.
     """
-    # sums of whole numbers, exact in single precision; what follows is not, with few distinct codes and a small ridge
+    # These sums of whole numbers are exact in single precision. The solution is not, for few codes and a small ridge.
     gram, targets = (b.T @ b).double().cpu(), (b.T @ y).double().cpu()
     gram.diagonal().add_(weight)
     return torch.linalg.solve(gram, targets).to(b)

@@ -5,22 +5,22 @@ https://arxiv.org/abs/1612.03900
     L = - sum over triplets (q, p, n) [ d - log(1 + exp(d)) ] + lambda sum_i |b_i - u_i|^2
     d = t_qp - t_qn - alpha,   t_ij = <u_i, u_j> / 2,   b_i = sgn(u_i),   alpha = bits / 2
 
-The query q shares a label with the positive p, and none with the negative n. ``u`` is the network's output without a
-squashing function. ``U`` holds the last output of every training image; a batch is written into it, each image of the
-batch is a query with positives and negatives drawn from the whole of U, and every positive meets every negative. The
-gradient flows through the query alone, as in the published code.
+The query q shares a label with the positive p and no label with the negative n. ``u`` is the network's output without a
+squashing function. ``U`` is a buffer with the last output for every training image. The outputs for a batch are written
+into U. Each image of the batch is then a query, with positives and negatives drawn from all of U, and every positive is
+combined with every negative. The gradient flows through the query alone, as in the published code.
 
-Here the triplet term is the mean over a query's triplets, then over the queries, and the quantization term the mean
-over images. The published code has 22,500 triplets a query (50 positives, 50 negatives from each of 9 other classes)
-and lambda = 100 against their sum: that is 100 / 22500 = 0.0044 against their mean.
+Here the triplet term is the mean over the triplets of a query, then over the queries. The quantization term is the mean
+over images. The published code has 22,500 triplets per query (50 positives, and 50 negatives from each of 9 other
+classes) and lambda = 100 against their sum. Against their mean, that lambda is 100 / 22500 = 0.0044.
 
-Where we differ: negatives are drawn from all dissimilar images instead of equally from each other class, which is the
-same in expectation where classes are of equal size, and needs no classes, only pairs: it works on images with several
-labels. Positives and negatives are drawn with replacement, and fewer of them, because the time of a step grows with the
-number of triplets and the result hardly does (``positives=50 negatives=450`` gives the paper's 22,500). The paper is
-silent on images with no positive but themselves, or no negative: they are no queries, and only their quantization
-counts. An image is not its own positive. Our default lambda is larger than the paper's, and the network and the
-optimizer are today's (the paper has CNN-F and plain SGD).
+Where we differ: negatives are drawn from all dissimilar images, not equally from each other class. With classes of
+equal size this is the same in expectation. It works for images with several labels, because it needs only pairs, not
+classes. Positives and negatives are drawn with replacement. There are fewer of them, because the time of a step grows
+with the number of triplets and the result hardly improves (``positives=50 negatives=450`` gives the paper's 22,500).
+The paper does not mention images that have no negative, or no positive except themselves. Here they are not queries,
+and only their quantization counts. An image is not its own positive. Our default lambda is larger than the paper's. The
+network and the optimizer are modern ones; the paper used CNN-F and plain SGD.
 """
 
 import torch
@@ -37,8 +37,8 @@ class DTSHLoss(nn.Module):
     """Triplet likelihood and quantization error of a batch.
 
     Args:
-        margin: alpha, in shares of the code length.
-        quantization_weight: lambda, against the mean over a query's triplets.
+        margin: Margin alpha, as a share of the code length.
+        quantization_weight: Weight lambda, against the mean over a query's triplets.
     """
 
     def __init__(self, margin: float, quantization_weight: float):
@@ -53,13 +53,13 @@ class DTSHLoss(nn.Module):
         negatives: Float[Tensor, "n m bits"],
         usable: Bool[Tensor, " n"],
     ) -> dict[str, Tensor]:
-        """Loss terms.
+        """Return the loss terms.
 
         Args:
             u: Outputs of the batch.
-            positives: Outputs that each row is to be near to.
-            negatives: Outputs that it is to be nearer to the positives than to.
-            usable: Rows that have positives and negatives; what the others are given does not count.
+            positives: Outputs of images that share a label with the row's image.
+            negatives: Outputs of images that share no label with it.
+            usable: Mask of the rows that have positives and negatives; other rows have no triplets.
         """
         to_positives, to_negatives = (torch.einsum("nb,nmb->nm", u, others) / 2 for others in (positives, negatives))
         alpha = self.margin * u.shape[1]
@@ -72,12 +72,15 @@ class DTSHLoss(nn.Module):
 
 
 class DTSH(BufferedModule):
-    """DTSH.
+    """Train a network with DTSH's loss.
 
     Args:
-        positives: Drawn for each query.
-        negatives: Drawn for each query.
-        **settings: Those of ``BufferedModule``.
+        positives: Number of positives drawn for each query.
+        negatives: Number of negatives drawn for each query.
+        **settings: Arguments of ``BufferedModule``.
+
+    Raises:
+        ValueError: If either number is less than 1.
     """
 
     supervision = "triplets"
@@ -91,7 +94,7 @@ class DTSH(BufferedModule):
         self.negatives = negatives
 
     def losses(self, u: Float[Tensor, "n bits"], batch: Batch) -> dict[str, Tensor]:
-        """Triplet likelihood and quantization."""
+        """Return the triplet likelihood and the quantization term."""
         everything = self.remember(u, batch)
         near = similar(batch.labels, self.train_labels) > 0
         far = ~near
@@ -102,16 +105,17 @@ class DTSH(BufferedModule):
 
 
 def draw(choices: Bool[Tensor, "q n"], count: int) -> tuple[Int[Tensor, "q count"], Bool[Tensor, " q"]]:
-    """Columns drawn from those that are true in each row, uniformly and with replacement.
+    """Draw columns in each row, uniformly and with replacement, from those where the row is true.
 
     Args:
-        choices: What may be drawn in each row.
-        count: How many are drawn.
+        choices: Mask of the columns that may be drawn in each row.
+        count: Number of columns to draw in each row.
 
     Returns:
-        The columns, and the rows where one is true; those drawn in other rows mean nothing.
+        The drawn columns, and a mask of the rows with at least one true column. In other rows the columns are
+        meaningless.
     """
-    ranks = choices.int().cumsum(dim=1, dtype=torch.int32)  # of a true column among its row's true columns, from 1
+    ranks = choices.int().cumsum(dim=1, dtype=torch.int32)  # rank of a true column among its row's true columns, from 1
     available = ranks[:, -1:]
     drawn = (torch.rand(len(choices), count, device=choices.device) * available).int() + 1
     return torch.searchsorted(ranks, drawn).clamp(max=choices.shape[1] - 1), available[:, 0] > 0

@@ -2,27 +2,28 @@
 
     min over codes of sum_ij loss(d_ij, s_ij),   d_ij the Hamming distance of codes i and j
 
-A bit at a time, in two steps. With r bits after this one and ``d`` counted over those before it, the sum is, up to a
-constant, ``(1/2) sum_ij a_ij z_i z_j`` with ``a_ij = loss(d_ij) - loss(d_ij + 1)``.
+The bits are learned one after the other, each in two steps. For bit number r, let ``d`` be the distance in the bits
+before it. Up to a constant, the sum is then ``(1/2) sum_ij a_ij z_i z_j`` with ``a_ij = loss(d_ij) - loss(d_ij + 1)``.
 
     hinge:  (d / r)^2 of similar pairs, max(0, 1/2 - d / r)^2 of others
     ksh:    (s - (r - 2 d) / r)^2 with s of +1 and -1
 
-1. Binary inference: minimise it over z of +1 and -1, a block of mutually similar images at a time, the others held
-   fixed. Inside such a block every ``a_ij <= 0``: images are pulled together.
-2. Boosted trees (exponential loss) learn to predict z. The next bit is inferred with what they predict, not with z.
+1. Binary inference minimises this sum over z of +1 and -1. It takes one block of mutually similar images at a time and
+   holds the others fixed. Inside such a block every ``a_ij <= 0``, so images are pulled together.
+2. Boosted trees (with the exponential loss) learn to predict z. The next bit is inferred from their predictions, not
+   from z.
 
-Blocks: in random order an image not yet taken is joined by all that are similar to it and to each other, at most
-``block`` of them. An image without labels is a block by itself.
+The blocks are built greedily in random order. Each image that is not in a block yet starts one, and is joined by the
+images that are similar to it and to each other, up to ``block`` images. An image without labels is a block by itself.
 
-Where we differ: the minimum of a block is not found by GraphCut. The images of a block are ordered by the pull of all
-others, and the best cut of that order is taken, the exact minimum while the images of a block have equal codes; then
-each image is flipped if that lowers the objective. Neither can raise it, and in 13 blocks of CIFAR-10 it came as low as
-a maximum flow. The first pass starts from z = 0, so that a block heeds only those before it; the paper does not say how
-it starts. The trees are the gradient boosting of scikit-learn on random parts of the images, instead of AdaBoost
-without the images of the least weight. There are half as many as published (with 50 instead of 100 the mAP of CIFAR-10
-is .04 to .05 lower, see experiments/canon-cifar10), and a node chooses among fewer features, which are
-not cut to 8 bits.
+Where we differ: the minimum of a block is not found by GraphCut. Instead, the images of a block are ordered by the pull
+of all other images, and the best cut of that order is taken. This is the exact minimum while the images of the block
+have equal codes. Then each image is flipped if that lowers the objective. Neither of these can raise the objective, and
+in 13 blocks of CIFAR-10 it became as low as with a maximum flow. The first pass starts from z = 0, so a block sees only
+the blocks before it; the paper does not say how it starts. The trees are scikit-learn's gradient boosting on random
+parts of the images; the paper uses AdaBoost and leaves out the images of the least weight. There are half as many trees
+as published (with 50 instead of 100 the mAP of CIFAR-10 is .04 to .05 lower, see experiments/canon-cifar10). A node
+chooses among fewer features, and features are not reduced to 8 bits.
 """
 
 from typing import Literal, cast
@@ -37,22 +38,22 @@ from deephash_cli.console import progress
 from deephash_cli.hash_layers import signs
 from deephash_cli.methods.base import ShallowHasher
 
-_LARGEST = 1 << 20  # numbers in an intermediate result of the trees
+_LARGEST = 1 << 20  # size limit of an intermediate result of the trees
 
 
 class FastHash(ShallowHasher):
-    """FastHash.
+    """Fit boosted trees to binary codes, one bit after the other.
 
     Args:
-        pair_loss: ``hinge`` or ``ksh``.
-        passes: Over all blocks, for one bit.
-        block: Images in a block at most.
-        trees: Boosted for one bit.
-        depth: Of a tree.
-        learning_rate: Of the boosting.
+        pair_loss: Loss of a pair, ``hinge`` or ``ksh``.
+        passes: Number of passes over all blocks for one bit.
+        block: Maximum number of images in a block.
+        trees: Number of boosted trees for one bit.
+        depth: Depth of a tree.
+        learning_rate: Learning rate of the boosting.
         subsample: Share of the images that one tree is grown on.
-        candidates: Features, drawn anew for each node, that it may split by.
-        **settings: Those of ``ShallowHasher``.
+        candidates: Number of features that a node may split by, drawn again for each node.
+        **settings: Arguments of ``ShallowHasher``.
 
     Raises:
         ValueError: If a setting is out of its range.
@@ -100,7 +101,7 @@ class FastHash(ShallowHasher):
     def fit(
         self, x: Float[np.ndarray, "n d"], labels: UInt8[np.ndarray, "n classes"], rng: np.random.Generator
     ) -> None:
-        """Bit by bit: infer it for the training set, then grow trees that predict it."""
+        """For each bit, infer its values for the training set, then grow trees that predict them."""
         layer = cast(BoostedTrees, self.network.hash_layer)
         features = x.astype(np.float32)
         pairs = Pairs(labels, self.pair_loss)
@@ -123,11 +124,11 @@ class FastHash(ShallowHasher):
 
 
 class Pairs:
-    """The weights ``a_ij`` of the next bit, some rows at a time: the n x n matrix is never there at once.
+    """The weights ``a_ij`` of the next bit, a few rows at a time: the whole n x n matrix is never in memory.
 
     Args:
-        labels: Multi-hot labels.
-        loss: ``hinge`` or ``ksh``.
+        labels: Multi-hot labels of the training set.
+        loss: Loss of a pair, ``hinge`` or ``ksh``.
     """
 
     def __init__(self, labels: UInt8[np.ndarray, "n classes"], loss: Literal["hinge", "ksh"]):
@@ -138,11 +139,11 @@ class Pairs:
         self.codes = np.empty((len(labels), 0), np.float32)
 
     def append(self, bit: Float32[np.ndarray, " n"]) -> None:
-        """Go on to the next bit."""
+        """Append a bit to the codes, so that the weights are those of the next bit."""
         self.codes = np.column_stack([self.codes, bit])
 
     def rows(self, members: Int[np.ndarray, " b"]) -> Float32[np.ndarray, "b n"]:
-        """``a`` of some images with all, 0 with themselves."""
+        """Return the weights ``a`` of some images with all images; the weight of an image with itself is 0."""
         bits = self.codes.shape[1]
         distances = (bits - self.codes[members] @ self.codes.T) / 2
         similar = self._shared[self._which[members]][:, self._which]
@@ -153,7 +154,10 @@ class Pairs:
 
 
 def pair_weights(loss: Literal["hinge", "ksh"], bits: int) -> Float[np.ndarray, "2 distances"]:
-    """``loss(d) - loss(d + 1)`` at each distance d from 0 to ``bits``, for dissimilar pairs, then for similar ones."""
+    """Return ``loss(d) - loss(d + 1)`` for each distance d from 0 to ``bits``.
+
+    The first row is for dissimilar pairs, the second for similar pairs.
+    """
     r = bits + 1
     d = np.arange(bits + 2) / r
     if loss == "hinge":
@@ -166,10 +170,10 @@ def pair_weights(loss: Literal["hinge", "ksh"], bits: int) -> Float[np.ndarray, 
 def similar_blocks(
     labels: UInt8[np.ndarray, "n classes"], largest: int, rng: np.random.Generator
 ) -> list[Int[np.ndarray, " _"]]:
-    """Groups of mutually similar images that cover all, each grown greedily from a random image."""
+    """Divide the images into groups of mutually similar images, each grown greedily from a random image."""
     sets, which = np.unique(labels, axis=0, return_inverse=True)
     order = rng.permutation(len(labels))
-    waiting = [order[which.ravel()[order] == kind] for kind in range(len(sets))]  # images of each label set
+    waiting = [order[which.ravel()[order] == kind] for kind in range(len(sets))]  # remaining images of each label set
     blocks = []
     for kind in dict.fromkeys(which.ravel()[order].tolist()):
         if not sets[kind].any():
@@ -188,7 +192,7 @@ def similar_blocks(
 
 
 def infer(pairs: Pairs, blocks: list[Int[np.ndarray, " _"]], passes: int) -> Float32[np.ndarray, " n"]:
-    """Step 1: lower ``sum_ij a_ij z_i z_j``, a block at a time."""
+    """Lower ``sum_ij a_ij z_i z_j`` over z, one block at a time (step 1)."""
     z = np.zeros(len(pairs.codes), np.float32)
     for _ in range(passes):
         before = z.copy()
@@ -205,16 +209,16 @@ def infer(pairs: Pairs, blocks: list[Int[np.ndarray, " _"]], passes: int) -> Flo
 def best_of_block(
     inside: Float32[np.ndarray, "b b"], pull: Float32[np.ndarray, " b"], z: Float32[np.ndarray, " b"]
 ) -> Float32[np.ndarray, " b"]:
-    """Lower ``z' inside z + 2 pull' z`` over z of +1 and -1, from a given z (or from 0: no choice made yet).
+    """Lower ``z' inside z + 2 pull' z`` over the z of a block, of +1 and -1.
 
     Args:
-        inside: Symmetric, with zeros on the diagonal and nothing positive.
-        pull: Of all images outside of the block.
-        z: Where to start.
+        inside: Weights between images of the block: symmetric, with zeros on the diagonal and no positive entries.
+        pull: Pull of all images outside the block on each of its images.
+        z: Present values of the block; zeros if none were chosen yet.
     """
-    order = np.argsort(pull, kind="stable")  # those that want +1 the most come first
+    order = np.argsort(pull, kind="stable")  # the images with the strongest pull to +1 come first
     w, h = inside[order][:, order].astype(np.float64), pull[order].astype(np.float64)
-    # With the first p at +1 and the others at -1, only pairs across the cut and pulls depend on p.
+    # If the first p images are +1 and the others -1, only the pulls and the pairs across the cut depend on p.
     across = np.cumsum(w.sum(axis=1) - 2 * np.tril(w).sum(axis=1))
     energies = np.concatenate([[0], 4 * (np.cumsum(h) - across)]) + w.sum() - 2 * h.sum()
     p = int(np.argmin(energies))
@@ -233,12 +237,14 @@ def _share(labels: UInt8[np.ndarray, "n classes"], others: UInt8[np.ndarray, "m 
 
 
 class BoostedTrees(nn.Module):
-    """Scores of boosted trees, one ensemble a bit. A tree is perfect and in heap order: node i has children 2i+1, 2i+2.
+    """Scores of boosted trees, one ensemble for each bit.
+
+    Each tree is a perfect binary tree in heap order: node i has children 2i+1 and 2i+2.
 
     Args:
         bits: Code length.
-        trees: For one bit.
-        depth: Of each tree.
+        trees: Number of trees for one bit.
+        depth: Depth of each tree.
     """
 
     def __init__(self, bits: int, trees: int, depth: int):
@@ -251,18 +257,18 @@ class BoostedTrees(nn.Module):
         self.leaf: Tensor
 
     def set_constant(self, bit: int, value: float) -> None:
-        """Make a bit the same for all images."""
+        """Set a bit to the same value for all images."""
         self.leaf[bit] = value / self.leaf.shape[1]
 
     def set_trees(self, bit: int, model: GradientBoostingClassifier) -> None:
-        """Store an ensemble that starts from zero."""
+        """Store the ensemble for a bit. Its scores must start from zero (``init="zero"``)."""
         for tree, estimator in enumerate(model.estimators_[:, 0]):
             grown = estimator.tree_
-            nodes = np.zeros(1, np.int64)  # on one level, of the perfect tree
+            nodes = np.zeros(1, np.int64)  # nodes of scikit-learn's tree, for one level of the perfect tree
             start = 0
             while start < self.feature.shape[2]:
                 inner = grown.children_left[nodes] >= 0
-                # A leaf above the last level passes all images on to copies of itself.
+                # A leaf above the last level is copied to both of its children.
                 level = slice(start, start + len(nodes))
                 self.feature[bit, tree, level] = torch.from_numpy(np.where(inner, grown.feature[nodes], 0))
                 threshold = np.where(inner, grown.threshold[nodes], 0.0)
@@ -274,15 +280,15 @@ class BoostedTrees(nn.Module):
             self.leaf[bit, tree] = torch.from_numpy(values)
 
     def scores(self, x: Float[Tensor, "n d"], bits: slice) -> Float[Tensor, "n k"]:
-        """Sum over the trees of some bits."""
+        """Return the sum over the trees for a slice of the bits."""
         feature, threshold, leaf = (part[bits].flatten(0, 1) for part in (self.feature, self.threshold, self.leaf))
         depth, trees = leaf.shape[1].bit_length() - 1, self.leaf.shape[1]
         rows = max(1, _LARGEST // leaf.numel())
         parts = []
         for chunk in x.split(rows):
             columns, value = chunk.T.contiguous(), leaf[:, :, None]
-            # From the last level up, a node takes the value of the child that the image goes to. That is all nodes
-            # instead of one a level, but without a stop for each image.
+            # From the last level up, each node takes the value of the child that the image goes to. This computes all
+            # nodes instead of one per level, but needs no separate path for each image.
             for level in reversed(range(depth)):
                 nodes = slice(2**level - 1, 2 ** (level + 1) - 1)
                 right = columns[feature[:, nodes]] > threshold[:, nodes, None]
@@ -291,11 +297,11 @@ class BoostedTrees(nn.Module):
         return torch.cat(parts)
 
     def forward(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n bits"]:
-        """Continuous codes."""
+        """Return continuous codes."""
         return self.scores(x, slice(None))
 
 
 def _float32_below(values: Float[np.ndarray, " k"]) -> Float32[np.ndarray, " k"]:
-    """The greatest float32 that is not above: a float32 is at most that exactly if it is at most the value."""
+    """Return the greatest float32 not above each value, so that comparing a float32 with either gives the same."""
     rounded = values.astype(np.float32)
     return np.where(rounded > values, np.nextafter(rounded, np.float32(-np.inf)), rounded)

@@ -5,13 +5,14 @@ https://papers.nips.cc/paper/2012/hash/f7664060cc52bc6f3d620bcedc94a4b6-Abstract
     find R with R'R = I and diag(R' L R) = (a, ..., a),   L = diag(variances of the K leading principal directions),
     a = trace(L) / K;   b = sgn(R' P' (x - mean))
 
-All bits get the same variance. Solved by the paper's lift and projection, in turns from a random rotation:
+All bits get the same variance. The problem is solved by the paper's lift and projection, which alternate from a random
+rotation:
 
     lift:        T = Z with its diagonal replaced by a
     projection:  T = Q D Q', eigenvalues in the order of those in L;   R = Q',   Z = R' L R
 
-Where we differ: nothing is known to; the paper's other solver (gradient flow) has the same solutions. Public versions
-that set ``R = Q`` do not project and keep unequal variances.
+Where we differ: no difference is known. The paper's other solver (gradient flow) has the same solutions. Public
+versions that set ``R = Q`` do not project, and the variances stay unequal.
 """
 
 from typing import cast
@@ -25,11 +26,11 @@ from deephash_cli.methods.base import ShallowHasher
 
 
 class IsoHash(ShallowHasher):
-    """IsoHash by lift and projection.
+    """Fit IsoHash by lift and projection.
 
     Args:
-        iterations: Of lift and projection.
-        **settings: Those of ``ShallowHasher``.
+        iterations: Number of iterations of lift and projection.
+        **settings: Arguments of ``ShallowHasher``.
     """
 
     supervision = "none"
@@ -42,7 +43,7 @@ class IsoHash(ShallowHasher):
     def fit(
         self, x: Float[np.ndarray, "n d"], labels: UInt8[np.ndarray, "n classes"], rng: np.random.Generator
     ) -> None:
-        """Principal directions, then the rotation."""
+        """Find the principal directions, then the rotation."""
         mean, directions, variances = principal_directions(x, self.bits, "IsoHash")
         rotation = random_rotation(self.bits, rng)
         for _ in range(self.iterations):
@@ -53,8 +54,8 @@ class IsoHash(ShallowHasher):
 def lift_and_project(
     variances: Float[np.ndarray, " bits"], rotation: Float[np.ndarray, "bits bits"]
 ) -> Float[np.ndarray, "bits bits"]:
-    """One iteration. ``variances`` are the diagonal of L, largest first."""
+    """Return the rotation after one iteration. ``variances`` are the diagonal of L, largest first."""
     lifted = (rotation.T * variances) @ rotation  # Z
     np.fill_diagonal(lifted, variances.mean())
     _, vectors = scipy.linalg.eigh(lifted)
-    return vectors[:, ::-1].T  # eigh sorts upwards, L downwards
+    return vectors[:, ::-1].T  # eigh sorts in ascending order, L is in descending order

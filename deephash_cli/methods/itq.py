@@ -4,9 +4,10 @@ https://slazebni.cs.illinois.edu/publications/ITQ.pdf
 
     min over B, R of |B - V R|^2,   V = (X - mean) P,   R'R = I,   B of +1 and -1
 
-``P`` are the leading principal directions. From a random rotation, in turns: ``B = sgn(V R)``, and the orthogonal
-Procrustes problem in R, whose answer is ``R = D C'`` for the singular value decomposition ``C S D'`` of ``B'V``.
-Neither step can raise the objective. Public versions that take ``D' C'`` stay near the random rotation.
+The columns of ``P`` are the leading principal directions. From a random rotation, two steps alternate. The first sets
+``B = sgn(V R)``. The second solves the orthogonal Procrustes problem in R: its solution is ``R = D C'``, with the
+singular value decomposition ``C S D'`` of ``B'V``. Neither step can raise the objective. Public versions that compute
+``D' C'`` stay near the random rotation.
 """
 
 from typing import cast
@@ -20,11 +21,11 @@ from deephash_cli.methods.base import ShallowHasher
 
 
 class ITQ(ShallowHasher):
-    """ITQ.
+    """Fit ITQ.
 
     Args:
-        iterations: How often both steps are taken.
-        **settings: Those of ``ShallowHasher``.
+        iterations: Number of times that both steps are taken.
+        **settings: Arguments of ``ShallowHasher``.
     """
 
     supervision = "none"
@@ -37,7 +38,7 @@ class ITQ(ShallowHasher):
     def fit(
         self, x: Float[np.ndarray, "n d"], labels: UInt8[np.ndarray, "n classes"], rng: np.random.Generator
     ) -> None:
-        """Principal directions, then the rotation."""
+        """Find the principal directions, then the rotation."""
         mean, directions, _ = principal_directions(x, self.bits, "ITQ")
         v = (x - mean) @ directions
         rotation = random_rotation(self.bits, rng)
@@ -47,6 +48,6 @@ class ITQ(ShallowHasher):
 
 
 def rotate(v: Float[np.ndarray, "n bits"], rotation: Float[np.ndarray, "bits bits"]) -> Float[np.ndarray, "bits bits"]:
-    """One iteration: the rotation that brings ``v`` nearest to the codes that it has with the rotation before."""
+    """Return the rotation that brings ``v`` nearest to its codes under the previous rotation (one iteration)."""
     left, _, right = scipy.linalg.svd(signs(v @ rotation).T @ v)
     return right.T @ left.T

@@ -3,22 +3,24 @@
 
 https://openaccess.thecvf.com/content_cvpr_2013/html/He_K-Means_Hashing_An_2013_CVPR_paper.html
 
-The space is a product of K / b subspaces. In each, the index of the nearest of 2^b centres c_i is b bits of the code,
-and the centres are where distances between them are like those of their indices:
+The space is a product of K / b subspaces, each with 2^b centres c_i. The index of the nearest centre gives b bits of
+the code. The centres are placed so that the distances between them are like the distances between their indices:
 
     min over c of (1 / n) sum over x of |x - c_i(x)|^2 + lambda sum over i < j of w_ij (|c_i - c_j| - d_ij)^2
     w_ij = n_i n_j / n^2,   d_ij = 2 s sqrt(Hamming distance of i and j)
 
-with n_i the size of cell i. The subspaces are principal directions, dealt out so that the products of their variances
-are alike (as in OPQ). The centres start as the corners ``+-s`` of a cube on the b leading directions, where the second
-term is 0, with s the best scale for the data, ``mean |x|``. In turns: each x to its nearest centre; each centre in its
-turn to a minimum by BFGS, the others, the cells and s held fixed. The first step cannot raise the first term and the
-second cannot raise the sum. But cells of other sizes have other w, so that from turn to turn the sum may rise a little.
+Here n_i is the size of cell i. Principal directions are distributed over the subspaces so that the products of their
+variances are similar (as in OPQ). The centres start as the corners ``+-s`` of a cube on the b leading directions, where
+the second term is 0. The scale s is the best one for the data, ``mean |x|``. Two steps alternate. The first assigns
+each x to its nearest centre and cannot raise the first term. The second moves each centre in turn to a minimum by BFGS,
+with the other centres, the cells and s fixed, and cannot raise the sum. The sizes of the cells change between the steps
+and with them w, so the sum may still rise a little from one iteration to the next.
 
-Where we differ: a subspace has ``directions_per_bit`` b directions and the rest are left out; the paper shares out all
-of them. Less than b would be no cube; more cost time, and the codes that we measured were no better for them. If K is
-no multiple of b the last subspace has the bits that are left. The turns end when the sum falls by less than 1e-4 of it.
-A pair of centres counts once. A cell without images has w = 0: its centre stays.
+Where we differ: a subspace has ``directions_per_bit`` b directions and the remaining directions are unused; the paper
+distributes all of them. Fewer than b would not give a cube. More take longer, and the codes that we measured were no
+better. If K is not a multiple of b, the last subspace has the remaining bits. The iterations end when the sum falls by
+less than 1e-4 of its value. Each pair of centres is counted once. A cell without images has w = 0, so its centre stays
+where it is.
 """  # noqa: D205  (the title is long)
 
 from typing import NamedTuple, cast
@@ -33,16 +35,16 @@ from deephash_cli.console import progress
 from deephash_cli.hash_layers import Projection, principal_directions, squared_distances
 from deephash_cli.methods.base import ShallowHasher
 
-_FLAT = 1e-3  # the gradient, in units of s, at which a centre is at a minimum
-_ENOUGH = 1e-4  # the share of the objective below which a fall counts as none
+_FLAT = 1e-3  # gradient, in units of s, below which a centre counts as being at a minimum
+_ENOUGH = 1e-4  # smallest fall that continues the iterations, as a share of the objective
 
 
 class NearestCentre(nn.Module):
-    """The index of the nearest of ``2^bits`` centres, as bits of +1 and -1.
+    """Encode a vector as the index of the nearest of ``2^bits`` centres, in bits of +1 and -1.
 
     Args:
         width: Length of a vector.
-        bits: Of the index.
+        bits: Number of bits of the index.
     """
 
     def __init__(self, width: int, bits: int):
@@ -53,16 +55,16 @@ class NearestCentre(nn.Module):
         self.corners: Tensor
 
     def forward(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n bits"]:
-        """Codes."""
+        """Return codes of +1 and -1."""
         return self.corners[(2 * x @ self.centres.T - self.centres.square().sum(1)).argmax(1)]
 
 
 class ProductQuantizer(nn.Module):
-    """A projection, and the nearest centre of each part of what it gives.
+    """Project a vector, divide it into subspaces and find the nearest centre in each.
 
     Args:
         width: Length of a feature vector.
-        subspaces: Directions and bits of each.
+        subspaces: Number of directions and number of bits of each subspace.
     """
 
     def __init__(self, width: int, subspaces: list[tuple[int, int]]):
@@ -72,20 +74,21 @@ class ProductQuantizer(nn.Module):
         self.parts = nn.ModuleList(NearestCentre(directions, bits) for directions, bits in subspaces)
 
     def forward(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n bits"]:
-        """Codes of +1 and -1."""
+        """Return codes of +1 and -1."""
         parts = self.projection(x).split(self.directions, dim=1)
         return torch.cat([nearest(part) for nearest, part in zip(self.parts, parts, strict=True)], dim=1)
 
 
 class KMH(ShallowHasher):
-    """KMH.
+    """Fit KMH.
 
     Args:
-        subspace_bits: Bits of a subspace (b), which has ``2^b`` centres.
-        directions_per_bit: Principal directions of a subspace, for each of its bits; as many as there are at most.
-        affinity_weight: Of the second term (lambda).
-        iterations: Turns at most.
-        **settings: Those of ``ShallowHasher``.
+        subspace_bits: Number of bits of a subspace (b), which has ``2^b`` centres.
+        directions_per_bit: Number of principal directions of a subspace for each of its bits; fewer if the training
+            set does not have as many.
+        affinity_weight: Weight of the second term (lambda).
+        iterations: Maximum number of iterations of both steps.
+        **settings: Arguments of ``ShallowHasher``.
 
     Raises:
         ValueError: If a setting is out of range.
@@ -115,7 +118,7 @@ class KMH(ShallowHasher):
     def fit(
         self, x: Float[np.ndarray, "n d"], labels: UInt8[np.ndarray, "n classes"], rng: np.random.Generator
     ) -> None:
-        """Principal directions, dealt out; then each subspace's centres."""
+        """Distribute the principal directions over the subspaces, then fit the centres of each."""
         layer = cast(ProductQuantizer, self.network.hash_layer)
         mean, directions, variances = principal_directions(x, sum(layer.directions), "KMH")
         shares = allocate(variances, layer.directions)
@@ -129,7 +132,7 @@ class KMH(ShallowHasher):
                 update(number + 1)
 
     def _centres(self, v: Float[np.ndarray, "n d"], bits: int) -> Float[np.ndarray, "centres d"]:
-        """Centres of one subspace, whose directions come in order of variance."""
+        """Return the centres of one subspace, whose directions are in order of variance."""
         vertices = corners(bits)
         scale = np.abs(v[:, :bits]).mean() or 1.0  # s
         v = v / scale
@@ -149,34 +152,39 @@ class KMH(ShallowHasher):
 
 
 class Groups(NamedTuple):
-    """Cells as the objective sees them: the share of the images in each, and their means (0 if there are none)."""
+    """What the objective uses of the cells: the share of the images in each and their mean (0 for an empty cell)."""
 
     shares: Float[np.ndarray, " centres"]  # n_i / n
     means: Float[np.ndarray, "centres d"]
 
     @classmethod
     def of(cls, x: Float[np.ndarray, "n d"], cells: Int[np.ndarray, " n"], count: int) -> "Groups":
-        """From vectors and the number of each one's cell."""
+        """Compute the groups from vectors, the index of each vector's cell and the number of cells."""
         members = np.eye(count)[cells]
         sizes = members.sum(axis=0)
         return cls(sizes / len(x), members.T @ x / np.maximum(sizes, 1)[:, None])
 
 
 def corners(bits: int) -> Float[np.ndarray, "corners bits"]:
-    """Every code of +1 and -1: row i has the bits of i, the lowest first."""
+    """Return every code of +1 and -1: row i has the bits of i, the lowest first."""
     return np.where(np.arange(2**bits)[:, None] >> np.arange(bits) & 1, 1.0, -1.0)
 
 
 def allocate(variances: Float[np.ndarray, " d"], sizes: list[int]) -> list[Int[np.ndarray, " share"]]:
-    """Deal out directions: in order of variance, each to the subspace with room whose product of variances is least.
+    """Distribute directions over subspaces.
+
+    In order of variance, each direction goes to the subspace with room that has the least product of variances.
 
     Args:
-        variances: Largest first, as many as there is room.
-        sizes: Room of each subspace.
+        variances: Variances of the directions, largest first; as many as the sum of ``sizes``.
+        sizes: Number of directions of each subspace.
+
+    Returns:
+        The indices of the directions of each subspace.
     """
     smallest = variances[0] * 1e-12 if variances[0] > 0 else 1.0
     scaled = np.log(np.maximum(variances, smallest))
-    scaled -= scaled[-1]  # products of numbers below 1 would fall, not grow
+    scaled -= scaled[-1]  # otherwise products of numbers below 1 would fall, not grow
     products, shares = np.zeros(len(sizes)), [[] for _ in sizes]
     for direction, value in enumerate(scaled):
         room = [m for m, size in enumerate(sizes) if len(shares[m]) < size]
@@ -193,14 +201,14 @@ def objective(
     targets: Float[np.ndarray, "m m"],
     affinity_weight: float,
 ) -> float:
-    """The sum of both terms.
+    """Return the objective, the sum of both terms.
 
     Args:
-        x: Vectors.
-        cells: The centre of each.
-        centres: Of the cells.
+        x: Vectors of one subspace.
+        cells: Index of each vector's centre.
+        centres: Centres of the cells.
         targets: Distances that pairs of centres should have (d_ij).
-        affinity_weight: Of the second term (lambda).
+        affinity_weight: Weight of the second term (lambda).
     """
     shares = np.bincount(cells, minlength=len(centres)) / len(x)
     gaps = np.sqrt(squared_distances(centres, centres)) - targets
@@ -211,7 +219,7 @@ def objective(
 def move_centres(
     centres: Float[np.ndarray, "m d"], groups: Groups, targets: Float[np.ndarray, "m m"], affinity_weight: float
 ) -> Float[np.ndarray, "m d"]:
-    """Minimise the objective in each centre in its turn. A centre stays where BFGS finds nothing lower."""
+    """Minimise the objective in one centre after the other. A centre stays if BFGS finds no lower value."""
     centres = centres.copy()
     for j in np.flatnonzero(groups.shares):
         others = np.delete(np.arange(len(centres)), j)
@@ -231,15 +239,15 @@ def one_centre(
     targets: Float[np.ndarray, " m"],
     weights: Float[np.ndarray, " m"],
 ) -> tuple[float, Float[np.ndarray, " d"]]:
-    """What the objective depends on in one centre, and its gradient.
+    """Return the part of the objective that depends on one centre, and its gradient.
 
     Args:
         centre: The centre.
-        mean: Of the vectors in its cell.
-        share: Of the vectors that are in its cell.
+        mean: Mean of the vectors in its cell.
+        share: Share of all vectors that are in its cell.
         others: The other centres.
-        targets: Distances that it should have from them.
-        weights: Of these, with lambda.
+        targets: Distances that the centre should have from the others.
+        weights: Weights ``lambda w_ij`` of these distances.
     """
     offsets = centre - others
     distances = np.sqrt(np.square(offsets).sum(axis=1))

@@ -2,25 +2,26 @@
 
     min over codes Y (l x K) of |K S0 - Y Y'|^2,   Y = sgn(G A)
 
-``G`` holds the kernel values of l labelled images with m anchors, less their means over the training set; ``S0`` is +1
-for pairs that share a label (and for an image with itself), else -1. Greedy, a bit at a time: with the residue
-``S = K S0 - sum of y y'`` of the bits so far, the next bit maximises ``y' S y``.
+``G`` holds the kernel values of l labelled images with m anchors, less their means over the training set. ``S0`` is +1
+for pairs that share a label (and for an image with itself), else -1. The bits are found greedily, one at a time. With
+the residue ``S = K S0 - sum of y y'`` over the bits found so far, the next bit maximises ``y' S y``.
 
 1. Spectral start: the leading a of ``(G' S G) a = lambda (G' G) a``, scaled so that ``a' G' G a = l``.
-2. Refinement of ``cost(a) = -y' S y`` with the smooth sign ``y = 2 / (1 + exp(-G a)) - 1``, whose gradient is
-   ``-G' ((S y) * (1 - y^2))``, by Nesterov's accelerated method. The step is 1/beta, and beta doubles until the
-   quadratic model bounds the cost.
+2. Refinement: Nesterov's accelerated method lowers ``cost(a) = -y' S y`` with the smooth sign
+   ``y = 2 / (1 + exp(-G a)) - 1``. The gradient is ``-G' ((S y) * (1 - y^2))``. The step is 1/beta, and beta doubles
+   until the quadratic model bounds the cost.
 3. The refined a is kept only if ``y' S y`` of the true signs is greater than before. Then ``S <- S - y y'``.
 
-Kernel: ``exp(-d^2 / (2 sigma))`` with sigma the mean squared distance between training images and anchors, times a
-setting (1.0 is the authors' convention; sigma is not squared).
+The kernel is ``exp(-d^2 / (2 sigma))``. Here sigma is the mean squared distance between training images and anchors,
+times a setting (1.0 is the authors' convention; sigma is not squared).
 
-Where we differ: both steps work in the coordinates ``c = R a`` with ``R'R = G'G / l``, in which the first is an
-ordinary eigenproblem and the second is well conditioned. It then overfits soon: 10 iterations give .596 +- .006 and
-.678 +- .004 at 12 and 48 bits, 50 give .581 +- .002 and .668 +- .001 (CIFAR-10, 224 px, s1_validation, three seeds).
-``G'G`` has a ridge of 1e-8 of its mean diagonal, because it is singular when there are as many anchors as labelled
-images, or two anchors are alike. S is never a matrix, ``S0 v`` is a sum over the distinct label sets, so that thousands
-of images can be the labelled ones. There are at most as many anchors as training images. beta starts at 1.
+Where we differ: both steps work in the coordinates ``c = R a`` with ``R'R = G'G / l``. In these coordinates the first
+step is an ordinary eigenproblem and the second is well conditioned, so the refinement soon overfits: 10 iterations give
+.596 +- .006 and .678 +- .004 at 12 and 48 bits, 50 iterations give .581 +- .002 and .668 +- .001 (CIFAR-10, 224 px,
+s1_validation, three seeds). ``G'G`` has a ridge of 1e-8 of its mean diagonal, because it is singular if there are as
+many anchors as labelled images, or if two anchors are alike. S is never stored as a matrix: ``S0 v`` is a sum over the
+distinct label sets, so there can be thousands of labelled images. There are at most as many anchors as training images.
+beta starts at 1.
 """
 
 import math
@@ -38,20 +39,20 @@ from deephash_cli.hash_layers import RBF, Projection, signs, squared_distances
 from deephash_cli.methods.base import ShallowHasher
 
 _RIDGE = 1e-8
-_LEAST = 1e-30  # where all kernel values are the same
-_DOUBLINGS = 50  # of beta in one step, as in the authors' code
+_LEAST = 1e-30  # keeps the matrix invertible if all kernel values are the same
+_DOUBLINGS = 50  # most doublings of beta in one step, as in the authors' code
 
 
 class KSH(ShallowHasher):
-    """KSH.
+    """Fit KSH.
 
     Args:
-        anchors: How many training images the kernel compares with.
+        anchors: Number of training images that the kernel compares with.
         sigma: Width of the kernel, as a multiple of the mean squared distance.
-        labeled: How many training images the codes are learned from; all, if there are fewer.
-        iterations: Of the refinement of one bit at most.
-        tolerance: Change of the smooth cost, per labelled image, that ends the refinement.
-        **settings: Those of ``ShallowHasher``.
+        labeled: Number of training images that the codes are learned from; all of them, if there are fewer.
+        iterations: Maximum number of iterations of the refinement of one bit.
+        tolerance: Change of the smooth cost, per labelled image, at which the refinement ends.
+        **settings: Arguments of ``ShallowHasher``.
 
     Raises:
         ValueError: If a setting is out of its range.
@@ -78,7 +79,7 @@ class KSH(ShallowHasher):
     def fit(
         self, x: Float[np.ndarray, "n d"], labels: UInt8[np.ndarray, "n classes"], rng: np.random.Generator
     ) -> None:
-        """Anchors and kernel, then one bit after the other."""
+        """Draw the anchors and set the kernel, then fit one bit after the other."""
         kernel, projection = cast(tuple[RBF, Projection], tuple(cast(nn.Sequential, self.network.hash_layer)))
         anchors = x[np.sort(rng.choice(len(x), self.anchors, replace=False))]
         spread = squared_distances(x, anchors).mean()
@@ -91,7 +92,7 @@ class KSH(ShallowHasher):
         projection.set(self._bits(values[chosen] - means, residue), means)
 
     def _bits(self, g: np.ndarray, residue: "Residue") -> np.ndarray:
-        """A: the weights of each bit, fitted greedily."""
+        """Return A, the weights of each bit, fitted greedily."""
         root = gram_root(g)  # R
         q = np.ascontiguousarray(scipy.linalg.solve_triangular(root.T, g.T, lower=True).T)  # G R^-1
         objective = q.T @ residue.product(q)  # Q' S Q, kept up to date
@@ -109,14 +110,14 @@ class KSH(ShallowHasher):
 
 
 def gram_root(g: Float[np.ndarray, "l m"]) -> Float[np.ndarray, "m m"]:
-    """The upper triangular R with ``R'R = G'G / l``, up to the ridge."""
+    """Return the upper triangular R with ``R'R = G'G / l``, up to the ridge."""
     gram = g.T @ g / len(g)
     gram[np.diag_indices_from(gram)] += _RIDGE * np.trace(gram) / len(gram) + _LEAST
     return scipy.linalg.cholesky(gram)
 
 
 class Residue:
-    """``S = K S0 - sum of y y'`` as what it does to vectors: the l x l matrix itself is never made.
+    """The residue ``S = K S0 - sum of y y'`` as a linear map: the l x l matrix itself is never stored.
 
     Args:
         labels: Multi-hot labels of l images.
@@ -126,33 +127,33 @@ class Residue:
     def __init__(self, labels: UInt8[np.ndarray, "l classes"], bits: int):
         sets, which = np.unique(labels, axis=0, return_inverse=True)
         shares = sets.astype(np.float64)
-        self._shared = (shares @ shares.T > 0).astype(np.float64)  # of two label sets
+        self._shared = (shares @ shares.T > 0).astype(np.float64)  # 1 for two label sets that share a label
         self._members = scipy.sparse.csr_array((np.ones(len(which)), (which.ravel(), np.arange(len(which)))))
         self._alone = 2.0 * ~labels.any(axis=1)  # an image without labels is similar to itself only
         self._codes = np.empty((len(labels), bits))
         self._count = 0
 
     def product(self, v: Float[np.ndarray, "l *k"]) -> Float[np.ndarray, "l *k"]:
-        """``S v``."""
+        """Return ``S v``."""
         similar = self._members.T @ (self._shared @ (self._members @ v))
         codes = self._codes[:, : self._count]
         pairs = 2 * similar + (self._alone * v.T).T - v.sum(axis=0)  # S0 v
         return self._codes.shape[1] * pairs - codes @ (codes.T @ v)
 
     def subtract(self, y: Float[np.ndarray, " l"]) -> None:
-        """Take ``y y'`` away."""
+        """Subtract ``y y'`` from S."""
         self._codes[:, self._count] = y
         self._count += 1
 
 
 def spectral_start(objective: Float[np.ndarray, "m m"]) -> Float[np.ndarray, " m"]:
-    """The leading eigenvector of ``Q' S Q``, of length 1: ``R a`` for the paper's a with ``a' G'G a = l``."""
+    """Return the leading unit eigenvector of ``Q' S Q``: ``R a`` for the paper's a with ``a' G'G a = l``."""
     m = len(objective)
     return scipy.linalg.eigh(objective, subset_by_index=(m - 1, m - 1))[1][:, 0]
 
 
 def smooth_cost(margins: Float[np.ndarray, " l"], residue: Residue) -> tuple[float, Float[np.ndarray, " l"]]:
-    """``-y' S y`` of the smooth signs of ``margins = G a``, and its gradient in the margins."""
+    """Return ``-y' S y`` for the smooth signs y of ``margins = G a``, and its gradient in the margins."""
     y = np.tanh(margins / 2)  # 2 / (1 + exp(-margins)) - 1, without overflow
     product = residue.product(y)
     return -float(y @ product), -product * (1 - y * y)
@@ -161,8 +162,8 @@ def smooth_cost(margins: Float[np.ndarray, " l"], residue: Residue) -> tuple[flo
 def refine(
     g: Float[np.ndarray, "l m"], residue: Residue, start: Float[np.ndarray, " m"], iterations: int, tolerance: float
 ) -> Float[np.ndarray, " m"]:
-    """Lower the smooth cost by Nesterov's method. The last cost is not always the lowest on the way."""
-    # Weights and margins in one vector: margins are linear in weights, so no trial step needs a product with G.
+    """Lower the smooth cost by Nesterov's method. The cost of the result is not always the lowest one reached."""
+    # Keep weights and margins in one vector: margins are linear in weights, so a trial step needs no product with G.
     here = before = np.concatenate([start, g @ start])
     m = len(start)
     momentum, momentum_before, beta = 1.0, 0.0, 1.0
@@ -190,6 +191,6 @@ def refine(
 def better(
     g: Float[np.ndarray, "l m"], residue: Residue, a: Float[np.ndarray, " m"], other: Float[np.ndarray, " m"]
 ) -> Float[np.ndarray, " m"]:
-    """Whichever weights have the greater ``y' S y`` of true signs; the first, if they have the same."""
+    """Return the weights whose true signs y have the greater ``y' S y``; the first ones if both are equal."""
     first, second = (float(y @ residue.product(y)) for y in (signs(g @ a), signs(g @ other)))
     return other if second > first else a

@@ -1,17 +1,18 @@
 """LFH: Supervised Hashing with Latent Factor Models (Zhang, Zhang, Li and Guo, SIGIR 2014).
 
     max over U of L = sum over pairs (i, j) [ s_ij t_ij - log(1 + exp(t_ij)) ] - |U|^2 / (2 beta)
-    t_ij = <u_i, u_j> / 2,   u_i ~ N(0, beta I) before anything is seen
+    t_ij = <u_i, u_j> / 2,   with the prior u_i ~ N(0, beta I)
 
-Optimised by surrogates: a quadratic that touches L at the present row and lies below it everywhere, since
-``a (1 - a) <= 1 / 4`` for ``a = sigmoid(t)``. Its maximiser, ``u_i + (sum_j u_j u_j' / 8 + I / beta)^-1 g_i`` with
-``g_i = sum_j (s_ij - a_ij) u_j - u_i / beta``, cannot have a lower L. Pairs are ordered, so each counts twice. The
-stochastic version sees only some random columns j in an iteration, which cost one small system for all rows. A code
-is the sign of a ridge regression ``W`` of U on centred features.
+L is optimised by surrogates. A surrogate is a quadratic that touches L at the present row and lies below it everywhere,
+because ``a (1 - a) <= 1 / 4`` for ``a = sigmoid(t)``. Its maximiser is ``u_i + (sum_j u_j u_j' / 8 + I / beta)^-1 g_i``
+with ``g_i = sum_j (s_ij - a_ij) u_j - u_i / beta``, and L cannot be lower there. Pairs are ordered, so each counts
+twice. The stochastic version uses only some random columns j in an iteration, so that one small linear system serves
+all rows. A new image is encoded by the signs of a ridge regression ``W`` of U on centred features.
 
-Where we differ: the columns of an iteration rest in it. A public version updates them with all other rows at once, and
-then the likelihood can fall. A row has no pair with itself, as there the bound does not hold. The number of columns is
-a setting, the same for every length, instead of the number of bits. U starts from standard normal numbers, our choice.
+Where we differ: the columns of an iteration are not updated in it. A public version updates them at the same time as
+all other rows, and then the likelihood can fall. A row has no pair with itself, because the bound does not hold for
+such a pair. The number of columns is a setting that is the same for every code length; in the paper it is the number of
+bits. U starts from standard normal numbers, which is our choice.
 """
 
 from typing import cast
@@ -27,15 +28,15 @@ from deephash_cli.methods.base import ShallowHasher
 
 
 class LFH(ShallowHasher):
-    """LFH.
+    """Fit LFH.
 
     Args:
         beta: Variance of the prior of U.
-        columns: Size of Omega, the training images that the others are compared with in an iteration; at most half of
-            them are.
-        iterations: Of the surrogate update.
-        ridge_weight: lambda_e of the regression of U on features.
-        **settings: Those of ``ShallowHasher``.
+        columns: Size of Omega, the set of training images that the others are compared with in an iteration; at most
+            half of the training set.
+        iterations: Number of surrogate updates.
+        ridge_weight: Weight lambda_e of the ridge in the regression of U on features.
+        **settings: Arguments of ``ShallowHasher``.
 
     Raises:
         ValueError: If a setting is out of its range.
@@ -60,7 +61,7 @@ class LFH(ShallowHasher):
     def fit(
         self, x: Float[np.ndarray, "n d"], labels: UInt8[np.ndarray, "n classes"], rng: np.random.Generator
     ) -> None:
-        """Latent factors, then their regression."""
+        """Find the latent factors U, then fit their regression on features."""
         n = len(x)
         count = max(1, min(self.columns, n // 2))
         y = labels.astype(np.float32)
@@ -81,9 +82,9 @@ def surrogate_step(
     similar: Bool[np.ndarray, "n m"],
     beta: float,
 ) -> Float[np.ndarray, "n bits"]:
-    """Rows of U that are at least as likely as ``rows``, given ``columns``, none of which is one of them.
+    """Return rows of U that are at least as likely as ``rows``, given ``columns``.
 
-    Each row's update sees nothing of the other rows, so that all can be made at once.
+    The two must not overlap. The update of a row does not depend on the other rows, so all are updated at once.
     """
     gradient = (similar - expit(rows @ columns.T / 2)) @ columns - rows / beta
     curvature = columns.T @ columns / 8 + np.eye(columns.shape[1]) / beta  # -H

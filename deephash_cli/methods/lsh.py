@@ -4,11 +4,11 @@ https://www.cs.princeton.edu/courses/archive/spr04/cos598B/bib/CharikarEstim.pdf
 
     b_k = sgn(<w_k, x - mean>),   w_k ~ N(0, I)
 
-Random hyperplanes: two vectors at an angle t differ in a bit with probability t / pi. Nothing is learned but the mean
-of the training set.
+Each bit is the side of a random hyperplane: two vectors at an angle t differ in a bit with probability t / pi. Only the
+mean of the training set is learned.
 
-Where we differ: the paper does not centre. Features after a ReLU lie in one orthant, where hyperplanes through the
-origin separate little.
+Where we differ: the paper does not centre the features. Features after a ReLU lie in one orthant, where hyperplanes
+through the origin separate few of them.
 """
 
 from typing import cast
@@ -21,10 +21,10 @@ from deephash_cli.methods.base import ShallowHasher
 
 
 class LSH(ShallowHasher):
-    """Random projections.
+    """Fit LSH, signs of random projections.
 
     Args:
-        **settings: Those of ``ShallowHasher``.
+        **settings: Arguments of ``ShallowHasher``.
     """
 
     supervision = "none"
@@ -36,5 +36,5 @@ class LSH(ShallowHasher):
     def fit(
         self, x: Float[np.ndarray, "n d"], labels: UInt8[np.ndarray, "n classes"], rng: np.random.Generator
     ) -> None:
-        """Draw the hyperplanes, take the mean."""
+        """Draw the hyperplanes and store the mean."""
         cast(Projection, self.network.hash_layer).set(rng.standard_normal((self.width, self.bits)), x.mean(axis=0))

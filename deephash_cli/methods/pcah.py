@@ -4,8 +4,8 @@ https://ieeexplore.ieee.org/document/1640938
 
     b_k = sgn(<p_k, x - mean>),   p_1, ..., p_K the leading eigenvectors of the covariance of the training set
 
-One bit a principal direction, whatever its variance: the first directions hold most of it, so longer codes gain little,
-which ITQ and IsoHash mend by a rotation.
+Each principal direction gives one bit, regardless of its variance. The first directions hold most of the variance, so
+longer codes gain little. ITQ and IsoHash correct this by a rotation.
 """
 
 from typing import cast
@@ -18,10 +18,10 @@ from deephash_cli.methods.base import ShallowHasher
 
 
 class PCAH(ShallowHasher):
-    """Signs of principal components.
+    """Fit PCAH, signs of principal components.
 
     Args:
-        **settings: Those of ``ShallowHasher``.
+        **settings: Arguments of ``ShallowHasher``.
     """
 
     supervision = "none"
@@ -33,6 +33,6 @@ class PCAH(ShallowHasher):
     def fit(
         self, x: Float[np.ndarray, "n d"], labels: UInt8[np.ndarray, "n classes"], rng: np.random.Generator
     ) -> None:
-        """Principal directions of the training set."""
+        """Store the principal directions of the training set."""
         mean, directions, _ = principal_directions(x, self.bits, "PCAH")
         cast(Projection, self.network.hash_layer).set(directions, mean)

@@ -1,29 +1,31 @@
 """PDH: Predictable Dual-View Hashing (Rastegari, Choi, Fakhraei, Hal Daume III and Davis, ICML 2013).
 
-Experimental: from the published description; there is no code of the authors to compare with.
+Experimental: implemented from the published description; the authors published no code to compare with.
 
-Codes of the two views of an image, each of which can be predicted from the other view by hyperplanes of large margin,
-with bits that do not repeat each other:
+Each image has two views, V and T, and a code in each. The hyperplanes of one view have a large margin and predict the
+code of the other view. The bits of a code should not repeat each other:
 
     min over W of |Y_V Y_V' / n - I|^2 + |Y_T Y_T' / n - I|^2 + sum over bits of |w_V|^2 + |w_T|^2 + C (xi_V + xi_T)
     with Y_V = sgn(W_V' X_V), Y_T = sgn(W_T' X_T), y_T (w_V' x_V) >= 1 - xi_V, y_V (w_T' x_T) >= 1 - xi_T
 
-From the signs of the leading principal components of view T, in turns: a linear SVM a bit in view V for the bits of
-view T, Y_V by its signs, decorrelated; the same in view T for the bits of view V.
+The start is the signs of the leading principal components of view T. Then two steps alternate. The first trains a
+linear SVM on the features of view V for each bit of view T, sets Y_V to the signs of their margins and decorrelates it.
+The second does the same with the two views exchanged.
 
-What the paper leaves open here, as it has images and their texts, and this package has images only:
+The paper has images and their texts; this package has images only. So some choices are ours:
 
-- The second view (``second_view``). ``halves``: the features, divided in two at random. ``noise``: the features, a
-  random half of which is replaced by that of another image.
-- The code of an image has the signs of the sum of both views' margins, ``w_V' x_V + w_T' x_T`` (``halves``: that is one
-  hyperplane in all features), or of ``w_V' x_V`` (``noise``: in the features as they are).
-- The start: signs of CCA or PCA. Here the leading components of T are rotated at random first, as in ITQ: without that
-  the bits of components of small variance, or of canonical variables of small correlation, are noise.
-- Decorrelation: the matrix with ``Y Y' / n = I`` nearest to Y, ``(Y Y' / n)^-1/2 Y``, and its signs, if they are less
-  correlated than before. It changes a few bits of a hundred in long codes, and hardly any in short ones.
-- Each view is reduced to its ``components`` leading principal directions, at least as many as there are bits, in units
-  of their root mean variance: SVMs on all features would take ten times as long.
-- The number of turns is fixed, and violations of the margin are squared, as in scikit-learn's faster solver.
+- The second view (``second_view``). ``halves``: the features are divided into two halves at random. ``noise``: the
+  second view is the features with a random half replaced by the features of another image.
+- The code of an image. With ``halves`` it has the signs of the sum of both views' margins, ``w_V' x_V + w_T' x_T``,
+  which is one hyperplane in all features. With ``noise`` it has the signs of ``w_V' x_V``, on the unchanged features.
+- The start. The paper starts from the signs of CCA or PCA. Here the leading components of T are first rotated at
+  random, as in ITQ. Without the rotation, the bits of components of small variance, or of canonical variables of small
+  correlation, are noise.
+- Decorrelation. The matrix with ``Y Y' / n = I`` that is nearest to Y is ``(Y Y' / n)^-1/2 Y``. Its signs are used if
+  they are less correlated than Y. This changes a few of a hundred bits in long codes, and hardly any in short codes.
+- Reduction. Each view is reduced to its ``components`` leading principal directions (at least as many as there are
+  bits), in units of their root mean variance. SVMs on all features would take ten times as long.
+- The number of iterations is fixed, and violations of the margin are squared, as in scikit-learn's faster solver.
 """
 
 import itertools
@@ -40,19 +42,20 @@ from deephash_cli.console import progress
 from deephash_cli.hash_layers import Projection, inverse_root, principal_directions, random_rotation, signs
 from deephash_cli.methods.base import ShallowHasher
 
-_SMALL = 1e-6  # of the largest eigenvalue: what is less is not divided by
-_TOLERANCE = 0.01  # of the SVMs: the next turn has other targets anyway
+_SMALL = 1e-6  # smallest eigenvalue that is divided by, as a share of the largest
+_TOLERANCE = 0.01  # tolerance of the SVMs: coarse, because the next iteration has other targets
 
 
 class PDH(ShallowHasher):
-    """PDH with a second view made from the features. Experimental: from the published description.
+    """Fit PDH with a second view made from the features. Experimental: from the published description.
 
     Args:
-        second_view: ``halves``: the features in two random halves; ``noise``: a copy of which half is other images'.
-        components: Principal directions of each view; as many as there are at most, as many as bits at least.
-        rounds: Turns of both views.
-        margin_weight: Of the violated margins (C).
-        **settings: Those of ``ShallowHasher``.
+        second_view: ``halves``: the features are divided into two random halves. ``noise``: the second view is a copy
+            of the features with half of them taken from other images.
+        components: Number of principal directions of each view; at least as many as bits, and at most all.
+        rounds: Number of iterations over both views.
+        margin_weight: Weight of the violated margins (C).
+        **settings: Arguments of ``ShallowHasher``.
 
     Raises:
         ValueError: If a setting is out of range.
@@ -80,8 +83,8 @@ class PDH(ShallowHasher):
     def fit(
         self, x: Float[np.ndarray, "n d"], labels: UInt8[np.ndarray, "n classes"], rng: np.random.Generator
     ) -> None:
-        """Two views, codes of one of them, then the SVMs in turns."""
-        view_v, view_t = np.arange(self.width), np.arange(self.width)  # their features
+        """Make the two views and the first codes, then train the SVMs of the views alternately."""
+        view_v, view_t = np.arange(self.width), np.arange(self.width)  # indices of their features
         x_t = x
         if self.second_view == "halves":
             view_v, view_t = np.array_split(rng.permutation(self.width), 2)
@@ -108,7 +111,10 @@ class PDH(ShallowHasher):
     def _reduced(
         self, x: Float[np.ndarray, "n d"]
     ) -> tuple[Float[np.ndarray, "n components"], Float[np.ndarray, "d components"]]:
-        """Principal components of a view, in units of their root mean variance, and the matrix that makes them."""
+        """Return the principal components of a view and the matrix that computes them.
+
+        Both are in units of the root mean variance of the components.
+        """
         count = max(self.bits, min(self.components, x.shape[1], len(x) - 1))
         mean, directions, variances = principal_directions(x, count, "each view of PDH")
         scaled = directions / (np.sqrt(variances.mean()) or 1.0)
@@ -121,10 +127,10 @@ class PDH(ShallowHasher):
         step: Callable[[], None],
         rng: np.random.Generator,
     ) -> Float[np.ndarray, "components bits"]:
-        """A linear SVM through the origin for each bit. If all images share a bit it has none, and becomes +1."""
+        """Fit a linear SVM through the origin for each bit. A bit that all images share has no SVM and becomes +1."""
         w = np.zeros((x.shape[1], targets.shape[1]))
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # what a turn reaches is what the next improves
+            warnings.simplefilter("ignore", ConvergenceWarning)  # the next iteration continues from there
             for k, target in enumerate(targets.T):
                 if target.min() < target.max():
                     svm = LinearSVC(
@@ -140,11 +146,11 @@ class PDH(ShallowHasher):
 
 
 def correlation(y: Float[np.ndarray, "n bits"]) -> float:
-    """``|Y'Y / n - I|^2``, how much bits repeat each other (rows are images here)."""
+    """Return ``|Y'Y / n - I|^2``, which measures how much bits repeat each other (rows are images here)."""
     return float(np.square(y.T @ y / len(y) - np.eye(y.shape[1])).sum())
 
 
 def decorrelated(y: Float[np.ndarray, "n bits"]) -> Float[np.ndarray, "n bits"]:
-    """The signs of the matrix without correlation that is nearest to codes; the codes if those are correlated more."""
+    """Return the signs of the uncorrelated matrix nearest to ``y`` if they are less correlated, else ``y``."""
     other = signs(y @ inverse_root(y.T @ y / len(y), _SMALL))
     return other if correlation(other) < correlation(y) else y

@@ -5,13 +5,13 @@ https://www.cv-foundation.org/openaccess/content_cvpr_2015/papers/Shen_Supervise
     min over B, W, P of |Y - B W|^2 + lambda |W|^2 + nu (|B - F|^2 + delta |P|^2),   B of +1 and -1
     F = phi(X) P,   phi(x) = (exp(-|x - a|^2 / (2 sigma^2)) for each anchor a, 1)
 
-Anchors are random training images, Y the multi-hot labels. From random codes and their P, in turns: W by ridge
-regression, B by discrete cyclic coordinate descent, one bit of all codes at a time, and P by ridge regression. No step
-can raise the objective. A code is the sign of F.
+The anchors are random training images, and Y are the multi-hot labels. The start is random codes and their P. Three
+steps alternate: W by ridge regression, B by discrete cyclic coordinate descent (one bit of all codes at a time), and P
+by ridge regression. No step can raise the objective. A code is the sign of F.
 
-Where we differ: sigma is a multiple of the median distance of training images from anchors, since the published value,
-.4, is that of one kind of features. Some public versions have one sigma for all, and neither the constant in phi nor
-delta. The paper's second loss, a hinge, is left out.
+Where we differ: sigma is a multiple of the median distance of training images from anchors, because the published
+value, .4, fits one kind of features only. Some public versions use one sigma for all features, and have neither the
+constant in phi nor delta. The paper's second loss, a hinge, is left out.
 """
 
 from typing import cast
@@ -28,7 +28,7 @@ from deephash_cli.methods.base import ShallowHasher
 
 
 class KernelClassifier(nn.Module):
-    """``F = phi(X) P``.
+    """The encoder ``F = phi(X) P``.
 
     Args:
         width: Length d of a feature vector.
@@ -43,22 +43,22 @@ class KernelClassifier(nn.Module):
         self.weight: Tensor
 
     def forward(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n bits"]:
-        """Continuous codes."""
+        """Return continuous codes."""
         return self.rbf(x) @ self.weight[:-1] + self.weight[-1]
 
 
 class SDH(ShallowHasher):
-    """SDH.
+    """Fit SDH.
 
     Args:
         anchors: Number of anchors, m; at most as many as training images.
         sigma: Width of the kernel, in median distances of training images from anchors.
-        classifier_ridge: lambda.
-        embedding_weight: nu.
-        kernel_ridge: delta.
-        iterations: How often the three steps are taken.
-        sweeps: Rounds over all bits in one step of B, at most.
-        **settings: Those of ``ShallowHasher``.
+        classifier_ridge: Weight lambda of the ridge of W.
+        embedding_weight: Weight nu of the distance between codes and F.
+        kernel_ridge: Weight delta of the ridge of P.
+        iterations: Number of times that the three steps are taken.
+        sweeps: Maximum number of sweeps over all bits in one step of B.
+        **settings: Arguments of ``ShallowHasher``.
 
     Raises:
         ValueError: If a setting is out of its range.
@@ -98,7 +98,7 @@ class SDH(ShallowHasher):
     def fit(
         self, x: Float[np.ndarray, "n d"], labels: UInt8[np.ndarray, "n classes"], rng: np.random.Generator
     ) -> None:
-        """Kernel features, then codes, classifier and embedding in turns."""
+        """Compute kernel features, then alternate between classifier, codes and embedding."""
         layer = cast(KernelClassifier, self.network.hash_layer)
         anchors = x[rng.choice(len(x), self.anchors, replace=False)]
         squared = squared_distances(x, anchors)
@@ -112,7 +112,7 @@ class SDH(ShallowHasher):
     def alternate(
         self, phi: Float[np.ndarray, "n m"], y: Float[np.ndarray, "n classes"], b: Float[np.ndarray, "n bits"]
     ) -> tuple[Float[np.ndarray, "n bits"], Float[np.ndarray, "bits classes"], Float[np.ndarray, "m bits"]]:
-        """B, W and P after all iterations from the codes ``b``."""
+        """Return B, W and P after all iterations, starting from the codes ``b``."""
         gram = phi.T @ phi
         gram[np.diag_indices_from(gram)] += self.kernel_ridge
         factor = scipy.linalg.cho_factor(gram)
@@ -133,6 +133,6 @@ def codes_step(
     embedding_weight: float,
     sweeps: int,
 ) -> Float[np.ndarray, "n bits"]:
-    """Codes that do not raise ``|Y - B W|^2 + nu |B - F|^2``, from ``b`` on."""
+    """Return new codes for which ``|Y - B W|^2 + nu |B - F|^2`` is not higher than for ``b``."""
     q = y @ w.T + embedding_weight * f
     return cyclic_coordinate_descent(torch.from_numpy(b), torch.from_numpy(q), torch.from_numpy(w), sweeps).numpy()

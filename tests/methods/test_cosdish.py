@@ -1,4 +1,4 @@
-"""COSDISH against slow loops and exhaustive search, and the mistakes of its re-implementations."""
+"""COSDISH against slow loops and exhaustive search, and common mistakes of its re-implementations."""
 
 import itertools
 
@@ -30,7 +30,7 @@ def signs(*shape, seed=0):
 
 
 def objective(b, columns, s):
-    """|K S_Omega - B B_Omega'|^2, pair by pair."""
+    """Return |K S_Omega - B B_Omega'|^2, computed pair by pair."""
     total = 0.0
     for i in range(len(b)):
         for j, column in enumerate(columns):
@@ -69,7 +69,7 @@ def test_the_error_of_the_rows_adds_up_to_the_objective(labels):
 @BOTH
 @pytest.mark.parametrize("k", [0, 2])
 def test_a_bit_of_the_columns_is_the_best_of_all_given_the_others(labels, k):
-    # From every start: the programme's answer is then the minimiser, if Q and p are those of the objective.
+    # The search starts from every vector, so its result is the minimiser if Q and p are those of the objective.
     b, columns, rows, s = problem(labels, 3, 5)
     every = np.array(list(itertools.product([-1.0, 1.0], repeat=5)))
     new = columns_step(b[columns], b[rows], s[columns], s[rows], np.broadcast_to(every, (3, *every.shape)))
@@ -108,12 +108,12 @@ def test_rows_get_the_sign_of_their_vote_and_keep_a_bit_without_one():
     columns = np.array([[1.0, 1.0, -1.0], [1.0, -1.0, -1.0]])
     s = np.array([[1.0, 1.0], [-1.0, -1.0]])
     old = np.array([[-1.0, -1.0, 1.0], [1.0, 1.0, -1.0]])
-    # the votes are (2, 0, -2) and (-2, 0, 2): numpy's sign would make the second bit 0
+    # The votes are (2, 0, -2) and (-2, 0, 2), so numpy's sign would make the second bit 0.
     assert rows_step(old, columns, s).tolist() == [[1, -1, -1], [-1, 1, 1]]
 
 
 def test_the_published_vote_alone_raises_the_objective():
-    # With dissimilar pairs at -r, K r is below K: codes that are as far as they can be are too far.
+    # Dissimilar pairs have the target -r, and K r is below K: the most distant codes are then too far apart.
     b, columns, rows, s = problem(SINGLE, 8, 6)
     for _ in range(2):
         b[columns] = columns_step(b[columns], b[rows], s[columns], s[rows], signs(8, 2, 6))
@@ -134,7 +134,7 @@ def test_similar_and_dissimilar_pairs_weigh_the_same():
 
 
 def test_codes_of_different_classes_are_apart():
-    # With +r for dissimilar pairs, as in a public copy, every pair is similar and all codes lie together.
+    # With +r for dissimilar pairs, as in a public version, every pair is similar and all codes are close together.
     x, labels = clusters(40, 6, 4)
 
     def between(module):
@@ -210,5 +210,5 @@ def test_images_that_are_all_the_same_work(encoder):
 )
 def test_settings_out_of_range_are_refused(change):
     x, labels = clusters(12, 4, 3)
-    with pytest.raises((ValueError, TypeError)):  # the type, where the annotation is checked first
+    with pytest.raises((ValueError, TypeError)):  # a TypeError if the annotations are checked first
         fitted(COSDISH, x, labels, 4, **{**SETTINGS, **change})

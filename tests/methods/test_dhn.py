@@ -1,4 +1,4 @@
-"""DHN against slow loops written from the paper, finite differences, and the mistakes of its re-implementations."""
+"""DHN against slow loops written from the paper, finite differences, and common mistakes of its re-implementations."""
 
 import math
 
@@ -24,7 +24,7 @@ def relaxed_codes(n, seed=0, scale=1.0):
 
 
 def paper_objective(z, labels, theta_scale):
-    """L of the paper over pairs of two images, and Q. Sums, as printed."""
+    """Return the paper's L over pairs of two images, and its Q, both as sums, as printed."""
     pairs = quantization = 0.0
     for i in range(len(z)):
         for j in range(len(z)):
@@ -60,7 +60,7 @@ def test_lambda_of_the_sums_is_lambda_bits_over_the_other_images_of_the_means():
 
 
 def test_the_published_theta_has_no_factor_one_half():
-    # With the 1/2 of DPSH, which some call DHN, this is log(1 + e^3).
+    # With DPSH's factor 1/2, which some programs called DHN have, this would be log(1 + e^3).
     z = torch.ones(2, BITS)
     assert DHNLoss(1.0, 0.0)(z, torch.zeros(2, 2))["similarity"].item() == pytest.approx(math.log1p(math.e**6))
 
@@ -78,7 +78,7 @@ def test_log_cosh_is_that_of_the_standard_library_where_that_has_one():
 
 
 def test_log_cosh_does_not_overflow_and_its_slope_is_tanh():
-    # cosh(89) is inf in single precision, and inf / inf the gradient.
+    # cosh(89) is inf in single precision, so the gradient would be inf / inf.
     x = torch.tensor([-1e4, -90.0, -1.0, 0.0, 0.5, 90.0, 1e4], requires_grad=True)
     value = log_cosh(x)
     value.sum().backward()
@@ -87,7 +87,7 @@ def test_log_cosh_does_not_overflow_and_its_slope_is_tanh():
 
 
 def test_quantization_is_zero_at_codes_and_nowhere_negative():
-    # The bracket in log(cosh(|z|)) - 1 is wrong: its minimum, below 0, is at z = 0, and it pulls away from the codes.
+    # With the bracket misplaced, log(cosh(|z|)) - 1 has a negative minimum at z = 0 and pulls away from the codes.
     z = torch.linspace(-1, 1, 41)[:, None]
     none = torch.zeros(41, 41)
     values = [DHNLoss(1.0, 1.0)(row.repeat(2, 1), none[:2, :2])["quantization"].item() for row in z]
@@ -98,14 +98,14 @@ def test_quantization_is_zero_at_codes_and_nowhere_negative():
 
 
 def test_quantization_at_zero_pulls_to_plus_one():
-    # |z| has the derivative 0 at 0 in torch, as torch.sign has the value: nothing would pull.
+    # In torch the derivative of |z| at 0 is 0, like the value of torch.sign, so there would be no pull.
     z = torch.zeros(2, 3, requires_grad=True)
     DHNLoss(1.0, 1.0)(z, torch.zeros(2, 2))["quantization"].backward()
     assert (z.grad < 0).all()
 
 
 def test_an_image_does_not_pair_with_itself():
-    # An image without labels is similar to nothing: paired with itself it would be pulled to 0.
+    # An image without labels is similar to no image. A pair with itself would pull it to 0.
     z = torch.tensor([[0.5, 0.5], [0.5, -0.5]], requires_grad=True)  # <z_0, z_1> = 0
     term = DHNLoss(1.0, 0.0)(z, torch.zeros(2, 2))["similarity"]
     term.backward()
@@ -125,7 +125,7 @@ def test_degenerate_batches_have_a_finite_value_and_gradient(pairs, scale):
 
 @BOTH
 def test_the_module_relaxes_with_tanh_and_pairs_inside_the_batch(labels):
-    # On u itself, log cosh(|u| - 1) grows without end, and nothing bounds the inner product.
+    # Without tanh, log cosh(|u| - 1) grows without limit, and so does the inner product.
     dhn, rows = module(labels), [5, 2, 0]
     u = 3 * torch.randn(3, BITS, generator=torch.Generator().manual_seed(0))
     images = torch.zeros(3, 3, 16, 16, dtype=torch.uint8)

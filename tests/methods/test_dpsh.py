@@ -1,4 +1,4 @@
-"""DPSH against slow loops written from the paper, finite differences, and the mistakes of its re-implementations."""
+"""DPSH against slow loops written from the paper, finite differences, and common mistakes of its re-implementations."""
 
 import math
 from types import SimpleNamespace
@@ -42,7 +42,7 @@ def outputs(n, seed=0, scale=1.0, bits=BITS):
 
 
 def paper_objective(u, others, labels, other_labels, eta):
-    """J of the paper over the pairs (i, j), with a quantization term for each i. Sums, as printed."""
+    """Return the paper's J: the term over the pairs (i, j), and the quantization of each i. Sums, as printed."""
     pairs = 0.0
     for i in range(len(u)):
         for j in range(len(others)):
@@ -57,7 +57,7 @@ def paper_objective(u, others, labels, other_labels, eta):
 
 
 def paper_gradient(u, others, labels, other_labels, eta):
-    """dJ/du_i over ordered pairs: each pair counts as (i, j) and as (j, i), and Theta has the factor 1/2."""
+    """Return dJ/du_i over ordered pairs: each pair counts as (i, j) and as (j, i), and Theta has the factor 1/2."""
     rows = []
     for i in range(len(u)):
         row = np.zeros(u.shape[1])
@@ -79,7 +79,7 @@ def test_against_a_buffer_the_loss_is_that_of_the_loops(labels):
     terms = DPSHLoss(eta, "paper")(u, others, similar(labels[:4], labels), two_sided=False)
     pairs, quantization = paper_objective(u, others, labels[:4], labels, eta)
     assert terms["similarity"].item() == pytest.approx(pairs / (4 * 11), rel=1e-10)
-    # half of the pair gradient flows, so half of the quantization goes with it
+    # Half of the pair gradient flows, so the quantization has half the weight too.
     assert terms["quantization"].item() == pytest.approx(quantization / (4 * 11 * 2), rel=1e-10)
 
 
@@ -125,7 +125,7 @@ def test_the_gradient_is_that_of_finite_differences(convention, two_sided):
 
 @pytest.mark.parametrize(("bits", "rounded"), [(12, 83), (24, 42), (32, 31), (48, 21), (64, 16)])
 def test_eta_of_the_mean_form_is_2_n_eta_over_bits_of_the_paper(bits, rounded):
-    # 0.1 in the mean form is not 0.1 in the paper's: over 5000 training images it is 16 to 83, by the code length.
+    # 0.1 in the mean form is not 0.1 in the paper's form: for 5000 images it is 16 to 83, depending on the bits.
     n, eta_mean = 5000, 0.1
     eta = 2 * n * eta_mean / bits
     assert round(eta) == rounded
@@ -145,8 +145,8 @@ def test_the_quantization_of_the_mean_form_is_a_mean():
 @pytest.mark.parametrize("scale", [0.0, 1.0, 1e4])
 @pytest.mark.parametrize("two_sided", [True, False])
 def test_degenerate_batches_have_a_finite_value_and_gradient(pairs, scale, two_sided):
-    # log(1 + exp(t)) is inf from t = 89 on: the loss shows inf, then NaN, and clamping t leaves those pairs without a
-    # gradient. At u = 0 torch.sign would make b = 0 and the quantization term hold u there.
+    # log(1 + exp(t)) is inf from t = 89 on, so the loss would be inf, then NaN. Clamping t would leave those pairs
+    # without a gradient. At u = 0 torch.sign would give b = 0, and the quantization term would hold u there.
     u = outputs(4, scale=scale).float().requires_grad_()
     others = u if two_sided else outputs(7, seed=1, scale=scale).float()
     similar_pairs = torch.full((4, len(others)), float(pairs))
@@ -168,7 +168,7 @@ def test_a_batch_of_identical_rows_is_that_of_the_loops():
 
 
 def test_quantization_at_zero_pulls_to_plus_one():
-    # With torch.sign b is 0 where u is 0: no pull, and codes of three values.
+    # With torch.sign, b would be 0 where u is 0: there would be no pull, and codes would have three values.
     u = torch.zeros(1, 3, requires_grad=True)
     DPSHLoss(1.0, "mean")(u, torch.zeros(1, 3), torch.zeros(1, 1), two_sided=False)["quantization"].backward()
     assert (u.grad < 0).all()
@@ -212,8 +212,8 @@ def batch_of(labels, rows):
 
 @BOTH
 def test_the_batch_is_in_the_buffer_before_theta_is_computed(labels):
-    # Written after, the pair (i, i) is one with a stale row: in the first epoch with zeros, t_ii = 0, and the constant
-    # pull outward of s_ii = 1 is lost.
+    # If the batch were written later, the pair (i, i) would use a stale row. In the first epoch that row is zero, so
+    # t_ii = 0, and the constant outward pull of s_ii = 1 would be lost.
     dpsh, rows = module(labels), [7, 2, 5]
     old = outputs(11, seed=3).float()
     dpsh.u_buffer.copy_(old)
@@ -228,8 +228,8 @@ def test_the_batch_is_in_the_buffer_before_theta_is_computed(labels):
 
 
 def test_the_buffer_is_detached():
-    # Attached, row i gets the gradient of column i too, twice the paper's for pairs inside the batch, and the second
-    # step fails with "backward through the graph a second time".
+    # If it were attached, row i would also get the gradient of column i: twice the paper's for pairs inside the batch.
+    # The second step would fail with "backward through the graph a second time".
     dpsh, rows = module(SINGLE), [7, 2, 5]
     for _ in range(2):
         u = outputs(3).float().requires_grad_()
@@ -250,16 +250,16 @@ def test_pairs_inside_the_batch_have_no_buffer():
 
 
 def test_the_buffer_is_state_and_the_labels_are_not():
-    # Not in the checkpoint, the buffer is zeros again after a resume: the loss jumps, and the run is another one.
+    # If it were not in the checkpoint, the buffer would be zero after a resume, and the resumed run would differ.
     assert "u_buffer" in module(SINGLE).state_dict()
     assert "train_labels" not in module(SINGLE).state_dict()
     assert not module(SINGLE).state_dict()["u_buffer"].any()
 
 
 def test_the_first_pass_fills_the_buffer_with_plain_outputs_once():
-    # Dropout on while encoding gives every image a random code; the training transform gives it that of another crop.
+    # With dropout on while encoding, every image has a random code. With augmentation, it has the code of another crop.
     def spoil(images):
-        raise AssertionError("the training transform has no part in encoding")
+        raise AssertionError("the training transform must not be used for encoding")
 
     augment = nn.Identity()
     augment.forward = spoil
@@ -281,6 +281,6 @@ def test_the_first_pass_fills_the_buffer_with_plain_outputs_once():
 
 @pytest.mark.parametrize("settings", [{"pairs": "bufer"}, {"buffer_init": "ones"}])
 def test_an_unknown_choice_is_refused(settings):
-    # Silently taken for another, it would be a result of a method that nobody asked for.
+    # If an unknown word silently meant one of the choices, the result would be that of a method nobody asked for.
     with pytest.raises((ValueError, TypeError)):
         module(SINGLE, **settings)

@@ -1,4 +1,4 @@
-"""DSDH against slow loops written from the paper, finite differences, and the mistakes of its re-implementations."""
+"""DSDH against slow loops written from the paper, finite differences, and common mistakes of its re-implementations."""
 
 import math
 
@@ -26,7 +26,7 @@ def outputs(n, seed=0, scale=1.0):
 
 
 def paper_objective(u, others, b, labels, other_labels, eta):
-    """The two terms of J that depend on u, over the pairs (i, j). Sums, as printed."""
+    """Return the two terms of J that depend on u, over the pairs (i, j). Sums, as printed."""
     pairs = quantization = 0.0
     for i in range(len(u)):
         for j in range(len(others)):
@@ -38,7 +38,7 @@ def paper_objective(u, others, b, labels, other_labels, eta):
 
 
 def paper_gradient(u, others, b, labels, other_labels, eta):
-    """dJ/du_i over ordered pairs: each pair counts as (i, j) and as (j, i), and Theta has the factor 1/2."""
+    """Return dJ/du_i over ordered pairs: each pair counts as (i, j) and as (j, i), and Theta has the factor 1/2."""
     rows = []
     for i in range(len(u)):
         row = 2 * eta * (u[i] - b[i])
@@ -50,7 +50,7 @@ def paper_gradient(u, others, b, labels, other_labels, eta):
 
 
 def discrete_objective(dsdh):
-    """The terms of J that depend on B and W, over mu, by loops."""
+    """Return the terms of J that depend on B and W, divided by mu, computed by loops."""
     y, b, w, u = (tensor.tolist() for tensor in (dsdh.train_labels, dsdh.b_buffer, dsdh.w_buffer, dsdh.u_buffer))
     total = dsdh.ridge_weight * sum(value**2 for row in w for value in row)
     for i in range(len(y)):
@@ -91,7 +91,7 @@ def test_the_loss_is_that_of_the_loops(labels):
     terms = DSDHLoss(eta / (2 * len(labels)))(u, others, similar(labels[:4], labels), b)
     pairs, quantization = paper_objective(u, others, b, labels[:4], labels, eta)
     assert terms["similarity"].item() == pytest.approx(pairs / (4 * len(labels)), rel=1e-10)
-    # half of the pair gradient flows, so half of the quantization goes with it
+    # Half of the pair gradient flows, so the quantization has half the weight too.
     assert terms["quantization"].item() == pytest.approx(quantization / (4 * len(labels) * 2), rel=1e-10)
 
 
@@ -128,7 +128,7 @@ def test_degenerate_batches_have_a_finite_value_and_gradient(pairs, scale):
 @BOTH
 @pytest.mark.parametrize("weight", [0.1, 100.0])
 def test_the_classifier_is_the_ridge_regression(labels, weight):
-    # |Y - B W|^2 + weight |W|^2 is a least squares problem with one more row of sqrt(weight) a bit.
+    # |Y - B W|^2 + weight |W|^2 is a least squares problem with one more row, of sqrt(weight), for each bit.
     b = signs(outputs(len(labels))).float()
     stacked = np.vstack([b.numpy(), math.sqrt(weight) * np.eye(BITS)])
     targets = np.vstack([labels.numpy(), np.zeros((BITS, labels.shape[1]))])
@@ -137,7 +137,7 @@ def test_the_classifier_is_the_ridge_regression(labels, weight):
 
 
 def test_the_classifier_of_few_distinct_codes_is_exact():
-    # Codes that follow from the labels give B'B the rank of the labels: a small ridge is lost in single precision.
+    # If codes follow from the labels, B'B has the rank of the labels, and a small ridge is lost in single precision.
     labels = torch.eye(4)[torch.arange(4000) % 4]
     b = signs(torch.randn(4, 48, generator=torch.Generator().manual_seed(0)))[torch.arange(4000) % 4]
     w = ridge_classifier(b, labels, 0.1)
@@ -166,7 +166,7 @@ def test_neither_step_raises_the_objective(labels, output_weight):
 
 @BOTH
 def test_codes_are_those_of_the_whole_training_set_and_outputs_count(labels):
-    # The authors' code makes them for a batch at a time.
+    # The authors' code computes the codes of one batch at a time.
     dsdh = module(labels, output_weight=1000.0)
     u = outputs(len(labels), seed=1).float()
     dsdh.u_buffer.copy_(u)
@@ -185,12 +185,12 @@ def test_many_rounds_are_one_round_many_times():
     assert torch.equal(many.w_buffer, one.w_buffer)
 
 
-# the mistakes
+# mistakes of re-implementations
 
 
 @BOTH
 def test_the_first_epoch_has_codes_of_its_own_and_a_classifier(labels):
-    # From zeros, with outputs of zero too, W = 0 and then B = 0: the network is pulled to 0 for the first epoch.
+    # If codes and outputs both start from zero, W = 0 and then B = 0: the network is pulled to 0 in the first epoch.
     dsdh = module(labels)
     assert (dsdh.b_buffer.abs() == 1).all()
     assert not dsdh.u_buffer.any()
@@ -209,7 +209,7 @@ def test_the_first_codes_come_from_the_labels():
 
 
 def test_the_outputs_are_pulled_to_the_codes_not_to_their_own_signs():
-    # One public version has no such term, another takes sgn(u): the codes of the discrete step never reach the network.
+    # One public version has no such term, another uses sgn(u): the codes of the B step never reach the network.
     dsdh, rows = module(SINGLE), [7, 2, 5]
     u = outputs(3).float()
     dsdh.b_buffer[rows] = -signs(u)
@@ -220,7 +220,7 @@ def test_the_outputs_are_pulled_to_the_codes_not_to_their_own_signs():
 
 
 def test_the_loss_has_no_term_without_a_gradient():
-    # Classification and ridge of W and B, added to the network's loss, make it look as if they trained the network.
+    # The classification and ridge terms have no gradient. In the loss they would only seem to train the network.
     u = outputs(3).float().requires_grad_()
     for term in module(SINGLE).losses(u, batch_of(SINGLE, [7, 2, 5])).values():
         assert torch.autograd.grad(term, u, retain_graph=True)[0].any()
@@ -241,7 +241,7 @@ def test_the_batch_is_in_the_buffer_before_theta_is_computed(labels):
 
 
 def test_codes_go_on_from_those_of_the_epoch_before():
-    # Set back to zeros every epoch, as in one public version, they are other codes although no output moved.
+    # One public version resets the codes to zeros every epoch, so that they change although no output changed.
     dsdh = module(SINGLE)
     dsdh.u_buffer.copy_(outputs(len(SINGLE), seed=1))
     dsdh.update_codes()
@@ -275,7 +275,7 @@ def test_a_setting_without_a_meaning_is_refused(setting, message):
 
 
 def test_an_interrupted_run_ends_with_the_codes_of_one_that_was_not(deephash, tmp_path, monkeypatch):
-    # Renewed at the end of an epoch, after its checkpoint is written, codes and classifier are an epoch old on resume.
+    # If codes and classifier were updated at the end of an epoch, its checkpoint would hold those of the epoch before.
     photos = write_photos(tmp_path / "photos")
     settings = (*QUICK, "bits=12", "loader.batch_size=16", "trainer.max_epochs=2", f"dataset.root={photos}")
     command = ("train", "method=dsdh", "dataset=image_folder", *settings)

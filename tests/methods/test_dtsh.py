@@ -1,4 +1,4 @@
-"""DTSH against slow loops written from the paper, finite differences, and the mistakes of its re-implementations."""
+"""DTSH against slow loops written from the paper, finite differences, and common mistakes of its re-implementations."""
 
 import math
 
@@ -14,7 +14,7 @@ BITS = 6
 SINGLE = torch.eye(4)[[0, 1, 2, 0, 3, 1, 0, 2, 2, 0, 1]]  # row 4 has no positive
 MULTI = torch.tensor(
     [[1, 1, 0], [0, 1, 0], [0, 0, 1], [1, 0, 1], [0, 0, 0], [1, 1, 1], [0, 1, 1], [1, 0, 0], [0, 0, 1], [0, 1, 0]]
-).float()  # row 4 has no label, row 5 no negative but row 4
+).float()  # row 4 has no label, and is the only negative of row 5
 BOTH = pytest.mark.parametrize("labels", [SINGLE, MULTI], ids=["single-label", "multi-label"])
 
 
@@ -27,7 +27,7 @@ def all_true(n):
 
 
 def paper_objective(u, positives, negatives, margin, weight):
-    """The paper's L, with the triplets of each query averaged, and all that is summed over queries too."""
+    """Return the two terms of the paper's L, with means over the triplets of a query and over queries, not sums."""
     triplets = quantization = 0.0
     for query, near, far in zip(u.tolist(), positives.tolist(), negatives.tolist(), strict=True):
         for p in near:
@@ -51,7 +51,7 @@ def batch_of(labels, rows):
 
 
 class Spy(nn.Module):
-    """Keeps what the loss was given."""
+    """A loss that records its arguments."""
 
     def forward(self, u, positives, negatives, usable):
         self.given = u, positives, negatives, usable
@@ -80,7 +80,7 @@ def test_the_gradient_is_that_of_finite_differences():
 
 
 def test_theta_has_the_factor_one_half_and_the_margin_grows_with_the_code():
-    # Without 1/2, or with one margin for every length, the same codes are near enough at 64 bits and not at 12.
+    # Without the 1/2, or with the same margin for every length, a pair of codes could be near enough at 64 bits only.
     for bits in (4, 64):
         code = torch.ones(1, bits)
         term = DTSHLoss(0.5, 1.0)(code, code[None], -code[None], all_true(1))["similarity"]
@@ -88,7 +88,7 @@ def test_theta_has_the_factor_one_half_and_the_margin_grows_with_the_code():
 
 
 def test_lambda_of_100_on_the_sum_is_0_0044_on_the_mean():
-    # 100 on a mean would leave nothing but quantization.
+    # With a weight of 100 on a mean, quantization would outweigh the triplets.
     u, positives, negatives = outputs(1, BITS), outputs(1, 50, BITS, seed=1), outputs(1, 450, BITS, seed=2)
     terms = DTSHLoss(0.5, 100 / 22500)(u, positives, negatives, all_true(1))
     d = (positives[0] @ u[0] / 2)[:, None] - (negatives[0] @ u[0] / 2)[None] - BITS / 2
@@ -98,7 +98,7 @@ def test_lambda_of_100_on_the_sum_is_0_0044_on_the_mean():
 
 @pytest.mark.parametrize("scale", [0.0, 1.0, 1e4])
 def test_huge_outputs_have_a_finite_value_and_gradient(scale):
-    # log(1 + exp(d)) is inf from d = 89 on: the loss shows inf, then NaN.
+    # log(1 + exp(d)) is inf from d = 89 on, so the loss would be inf, then NaN.
     u = outputs(4, BITS, scale=scale).float().requires_grad_()
     others = outputs(4, 3, BITS, seed=1, scale=scale).float()
     total = sum(DTSHLoss(0.5, 1.0)(u, others, -others, all_true(4)).values())
@@ -109,7 +109,7 @@ def test_huge_outputs_have_a_finite_value_and_gradient(scale):
 
 
 def test_quantization_at_zero_pulls_to_plus_one():
-    # With torch.sign b is 0 where u is 0: no pull, and codes of three values.
+    # With torch.sign, b would be 0 where u is 0: there would be no pull, and codes would have three values.
     u, others = torch.zeros(1, 3, requires_grad=True), torch.zeros(1, 1, 3)
     DTSHLoss(0.5, 1.0)(u, others, others, all_true(1))["quantization"].backward()
     assert (u.grad < 0).all()
@@ -123,7 +123,7 @@ def test_rows_without_triplets_do_not_count():
 
 
 def test_a_batch_without_any_triplet_is_zero_and_can_be_learned_from():
-    # The mean of no query is NaN, and a constant 0 has no graph: "element 0 of tensors does not require grad".
+    # The mean over no queries is NaN. A constant 0 has no graph: "element 0 of tensors does not require grad".
     u = outputs(2, BITS).requires_grad_()
     term = DTSHLoss(0.5, 0.3)(u, u.detach()[:, None], u.detach()[:, None], ~all_true(2))["similarity"]
     term.backward()
@@ -157,11 +157,11 @@ def test_a_row_without_choices_is_reported_and_its_columns_exist():
 
 @BOTH
 def test_positives_share_a_label_negatives_none_and_a_query_is_not_its_own_positive(labels):
-    # Labels compared with == lose most positives of multi-label data and make some of them negatives; with q among
-    # its positives, a triplet asks of |u_q|^2 alone to be large.
+    # Comparing labels with == would lose most positives of multi-label data and make some of them negatives. If q were
+    # among its own positives, a triplet could be satisfied by a large |u_q|^2 alone.
     dtsh, n = module(labels, positives=60, negatives=60), len(labels)
     dtsh.loss = Spy()
-    numbered = torch.arange(n).float()[:, None].repeat(1, BITS)  # each row's output is its number
+    numbered = torch.arange(n).float()[:, None].repeat(1, BITS)  # the output for each row is its index
     dtsh.losses(numbered, batch_of(labels, list(range(n))))
     _, positives, negatives, usable = dtsh.loss.given
     for q in range(n):
@@ -175,8 +175,8 @@ def test_positives_share_a_label_negatives_none_and_a_query_is_not_its_own_posit
 
 
 def test_triplets_are_drawn_from_the_whole_training_set_after_the_batch_is_written():
-    # In-batch triplets are another method. Written after, the images of the batch meet their own outputs of an epoch
-    # ago: in the first epoch, zeros.
+    # Triplets inside the batch are a different method. If the batch were written later, its images would be compared
+    # with outputs of the previous epoch, which are zeros in the first epoch.
     dtsh, rows = module(SINGLE, positives=60, negatives=60), [0, 1]
     dtsh.loss = Spy()
     dtsh.u_buffer.fill_(-1)
@@ -188,7 +188,7 @@ def test_triplets_are_drawn_from_the_whole_training_set_after_the_batch_is_writt
 
 
 def test_the_gradient_flows_through_the_query_alone():
-    # Attached, the second step fails with "backward through the graph a second time".
+    # If the buffer were attached, the second step would fail with "backward through the graph a second time".
     dtsh, rows = module(SINGLE), [7, 2, 5]
     for step in range(2):
         u = outputs(3, BITS, seed=step).float().requires_grad_()
@@ -198,7 +198,7 @@ def test_the_gradient_flows_through_the_query_alone():
 
 
 def test_the_same_step_draws_the_same_triplets():
-    # Otherwise a resumed run is another one.
+    # Otherwise a resumed run would differ from an uninterrupted one.
     dtsh, u, batch = module(MULTI), outputs(3, BITS).float(), batch_of(MULTI, [7, 2, 6])
     losses = []
     for seed in (5, 5, 6):
@@ -208,7 +208,7 @@ def test_the_same_step_draws_the_same_triplets():
 
 
 def test_the_buffer_is_state_and_the_labels_are_not():
-    # Not in the checkpoint, the buffer is zeros again after a resume: the loss jumps, and the run is another one.
+    # If it were not in the checkpoint, the buffer would be zero after a resume, and the resumed run would differ.
     state = module(SINGLE).state_dict()
     assert state["u_buffer"].shape == (11, BITS)
     assert "train_labels" not in state

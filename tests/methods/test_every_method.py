@@ -1,4 +1,4 @@
-"""What every method must do, for each YAML in conf/method: a new one is tested because it is there."""
+"""Tests that every method must pass. They run for each YAML in conf/method, so a new method needs no entry here."""
 
 import json
 import math
@@ -38,7 +38,7 @@ def compose(method, *overrides):
 
 
 def module_of(config, labels):
-    """A module as a run makes it, but from other random weights."""
+    """Return a module as a run builds it, but with other random weights."""
     torch.manual_seed(99)
     return build_module(config, build(config.model.network, bits=config.bits), labels)
 
@@ -96,7 +96,7 @@ def test_it_composes_and_builds(method):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_first_line_of_its_yaml_makes_it_a_bundle(method):
-    # A comment above this line silently disables it, and the method's loss and optimizer are not chosen.
+    # A comment above this line silently disables it, and then the method's loss and optimizer are not selected.
     text = (checking.CONF_DIR / "method" / f"{method}.yaml").read_text()
     assert text.startswith("# @package _global_\n")
 
@@ -128,7 +128,7 @@ def test_every_trainable_parameter_gets_a_gradient(trained):
 
 @every_method
 def test_its_checkpoint_makes_the_codes_of_the_run(trained, deephash, tmp_path):
-    # Everything that decides a code is in the checkpoint: loaded over other random weights, it gives the same codes.
+    # The checkpoint holds all that the codes depend on: loaded over other random weights, it gives the same codes.
     config = compose(trained.method)
     data = image_folder(trained.photos)
     split = load_split(trained.folder / "split.json", data)
@@ -162,7 +162,7 @@ def test_it_takes_items_with_several_labels_and_with_none(method, deephash, tmp_
     rng = np.random.default_rng(0)
     centres = rng.standard_normal((5, 32))
     labels = np.zeros((150, 5), np.uint8)
-    for row, item in enumerate(labels[:140]):  # the last ten have none
+    for row, item in enumerate(labels[:140]):  # the last ten have no label
         item[[row % 5, rng.integers(5)]] = 1
     np.save(tmp_path / "x.npy", (labels @ centres + 0.5 * rng.standard_normal((150, 32))).astype(np.float32))
     np.save(tmp_path / "y.npy", labels)

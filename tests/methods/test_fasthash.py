@@ -60,7 +60,7 @@ def pairs_after(labels, bits, name="hinge"):
 
 
 def paper_objective(pairs, labels, z, name="hinge"):
-    """Loss of all pairs of two images once bit z is part of the codes."""
+    """Return the loss of all pairs of two images after bit z is appended to the codes."""
     codes = np.column_stack([pairs.codes, z])
     return sum(
         paper_loss(name, int((codes[i] != codes[j]).sum()), codes.shape[1], shares(labels, i, j))
@@ -137,7 +137,7 @@ def test_a_block_of_equal_codes_gets_its_exact_minimum_and_no_block_gets_worse(s
     other = np.triu(other, 1) + np.triu(other, 1).T
     result = best_of_block(other, pull, z)
     assert energy(other, result) <= energy(other, z) + 1e-5
-    for i in range(6):  # nor can a flip of one image improve on what the last flips were tried on
+    for i in range(6):  # a second call does not raise the energy either
         flipped = best_of_block(other, pull, result)
         assert energy(other, flipped) <= energy(other, result) + 1e-5
         assert flipped[i] in (-1, 1)
@@ -193,7 +193,7 @@ def test_scores_are_the_decisions_of_scikit_learn(depth):
 
 
 def test_an_input_at_a_threshold_goes_where_scikit_learn_sends_it():
-    # Thresholds are halfway between two values in float64; rounded up to float32, one of them changes sides.
+    # A threshold lies halfway between two values in float64. Rounding it up to float32 moves one to the other side.
     x = np.array([[1.0], [np.nextafter(np.float32(1), np.float32(2))]] * 10 + [[3.0]] * 5, np.float32)
     x = np.column_stack([x, inputs(25, 1)])
     model = GradientBoostingClassifier(loss="exponential", init="zero", n_estimators=5, max_depth=3, random_state=0)
@@ -224,7 +224,7 @@ def test_a_bit_that_is_the_same_for_all_needs_no_trees():
 
 
 def test_the_next_bit_is_inferred_with_predicted_codes(monkeypatch):
-    # With z of step 1 in their place, later bits cannot make up for what the trees get wrong.
+    # If z of step 1 were used instead, later bits could not correct the errors of the trees.
     made, inferred = [], []
 
     class Noted(Pairs):

@@ -10,7 +10,7 @@ from deephash_cli.methods.isohash import IsoHash, lift_and_project
 
 
 def spread(variances, rotation):
-    """max |diag(R' L R) - a| / a."""
+    """Return max |diag(R' L R) - a| / a."""
     diagonal = [sum(variances[i] * rotation[i, k] ** 2 for i in range(len(variances))) for k in range(len(variances))]
     return max(abs(value - np.mean(variances)) for value in diagonal) / np.mean(variances)
 
@@ -27,7 +27,7 @@ def test_all_bits_get_the_same_variance(bits):
 
 @pytest.mark.parametrize("bits", [12, 32])
 def test_eigenvectors_that_are_not_transposed_leave_the_variances_unequal(bits):
-    # Public versions set R = Q and Z = R' L R, which is no projection onto the matrices with the spectrum of L.
+    # Public versions set R = Q and Z = R' L R, which is not a projection onto the matrices with the spectrum of L.
     variances = np.sort(np.random.default_rng(bits).exponential(size=bits))[::-1] ** 2
     rotation = scipy.stats.ortho_group.rvs(bits, random_state=0)
     for _ in range(100):

@@ -8,7 +8,7 @@ from deephash_cli.methods.itq import ITQ, rotate
 
 
 def error(v, rotation):
-    """|B - V R|^2 with the best B, by loops."""
+    """Return |B - V R|^2 for the best B, computed by loops."""
     total = 0.0
     for row in v:
         for column in rotation.T:
@@ -42,7 +42,7 @@ def test_the_rotation_is_the_best_for_the_codes_before():
 
 
 def test_the_transposed_factor_of_public_versions_is_not_monotone():
-    # torch.svd returns D, numpy's and SciPy's svd D': `VT.t() @ U.t()` with the former stays near the random rotation.
+    # torch.svd returns D; NumPy and SciPy return D'. `VT.t() @ U.t()` with torch.svd stays near the random rotation.
     v, rotation = start(bits=16, n=200)
     right, wrong, errors = rotation, rotation, []
     for _ in range(30):
@@ -71,7 +71,7 @@ def test_it_ends_nearer_to_its_codes_than_faiss_or_as_near():
     theirs = faiss.ITQTransform(12, 8, True)
     theirs.train(x)
     module = fitted(ITQ, x, np.eye(2)[np.arange(500) % 2], 8, iterations=50)
-    # Faiss scales vectors to length 1 before it rotates: what can be compared is the angle between u and its code.
+    # Faiss scales vectors to length 1 before it rotates, so only the angles between u and its code can be compared.
     ours, others = encode(module, x), theirs.apply_py(x)
 
     def cosine(u):

@@ -19,7 +19,7 @@ def gaussian(x, anchors, gamma):
 
 
 def centred_rows(rows, kernel):
-    """k(x, a_j) - mean over j of k(x, a_j) - mean over i of K_ij + mean of K, one at a time."""
+    """Return k(x, a_j) - mean over j of k(x, a_j) - mean over i of K_ij + mean of K, computed one at a time."""
     result = np.empty_like(rows)
     for i, row in enumerate(rows):
         for j in range(len(row)):
@@ -33,15 +33,15 @@ def of_layer(module):
 
 
 def on_anchors(kernel, w):
-    """The fitted hyperplanes on the anchors themselves, with the doubly centred kernel of the training."""
+    """Return the outputs for the anchors themselves, with the doubly centred kernel of the training."""
     n = len(kernel)
     h = np.eye(n) - np.ones((n, n)) / n
     return h @ kernel @ h @ w
 
 
 def test_new_images_are_encoded_with_the_kernel_and_the_centring_of_the_training():
-    # A public version fits with a kernel of width 1 and encodes with another and without centring: other hyperplanes,
-    # and bits that nearly all images share.
+    # A public version fits with a kernel of width 1, and encodes with another width and without centring. So it uses
+    # other hyperplanes, and nearly all images share a bit.
     x, labels = clusters(60, 6, 3)
     module = fitted(KLSH, x[:40], labels[:40], 8, **SETTINGS)
     anchors, gamma, w = of_layer(module)
@@ -61,12 +61,12 @@ def test_directions_are_whitened_means_of_random_anchors():
     rng = np.random.default_rng(7)
     for k in range(5):
         chosen = rng.choice(p, t, replace=False)
-        e = np.isin(np.arange(p), chosen) - t / p  # what of e_S is not the constant vector, which has eigenvalue 0
+        e = np.isin(np.arange(p), chosen) - t / p  # e_S without the constant vector, which has eigenvalue 0
         assert np.allclose(half @ w[:, k], math.sqrt((p - 1) / t) * e)
 
 
 def test_copies_among_the_anchors_are_not_divided_by():
-    # Their kernel matrix is singular: without the bound on eigenvalues its root has entries of 1e8 or NaN.
+    # With copies the kernel matrix is singular. Without the bound on eigenvalues its root has entries of 1e8 or NaN.
     x = np.repeat(np.random.default_rng(0).standard_normal((6, 4)), 3, axis=0)
     w = random_directions(gaussian(x, x, 0.3), 9, 4, np.random.default_rng(1))
     assert np.abs(w).max() < 1e3

@@ -1,4 +1,4 @@
-"""KMH against loops written from the paper, finite differences, and falling objectives."""
+"""KMH against loops written from the paper and finite differences, and the fall of its objective."""
 
 import math
 
@@ -14,7 +14,7 @@ WEIGHT = 10.0
 
 
 def problem(n=50, width=4, bits=3, seed=0):
-    """Vectors, centres near the corners of a cube, and their cells."""
+    """Return vectors, their cells, centres near the corners of a cube, and the target distances."""
     rng = np.random.default_rng(seed)
     x = rng.standard_normal((n, width))
     centres = np.zeros((2**bits, width))
@@ -29,7 +29,7 @@ def nearest(x, centres):
 
 
 def paper_objective(x, cells, centres, targets):
-    """Distortion, and how far distances of pairs of centres are from what they should be, as printed."""
+    """Return the distortion plus the weighted errors of the distances between centres, as printed in the paper."""
     n, total = len(x), 0.0
     for row, cell in zip(x, cells, strict=True):
         total += math.dist(row, centres[cell]) ** 2 / n
@@ -52,7 +52,7 @@ def test_the_objective_is_that_of_the_loops():
 
 
 def test_what_is_minimised_in_a_centre_is_the_objective():
-    # Up to what does not depend on it. Pairs counted twice in one and once in the other would not fall together.
+    # They are equal up to terms without this centre. The two would differ if one counted pairs twice.
     x, cells, centres, targets = problem()
     j = cells[0]
     moved = centres.copy()
@@ -111,7 +111,8 @@ def test_centres_that_coincide_have_a_finite_gradient():
 def test_directions_are_dealt_out_so_that_products_of_variances_are_alike():
     variances = np.array([64.0, 32.0, 16.0, 8.0, 4.0, 2.0])
     shares = allocate(variances, [3, 3])
-    # 64 | 32; 32 x 16 | 64 x 8; then 2 x 64 x 8 < 4 x 32 x 16 or the other way round, as first comes first
+    # 64 goes to the first and 32 to the second, then 16 to the second (32 < 64) and 8 to the first (64 < 32 x 16).
+    # The products are then equal: 4 goes to the first subspace, and 2 to the one that has room.
     assert [share.tolist() for share in shares] == [[0, 3, 4], [1, 2, 5]]
     assert [share.tolist() for share in allocate(variances / 1e6, [3, 3])] == [share.tolist() for share in shares]
     assert sorted(np.concatenate(allocate(variances, [4, 2])).tolist()) == list(range(6))

@@ -26,7 +26,7 @@ def random(*shape, seed=0):
 
 
 def residue_matrix(labels, codes):
-    """S = K S0 - sum of y y', pair by pair; an image is similar to itself, whatever its labels."""
+    """Return S = K S0 - sum of y y', pair by pair. An image is similar to itself even without labels."""
     s = np.empty((len(labels), len(labels)))
     for i, j in itertools.product(range(len(labels)), repeat=2):
         shared = i == j or any(a == 1 and b == 1 for a, b in zip(labels[i], labels[j], strict=True))
@@ -134,7 +134,7 @@ def test_each_bit_brings_the_products_of_codes_nearer_to_the_similarities():
 
 @pytest.mark.parametrize("sigma", [1.0, 0.5])
 def test_codes_are_those_of_centred_kernels_of_the_stated_width(sigma):
-    # sigma is the mean squared distance and not squared again; means are those of the training set, not of a batch.
+    # sigma is the mean squared distance and is not squared again. The means are over the training set, not a batch.
     x, labels = clusters(40, 6, 4)
     module = fitted(KSH, x, labels, 6, **{**SETTINGS, "sigma": sigma})
     kernel, projection = module.network.hash_layer
@@ -152,7 +152,7 @@ def test_a_margin_of_zero_is_plus_one():
 
 @pytest.mark.parametrize("x", [np.zeros((20, 3)), np.ones((20, 3)), np.repeat(random(2, 3), 10, axis=0)])
 def test_equal_images_and_more_anchors_than_images_give_finite_codes(x):
-    # G'G is singular then.
+    # In these cases G'G is singular.
     module = fitted(KSH, x, SINGLE[np.arange(20) % 9], 8, **{**SETTINGS, "anchors": 300, "labeled": 1000})
     assert module.anchors == 20
     assert all(np.isfinite(value.numpy()).all() for value in module.network.state_dict().values())

@@ -1,4 +1,4 @@
-"""LFH against slow loops written from the paper, finite differences, and the mistakes of its re-implementations."""
+"""LFH against slow loops written from the paper, finite differences, and common mistakes of its re-implementations."""
 
 import math
 
@@ -25,7 +25,7 @@ def shares(labels, rows, columns):
 
 
 def objective(u, labels, rows, columns):
-    """L over the pairs of a row and a column, each counted as (i, j) and as (j, i), with the prior of the rows."""
+    """Return L over the pairs of a row and a column, each counted as (i, j) and (j, i), and the prior of the rows."""
     total = 0.0
     for i in rows:
         for j in columns:
@@ -38,14 +38,14 @@ def objective(u, labels, rows, columns):
 
 
 def whole_objective(u, labels):
-    """L over all pairs: each unordered pair is met twice, and has weight 2 in ``objective``."""
+    """Return L over all pairs: ``objective`` visits each unordered pair twice and gives it a weight of 2."""
     every = range(len(u))
     prior = -np.square(u).sum() / (2 * BETA)
     return (objective(u, labels, every, every) - prior) / 2 + prior
 
 
 def derivative(f, row, step=1e-5):
-    """Gradient by central differences."""
+    """Return the gradient by central differences."""
     return np.array([(f(row + step * e) - f(row - step * e)) / (2 * step) for e in np.eye(len(row))])
 
 
@@ -104,12 +104,12 @@ def test_the_curvature_bounds_the_true_one_and_half_of_it_does_not(scale):
     for row in (u[0], np.zeros(3)):
         hessian = np.array([derivative(lambda v, e=e: derivative(of_row, v, 1e-3) @ e, row, 1e-3) for e in np.eye(3)])
         assert np.linalg.eigvalsh(hessian - bound).min() > -1e-4 * (1 + scale**2)
-    # at t = 0 the bound is exact: less curvature would not be one
+    # At t = 0 the bound is exact, so a smaller curvature would not be a bound.
     assert np.allclose(hessian, bound, atol=1e-3 * scale**2 + 1e-6)
 
 
 def test_updating_the_columns_too_as_a_public_version_does_can_lower_the_likelihood():
-    # Both sides of a pair move as far as the bound lets one: near u = 0, where it lets them far, they overshoot.
+    # Both sides of a pair move as far as the bound allows one side. Near u = 0 it allows long steps: they overshoot.
     every, columns, rows = np.arange(12), np.arange(6), np.arange(6, 12)
     fell = []
     for seed in range(20):

@@ -21,7 +21,7 @@ def outputs(n, seed=0, scale=1.0):
 
 
 def paper_objective(u, others, labels, other_labels, beta):
-    """-L of the paper over the pairs (i, j), and the prior of each i. Sums, as printed."""
+    """Return the paper's -L over the pairs (i, j), and the prior of each i. Sums, as printed."""
     pairs = prior = 0.0
     for row, mine in zip(u.tolist(), labels.tolist(), strict=True):
         for column, theirs in zip(others.tolist(), other_labels.tolist(), strict=True):
@@ -33,7 +33,7 @@ def paper_objective(u, others, labels, other_labels, beta):
 
 
 def paper_gradient(u, others, labels, other_labels, beta):
-    """-dL/du_i over ordered pairs: each pair counts as (i, j) and as (j, i), and Theta has the factor 1/2."""
+    """Return -dL/du_i over ordered pairs: each pair counts as (i, j) and (j, i), and Theta has the factor 1/2."""
     rows = []
     for i in range(len(u)):
         row = u[i] / beta
@@ -56,7 +56,7 @@ def test_the_loss_is_that_of_the_loops(labels):
     terms = LFHDeepLoss(1 / (4 * len(labels) * beta))(u, others, similar(labels[:4], labels))
     pairs, prior = paper_objective(u, others, labels[:4], labels, beta)
     assert terms["similarity"].item() == pytest.approx(pairs / (4 * len(labels)), rel=1e-10)
-    # half of the pair gradient flows, so half of the prior goes with it
+    # Half of the pair gradient flows, so the prior has half the weight too.
     assert terms["prior"].item() == pytest.approx(prior / (4 * len(labels) * 2), rel=1e-10)
 
 
@@ -105,7 +105,7 @@ def test_the_batch_is_in_the_buffer_before_theta_is_computed(labels):
 
 
 def test_the_buffer_is_in_the_checkpoint():
-    # Else it is zeros again after a resume, and the run is another one.
+    # Otherwise the buffer would be zero after a resume, and the resumed run would differ.
     assert "u_buffer" in module(SINGLE).state_dict()
 
 

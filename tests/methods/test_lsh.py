@@ -18,7 +18,7 @@ def test_two_vectors_differ_in_a_share_of_bits_that_is_their_angle():
 
 
 def test_features_of_one_orthant_are_centred():
-    # Without centring nearly all features after a ReLU are on one side of most hyperplanes.
+    # Without centring, nearly all features after a ReLU lie on the same side of most hyperplanes.
     x = np.random.default_rng(1).uniform(5, 6, (200, 20))
     share = (encode(fitted(LSH, x, LABELS, 64), x) >= 0).mean(axis=0)
     assert np.abs(share - 0.5).max() < 0.25

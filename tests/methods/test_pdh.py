@@ -1,4 +1,4 @@
-"""PDH: its steps against loops, what decorrelation promises, and codes that one view predicts from the other."""
+"""PDH: its steps against loops, the effect of decorrelation, and whether one view predicts the code of the other."""
 
 import warnings
 
@@ -16,7 +16,7 @@ MULTI = np.array([[1, 1, 0], [0, 1, 0], [0, 0, 0], [0, 0, 1], [1, 0, 1], [0, 0, 
 
 
 def repeating_codes(n=100, bits=8, seed=0, noise=0.3):
-    """Signs of eight random combinations of three random numbers, and of some noise."""
+    """Return signs of ``bits`` random combinations of three random numbers, plus some noise."""
     rng = np.random.default_rng(seed)
     return signs(rng.standard_normal((n, 3)) @ rng.standard_normal((3, bits)) + noise * rng.standard_normal((n, bits)))
 
@@ -60,12 +60,12 @@ def test_identical_bits_are_decorrelated_without_a_division_by_zero():
 
 
 def test_zero_counts_as_plus_one():
-    # With np.sign codes have three values, and an SVM three classes.
+    # With np.sign, codes would have three values, and an SVM three classes.
     assert signs(np.array([[0.0, -0.0, -1.0]])).tolist() == [[1.0, 1.0, -1.0]]
 
 
 def test_bits_of_one_half_of_the_features_are_predicted_by_the_other():
-    # What the method is for. The halves are known from the weights that are 0 if the other view is left out.
+    # This is the purpose of the method. The halves are known, because the first draw of the seed divides the features.
     x, labels = clusters(200, 24, 6, spread=0.3)
     module = fitted(PDH, x, labels, 8, **SETTINGS)
     weight = module.network.hash_layer.weight.numpy()
@@ -108,7 +108,7 @@ def test_few_images_with_and_without_labels_are_enough(second_view):
 
 
 def test_a_bit_that_all_images_share_stays_plus_one():
-    # An SVM refuses targets of one class.
+    # scikit-learn's SVM rejects targets of a single class.
     x = np.ones((10, 8))
     assert (encode(fitted(PDH, x, np.eye(2)[np.arange(10) % 2], 3, **SETTINGS), x) >= 0).all()
 
@@ -122,5 +122,5 @@ def test_more_bits_than_directions_of_a_view_are_refused():
 @pytest.mark.parametrize("setting", [{"second_view": "text"}, {"components": 0}, {"rounds": 0}, {"margin_weight": 0.0}])
 def test_settings_out_of_range_are_refused(setting):
     x, labels = clusters(10, 8, 2)
-    with pytest.raises((ValueError, TypeError)):  # a wrong word is a type error where types are checked
+    with pytest.raises((ValueError, TypeError)):  # a wrong word is a TypeError if the annotations are checked
         fitted(PDH, x, labels, 3, **{**SETTINGS, **setting})

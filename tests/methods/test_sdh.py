@@ -1,4 +1,4 @@
-"""SDH against slow loops written from the paper, and the mistakes of its re-implementations."""
+"""SDH against slow loops written from the paper, and common mistakes of its re-implementations."""
 
 import itertools
 import math
@@ -33,7 +33,7 @@ def squares(matrix):
 
 
 def objective(b, w, p, phi, y, module):
-    """|Y - B W|^2 + lambda |W|^2 + nu (|B - F|^2 + delta |P|^2), image by image."""
+    """Return |Y - B W|^2 + lambda |W|^2 + nu (|B - F|^2 + delta |P|^2), computed image by image."""
     total = module.classifier_ridge * squares(w) + module.embedding_weight * module.kernel_ridge * squares(p)
     for i in range(len(b)):
         for c in range(y.shape[1]):
@@ -44,7 +44,7 @@ def objective(b, w, p, phi, y, module):
 
 
 def kernels(module, x):
-    """phi(x) of each row, by loops."""
+    """Return phi(x) of each row, computed by loops."""
     rbf = module.network.hash_layer.rbf
     return np.array(
         [[*(math.exp(-float(rbf.gamma) * ((a - row) ** 2).sum()) for a in rbf.anchors.numpy()), 1.0] for row in x]
@@ -75,7 +75,7 @@ def test_each_step_never_raises_the_objective(data):
     p, w = rng.standard_normal((phi.shape[1], 8)), rng.standard_normal((8, 3))
     new = codes_step(b, y, w, phi @ p, module.embedding_weight, 10)
     assert objective(new, w, p, phi, y, module) < objective(b, w, p, phi, y, module)
-    # W is the best for the codes before, P for those after
+    # W is the best for the codes before the step, P for those after it.
     after, w, p = module.alternate(phi, y, b)
     for _ in range(20):
         other = w + 0.01 * rng.standard_normal(w.shape)
@@ -99,7 +99,7 @@ def test_no_flip_of_one_bit_lowers_the_objective_after_the_step_of_codes(data):
 
 
 def test_u_is_the_embedding_with_a_constant():
-    # Without the constant, far from all anchors every image has u = 0 and thus the same code, all ones.
+    # Without the constant, every image far from all anchors would have u = 0 and so the same code, all ones.
     x, labels = clusters(30, 6, 3)
     module = fitted(SDH, x, labels, 8, **SETTINGS)
     weight = module.network.hash_layer.weight.numpy()
@@ -111,14 +111,14 @@ def test_u_is_the_embedding_with_a_constant():
 
 @pytest.mark.parametrize("factor", [1e-3, 1e3])
 def test_the_scale_of_features_does_not_matter(factor):
-    # A sigma for all feature sets makes all kernel values 1 or all 0 on another one.
+    # With one sigma for all features, features of another scale would have kernel values that are all 1 or all 0.
     x, labels = clusters(60, 6, 3)
     one, other = (encode(fitted(SDH, scale * x, labels, 8, **SETTINGS), scale * x) for scale in (1.0, factor))
     assert np.allclose(one, other, atol=1e-3)
 
 
 def test_images_that_are_there_twice_do_not_make_it_fail():
-    # Then the kernel matrix is singular: without delta the embedding is undefined, or huge.
+    # Copies make the kernel matrix singular. Without delta the embedding would be undefined, or huge.
     x, labels = clusters(15, 6, 3)
     module = fitted(SDH, np.vstack([x, x]), np.vstack([labels, labels]), 8, **{**SETTINGS, "anchors": 30})
     u = encode(module, np.vstack([x, x]))

@@ -13,7 +13,7 @@ LENGTHS = np.array([3.0, 1.0, 2.9, 0.0])
 
 
 def modes_of_a_box(lengths, bits):
-    """(frequency, side, mode) of the smoothest, by trying far more modes than can be needed."""
+    """Return (frequency, side, mode) of the smoothest modes, found among far more modes than needed."""
     every = [
         (mode * math.pi / length, side, mode)
         for side, length in enumerate(lengths)
@@ -36,7 +36,7 @@ def test_a_long_side_has_several_bits_before_a_short_one_has_any():
 
 
 def paper_codes(x, bits):
-    """Spectral hashing, step by step, with the product over all sides."""
+    """Return the outputs of spectral hashing, computed step by step, with the product over all sides."""
     centred = x - x.mean(axis=0)
     count = min(bits, x.shape[1], len(x) - 1)
     v = centred @ np.linalg.svd(centred)[2][:count].T
@@ -52,7 +52,7 @@ def paper_codes(x, bits):
 
 @pytest.mark.parametrize("bits", [3, 20])  # fewer and more than features
 def test_its_codes_are_those_of_the_loops(bits):
-    # Eigenvectors are known up to their direction, and from the other end of a side a mode may have the other sign.
+    # The sign of an eigenvector is arbitrary, and a mode counted from the other end of a side may change sign too.
     x = np.random.default_rng(0).uniform(size=(30, 5)) * [5, 4, 3, 2, 1] + 100
     u, expected = encode(fitted(SH, x, np.eye(2)[np.arange(30) % 2], bits), x), paper_codes(x, bits)
     direction = np.where((u * expected).sum(axis=0) >= 0, 1, -1)
@@ -67,7 +67,7 @@ def test_it_has_more_bits_than_features():
 
 
 def test_a_feature_that_never_changes_has_no_bits():
-    # With an epsilon in place of its length 0, the box has a side with a frequency of 1e16.
+    # If its length of 0 were replaced by a tiny number, the box would have a side with a frequency of 1e16.
     x, labels = clusters(40, 4, 2)
     x[:, 2] = 7
     module = fitted(SH, x, labels, 12)

@@ -1,4 +1,4 @@
-"""Queries and what they found, as images: the galleries that a report has room for."""
+"""Galleries of a report: images of queries and their results, as many as there is room for."""
 
 import base64
 from dataclasses import dataclass
@@ -13,9 +13,9 @@ from deephash_cli.report.curves import is_number
 from deephash_cli.results import Result, Section
 
 PER_SECTION = 6
-BUDGET = 3 * 2**20  # characters of all galleries of a report, as they stand in it
-_SHOWN = 64  # pixels of a side, at least half of them: smaller images are enlarged
-_QUERIES, _RESULTS, _TILE = 50, 20, 256  # at most; the last in pixels
+BUDGET = 3 * 2**20  # largest number of characters that all galleries of a report may take
+_SHOWN = 64  # pixels; smaller images are enlarged to a side of this, or at least half of it
+_QUERIES, _RESULTS, _TILE = 50, 20, 256  # largest values accepted; the last is in pixels
 
 
 @dataclass(frozen=True)
@@ -42,12 +42,16 @@ class Gallery:
 
 
 def choose(sections: list[Section], metric: str) -> tuple[list[list[Gallery]], list[list[str]]]:
-    """Of each section's methods the best run, the best methods first, as far as there is room.
+    """Choose the best run of each method in each section, the best methods first, until there is no more room.
 
     The sections take turns, so that none takes all the room.
 
+    Args:
+        sections: Sections of the report.
+        metric: Name of the metric that decides which run is best.
+
     Returns:
-        Of each section its galleries, and sentences about those that were left out.
+        The galleries of each section, and for each section the texts that name the galleries left out and say why.
     """
     queues = [_candidates(section, metric) for section in sections]
     chosen: list[list[Gallery]] = [[] for _ in sections]
@@ -75,7 +79,7 @@ def choose(sections: list[Section], metric: str) -> tuple[list[list[Gallery]], l
 
 
 def _candidates(section: Section, metric: str) -> list[tuple[str, Result]]:
-    """Of each method the best run that has a gallery, with the row's name, best first."""
+    """Return the best run with a gallery for each method, and its row's label, best first."""
     best: dict[str, tuple[float, str, Result]] = {}
     for row in section.rows:
         for result in row.results:
@@ -162,7 +166,7 @@ def _is_count(value: Any, limit: int) -> bool:
 
 
 def style(number: int, shown: Gallery) -> str:
-    """Where in the image each tile is. Numbers and base64: nothing in it was written by anybody else."""
+    """Return CSS that says where each tile is in the image. It has only numbers and base64, and no text from a run."""
     side = shown.tile * max(1, _SHOWN // shown.tile)
     size = f"background-size:{side * (shown.k + 1)}px {side * len(shown.queries)}px"
     rules = [f".g{number}{{width:{side}px;height:{side}px;background-image:url({shown.image});{size}}}"]

@@ -29,7 +29,7 @@ def download(url: str, path: Path, md5: str, max_bytes: int) -> None:
         max_bytes: Largest number of bytes accepted.
 
     Raises:
-        DataError: If the server cannot be reached, or sends more than ``max_bytes`` or a file that was not published.
+        DataError: If the server cannot be reached, or sends more than ``max_bytes`` or a file with another checksum.
     """
     try:
         if path.is_file() and _md5(path) == md5:

@@ -1,4 +1,4 @@
-"""Features of a frozen backbone: computed once, kept on disk as float16, shared by all methods, code lengths, seeds."""
+"""Features of a frozen backbone: computed once, kept on disk as float16, shared by methods, code lengths and seeds."""
 
 import contextlib
 import hashlib

@@ -18,7 +18,7 @@ _logger = logging.getLogger(__name__)
 def image_folder(root: str | Path | None) -> RetrievalDataset:
     """Load images from one sub-folder per class, at any depth below it; ids are the paths relative to ``root``.
 
-    Hidden files and files without an image's extension are left out; a warning with their number is logged.
+    Hidden files and files without an image extension are left out; a warning with their number is logged.
 
     Args:
         root: Folder with the class folders; None is an error.
@@ -56,7 +56,7 @@ def image_folder(root: str | Path | None) -> RetrievalDataset:
         left_out += others
     if left_out:
         _logger.warning(
-            "left out %d files or folders under %s that are hidden or have no image's extension", left_out, root
+            "left out %d files or folders under %s that are hidden or have no image extension", left_out, root
         )
     return RetrievalDataset(
         name="image_folder",

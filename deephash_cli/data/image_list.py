@@ -86,7 +86,7 @@ def _read_list(path: Path, rows: dict[str, _Row], first: _Row | None) -> tuple[l
         here[name] = line_number
         row = rows.setdefault(name, _Row(len(rows), labels, place))
         if not np.array_equal(row.labels, labels):
-            raise DataError(f"{place}: {name} has other labels in {row.place}; make them equal")
+            raise DataError(f"{place}: {name} has different labels in {row.place}; make them equal")
         first = first or row
         numbers.append(row.number)
     if first is None or not numbers:

@@ -97,7 +97,7 @@ class EpochSampler(Sampler[list[int]]):
 
 
 def train_loader(rows: Rows, batch_size: int, seed: int, num_workers: int, pin_memory: bool) -> "DataLoader[Batch]":
-    """Return a loader of shuffled batches for training; with several processes, of this one's part of each batch."""
+    """Return a loader of shuffled batches for training; with several processes, of this process's parts."""
     sampler = EpochSampler(len(rows), batch_size, seed, processes.rank(), processes.count())
     return _loader(rows, sampler, num_workers, pin_memory)
 

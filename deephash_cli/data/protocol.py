@@ -7,8 +7,8 @@ to distort results.
     s1            100 queries and 500 training images per class; the database is everything except the queries, so it
                   contains the training images
     s1_disjoint   the same queries and training images; the database is all other images
-    s1_validation the same training images and 100 other queries per class; the queries of s1 are in no part. It serves
-                  to choose settings on images that, as in the test, nothing was trained on, but not on the test itself
+    s1_validation the same training images and 100 other queries per class; the queries of s1 are in no part. It is
+                  for choosing settings: as in the test, nothing was trained on its queries, but it is not the test
     s2            1000 queries per class; all other images are trained on and searched
     official      the data set's own division
     holdout       a tenth of each class are queries, or a tenth of all images if there are no labels; all other images
@@ -134,7 +134,10 @@ def load_split(path: Path, dataset: RetrievalDataset) -> Split:
         raise DataError(f"dataset.split_file: {error}") from error
     _check_content(path, content)
     if content["dataset"] != dataset.name:
-        raise DataError(f"{path} divides the data set {content['dataset']}, not {dataset.name}; choose that one")
+        raise DataError(
+            f"{path} divides the data set {content['dataset']}, not {dataset.name}; choose the split file or the data "
+            "set that matches the other"
+        )
     row_of = {identifier: row for row, identifier in enumerate(dataset.ids)}
     unknown = list(dict.fromkeys(name for role in _ROLES for name in content[role] if name not in row_of))
     if unknown:
@@ -254,7 +257,7 @@ def _holdout(dataset: RetrievalDataset, order: _Rows, name: str) -> tuple[_Rows,
         some = -(-len(order) // 10)
         return np.sort(order[:some]), np.sort(order[some:]), np.sort(order[some:])
     sizes = dataset.labels.sum(axis=0, dtype=np.int64)
-    quotas = [-(-size // 10) if size > 1 else 0 for size in sizes.tolist()]  # the only image of a class is not a query
+    quotas = [-(-size // 10) if size > 1 else 0 for size in sizes.tolist()]  # no class loses its only image
     free = np.ones(len(dataset), dtype=bool)
     query = _draw(dataset, order, quotas, free, f"protocol {name} takes a tenth of each class as queries")
     if not query.any():

@@ -30,7 +30,7 @@ def read_pickle(path: Path, max_bytes: int) -> Any:
             return _Reader(file, encoding="latin1").load()
     except DataError:
         raise
-    except Exception as error:  # there are as many kinds of failure as damaged files
+    except Exception as error:  # a damaged pickle can raise almost any exception
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{path} cannot be read as pickled arrays: {reason}; get the file from its authors") from error
 

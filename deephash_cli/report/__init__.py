@@ -53,7 +53,7 @@ def report(paths: Sequence[Path], metric: str, output: Path, command: str) -> No
         command: Command line as it was typed, shown at the foot of the page.
 
     Raises:
-        ConfigError: If there is no finished run, no run has the metric, or ``output`` is not a possible file.
+        ConfigError: If there is no finished run, no run has the metric, or ``output`` cannot be written to.
         ArtifactError: If the file cannot be written.
     """
     if output.suffix not in (".html", ".htm"):

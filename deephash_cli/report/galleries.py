@@ -42,7 +42,7 @@ class Gallery:
 
 
 def choose(sections: list[Section], metric: str) -> tuple[list[list[Gallery]], list[list[str]]]:
-    """Choose the best run of each method in each section, the best methods first, until there is no more room.
+    """Choose the best run of each method in each section, best methods first, if there is room for it.
 
     The sections take turns, so that none takes all the room.
 

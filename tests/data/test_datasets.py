@@ -506,7 +506,7 @@ def test_image_folder(tmp_path, caplog):
     assert data.class_names == ["bag", "shoe"]
     assert data.labels.tolist() == [[1, 0], [0, 1], [0, 1]]
     assert data.images.batch(np.array([0, 1, 2]))[:, 0, 0, 0].tolist() == [3, 1, 2]
-    assert f"left out 4 files or folders under {tmp_path} that are hidden or have no image's extension" in caplog.text
+    assert f"left out 4 files or folders under {tmp_path} that are hidden or have no image extension" in caplog.text
 
 
 def test_large_images_stay_files(tmp_path):
@@ -610,7 +610,7 @@ def test_lists_beside_the_current_folder_or_the_root(tmp_path, monkeypatch):
         (" 1 0\n", "train.txt:1: the path is empty"),
         ("images/0.png\n", "train.txt:1: no labels after the path"),
         ("images/0.png 1 0\nimages/0.png 1 0\n", "train.txt:2: images/0.png is already in line 1"),
-        ("images/2.png 1 1\n", "query.txt:1: images/2.png has other labels in {folder}/train.txt:1"),
+        ("images/2.png 1 1\n", "query.txt:1: images/2.png has different labels in {folder}/train.txt:1"),
         ("images/0.png 1 0 0\n", "query.txt:1: expected 3 label columns, as in {folder}/train.txt:1, got 2"),
         ("", "train.txt is empty"),
         (" \n\n", "train.txt is empty"),

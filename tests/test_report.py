@@ -1,4 +1,4 @@
-"""``deephash report``: what is in the file, that nothing in it is markup or loaded, and what a browser makes of it."""
+"""``deephash report``: content of the file, no markup from runs, nothing loaded, and its behaviour in a browser."""
 
 import hashlib
 import json
@@ -65,13 +65,13 @@ class Reader(HTMLParser):
         return " ".join(" ".join(self.words).split())
 
     def table(self, start):
-        """The rows of the one table whose caption begins so."""
+        """Return the rows of the only table whose caption begins with ``start``."""
         (rows,) = [rows for caption, rows in self.tables.items() if caption.startswith(start)]
         return rows
 
 
 def write_sweep(root="runs"):
-    """Three methods, two lengths, two seeds, as the present version leaves them."""
+    """Write runs of three methods, two code lengths and two seeds, as the current version writes them."""
     for i, method in enumerate(("dpsh", "itq", "lsh")):
         for bits in (12, 24):
             for seed in (1, 2):
@@ -85,7 +85,7 @@ def write_sweep(root="runs"):
 
 @pytest.fixture
 def make(deephash):
-    """Write a report and read it: what the command said, the text of the file, its elements."""
+    """Write a report and read it; return the command's result, the text of the file and its elements."""
 
     def run(*arguments):
         result = deephash("report", *(arguments or ("runs",)))
@@ -132,8 +132,8 @@ def test_runs_on_different_splits_are_in_different_sections(make):
     write_run("runs/x", split="b" * 64)
     write_run("runs/y", seed=1, split="b" * 64, metrics={"policies": {"ties": "by accident"}})
     _, text, page = make("runs")
-    assert "3 sections: runs on different splits, or measured otherwise, cannot be compared" in page.text
-    assert page.text.count("Measured otherwise than another section of this split: ties.") == 2
+    assert "3 sections: runs on different splits, or measured by different rules, cannot be compared" in page.text
+    assert page.text.count("Measured by different rules than another section of this split: ties.") == 2
     assert [len(section["rows"]) for section in data_of(text)["sections"]] == [3, 1, 1]
     assert "ties by accident" in page.text
 
@@ -199,7 +199,7 @@ def test_what_is_left_out_is_listed_with_its_reason(make):
     write_run("runs/again", record={"started": "2025-01-01T00:00:00+00:00"})
     result, _, page = make("runs")
     assert result.err == "warning: left out 3 of 4 folders; report.html lists them with the reasons\n"
-    rows = page.table("3 folders are in no table")
+    rows = page.table("3 folders are not in any table")
     assert ["failed", f"failed: no {NASTY} left"] in rows
     assert ["again", "done again: runs/good"] in rows
     assert any(folder == "torn" and "is not valid JSON" in reason for folder, reason in rows)
@@ -264,7 +264,7 @@ def test_published_numbers_are_of_methods_and_protocols_that_exist():
         assert all(type(bits) is int and 0 < value < 1 for bits, value in entry.map.items())
 
 
-# Nothing of a run is markup
+# Nothing from a run becomes markup
 
 
 def test_names_are_text(make):
@@ -464,7 +464,7 @@ def written(make):
 
 def test_a_browser_draws_it_without_a_complaint(page, written):
     page.open(written, height=6000)
-    page.until("document.body.dataset.drawn === '16'")  # nine charts, and seven where nothing was trained
+    page.until("document.body.dataset.drawn === '16'")  # nine charts, and seven if nothing was trained
     assert page.evaluate("[...document.querySelectorAll('canvas')].every(c => c.hidden || c.width > 100)")
     assert page.problems == []
     assert {address for address in page.requests if not address.startswith("data:image/")} == {written.as_uri()}

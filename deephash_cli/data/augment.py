@@ -1,4 +1,4 @@
-"""Random changes of training images, a batch of uint8 tensors at a time, each image on its own."""
+"""Augment batches of training images (uint8 tensors), with separate random draws for each image."""
 
 import torch
 from jaxtyping import Float, UInt8
@@ -9,7 +9,14 @@ from torch.nn.functional import affine_grid, grid_sample
 class ShiftFlip(nn.Module):
     """Shift each image by up to ``shift`` of its side, edges repeated, and mirror it with probability ``flip``.
 
-    A shift in both directions is what a random crop of the padded image is.
+    Shifting in both directions is the same as taking a random crop of the padded image.
+
+    Args:
+        shift: Largest shift in each direction, as a share of the image's side, in [0, 1).
+        flip: Probability of a mirror image, in [0, 1].
+
+    Raises:
+        ValueError: If a setting is out of its range.
     """
 
     def __init__(self, shift: float, flip: float):
@@ -20,7 +27,7 @@ class ShiftFlip(nn.Module):
         self.flip = flip
 
     def forward(self, images: UInt8[Tensor, "n c h w"]) -> UInt8[Tensor, "n c h w"]:
-        """Changed copies of ``images``."""
+        """Return augmented copies of ``images`` (n, c, h, w)."""
         n, _, height, width = images.shape
         rows = self._moved(n, height, images.device)
         columns = self._moved(n, width, images.device)
@@ -36,18 +43,18 @@ class ShiftFlip(nn.Module):
 
 
 class CropColour(nn.Module):
-    """Cut a part out of each image and stretch it to the whole, mirror it, change its colours.
+    """Crop a random part of each image, stretch it to full size, mirror it and change its colours.
 
-    As ``RandomResizedCrop``, ``RandomHorizontalFlip`` and ``ColorJitter`` of torchvision, which change all images of a
-    batch alike: here each image has draws of its own, and all are changed at once, on any device.
+    This does what ``RandomResizedCrop``, ``RandomHorizontalFlip`` and ``ColorJitter`` of torchvision do. Those change
+    all images of a batch alike; here each image has its own random draws, and all are changed at once, on any device.
 
     Args:
-        area: Smallest share of the image's area that is kept; 1 keeps all.
-        ratio: The part is at most so many times as wide as high, and the other way round.
-        flip: Probability of a mirror image.
-        brightness: Colours are multiplied by a factor drawn from ``1 - brightness`` to ``1 + brightness``;
-        contrast: so are distances from the image's mean grey,
-        saturation: and from each pixel's grey.
+        area: Smallest share of the image's area that is kept, in (0, 1]; 1 keeps the whole image.
+        ratio: Largest ratio of the part's width to its height, and of its height to its width; at least 1.
+        flip: Probability of a mirror image, in [0, 1].
+        brightness: Strength in [0, 1]: colours are multiplied by a factor in ``1 - brightness`` .. ``1 + brightness``.
+        contrast: Strength in [0, 1]: distances from the image's mean grey are multiplied by such a factor.
+        saturation: Strength in [0, 1]: distances from each pixel's grey are multiplied by such a factor.
 
     Raises:
         ValueError: If a setting is out of its range.
@@ -70,7 +77,7 @@ class CropColour(nn.Module):
         self.saturation = saturation
 
     def forward(self, images: UInt8[Tensor, "n c h w"]) -> UInt8[Tensor, "n c h w"]:
-        """Changed copies of ``images``."""
+        """Return augmented copies of ``images`` (n, c, h, w)."""
         x = self._cropped(images.float())
         x = x * self._factors(x, self.brightness)
         grey = _grey(x)
@@ -84,9 +91,9 @@ class CropColour(nn.Module):
         n = len(x)
         area, ratio, across, down, mirror = torch.rand(5, n, device=x.device)
         side = (self.area + (1 - self.area) * area).sqrt()
-        stretch = self.ratio ** (ratio - 0.5)  # of the width; its square is the part's ratio
+        stretch = self.ratio ** (ratio - 0.5)  # factor for the width; its square is the part's aspect ratio
         wide, high = ((side * factor).clamp(max=1) for factor in (stretch, 1 / stretch))
-        theta = torch.zeros(n, 2, 3, device=x.device)  # in half sides from the centre
+        theta = torch.zeros(n, 2, 3, device=x.device)  # lengths are in half sides, measured from the centre
         theta[:, 0, 0] = torch.where(mirror < self.flip, -wide, wide)
         theta[:, 1, 1] = high
         theta[:, 0, 2] = (2 * across - 1) * (1 - wide)
@@ -99,6 +106,6 @@ class CropColour(nn.Module):
 
 
 def _grey(x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n 1 h w"]:
-    """Luma of RGB images (ITU-R BT.601); of other numbers of channels their mean."""
+    """Return the luma of RGB images (ITU-R BT.601); for other numbers of channels, the mean of the channels."""
     weights = [0.299, 0.587, 0.114] if x.shape[1] == 3 else [1 / x.shape[1]] * x.shape[1]
     return (x * torch.tensor(weights, device=x.device)[:, None, None]).sum(dim=1, keepdim=True)

@@ -1,4 +1,7 @@
-"""CIFAR-10 (Krizhevsky, 2009, "Learning multiple layers of features from tiny images"): 60,000 of 32 x 32 pixels."""
+"""CIFAR-10: 60,000 colour images of 32 x 32 pixels in ten classes.
+
+Krizhevsky, 2009, "Learning multiple layers of features from tiny images".
+"""
 
 from pathlib import Path
 
@@ -16,19 +19,20 @@ from deephash_cli.errors import DataError
 CLASS_NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 
 _BATCHES = {"train": [f"data_batch_{number}" for number in range(1, 6)], "test": ["test_batch"]}
-_MAX_BATCH_BYTES = 64 * 2**20  # the real ones have 31 MB
-_MAX_ARCHIVE_BYTES = 200 * 2**20  # the real one has 170 MB
+_MAX_BATCH_BYTES = 64 * 2**20  # the published batches have 31 MB
+_MAX_ARCHIVE_BYTES = 200 * 2**20  # the published archive has 170 MB
 
 
 def cifar10(root: str | Path | None, download: bool) -> RetrievalDataset:
-    """CIFAR-10's training and test images in one pool, as the retrieval papers use it.
+    """Load CIFAR-10's training and test images into one pool, as the retrieval papers do.
 
     Two layouts are read: the published batches (``cifar-10-batches-py/data_batch_1``, ids ``train/00000``), and image
-    files in folders (``train/airplane/0001.jpg``, ids ``train/airplane/0001``). The ids differ, so do the splits.
+    files in folders (``train/airplane/0001.jpg``, ids ``train/airplane/0001``). Their ids differ, and therefore the
+    splits differ too.
 
     Args:
-        root: Folder that holds one of the layouts. None: the usual places.
-        download: Whether to fetch the batches (170 MB) if they are in none of these.
+        root: Folder that holds one of the layouts; None searches the usual folders.
+        download: Whether to download the batches (170 MB) if neither layout is found.
 
     Raises:
         DataError: If the data are missing or damaged.
@@ -76,7 +80,7 @@ def _read_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
         and all(type(label) is int and 0 <= label <= 9 for label in labels)
     ):
         raise DataError(
-            f"{path} is not a batch of CIFAR-10: expected rows of 3072 bytes and as many labels from 0 to 9; "
+            f"{path} is not a batch of CIFAR-10: expected rows of 3072 bytes and one label from 0 to 9 for each; "
             "get the file from its authors"
         )
     return pixels.reshape(-1, 3, 32, 32), np.array(labels, dtype=np.int64)
@@ -93,7 +97,7 @@ def _from_folders(root: Path) -> RetrievalDataset:
                 if path.suffix.lower() in ENDINGS and not path.name.startswith(".")
             )
             if not found:
-                raise DataError(f"{root / part / name} holds no images; CIFAR-10 has some of every class in both parts")
+                raise DataError(f"{root / part / name} holds no images; each class of CIFAR-10 has some in both parts")
             paths += found
             classes += [number] * len(found)
         train = len(paths) if part == "train" else train
@@ -107,7 +111,7 @@ def _pool(ids: list[str], classes: np.ndarray, images: ImageTensor | ImageFiles,
 
 
 def _fetch(folder: Path) -> Path:
-    from torchvision.datasets import CIFAR10  # knows the address and the checksum; a second to import
+    from torchvision.datasets import CIFAR10  # has the address and checksum; importing it takes a second
 
     archive = folder / CIFAR10.filename
     fetch(CIFAR10.url, archive, CIFAR10.tgz_md5, max_bytes=_MAX_ARCHIVE_BYTES)

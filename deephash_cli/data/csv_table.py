@@ -1,4 +1,4 @@
-"""Your own images, described by a table: path, class names, and perhaps which part each image belongs to."""
+"""Load your own images from a CSV table: path, class names and, optionally, the parts each image belongs to."""
 
 import csv
 from pathlib import Path
@@ -13,20 +13,20 @@ _ROLES = ("train", "query", "database")
 
 
 def csv_table(root: str | Path | None, file: str | None) -> RetrievalDataset:
-    """Images named by a CSV file with the columns ``path``, ``labels`` and optionally ``split``.
+    """Load the images named in a CSV file with the columns ``path``, ``labels`` and, optionally, ``split``.
 
-    Several labels, and several parts, are separated by semicolons: ``red;shoe``, ``train;database``. A row without
-    labels is an image that is relevant to no query; a row with an empty ``split`` is in no part.
+    Semicolons separate several labels or several parts: ``red;shoe``, ``train;database``. A row without labels is an
+    image that is relevant to no query. A row with an empty ``split`` is in no part.
 
     Args:
-        root: The folder that paths start from. None: the folder of the table.
-        file: The table.
+        root: Folder that the paths in the table start from; None means the folder of the table.
+        file: Path of the CSV file; None is an error.
 
     Raises:
-        DataError: If the table is missing or malformed, or names images that do not exist.
+        DataError: If no table is given, or it is missing or malformed, or names images that do not exist.
     """
     if file is None:
-        raise DataError("a table needs dataset.file=<file.csv>, with the columns path and labels, and perhaps split")
+        raise DataError("a table needs dataset.file=<file.csv>, with the columns path and labels, and optionally split")
     table = Path(file).expanduser()
     folder = Path(root).expanduser() if root is not None else table.parent
     paths, names, parts = _read(table)
@@ -49,7 +49,7 @@ def csv_table(root: str | Path | None, file: str | None) -> RetrievalDataset:
 
 
 def _read(table: Path) -> tuple[list[str], list[list[str]], list[list[str]] | None]:
-    """The columns, the last one None where the table has no ``split``."""
+    """Read the columns path, labels and split; the last is None if the table has no ``split`` column."""
     paths: dict[str, int] = {}
     names, parts = [], []
     try:
@@ -64,12 +64,12 @@ def _read(table: Path) -> tuple[list[str], list[list[str]], list[list[str]] | No
             for row in reader:
                 place = f"{table}:{reader.line_num}"
                 if None in row or None in row.values():
-                    raise DataError(f"{place}: expected {len(header)} columns; quote values that hold a comma")
+                    raise DataError(f"{place}: expected {len(header)} columns; quote values that contain a comma")
                 path = row["path"].strip()
                 if not path:
                     raise DataError(f"{place}: the path is empty")
                 if path in paths:
-                    raise DataError(f"{place}: {path} stands in line {paths[path]} already; join the two rows")
+                    raise DataError(f"{place}: {path} is already in line {paths[path]}; merge the two rows")
                 paths[path] = reader.line_num
                 names.append(_items(row["labels"]))
                 parts.append(_items(row.get("split", "")))
@@ -82,7 +82,7 @@ def _read(table: Path) -> tuple[list[str], list[list[str]], list[list[str]] | No
     except UnicodeDecodeError as error:
         raise DataError(f"{table} is not UTF-8 text; save the table as UTF-8") from error
     if not paths:
-        raise DataError(f"{table} has no rows below its first line; each row is an image")
+        raise DataError(f"{table} has no rows below its first line; add a row for each image")
     return list(paths), names, parts if "split" in header else None
 
 

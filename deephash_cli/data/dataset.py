@@ -1,4 +1,4 @@
-"""What a retrieval data set is: ids, multi-hot labels, images or vectors, and perhaps its authors' own division."""
+"""Retrieval data sets: ids, multi-hot labels, images or vectors and, optionally, the authors' own division."""
 
 import hashlib
 import io
@@ -15,11 +15,11 @@ from torch import Tensor
 from deephash_cli.errors import DataError
 from deephash_cli.npy import blocks
 
-# Each decoder is a door for malformed files, and Pillow has forty: only these are opened.
+# Every decoder is a way in for malformed files, and Pillow has forty of them: only these formats are accepted.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"})
 
-# Pillow's own threshold for suspicion: a quarter of a GiB as RGB, more than any camera's picture in a data set needs.
+# Pillow's own threshold for decompression bombs: a quarter of a GiB as RGB, more than any photograph here needs.
 MAX_PIXELS = 89_478_485
 
 _ORIENTATION = 0x0112  # EXIF
@@ -32,8 +32,8 @@ class ImageTensor:
     """Small images that are held in memory.
 
     Attributes:
-        images: The pixels. Grey images have one channel.
-        in_memory: True: ``batch`` costs an indexing operation, no decoding.
+        images: Pixels (n, channels, height, width), uint8; grey images have one channel.
+        in_memory: Always True, because ``batch`` only indexes and decodes nothing.
     """
 
     in_memory = True
@@ -45,28 +45,29 @@ class ImageTensor:
         return len(self.images)
 
     def batch(self, rows: Rows) -> UInt8[Tensor, "b channels height width"]:
-        """The images at ``rows``, in that order and at their own size."""
+        """Return the images at ``rows``, in that order and at their own size."""
         return self.images[torch.as_tensor(rows, dtype=torch.int64)]
 
     def digest(self) -> str:
-        """SHA-256 over shape and pixels: equal for equal images wherever they were loaded from."""
+        """Return the SHA-256 of shape and pixels: equal images have equal digests, wherever they were loaded from."""
         digest = hashlib.sha256(f"uint8 {tuple(self.images.shape)}\n".encode())
         digest.update(self.images.contiguous().numpy().data)
         return digest.hexdigest()
 
 
 class ImageFiles:
-    """Image files that are decoded when they are asked for. Can be pickled, for data loader workers.
+    """Image files that are decoded on demand. Instances can be pickled, for data loader workers.
 
-    Any JPEG, PNG, WebP, BMP or GIF becomes 8-bit RGB: the EXIF rotation is applied, of 16 bits the upper 8 are kept,
-    transparency is laid on white (what a page behind it would show), grey is repeated, CMYK is converted without a
-    colour profile, and of an animation the first frame is taken.
+    Any JPEG, PNG, WebP, BMP or GIF becomes 8-bit RGB: the EXIF rotation is applied, 16-bit values keep their upper 8
+    bits, transparent images are placed on white (as on a white page), grey is repeated in all channels, CMYK is
+    converted without a colour profile, and an animation is represented by its first frame.
 
     Attributes:
-        paths: The files, absolute or relative to ``root``.
-        root: The folder to which they are relative.
-        size: The size that ``load`` and ``batch`` give when they are told none.
-        in_memory: False: ``batch`` reads and decodes.
+        paths: Paths of the files, absolute or relative to ``root``.
+        root: Folder that relative paths start from.
+        size: Side in pixels of the squares that ``load`` and ``batch`` return if they are called without a size; None
+            if each call must give one.
+        in_memory: Always False, because ``batch`` reads and decodes files.
     """
 
     in_memory = False
@@ -80,28 +81,34 @@ class ImageFiles:
         return len(self.paths)
 
     def path(self, row: int) -> Path:
-        """Where an image is."""
+        """Return the path of the image at ``row``."""
         return self.root / self.paths[row]
 
     def sized(self, size: int) -> "ImageFiles":
-        """The same files, whose ``batch(rows)`` gives squares of ``size`` pixels."""
+        """Return the same files, with ``size`` as the side in pixels of the squares that ``batch(rows)`` returns."""
         return ImageFiles(self.paths, self.root, size)
 
     def load(self, index: int, size: int | None = None) -> UInt8[Tensor, "3 size size"]:
-        """One image: its central square, resized to ``size`` (bilinear, antialiased).
+        """Load the central square of one image, resized to ``size`` pixels a side (bilinear, antialiased).
 
-        That is the usual "resize the shorter side, crop the centre", with bounded memory for extreme shapes.
+        This is the usual "resize the shorter side, crop the centre", with bounded memory for extreme shapes.
+
+        Args:
+            index: Row of the image.
+            size: Side of the result in pixels; None means the attribute ``size``.
 
         Raises:
             DataError: If the file is missing, cannot be decoded, or is a decompression bomb.
+            ValueError: If there is no size, or it is less than 1.
         """
         return torch.from_numpy(self._pixels(index, size))
 
     def batch(self, rows: Rows, size: int | None = None) -> UInt8[Tensor, "b 3 size size"]:
-        """The images at ``rows``, in that order, each as ``load`` gives it.
+        """Load the images at ``rows``, in that order, each as ``load`` returns it.
 
         Raises:
             DataError: If one of the files is missing, cannot be decoded, or is a decompression bomb.
+            ValueError: If there is no size, or it is less than 1.
         """
         side = self._side(size)
         pixels = np.empty((len(rows), 3, side, side), dtype=np.uint8)
@@ -110,7 +117,7 @@ class ImageFiles:
         return torch.from_numpy(pixels)
 
     def digest(self) -> str:
-        """SHA-256 over each file's path, size and time of change: what a cache of these images is keyed by.
+        """Return the SHA-256 of each file's path, size and modification time: the key of a cache of these images.
 
         Raises:
             DataError: If a file is missing.
@@ -138,11 +145,11 @@ class ImageFiles:
 
 
 class Vectors:
-    """Feature vectors that were made elsewhere, perhaps mapped from a file. They are hashed as they are.
+    """Feature vectors made by another program, possibly mapped from a file. They are hashed as they are.
 
     Attributes:
-        array: The vectors.
-        in_memory: True: ``batch`` costs an indexing operation, no decoding.
+        array: Vectors (n, d), floating point.
+        in_memory: Always True, because ``batch`` only indexes and decodes nothing.
     """
 
     in_memory = True
@@ -154,11 +161,11 @@ class Vectors:
         return len(self.array)
 
     def batch(self, rows: Rows) -> Float[Tensor, "b d"]:
-        """The vectors at ``rows``, in that order, as float32."""
+        """Return the vectors at ``rows``, in that order, as float32."""
         return torch.from_numpy(self.array[np.asarray(rows)].astype(np.float32, order="C"))
 
     def digest(self) -> str:
-        """SHA-256 over shape and values as float32: equal for equal vectors wherever they were loaded from."""
+        """Return the SHA-256 of shape and float32 values: equal vectors have equal digests, wherever they come from."""
         digest = hashlib.sha256(f"float32 {self.array.shape}\n".encode())
         for rows in blocks(self.array):
             digest.update(np.ascontiguousarray(self.array[rows], dtype="<f4").data)
@@ -167,19 +174,21 @@ class Vectors:
 
 @dataclass(frozen=True, eq=False)
 class RetrievalDataset:
-    """A data set of images to search among, before it is divided into query, training set and database.
+    """A data set of images to search, before it is divided into queries, training set and database.
 
     Attributes:
-        name: The loader's name for it, stored with splits and codes.
-        ids: One id an image: unique, one line, the same on every machine that has the same data.
-        labels: Multi-hot, also where each image has one class. A row of zeros is an image without a label; no columns
-            are a data set without labels, of which only unsupervised methods make codes.
-        class_names: One name a column of ``labels``.
-        images: The pixels, or how to get them; or vectors, where everything said of images is said of these.
-        official: The authors' own division: row numbers under "train", "query" and perhaps "database".
+        name: Name that the loader gives the data set; it is stored with splits and codes.
+        ids: One id for each image: unique, on one line, and the same on every machine that has the same data.
+        labels: Multi-hot labels (n, classes), even if each image has one class. A row of zeros is an image without a
+            label. Zero columns mean a data set without labels, for which only unsupervised methods can make codes.
+        class_names: One name for each column of ``labels``.
+        images: Images in memory or in files; or vectors, to which everything said here about images applies.
+        official: The authors' own division: row numbers under "train", "query" and, optionally, "database"; None if
+            there is none.
 
     Raises:
-        DataError: If ids repeat or span lines, or lengths differ, or there is no image.
+        DataError: If there is no image, lengths differ, ids repeat or span lines, a label is not 0 or 1, or
+            ``official`` has an unknown part or row.
     """
 
     name: str
@@ -196,12 +205,12 @@ class RetrievalDataset:
         if not count == len(self.labels) == len(self.images):
             raise DataError(
                 f"data set {self.name} has {count} ids, {len(self.labels)} rows of labels and {len(self.images)} "
-                "images; there must be as many of each"
+                "images; the three counts must be equal"
             )
         if self.labels.shape[1] != len(self.class_names):
             raise DataError(
                 f"data set {self.name} has {self.labels.shape[1]} label columns and {len(self.class_names)} class "
-                "names; there must be as many of each"
+                "names; the two counts must be equal"
             )
         if self.labels.size and self.labels.max() > 1:
             raise DataError(f"data set {self.name} has a label {self.labels.max()}; labels are 0 or 1")
@@ -211,7 +220,7 @@ class RetrievalDataset:
                 raise DataError(f"data set {self.name} has a part {role!r}; the parts are train, query and database")
             if len(rows) and not 0 <= rows.min() <= rows.max() < count:
                 raise DataError(
-                    f"data set {self.name} has {count} images, but its {role} part names one outside of these"
+                    f"data set {self.name} has {count} images, but its {role} part names a row outside these"
                 )
 
     def __len__(self) -> int:
@@ -223,17 +232,17 @@ class RetrievalDataset:
             if identifier in seen:
                 raise DataError(f"data set {self.name} has the id {identifier!r} twice; ids must be unique: rename one")
             seen.add(identifier)
-            # Ids are stored one a line, so nothing in them may end a line, in any reader.
+            # Ids are stored one per line, so they may contain no character that ends a line for any reader.
             if identifier.splitlines() != [identifier]:
                 raise DataError(
-                    f"data set {self.name} has the id {identifier!r}, which is empty or spans lines; rename it"
+                    f"data set {self.name} has the id {identifier!r}, which is empty or spans several lines; rename it"
                 )
             if any("\ud800" <= character <= "\udfff" for character in identifier):
-                raise DataError(f"data set {self.name} has the id {identifier!a}, which is not UTF-8; rename it")
+                raise DataError(f"data set {self.name} has the id {identifier!a}, which is not valid UTF-8; rename it")
 
 
 def square(image: Image.Image, side: int) -> UInt8[np.ndarray, "3 side side"]:
-    """The central square of an RGB image, resized (bilinear, antialiased)."""
+    """Return the central square of an RGB image, resized to ``side`` pixels a side (bilinear, antialiased)."""
     if image.size != (side, side):
         short = min(image.size)
         left, top = (image.width - short) // 2, (image.height - short) // 2
@@ -242,19 +251,20 @@ def square(image: Image.Image, side: int) -> UInt8[np.ndarray, "3 side side"]:
 
 
 def multi_hot(classes: Integer[np.ndarray, " n"], count: int) -> UInt8[np.ndarray, "n count"]:
-    """Labels as the project has them everywhere, from one class number an image."""
+    """Convert one class number per image, (n,), to multi-hot labels, the form that the whole project uses."""
     labels = np.zeros((len(classes), count), dtype=np.uint8)
     labels[np.arange(len(classes)), classes] = 1
     return labels
 
 
 def decode(source: Path | bytes, at_least: int | None = None) -> Image.Image:
-    """Read an image file as RGB, turned upright.
+    """Read an image file as RGB, rotated upright.
 
     Args:
-        source: The file, or what is in it.
-        at_least: Shorter side that the caller will shrink to. A JPEG more than twice as large is then decoded at a
-            half, a quarter or an eighth, which for photographs is several times faster.
+        source: Path of the file, or its content as bytes.
+        at_least: Length in pixels to which the caller will shrink the shorter side; None decodes at full size. A JPEG
+            more than twice as large is then decoded at a half, a quarter or an eighth of its size, which is several
+            times faster for photographs.
 
     Raises:
         DataError: If the file is missing, cannot be decoded, or has more than ``MAX_PIXELS``.
@@ -277,7 +287,7 @@ def decode(source: Path | bytes, at_least: int | None = None) -> Image.Image:
         empty = not source if isinstance(source, bytes) else source.stat().st_size == 0
         reason = "it is empty" if empty else f"it is none of {', '.join(FORMATS)}, whatever its name says"
         raise _unreadable(path, reason) from error
-    except Exception as error:  # decoders fail in a dozen ways on damaged files; all of them mean the same to the user
+    except Exception as error:  # decoders fail in a dozen ways on damaged files; to the user they all mean the same
         raise _unreadable(path, getattr(error, "strerror", None) or str(error) or type(error).__name__) from error
 
 
@@ -308,7 +318,7 @@ def _unreadable(path: Path | str, reason: str) -> DataError:
 
 
 def missing_images(source: str, root: Path, paths: Sequence[str]) -> DataError:
-    """The error for files that a list or table names and that are not there."""
+    """Return the error for files that a list or table names but that do not exist."""
     some = ", ".join(paths[:5])
     more = ", ..." if len(paths) > 5 else ""
     return DataError(

@@ -1,4 +1,4 @@
-"""Files from the network, and archives, neither of which is trusted."""
+"""Download files and unpack archives, without trusting either."""
 
 import hashlib
 import http.client
@@ -12,16 +12,24 @@ from typing import IO
 from deephash_cli.errors import ArtifactError, DataError
 from deephash_cli.files import atomic_write
 
-# A server that accepts and then says nothing ends the download, instead of holding the command for ever.
+# If a server accepts the connection and then sends nothing, the download fails instead of blocking for ever.
 _TIMEOUT_S = 30.0
 _BLOCK = 1 << 20
 
 
 def download(url: str, path: Path, md5: str, max_bytes: int) -> None:
-    """Fetch ``url`` into ``path``, whole and with the right checksum, or not at all. A right file is left as it is.
+    """Download ``url`` to ``path``, which is only written if the file is complete and its checksum is right.
+
+    A file that already has the right checksum is left as it is.
+
+    Args:
+        url: Address of the file.
+        path: File to write.
+        md5: Published MD5 checksum, in hexadecimal.
+        max_bytes: Largest number of bytes accepted.
 
     Raises:
-        DataError: If the server cannot be reached, sends more than ``max_bytes``, or something else than was published.
+        DataError: If the server cannot be reached, or sends more than ``max_bytes`` or a file with another checksum.
     """
     try:
         if path.is_file() and _md5(path) == md5:
@@ -38,7 +46,7 @@ def download(url: str, path: Path, md5: str, max_bytes: int) -> None:
                 file.write(block)
             if digest.hexdigest() != md5:
                 raise DataError(
-                    f"{url} sent {received} bytes with MD5 {digest.hexdigest()} where {md5} was expected: the download "
+                    f"{url} sent {received} bytes with MD5 {digest.hexdigest()}, but {md5} was expected: the download "
                     "was cut short or the file was replaced; nothing was kept, try again"
                 )
     except (ArtifactError, OSError, http.client.HTTPException) as error:
@@ -46,13 +54,19 @@ def download(url: str, path: Path, md5: str, max_bytes: int) -> None:
 
 
 def extract_tar(archive: Path, folder: Path, max_files: int, max_bytes: int) -> None:
-    """Unpack an archive of plain files and folders into ``folder``, over files of the same names.
+    """Unpack an archive of plain files and folders into ``folder``, replacing files of the same names.
 
     Every member is checked before the first one is written. Links, devices, absolute names and ``..`` are refused,
-    whoever made the archive.
+    no matter who made the archive.
+
+    Args:
+        archive: Path of the tar archive.
+        folder: Folder to unpack into.
+        max_files: Largest number of members accepted.
+        max_bytes: Largest total size of the members accepted, in bytes.
 
     Raises:
-        DataError: If the archive is damaged, too large, or holds anything that a data set has no use for.
+        DataError: If the archive is damaged or too large, or contains anything that a data set does not need.
     """
     try:
         with tarfile.open(archive) as tar:
@@ -63,7 +77,7 @@ def extract_tar(archive: Path, folder: Path, max_files: int, max_bytes: int) -> 
                 total += member.size
                 if len(members) > max_files or total > max_bytes:
                     raise DataError(
-                        f"{archive} holds more than the {max_files} files or {max_bytes} bytes expected; it was not "
+                        f"{archive} contains more than the {max_files} files or {max_bytes} bytes expected; it was not "
                         "unpacked: get the archive from its authors"
                     )
                 _check_member(archive, member)
@@ -84,14 +98,14 @@ def _check_member(archive: Path, member: tarfile.TarInfo) -> None:
     if not (member.isreg() or member.isdir()):
         kind = "a link or a device, not a plain file or folder"
     elif name.is_absolute() or ".." in name.parts or "\\" in member.name or ":" in member.name:
-        kind = "a name that leads out of the folder"
+        kind = "a name that points outside the folder"
     else:
         return
-    raise DataError(f"{archive} holds {member.name!r}, {kind}; it was not unpacked: get the archive from its authors")
+    raise DataError(f"{archive} has {member.name!r}, {kind}; it was not unpacked: get the archive from its authors")
 
 
 def _blocks(response: IO[bytes] | http.client.HTTPResponse, url: str, path: Path) -> Iterator[bytes]:
-    # Caught here because atomic_write takes every OSError inside it for one of the disk.
+    # Caught here because atomic_write treats every OSError inside it as an error of the disk.
     try:
         while block := response.read(_BLOCK):
             yield block
@@ -102,7 +116,7 @@ def _blocks(response: IO[bytes] | http.client.HTTPResponse, url: str, path: Path
 def _failed(url: str, path: Path, error: Exception) -> DataError:
     reason = getattr(error, "reason", None) or str(error) or type(error).__name__
     return DataError(
-        f"could not download {url} ({reason}); fetch it on a machine with a network and put it into {path.parent}"
+        f"could not download {url} ({reason}); fetch it on a machine with network access and put it into {path.parent}"
     )
 
 

@@ -25,24 +25,27 @@ CLASS_NAMES = [
 ]  # fmt: skip
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 
-_PARTS = {"train": "train", "test": "t10k"}  # our name for a part, and the file names' prefix
+_PARTS = {"train": "train", "test": "t10k"}  # our name of each part, and the prefix of its file names
 _FILES = [f"{prefix}-{kind}" for prefix in _PARTS.values() for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")]
-_MAX_BYTES = 256 * 2**20  # the real ones have up to 47 MB
+_MAX_BYTES = 256 * 2**20  # the published files have up to 47 MB
 
 
 def fashion_mini() -> RetrievalDataset:
-    """Fashion-MNIST's 10,000 test images, from the package itself."""
+    """Load Fashion-MNIST's 10,000 test images, which are part of this package."""
     images, labels = _read_part(resources.files("deephash_cli.data") / "fashion_mini", "t10k")
     ids = [f"test/{number:05d}" for number in range(len(images))]
     return RetrievalDataset("fashion_mini", ids, multi_hot(labels, 10), CLASS_NAMES, ImageTensor(images))
 
 
 def fashion_mnist(root: str | Path | None, download: bool) -> RetrievalDataset:
-    """All 70,000 images; the official division searches the training images with the test images.
+    """Load all 70,000 images of Fashion-MNIST.
+
+    In the official division the test images are the queries, and the training images are also the database.
 
     Args:
-        root: Folder with the four original files, compressed or not. None: the usual places, among them Debian's.
-        download: Whether to fetch the files (31 MB) if they are in none of these.
+        root: Folder with the four original files, compressed or not; None searches the usual folders, including
+            Debian's.
+        download: Whether to download the files (31 MB) if they are not found.
 
     Raises:
         DataError: If the files are missing or damaged.
@@ -62,19 +65,24 @@ def fashion_mnist(root: str | Path | None, download: bool) -> RetrievalDataset:
 
 
 def read_idx(content: bytes, name: str, dimensions: int) -> UInt8[np.ndarray, "..."]:
-    """Read an array of bytes in the IDX format: a magic number, the sizes, the values, and nothing more.
+    """Read an array of bytes in the IDX format: a magic number, the sizes, the values, and no more bytes.
+
+    Args:
+        content: Bytes of the whole file, not compressed.
+        name: Name of the file, for error messages.
+        dimensions: Number of dimensions that the array must have.
 
     Raises:
-        DataError: If the file is of another kind, cut short, or has bytes left over.
+        DataError: If the content is of another kind, cut short, or has bytes left over.
     """
     start = 4 + 4 * dimensions
     if len(content) < start or content[:4] != bytes([0, 0, 8, dimensions]):
-        raise DataError(f"{name} is not an IDX file of bytes in {dimensions} dimensions; get it again")
+        raise DataError(f"{name} is not an IDX file of bytes in {dimensions} dimensions; download it again")
     shape = tuple(int.from_bytes(content[at : at + 4], "big") for at in range(4, start, 4))
     expected, found = math.prod(shape), len(content) - start
     if found != expected or not expected:
         sizes = " x ".join(map(str, shape))
-        raise DataError(f"{name} should hold {sizes} bytes after its header but has {found}; get it again")
+        raise DataError(f"{name} should hold {sizes} bytes after its header but has {found}; download it again")
     # A copy, because a tensor must not share memory that cannot be written to.
     return np.frombuffer(bytearray(content), dtype=np.uint8, offset=start).reshape(shape)
 
@@ -85,7 +93,7 @@ def _read_part(folder: Path | Traversable, prefix: str) -> tuple[torch.Tensor, n
     if images.shape[1:] != (28, 28) or len(images) != len(labels) or labels.max() > 9:
         raise DataError(
             f"{folder} has {prefix} images of shape {images.shape} with {len(labels)} labels up to {labels.max()}; "
-            "expected as many labels as images of 28 x 28 pixels, from 0 to 9"
+            "expected images of 28 x 28 pixels and one label from 0 to 9 for each"
         )
     return torch.from_numpy(images)[:, None], labels
 
@@ -101,14 +109,14 @@ def _read_file(folder: Path | Traversable, name: str, dimensions: int) -> np.nda
             else:
                 content = file.read(_MAX_BYTES)
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{source} cannot be read: {error}; get it again") from error
+        raise DataError(f"{source} cannot be read: {error}; download it again") from error
     return read_idx(content, str(source), dimensions)
 
 
 def _find(root: str | Path | None, download: bool) -> Path:
     folders = candidate_folders("fashion_mnist", root)
     if root is None:
-        folders.insert(-1, DEBIAN_FOLDER)  # what the user has put somewhere himself goes first
+        folders.insert(-1, DEBIAN_FOLDER)  # before the cache: folders that the user filled come first
     for folder in folders:
         for place in (folder, folder / "raw", folder / "FashionMNIST" / "raw"):
             if all((place / name).is_file() or (place / f"{name}.gz").is_file() for name in _FILES):
@@ -123,7 +131,7 @@ def _find(root: str | Path | None, download: bool) -> Path:
 
 
 def _fetch(folder: Path) -> Path:
-    from torchvision.datasets import FashionMNIST  # knows the addresses and checksums; a second to import
+    from torchvision.datasets import FashionMNIST  # has the addresses and checksums; importing it takes a second
 
     for name, md5 in FashionMNIST.resources:
         fetch(FashionMNIST.mirrors[0] + name, folder / name, md5, max_bytes=100 * 2**20)

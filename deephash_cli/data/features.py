@@ -1,4 +1,4 @@
-"""Features of a frozen backbone: computed once, kept on disk as float16, shared by every method, length and seed."""
+"""Features of a frozen backbone: computed once, kept on disk as float16, shared by methods, code lengths and seeds."""
 
 import contextlib
 import hashlib
@@ -14,7 +14,7 @@ from deephash_cli import npy
 from deephash_cli.errors import ArtifactError
 from deephash_cli.files import alone, read_json, sha256_file, write_json
 
-_FLUSH_ROWS = 1024  # rows between two notes of progress: what an interruption costs at the most
+_FLUSH_ROWS = 1024  # rows between two records of progress: the most that an interruption can cost
 
 
 class Features:
@@ -27,12 +27,17 @@ class Features:
         return len(self.array)
 
     def batch(self, rows: Int[np.ndarray, "n"]) -> Float[Tensor, "n features"]:
-        """The features of some rows."""
+        """Return the features at ``rows`` as float32."""
         return torch.from_numpy(self.array[rows]).float()  # faster than astype
 
 
 def feature_key(network_digest: str, data_digest: str) -> str:
-    """Name of a feature file: the same backbone, weights, preprocessing and images give the same key."""
+    """Return the key of a feature file: the same backbone, weights, preprocessing and images give the same key.
+
+    Args:
+        network_digest: Digest of the backbone, its weights and its preprocessing.
+        data_digest: Digest of the images.
+    """
     return hashlib.sha256(f"float16 {network_digest} {data_digest}".encode()).hexdigest()[:32]
 
 
@@ -46,14 +51,15 @@ def cached_features(
     """Read the features in ``folder``, computing what is missing.
 
     Args:
-        folder: Where ``features.npy`` is or shall be; one folder for one key.
+        folder: Folder in which ``features.npy`` is or will be; each key needs its own folder.
         n: Number of images.
         width: Length of a feature vector.
-        compute: Features of the images from one number up to, not including, another.
-        progress: Called with the number of rows that are there, after each piece.
+        compute: Function that is called with two row numbers and returns the features of the images from the first
+            up to, but not including, the second.
+        progress: Function that is called with the number of rows computed so far, at the start and after each piece.
 
     Raises:
-        ArtifactError: If the folder cannot be written, or features are not finite.
+        ArtifactError: If the folder cannot be written, or a feature is not finite as float16.
     """
     file, manifest, partial, done_file = (
         folder / name for name in ("features.npy", "manifest.json", "partial.npy", "partial.json")
@@ -83,13 +89,13 @@ def cached_features(
                 partial.replace(file)
                 done_file.unlink(missing_ok=True)
             except OSError as error:
-                raise ArtifactError(f"could not keep features in {folder}: {error.strerror or error}") from error
+                raise ArtifactError(f"could not store features in {folder}: {error.strerror or error}") from error
             write_json(manifest, {"n": n, "width": width, "sha256": sha256_file(file)})
     return Features(npy.load(file))
 
 
 def _complete(file: Path, manifest: Path, n: int, width: int) -> bool:
-    """Whether the file is what the manifest says. A damaged one is computed again: it can always be."""
+    """Return whether the file matches its manifest. A damaged file is computed again, which is always possible."""
     if not (file.exists() and manifest.exists()):
         return False
     try:
@@ -112,11 +118,11 @@ def _rows_done(partial: Path, done_file: Path, n: int, width: int) -> int:
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Let one process at a time compute: the others wait and then find the file."""
+    """Let only one process compute at a time; the others wait and then find the finished file."""
     with contextlib.ExitStack() as held:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             held.enter_context(alone(folder / "lock"))
         except OSError as error:
-            raise ArtifactError(f"could not keep features in {folder}: {error.strerror or error}") from error
+            raise ArtifactError(f"could not store features in {folder}: {error.strerror or error}") from error
         yield

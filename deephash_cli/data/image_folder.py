@@ -1,4 +1,4 @@
-"""Your own images: one folder a class."""
+"""Load your own images from one folder per class."""
 
 import logging
 import os
@@ -16,12 +16,16 @@ _logger = logging.getLogger(__name__)
 
 
 def image_folder(root: str | Path | None) -> RetrievalDataset:
-    """Images in one sub-folder a class, at any depth below it; ids are the paths from ``root``.
+    """Load images from one sub-folder per class, at any depth below it; ids are the paths relative to ``root``.
 
-    Hidden files, and files that are not images by their ending, are left out, counted and logged.
+    Hidden files and files without an image extension are left out; a warning with their number is logged.
+
+    Args:
+        root: Folder with the class folders; None is an error.
 
     Raises:
-        DataError: If there is no root, no class folder, or a class folder without an image.
+        DataError: If there is no root or no class folder, if a class folder has no image, or if the folders are named
+            like parts of a data set (``train``, ``test``).
     """
     if root is None:
         raise DataError("an image folder needs dataset.root=<folder>, with one sub-folder of images for each class")
@@ -52,7 +56,7 @@ def image_folder(root: str | Path | None) -> RetrievalDataset:
         left_out += others
     if left_out:
         _logger.warning(
-            "%d files or folders under %s are hidden or no images by their ending: left out", left_out, root
+            "left out %d files or folders under %s that are hidden or have no image extension", left_out, root
         )
     return RetrievalDataset(
         name="image_folder",
@@ -64,12 +68,12 @@ def image_folder(root: str | Path | None) -> RetrievalDataset:
 
 
 def images_below(folder: Path) -> tuple[list[Path], int]:
-    """The image files below ``folder``, sorted, and the number of other files."""
+    """Return the image files below ``folder``, sorted, and the number of other files."""
     found, others = [], 0
     visited = set()
     for parent, folders, names in os.walk(folder, followlinks=True):
         real = os.path.realpath(parent)
-        if real in visited:  # a link that leads back up
+        if real in visited:  # a link that leads back to a folder already visited
             folders.clear()
             continue
         visited.add(real)

@@ -1,7 +1,7 @@
-"""The field's list files: a line holds an image's path and one column of 0 or 1 for each class.
+"""Load data sets from list files, in which each line has an image's path and a column of 0 or 1 for each class.
 
-HashNet's lists for NUS-WIDE, MS-COCO and ImageNet-100, and those of the many projects after it, have this form, so a
-published division can be used as it is.
+This is the usual format of the field: HashNet's lists for NUS-WIDE, MS-COCO and ImageNet-100, and those of the many
+projects after it, have it. A published division can therefore be used as it is.
 """
 
 from dataclasses import dataclass
@@ -15,15 +15,15 @@ from deephash_cli.errors import DataError
 
 
 def image_list(root: str | Path | None, train: str | None, query: str | None, database: str | None) -> RetrievalDataset:
-    """Images named by list files, which are also the official division.
+    """Load the images named in list files, which are also the official division.
 
-    An image may stand in the lists of training and database; it is one row of the data set.
+    An image may be in both the training list and the database list; it is still one row of the data set.
 
     Args:
-        root: The folder that paths in the lists start from. None: the current one.
-        train: List of training images, a path from the current folder or from ``root``.
-        query: List of queries.
-        database: List of images to search in. None: the training images.
+        root: Folder that the paths in the lists start from; None means the current folder.
+        train: Path of the list of training images, from the current folder or from ``root``; None is an error.
+        query: Path of the list of queries, found in the same way; None is an error.
+        database: Path of the list of images to search, found in the same way; None means the training images.
 
     Raises:
         DataError: If a list is missing or malformed, or names images that do not exist.
@@ -32,7 +32,7 @@ def image_list(root: str | Path | None, train: str | None, query: str | None, da
     lists = {"train": train, "query": query, "database": database}
     for role in ("train", "query"):
         if lists[role] is None:
-            raise DataError(f"an image list needs dataset.{role}=<file>, each line a path and 0 or 1 for every class")
+            raise DataError(f"an image list needs dataset.{role}=<file>, each line a path and a 0 or 1 for each class")
     rows: dict[str, _Row] = {}
     official = {}
     first = None
@@ -58,7 +58,7 @@ def image_list(root: str | Path | None, train: str | None, query: str | None, da
 class _Row:
     number: int
     labels: np.ndarray
-    place: str  # the file and line that named it first
+    place: str  # the file and line that first named it
 
 
 def _find(role: str, name: str, root: Path) -> Path:
@@ -71,7 +71,7 @@ def _find(role: str, name: str, root: Path) -> Path:
 
 
 def _read_list(path: Path, rows: dict[str, _Row], first: _Row | None) -> tuple[list[int], _Row]:
-    """Add a list's images to ``rows``; return their row numbers and the first row of all, which sets the width."""
+    """Add a list's images to ``rows``; return their row numbers and the first row of all, which fixes the width."""
     numbers = []
     here: dict[str, int] = {}
     for line_number, line in enumerate(lines(path), start=1):
@@ -82,23 +82,23 @@ def _read_list(path: Path, rows: dict[str, _Row], first: _Row | None) -> tuple[l
                 f"{place}: expected {len(first.labels)} label columns, as in {first.place}, got {len(labels)}"
             )
         if name in here:
-            raise DataError(f"{place}: {name} stands in line {here[name]} already; remove one of the two")
+            raise DataError(f"{place}: {name} is already in line {here[name]}; remove one of the two")
         here[name] = line_number
         row = rows.setdefault(name, _Row(len(rows), labels, place))
         if not np.array_equal(row.labels, labels):
-            raise DataError(f"{place}: {name} has other labels than in {row.place}; make them equal")
+            raise DataError(f"{place}: {name} has different labels in {row.place}; make them equal")
         first = first or row
         numbers.append(row.number)
     if first is None or not numbers:
-        raise DataError(f"{path} is empty; each line must be a path and 0 or 1 for every class")
+        raise DataError(f"{path} is empty; each line must be a path and a 0 or 1 for each class")
     return numbers, first
 
 
 def lines(path: Path) -> list[str]:
-    """The lines of a list.
+    """Return the lines of a list file.
 
     Raises:
-        DataError: If it cannot be read or is not UTF-8; says where.
+        DataError: If the file cannot be read, or is not UTF-8 (the message then names the line).
     """
     try:
         text = path.read_bytes().decode("utf-8-sig")
@@ -111,14 +111,14 @@ def lines(path: Path) -> list[str]:
 
 
 def _parse(line: str, place: str) -> tuple[str, np.ndarray]:
-    """A line's path and labels. After a tab the labels follow, so that paths before it may have spaces."""
+    """Return a line's path and labels. If there is a tab, it separates the two, so that paths may contain spaces."""
     line = line.rstrip()
     name, _, rest = line.partition("\t" if "\t" in line else " ")
     columns = rest.split()
     if not name.strip():
-        raise DataError(f"{place}: the path is empty; a line must be a path and 0 or 1 for every class")
+        raise DataError(f"{place}: the path is empty; a line must be a path and a 0 or 1 for each class")
     if not columns:
-        raise DataError(f"{place}: no labels after the path; a line must be a path and 0 or 1 for every class")
+        raise DataError(f"{place}: no labels after the path; a line must be a path and a 0 or 1 for each class")
     digits = "".join(columns)
     if len(digits) != len(columns) or digits.strip("01"):
         wrong = next(column for column in columns if column not in ("0", "1"))

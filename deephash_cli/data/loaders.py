@@ -14,11 +14,11 @@ from deephash_cli.errors import ConfigError, DataError
 
 
 class Batch(NamedTuple):
-    """What a method gets to see."""
+    """One batch of inputs and labels, as a method receives it."""
 
     inputs: Tensor  # (n, c, h, w) uint8 images, or (n, features) float backbone features
     labels: Float[Tensor, "n classes"]
-    indices: Int[Tensor, "n"]  # positions in the set that the loader goes over
+    indices: Int[Tensor, "n"]  # positions in the set that the loader iterates over
 
 
 @runtime_checkable
@@ -26,12 +26,12 @@ class Inputs(Protocol):
     """Rows of a data set by number: images, or features computed from them."""
 
     def batch(self, rows: Int[np.ndarray, "n"]) -> Tensor:
-        """The rows' images (n, c, h, w) or features (n, d)."""
+        """Return the images (n, c, h, w) or features (n, d) at ``rows``."""
         ...
 
 
 class Rows(Dataset[Batch]):
-    """Some rows of a data set, a batch at a time: ``rows[positions]`` is a ``Batch``."""
+    """Selected rows of a data set, read in batches: ``rows[positions]`` is a ``Batch``."""
 
     def __init__(self, inputs: Inputs, labels: Float[Tensor, "m classes"], rows: Int[np.ndarray, "n"]):
         self.inputs = inputs
@@ -49,20 +49,20 @@ class Rows(Dataset[Batch]):
 class EpochSampler(Sampler[list[int]]):
     """Batches of positions in an order that depends on ``(seed, epoch)`` alone, so that a resumed run repeats it.
 
-    A last batch of one image is joined to the one before it: batch normalization and pairs need two. Of several
-    processes each gets a part of every batch, one after the other as they are in it; a last batch of fewer than two
-    images for each is joined as well. No image comes twice.
+    A last batch of one image is joined to the one before it, because batch normalization and pairs need two images.
+    With several processes, every batch is cut into consecutive parts, one for each process, and a last batch of fewer
+    than two images per process is joined to the one before it as well. No image occurs twice.
 
     Args:
         n: Number of images.
-        batch_size: Of all parts together.
-        seed: Of the order.
-        part: Number of the process, from 0.
-        parts: How many there are.
+        batch_size: Number of images in a batch, summed over all processes.
+        seed: Random seed of the order.
+        part: Index of this process, from 0.
+        parts: Number of processes.
 
     Raises:
-        DataError: If there are too few images to make a pair.
-        ConfigError: If a batch has no pair for each process.
+        DataError: If there are fewer than two images, too few for a pair.
+        ConfigError: If a batch is too small to give each process a pair.
     """
 
     def __init__(self, n: int, batch_size: int, seed: int, part: int = 0, parts: int = 1):
@@ -70,7 +70,7 @@ class EpochSampler(Sampler[list[int]]):
             raise DataError(f"the training set has {n} image(s) but pairs need at least two")
         if min(batch_size, n) < 2 * parts:
             raise ConfigError(
-                f"each of {parts} devices needs 2 images of a batch, got batches of {min(batch_size, n)}: raise "
+                f"each of {parts} devices needs 2 images per batch, got batches of {min(batch_size, n)}: raise "
                 "loader.batch_size or lower trainer.devices"
             )
         self.n = n
@@ -81,7 +81,7 @@ class EpochSampler(Sampler[list[int]]):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch's order; Lightning calls it."""
+        """Choose the order of ``epoch``; Lightning calls this."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -97,13 +97,13 @@ class EpochSampler(Sampler[list[int]]):
 
 
 def train_loader(rows: Rows, batch_size: int, seed: int, num_workers: int, pin_memory: bool) -> "DataLoader[Batch]":
-    """Shuffled batches for training; the part of this process, if there are several."""
+    """Return a loader of shuffled batches for training; with several processes, of this process's parts."""
     sampler = EpochSampler(len(rows), batch_size, seed, processes.rank(), processes.count())
     return _loader(rows, sampler, num_workers, pin_memory)
 
 
 def encode_loader(rows: Rows, batch_size: int, num_workers: int, pin_memory: bool) -> "DataLoader[Batch]":
-    """All rows in order."""
+    """Return a loader of all rows, in order."""
     batches = [list(range(i, min(i + batch_size, len(rows)))) for i in range(0, len(rows), batch_size)]
     return _loader(rows, batches, num_workers, pin_memory)
 

@@ -1,4 +1,4 @@
-"""Where a data set's files are looked for."""
+"""Find the folders in which a data set's files may be."""
 
 import os
 from pathlib import Path
@@ -7,9 +7,10 @@ from deephash_cli.cache import cache_folder
 
 
 def candidate_folders(name: str, root: str | Path | None) -> list[Path]:
-    """The folders in which data set ``name`` may lie, in the order in which they are tried.
+    """Return the folders in which data set ``name`` may be, in the order in which they are tried.
 
-    A root that the user names is the only candidate: falling back to another copy would hide his typing error.
+    If the user gives a root, it is the only candidate: falling back to another copy would hide a typing error. If
+    ``root`` is None, the candidates are ``DEEPHASH_DATA_DIR`` (if it is set), ``data/`` and the cache.
     """
     if root is not None:
         return [Path(root).expanduser()]
@@ -20,11 +21,11 @@ def candidate_folders(name: str, root: str | Path | None) -> list[Path]:
 
 
 def download_folder(name: str, root: str | Path | None) -> Path:
-    """The candidate folder into which data set ``name`` is downloaded: the user's own choice, else the cache."""
+    """Return the candidate folder to which data set ``name`` is downloaded: the user's choice, or else the cache."""
     folders = candidate_folders(name, root)
     return folders[0] if os.environ.get("DEEPHASH_DATA_DIR") else folders[-1]
 
 
 def listed(folders: list[Path]) -> str:
-    """The folders as they stand in an error message."""
+    """Return the folders as one text for an error message."""
     return ", ".join(str(folder) for folder in folders)

@@ -1,16 +1,18 @@
 """Retrieval protocols: which images are queries, which are trained on, which are searched.
 
-Numbers are comparable only if these are the same, so a division is a value of its own: made by a named and versioned
-generator, identified by a digest of its ids, stored with every run, and audited for what is known to distort results.
+Results are comparable only if these three sets are the same. A division is therefore a value of its own: it is made by
+a named and versioned generator, identified by a digest of its ids, stored with every run, and checked for what is known
+to distort results.
 
-    s1            100 queries and 500 training images a class; the database is all but the queries, so contains these
-    s1_disjoint   the same queries and training images; the database is all the rest
-    s1_validation the same training images; 100 other queries a class, and the queries of s1 are in no part of it: to
-                  choose settings on images that nothing was trained on, as in the test, and not on the test itself
-    s2            1000 queries a class; all the rest is trained on and searched
+    s1            100 queries and 500 training images per class; the database is everything except the queries, so it
+                  contains the training images
+    s1_disjoint   the same queries and training images; the database is all other images
+    s1_validation the same training images and 100 other queries per class; the queries of s1 are in no part. It is
+                  for choosing settings: as in the test, nothing was trained on its queries, but it is not the test
+    s2            1000 queries per class; all other images are trained on and searched
     official      the data set's own division
-    holdout       a tenth of each class are queries, or of all where there are no labels; the rest is trained on and
-                  searched
+    holdout       a tenth of each class are queries, or a tenth of all images if there are no labels; all other images
+                  are trained on and searched
 """
 
 import difflib
@@ -30,7 +32,7 @@ from deephash_cli.files import read_json, write_json
 _FORMAT = "deephash-split"
 _FORMAT_VERSION = 1
 _ROLES = ("query", "train", "database")
-_VALIDATION = 1  # sets the random numbers of hold_out_validation apart from those of the protocol
+_VALIDATION = 1  # makes the random numbers of hold_out_validation differ from those of the protocol
 _HINT = "use dataset.protocol=holdout, which takes a tenth of each class as queries"
 
 
@@ -39,16 +41,17 @@ class Split:
     """A data set's division into queries, training set and database.
 
     Attributes:
-        name: The protocol.
-        version: Of the generator: raised whenever the same seed would give other rows.
-        seed: Of the generator, None where nothing was drawn.
-        query: Row numbers in the data set, ascending, as in ``train`` and ``database``.
-        train: The images whose labels a method may see.
-        database: The images that are searched.
-        sha256: Digest of the three lists of ids: two runs can be compared if it is equal.
-        flags: What a reader of the numbers must know: ``database_contains_train``, ``query_in_database`` (how many),
-            ``unlabelled_rows`` (a number a part), ``duplicate_images`` (how many used rows repeat the pixels of an
-            earlier one; None if they are not images in memory), ``label_kind`` ("single", "multi" or "none").
+        name: Name of the protocol.
+        version: Version of the generator, raised whenever the same seed would give other rows.
+        seed: Seed of the generator; None if nothing was drawn at random.
+        query: Row numbers (q,) of the queries in the data set, ascending.
+        train: Row numbers (t,) of the images whose labels a method may see, ascending.
+        database: Row numbers (d,) of the images that are searched, ascending.
+        sha256: Digest of the three lists of ids: two runs can be compared if their digests are equal.
+        flags: Facts that a reader of the results must know: ``database_contains_train``, ``query_in_database`` (the
+            number of queries in the database), ``unlabelled_rows`` (a number for each part), ``duplicate_images`` (the
+            number of used rows that repeat the pixels of an earlier one; None unless images are held in memory),
+            ``label_kind`` ("single", "multi" or "none").
     """
 
     name: str
@@ -75,14 +78,19 @@ class Split:
 def make_split(protocol: str, dataset: RetrievalDataset, seed: int) -> Split:
     """Divide a data set by a named protocol. The same arguments give the same rows on every machine.
 
+    Args:
+        protocol: Name of the protocol, such as ``s1``.
+        dataset: Data set to divide.
+        seed: Seed of the generator, at least 0; ``official`` does not use it.
+
     Raises:
         ConfigError: If there is no such protocol, or the seed is negative.
-        DataError: If the data set cannot be divided so: a class is too small, or it has no division of its own.
+        DataError: If the data set does not suit the protocol: a class is too small, or it has no division of its own.
     """
     if protocol not in _PROTOCOLS:
         near = difflib.get_close_matches(protocol, _PROTOCOLS, n=1, cutoff=0.4)
         hint = f"; did you mean {near[0]}?" if near else ""
-        raise ConfigError(f"dataset.protocol={protocol} does not exist; those that do: {', '.join(_PROTOCOLS)}{hint}")
+        raise ConfigError(f"dataset.protocol={protocol} does not exist; choose from {', '.join(_PROTOCOLS)}{hint}")
     if seed < 0:
         raise ConfigError(f"dataset.split_seed must be 0 or more, got {seed}")
     generator = _PROTOCOLS[protocol]
@@ -115,10 +123,10 @@ def save_split(path: Path, split: Split, dataset: RetrievalDataset) -> None:
 
 
 def load_split(path: Path, dataset: RetrievalDataset) -> Split:
-    """Read a division that ``save_split`` wrote and find its rows in ``dataset``. The flags are computed afresh.
+    """Read a division that ``save_split`` wrote and find its rows in ``dataset``. The flags are computed again.
 
     Raises:
-        DataError: If the file is missing, damaged or of another data set, names unknown ids, or trains on queries.
+        DataError: If the file is missing, damaged or for another data set, names unknown ids, or trains on queries.
     """
     try:
         content = read_json(path)
@@ -126,7 +134,10 @@ def load_split(path: Path, dataset: RetrievalDataset) -> Split:
         raise DataError(f"dataset.split_file: {error}") from error
     _check_content(path, content)
     if content["dataset"] != dataset.name:
-        raise DataError(f"{path} divides the data set {content['dataset']}, not {dataset.name}; choose the other one")
+        raise DataError(
+            f"{path} divides the data set {content['dataset']}, not {dataset.name}; choose the split file or the data "
+            "set that matches the other"
+        )
     row_of = {identifier: row for row, identifier in enumerate(dataset.ids)}
     unknown = list(dict.fromkeys(name for role in _ROLES for name in content[role] if name not in row_of))
     if unknown:
@@ -146,17 +157,23 @@ def load_split(path: Path, dataset: RetrievalDataset) -> Split:
 def hold_out_validation(
     split: Split, dataset: RetrievalDataset, n: int, seed: int
 ) -> tuple[Int64[np.ndarray, " t"], Int64[np.ndarray, " v"]]:
-    """Take ``n`` images out of the training set to validate with, as equal a number of each class as there is.
+    """Take ``n`` images out of the training set as validation queries, as evenly over the classes as possible.
 
-    A model may be chosen by how well these find the remaining training images; the test queries stay untouched. Every
-    class keeps at least one training image; images without labels are not taken.
+    A model may be chosen by how well these queries find the remaining training images; the test queries stay
+    untouched. Every class keeps at least one training image. Images without labels are not taken.
+
+    Args:
+        split: Division whose training set is used.
+        dataset: Data set that ``split`` divides.
+        n: Number of validation queries, at least 0.
+        seed: Random seed of the choice, at least 0.
 
     Returns:
         The remaining training rows and the validation queries, both ascending.
 
     Raises:
-        ConfigError: If ``n`` is negative, or there are no labels to validate with.
-        DataError: If the training set cannot give so many.
+        ConfigError: If ``n`` or ``seed`` is negative, or there are no labels to validate with.
+        DataError: If the training set cannot give ``n`` images.
     """
     if n < 0:
         raise ConfigError(f"the number of validation queries must be 0 or more, got {n}")
@@ -164,13 +181,13 @@ def hold_out_validation(
         raise ConfigError(f"the seed must be 0 or more, got {seed}")
     if n and not dataset.class_names:
         raise ConfigError(
-            f"validation.queries={n} needs labels, and data set {dataset.name} has none: leave it out, or give labels"
+            f"validation.queries={n} needs labels, and data set {dataset.name} has none: omit it, or provide labels"
         )
     rows = split.train[_permutation(len(split.train), seed, split.version, _VALIDATION)]
     labels = dataset.labels[rows].astype(bool)
     left = labels.sum(axis=0)
     queues = [iter(np.flatnonzero(labels[:, column])) for column in range(labels.shape[1])]
-    taken = np.zeros(labels.shape[1])  # how many of each class; infinite where it can give no more
+    taken = np.zeros(labels.shape[1])  # images taken of each class; infinite if it can give no more
     chosen = np.zeros(len(rows), dtype=bool)
     for count in range(n):
         position = None
@@ -179,7 +196,7 @@ def hold_out_validation(
             if column < 0 or np.isinf(taken[column]):
                 raise DataError(
                     f"{n} validation queries were asked for, but the training set of {len(rows)} images can give "
-                    f"{count} and keep one of every class; ask for fewer"
+                    f"only {count} and keep one of every class; ask for fewer"
                 )
             position = next((at for at in queues[column] if not chosen[at] and (left[labels[at]] > 1).all()), None)
             if position is None:
@@ -190,7 +207,7 @@ def hold_out_validation(
     return np.sort(rows[~chosen]), np.sort(rows[chosen])
 
 
-# ``divide`` gets the data set, its rows in random order, and the protocol's name; it gives query, train, database.
+# ``divide`` gets the data set, its rows in random order, and the protocol's name; it returns query, train, database.
 _Rows = Int64[np.ndarray, "_"]
 _Divide = Callable[[RetrievalDataset, np.ndarray, str], tuple[np.ndarray, np.ndarray, np.ndarray]]
 
@@ -203,7 +220,7 @@ class _Protocol:
 
 
 def _s1(dataset: RetrievalDataset, order: _Rows, name: str) -> tuple[_Rows, _Rows, _Rows]:
-    takes = f"protocol {name} takes 100 queries and 500 training images a class"
+    takes = f"protocol {name} takes 100 queries and 500 training images per class"
     _check_class_sizes(dataset, 600, takes)
     free = np.ones(len(dataset), dtype=bool)
     query = _draw(dataset, order, [100] * len(dataset.class_names), free, takes)
@@ -217,7 +234,7 @@ def _s1_disjoint(dataset: RetrievalDataset, order: _Rows, name: str) -> tuple[_R
 
 
 def _s1_validation(dataset: RetrievalDataset, order: _Rows, name: str) -> tuple[_Rows, _Rows, _Rows]:
-    takes = f"protocol {name} takes 100 queries and 500 training images a class, and leaves 100 test queries alone"
+    takes = f"protocol {name} takes 100 queries and 500 training images per class, and leaves 100 test queries unused"
     _check_class_sizes(dataset, 700, takes)
     _, train, unseen = _s1_disjoint(dataset, order, name)
     free = np.zeros(len(dataset), dtype=bool)
@@ -228,7 +245,7 @@ def _s1_validation(dataset: RetrievalDataset, order: _Rows, name: str) -> tuple[
 
 
 def _s2(dataset: RetrievalDataset, order: _Rows, name: str) -> tuple[_Rows, _Rows, _Rows]:
-    takes = f"protocol {name} takes 1000 queries a class and trains on the rest"
+    takes = f"protocol {name} takes 1000 queries per class and trains on the rest"
     _check_class_sizes(dataset, 1001, takes)
     free = np.ones(len(dataset), dtype=bool)
     query = _draw(dataset, order, [1000] * len(dataset.class_names), free, takes)
@@ -240,12 +257,12 @@ def _holdout(dataset: RetrievalDataset, order: _Rows, name: str) -> tuple[_Rows,
         some = -(-len(order) // 10)
         return np.sort(order[:some]), np.sort(order[some:]), np.sort(order[some:])
     sizes = dataset.labels.sum(axis=0, dtype=np.int64)
-    quotas = [-(-size // 10) if size > 1 else 0 for size in sizes.tolist()]  # a lone image can only be searched for
+    quotas = [-(-size // 10) if size > 1 else 0 for size in sizes.tolist()]  # no class loses its only image
     free = np.ones(len(dataset), dtype=bool)
     query = _draw(dataset, order, quotas, free, f"protocol {name} takes a tenth of each class as queries")
     if not query.any():
         raise DataError(
-            f"data set {dataset.name} has no class of two images, so protocol {name} finds no query; add images"
+            f"data set {dataset.name} has no class with two images, so protocol {name} finds no query; add images"
         )
     return np.flatnonzero(query), np.flatnonzero(~query), np.flatnonzero(~query)
 
@@ -254,7 +271,7 @@ def _official(dataset: RetrievalDataset, order: _Rows, name: str) -> tuple[_Rows
     parts = dataset.official
     if parts is None:
         raise DataError(
-            f"data set {dataset.name} has no division of its own, so protocol {name} has nothing to use; {_HINT}"
+            f"data set {dataset.name} has no division of its own, so protocol {name} cannot be used; {_HINT}"
         )
     for role in ("query", "train"):
         if role not in parts:
@@ -275,9 +292,10 @@ _PROTOCOLS = {
 
 
 def _permutation(count: int, *key: int) -> _Rows:
-    """The numbers below ``count`` in an order that depends on ``key`` alone.
+    """Return the numbers below ``count`` in an order that depends on ``key`` alone.
 
-    Sorting the generator's raw output: NumPy promises that stream for ever, but not the one of ``permutation``.
+    The order comes from sorting the generator's raw output, because NumPy promises that this stream will never change,
+    but does not promise it for ``permutation``.
     """
     return np.argsort(np.random.default_rng(key).bit_generator.random_raw(count), kind="stable").astype(np.int64)
 
@@ -286,7 +304,7 @@ def _check_class_sizes(dataset: RetrievalDataset, needed: int, takes: str) -> No
     if not dataset.class_names:
         raise DataError(
             f"data set {dataset.name} has no labels but {takes}; use dataset.protocol=holdout, which then takes a "
-            "tenth of all as queries"
+            "tenth of all images as queries"
         )
     for name, size in zip(dataset.class_names, dataset.labels.sum(axis=0, dtype=np.int64).tolist(), strict=True):
         if size < needed:
@@ -298,7 +316,7 @@ def _draw(
 ) -> Bool[np.ndarray, " n"]:
     """Choose among the free rows so that each class reaches its quota, class by class in ``order``.
 
-    A row with several labels counts for each of them, so a class may get more than its quota, never fewer.
+    A row with several labels counts for each of them, so a class may get more than its quota, but never less.
     """
     labels = dataset.labels.astype(bool)
     chosen = np.zeros(len(order), dtype=bool)
@@ -309,8 +327,8 @@ def _draw(
         candidates = order[(labels[:, column] & free & ~chosen)[order]]
         if len(candidates) < needed:
             raise DataError(
-                f"class {dataset.class_names[column]!r} has {len(candidates)} images left of {needed} still needed, "
-                f"as its images were taken for their other labels, but {takes}; {_HINT}"
+                f"class {dataset.class_names[column]!r} has only {len(candidates)} images left of {needed} still "
+                f"needed, because others were taken for their other labels, but {takes}; {_HINT}"
             )
         chosen[candidates[:needed]] = True
     return chosen
@@ -319,7 +337,7 @@ def _draw(
 def _split(
     dataset: RetrievalDataset, name: str, version: int, seed: int | None, query: _Rows, train: _Rows, database: _Rows
 ) -> Split:
-    """Check the three parts, describe them, and give them a name that nobody can mistake."""
+    """Check the three parts, compute their flags, and identify them by a digest."""
     parts = {}
     for role, rows in zip(_ROLES, (query, train, database), strict=True):
         parts[role] = np.unique(rows)
@@ -327,7 +345,7 @@ def _split(
             raise DataError(f"protocol {name} leaves no {role} images in data set {dataset.name}; add images")
         if len(parts[role]) < len(rows):
             raise DataError(
-                f"the {role} images of {name} name {len(rows) - len(parts[role])} rows twice; name each once"
+                f"the {role} images of {name} list {len(rows) - len(parts[role])} rows twice; list each once"
             )
     both = np.intersect1d(parts["query"], parts["train"])
     if len(both):
@@ -355,9 +373,11 @@ def _label_kind(labels: UInt8[np.ndarray, "n classes"]) -> str:
 
 
 def _digest(ids: dict[str, list[str]]) -> str:
-    """SHA-256 of the text ``query 1000``, then its ids in byte order, one a line; then ``train``, then ``database``.
+    """Return the SHA-256 of a text that lists the ids of the three parts.
 
-    The order of rows in the data set does not enter: it is the same division if the same images are in the same parts.
+    The text is the line ``query 1000``, then the ids of the queries in byte order, one per line; then the same for
+    ``train``, and then for ``database``. The order of rows in the data set does not matter: the division is the same if
+    the same images are in the same parts.
     """
     digest = hashlib.sha256()
     for role in _ROLES:
@@ -377,7 +397,7 @@ def _check_content(path: Path, content: object) -> None:
         raise DataError(f"{path} is not a split file; expected the split.json of a run folder")
     if content.get("format_version") != _FORMAT_VERSION:
         raise DataError(
-            f"{path} has format version {content.get('format_version')!r}, this program reads "
+            f"{path} has format version {content.get('format_version')!r}, but this program reads "
             f"{_FORMAT_VERSION}; update the program"
         )
     kinds = {
@@ -390,7 +410,7 @@ def _check_content(path: Path, content: object) -> None:
     }
     for key, kind in kinds.items():
         if key not in content or not isinstance(content[key], kind) or isinstance(content[key], bool):
-            raise DataError(f"{path} has no proper {key!r}; it was damaged or edited by hand")
+            raise DataError(f"{path} has no valid {key!r}; it was damaged or edited by hand")
     if not all(isinstance(name, str) for role in _ROLES for name in content[role]):
         raise DataError(f"{path} has ids that are not text; it was damaged or edited by hand")
 

@@ -1,7 +1,7 @@
-"""Reading pickles that hold arrays, lists and strings, and refusing all others.
+"""Read pickles that contain only arrays, lists and strings, and refuse all others.
 
-A pickle is a program. CIFAR-10 is published as pickles, so one has to be read; this reader knows the few names that an
-array needs, each replaced by a function that can do nothing else, so that a file from a stranger cannot call anything.
+A pickle is a program. CIFAR-10 is published as pickles, so they have to be read. This reader knows only the few names
+that an array needs, and replaces each by a function that can do nothing else, so an untrusted file can call nothing.
 """
 
 import pickle
@@ -14,10 +14,14 @@ from deephash_cli.errors import DataError
 
 
 def read_pickle(path: Path, max_bytes: int) -> Any:
-    """Read a pickle of plain containers, numbers, strings and NumPy arrays. Strings of Python 2 are read as Latin-1.
+    """Read a pickle of plain containers, numbers, strings and NumPy arrays. Python 2 strings are read as Latin-1.
+
+    Args:
+        path: Path of the pickle.
+        max_bytes: Largest size of the file accepted, in bytes.
 
     Raises:
-        DataError: If the file is missing, larger than ``max_bytes``, damaged, or asks for anything else.
+        DataError: If the file is missing, larger than ``max_bytes`` or damaged, or asks for anything else.
     """
     try:
         if path.stat().st_size > max_bytes:
@@ -26,16 +30,16 @@ def read_pickle(path: Path, max_bytes: int) -> Any:
             return _Reader(file, encoding="latin1").load()
     except DataError:
         raise
-    except Exception as error:  # the machine that runs a pickle fails in as many ways as there are damaged files
+    except Exception as error:  # a damaged pickle can raise almost any exception
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{path} cannot be read as pickled arrays: {reason}; get the file from its authors") from error
 
 
-_NDARRAY = object()  # stands for the class, so that a pickle can name it but not call it
+_NDARRAY = object()  # replaces the class, so that a pickle can name it but not call it
 
 
 def _reconstruct(kind: object, shape: tuple[int, ...], code: object) -> np.ndarray:  # noqa: ARG001
-    """An empty array, which the pickle then fills."""
+    """Return an empty array, which the pickle then fills."""
     if kind is not _NDARRAY or shape != (0,):
         raise pickle.UnpicklingError("an array of an unusual kind")
     return np.empty(0, dtype=np.uint8)
@@ -55,7 +59,7 @@ def _dtype(kind: str, align: object = False, copy: object = False) -> np.dtype: 
 
 
 def _encode(text: str, encoding: str) -> bytes:
-    """How protocol 2 writes bytes."""
+    """Encode text as bytes; pickle protocol 2 stores bytes in this way."""
     if encoding != "latin1":
         raise pickle.UnpicklingError(f"bytes in the unusual encoding {encoding!r}")
     return text.encode("latin1")

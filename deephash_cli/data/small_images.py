@@ -1,4 +1,4 @@
-"""Image files so small that they are decoded once and then held in memory."""
+"""Decode small image files once, cache their pixels, and hold them in memory."""
 
 import hashlib
 import os
@@ -20,14 +20,15 @@ MAX_SIDE = 64
 MAX_BYTES = 2**30
 _SAMPLE = 16
 _CHUNK = 512
-_VERSION = 1  # of the decoding; raise it when the pixels that ``decode`` gives change
+_VERSION = 1  # version of the decoding; raise it when ``decode`` gives other pixels
 
 
 def in_memory_if_small(files: ImageFiles) -> ImageTensor | ImageFiles:
     """Decode the files into memory if all are squares of one size up to 64 pixels and fit in 1 GiB.
 
-    Opening 60,000 files of 32 x 32 pixels costs far more than reading their pixels, so these are kept in the cache
-    folder, keyed by every file's path, size and time of change. Anything else comes back as it was.
+    Opening 60,000 files of 32 x 32 pixels costs far more than reading their pixels. The pixels are therefore kept in
+    the cache folder, under a key made of every file's path, size and modification time. Other files are returned
+    unchanged.
 
     Raises:
         DataError: If the images are small and one of them cannot be decoded.
@@ -48,19 +49,19 @@ def in_memory_if_small(files: ImageFiles) -> ImageTensor | ImageFiles:
 
 
 def _common_side(files: ImageFiles) -> int | None:
-    """The side that a sample of the files has in common, if they are small squares."""
+    """Return the side that a sample of the files has in common, or None if they are not small squares of one size."""
     sides = set()
     for index in np.unique(np.linspace(0, len(files) - 1, num=_SAMPLE).astype(int)):
         try:
             sides.add(decode(files.root / files.paths[index]).size)
         except DeephashError:
-            return None  # to be reported when the image is asked for, as for large ones
+            return None  # reported when the image is loaded, as for large images
     width, height = sides.pop()
     return width if not sides and width == height <= MAX_SIDE else None
 
 
 def _decode_all(files: ImageFiles, shape: tuple[int, ...]) -> UInt8[np.ndarray, "n 3 side side"] | None:
-    """All images, or None at the first one that has another size than the sample."""
+    """Decode all images, or return None at the first one whose size differs from the sample's."""
     pixels = np.empty(shape, dtype=np.uint8)
 
     def fill(start: int) -> bool:
@@ -81,7 +82,7 @@ def _decode_all(files: ImageFiles, shape: tuple[int, ...]) -> UInt8[np.ndarray, 
 
 
 def _read(path: Path, shape: tuple[int, ...]) -> UInt8[np.ndarray, "n 3 side side"] | None:
-    """The stored pixels, or None if they are not there or not what was written."""
+    """Return the stored pixels, or None if they are missing or not what was written."""
     try:
         if read_json(path.with_suffix(".json")) != {"sha256": sha256_file(path)}:
             return None
@@ -98,4 +99,4 @@ def _write(path: Path, pixels: UInt8[np.ndarray, "n 3 side side"]) -> None:
             np.save(file, pixels)
         write_json(path.with_suffix(".json"), {"sha256": sha256_file(path)})
     except (ArtifactError, OSError):
-        return  # a full disk costs the next run some seconds, and must not cost this one
+        return  # a full disk costs the next run some seconds, but must not stop this one

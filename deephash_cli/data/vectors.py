@@ -1,4 +1,4 @@
-"""Feature vectors that were made elsewhere, such as by CLIP or a text model, in NumPy's files."""
+"""Load feature vectors made by another program, such as CLIP or a text model, from NumPy files."""
 
 from pathlib import Path
 
@@ -9,25 +9,27 @@ from deephash_cli.data.dataset import RetrievalDataset, Vectors
 from deephash_cli.errors import ArtifactError, DataError
 from deephash_cli.npy import FLOATS, blocks, open_array, read_labels
 
-_LABELS_LIMIT = 2**31  # entries of multi-hot labels, to which class ids are expanded
+_LABELS_LIMIT = 2**31  # largest number of entries in the multi-hot labels made from class ids
 
 
 def vectors(file: str | None, labels: str | None, ids: str | None) -> RetrievalDataset:
-    """Vectors with the labels and ids that stand in files beside them, all in the same order.
+    """Load vectors, with their labels and ids from separate files, all in the same order.
 
-    The vectors stay on disk and are read when they are asked for. Nothing in a file is executed.
+    The vectors stay on disk and are read on demand. Nothing in a file is executed.
 
     Args:
-        file: A .npy file of float16, float32 or float64 (n, d).
-        labels: A .npy file of class ids (n,) or (n, 1), -1 for an item without a class, or multi-hot (n, classes).
-            None: there are no labels.
-        ids: A text file with one id a line. None: the row numbers are the ids.
+        file: Path of a .npy file of float16, float32 or float64 vectors (n, d); None is an error.
+        labels: Path of a .npy file of class ids (n,) or (n, 1), with -1 for an item without a class, or of multi-hot
+            labels (n, classes); None means that there are no labels.
+        ids: Path of a text file with one id per line; None means that the row numbers are the ids.
 
     Raises:
         DataError: If a file is missing or malformed, lengths differ, or a value is not finite as float32.
     """
     if file is None:
-        raise DataError("a data set of vectors needs dataset.vectors=<file.npy>, and dataset.labels=<file.npy> if any")
+        raise DataError(
+            "a data set of vectors needs dataset.vectors=<file.npy>, and dataset.labels=<file.npy> if there are labels"
+        )
     path = Path(file).expanduser()
     try:
         array = open_array(path, "vectors", (2,), FLOATS)
@@ -53,7 +55,7 @@ def _require_finite(path: Path, array: Float[np.ndarray, "n d"]) -> None:
             row, column = divmod(int(broken.argmax()), array.shape[1])
             value = array[rows.start + row, column]
             remedy = (
-                "scale the vectors" if np.isfinite(value) else "leave out such vectors, or find out where it comes from"
+                "scale the vectors" if np.isfinite(value) else "leave out such vectors, or find the cause of this value"
             )
             raise DataError(
                 f"dataset.vectors: {path} must hold numbers that are finite as float32, got {value} in row "
@@ -62,15 +64,15 @@ def _require_finite(path: Path, array: Float[np.ndarray, "n d"]) -> None:
 
 
 def _labels(path: Path, beside: Path, count: int) -> UInt8[np.ndarray, "n classes"]:
-    """Multi-hot labels in memory."""
+    """Read the labels, and return them as a multi-hot array in memory."""
     try:
         found = read_labels(path, lowest=-1)
     except ArtifactError as error:
         raise DataError(f"dataset.labels: {error}") from error
     if len(found.array) != count:
         raise DataError(
-            f"{beside} has {count} vectors but {path} labels of {len(found.array)} items: each vector needs its own, "
-            "in the same order"
+            f"{beside} has {count} vectors but {path} has labels for {len(found.array)} items: each vector needs its "
+            "own labels, in the same order"
         )
     if found.array.ndim == 2:
         return np.array(found.array)
@@ -97,7 +99,7 @@ def _ids(path: Path, beside: Path, count: int) -> list[str]:
     ids = [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
     if len(ids) != count:
         raise DataError(
-            f"{beside} has {count} vectors but {path} {len(ids)} ids: each line must be the id of a vector, in the "
+            f"{beside} has {count} vectors but {path} has {len(ids)} ids: each line must be the id of a vector, in the "
             "same order"
         )
     return ids

@@ -1,4 +1,4 @@
-"""``deephash report``: one HTML file with the tables, charts and galleries of runs, which needs no network."""
+"""``deephash report``: write the tables, charts and galleries of runs to one HTML file that needs no network."""
 
 import base64
 import datetime
@@ -23,37 +23,37 @@ _HERE = Path(__file__).parent
 _CHARTS = {
     "value": "mean over seeds at each code length; whiskers are one standard deviation",
     "precision": "share of relevant items among the first k",
-    "rank": "along the ranking, from its first item to its last",
-    "radius": "of the Hamming balls of all radii, from 0 to the code length",
-    "classes": "mean over the queries that carry a class",
-    "distances": "share of the pairs of a query and a database item at each distance",
-    "ones": "bits in ascending order of their share; a balanced bit has a half",
-    "loss": f"a line a seed, at most {curves.SEEDS}; losses of different methods have different scales",
-    "validation": f"a line a seed, at most {curves.SEEDS}",
+    "rank": "at cut-offs along the ranking, from its first item to its last",
+    "radius": "within each Hamming radius, from 0 to the code length",
+    "classes": "mean over the queries that have the class",
+    "distances": "share of the pairs of a query and a database item at each Hamming distance",
+    "ones": "share of ones of each bit, in ascending order; a balanced bit has ½",
+    "loss": f"one line per seed, at most {curves.SEEDS}; losses of different methods have different scales",
+    "validation": f"one line per seed, at most {curves.SEEDS}",
 }
 _TITLES = {
     "precision": "Precision at k",
     "rank": "Precision and recall, by rank",
     "radius": "Precision and recall, by radius",
     "classes": "mAP of each class",
-    "distances": "Distances",
-    "ones": "Balance of bits",
+    "distances": "Hamming distances",
+    "ones": "Bit balance",
     "loss": "Training loss",
-    "validation": "mAP of validation queries",
+    "validation": "mAP of the validation queries",
 }
 
 
 def report(paths: Sequence[Path], metric: str, output: Path, command: str) -> None:
-    """Write the report of the runs at or below some paths.
+    """Write the report of all runs in the given folders.
 
     Args:
         paths: Run folders, or folders of runs.
-        metric: The headline: such as ``map``, ``map_stable``, ``precision_at_100``.
-        output: The file.
-        command: What was typed, for the foot of the page.
+        metric: Name of the headline metric, such as ``map``, ``map_stable`` or ``precision_at_100``.
+        output: Path of the file to write; it must end in .html or .htm, and its folder must exist.
+        command: Command line as it was typed, shown at the foot of the page.
 
     Raises:
-        ConfigError: If there is no finished run, none has the metric, or the file cannot be a report.
+        ConfigError: If there is no finished run, no run has the metric, or ``output`` cannot be written to.
         ArtifactError: If the file cannot be written.
     """
     if output.suffix not in (".html", ".htm"):
@@ -72,14 +72,14 @@ def report(paths: Sequence[Path], metric: str, output: Path, command: str) -> No
 def render(
     found: Sequence[Result], left_out: Sequence[LeftOut], paths: Sequence[Path], metric: str, command: str
 ) -> str:
-    """The page. Whatever comes from a run is text in it, never markup or script.
+    """Return the HTML of the page. Whatever comes from a run becomes text in it, never markup or script.
 
     Args:
-        found: One or more runs.
-        left_out: Other folders, with reasons.
-        paths: What was asked for: folders are named as seen from there.
-        metric: The headline.
-        command: For the foot.
+        found: Runs to show, at least one.
+        left_out: Folders that are not shown, with reasons.
+        paths: Paths that the user gave; if there is only one, folders are named relative to it.
+        metric: Name of the headline metric.
+        command: Command line, shown at the foot of the page.
     """
     sections = results.sections(found)
     chosen, without = galleries.choose(sections, metric)
@@ -136,7 +136,7 @@ def render(
         few=tables.FEW,
         command=command,
     )
-    return text.encode("utf-8", "replace").decode()  # names of files and text of JSON can hold half a character
+    return text.encode("utf-8", "replace").decode()  # file names and JSON can hold lone surrogates
 
 
 def _read(name: str) -> str:
@@ -144,19 +144,19 @@ def _read(name: str) -> str:
 
 
 def _hashes(parts: Sequence[str]) -> str:
-    """What the policy lets run: the page's own scripts and styles, by their digests."""
+    """Return the digests by which the page's policy allows its own scripts and styles, and no others."""
     digests = (base64.b64encode(hashlib.sha256(part.encode()).digest()).decode() for part in parts)
     return " ".join(f"'sha256-{digest}'" for digest in digests)
 
 
 def _json(content: Any) -> str:
-    """JSON in ASCII that cannot end the element it stands in."""
+    """Return JSON in ASCII that cannot close the HTML element that contains it."""
     text = json.dumps(content, separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def _charts(groups: Sequence[Mapping[str, Any]], metric: str) -> list[dict[str, str]]:
-    """Those that something can be drawn in."""
+    """Return the charts that have data: name, title and description of each."""
     titles = {"value": f"{metric} against bits", **_TITLES}
     return [
         {"name": name, "title": titles[name], "about": about}
@@ -166,7 +166,7 @@ def _charts(groups: Sequence[Mapping[str, Any]], metric: str) -> list[dict[str, 
 
 
 def _section(section: Section, others: Sequence[Section], metric: str, paths: Sequence[Path]) -> dict[str, Any]:
-    """What the page says of a section besides charts and galleries."""
+    """Return all that the page shows of a section except charts and galleries."""
     members = [result for row in section.rows for result in row.results]
     rows, sources = tables.rows(section, metric)
     listed = [tables.run(row, result, metric, paths) for row in section.rows for result in row.results]
@@ -195,7 +195,7 @@ def _section(section: Section, others: Sequence[Section], metric: str, paths: Se
 
 
 def _versions(found: Sequence[Result]) -> dict[str, list[str]]:
-    """Of each library the versions that runs were made with."""
+    """Return, for each library, the versions that the runs were made with."""
     known: dict[str, set[str]] = {}
     for result in found:
         for name, version in result.metrics["versions"].items():
@@ -204,7 +204,7 @@ def _versions(found: Sequence[Result]) -> dict[str, list[str]]:
 
 
 def _otherwise(section: Section, others: Sequence[Section]) -> list[str]:
-    """Rules of measuring that tell a section from others of the same data set and split."""
+    """Return the evaluation rules that distinguish a section from others of the same data set and split."""
     rules = [
         other.rows[0].results[0].metrics["policies"] for other in (section, *others) if other.title == section.title
     ]

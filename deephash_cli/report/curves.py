@@ -1,4 +1,4 @@
-"""What the charts of a report show, read from runs of any age: what is missing or of another shape is left out."""
+"""Data for the charts of a report, from runs of any version; what is missing or has another shape is left out."""
 
 import json
 import math
@@ -18,22 +18,22 @@ CHARTS = {
     "classes": "mAP of each class (per_class)",
     "ones": "share of ones of each bit (bit_balance.ones)",
     "distances": "distances of pairs (distances)",
-}  # what older runs lack
-CLASSES = 100  # more are not drawn
-SEEDS = 3  # of a row and length whose training curves are drawn
-POINTS = 60  # of a training curve; longer ones are thinned
-STEPS_LIMIT = 32 * 2**20  # bytes of a metrics.jsonl; longer ones are not read
-_LONG = 4096  # numbers; no curve of ours has a tenth of it
+}  # data that older runs may lack
+CLASSES = 100  # largest number of classes drawn
+SEEDS = 3  # largest number of training curves drawn for a row and code length
+POINTS = 60  # largest number of points of a training curve; longer curves are thinned
+STEPS_LIMIT = 32 * 2**20  # bytes; a larger metrics.jsonl is not read
+_LONG = 4096  # largest number of values in a list; our own curves have less than a tenth of it
 _STEPS = {"loss": "train/loss", "validation": "validation/map"}
 
 
 def groups(section: Section, metric: str) -> list[dict[str, Any]]:
-    """Of each row and length what is drawn: means over seeds, and training curves of a few seeds.
+    """Return what is drawn for each row and code length: means over seeds, and training curves of a few seeds.
 
     Returns:
-        For each: ``row`` (its number), ``bits``, ``seeds`` (how many), ``value`` (mean and deviation of the metric, or
-        nothing), and of ``CHARTS`` and the training curves
-        ``loss`` and ``validation`` what the runs have. Numbers have four digits that count.
+        A dictionary for each row and code length, with ``row`` (its number), ``bits``, ``seeds`` (number of runs),
+        ``value`` (mean and standard deviation of the metric, or None) and, if the runs have them, the data of
+        ``CHARTS`` and of the training curves ``loss`` and ``validation``. Numbers have four significant digits.
     """
     return [
         _rounded(_group(number, bits, members, metric))
@@ -43,12 +43,15 @@ def groups(section: Section, metric: str) -> list[dict[str, Any]]:
 
 
 def lacking(drawn: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    """Of each chart of ``CHARTS`` how many groups have nothing for it, if any."""
+    """Return, for each chart in ``CHARTS``, how many groups lack its data; charts that no group lacks are omitted."""
     return {text: count for name, text in CHARTS.items() if (count := sum(name not in group for group in drawn))}
 
 
 def classes(members: Sequence[Result]) -> list[float | None] | None:
-    """Mean AP of each class over seeds; nothing for a class without queries, and nothing at all if no run has it."""
+    """Return the mean AP of each class over seeds.
+
+    A class without queries has None in the list. The result is None instead of a list if no class has a value.
+    """
     tables = [result.metrics.get("per_class") for result in members]
     maps = [table["map"] for table in tables if isinstance(table, dict) and isinstance(table.get("map"), list)]
     alike = [values for values in maps if len(values) == len(maps[0])]
@@ -58,7 +61,7 @@ def classes(members: Sequence[Result]) -> list[float | None] | None:
 
 
 def class_names(section: Section) -> list[str]:
-    """Names of the classes, those of the first run that has them; none if none has."""
+    """Return the class names of the first run that has them; an empty list if no run has."""
     for result in (result for row in section.rows for result in row.results):
         names = result.metrics.get("class_names")
         if isinstance(names, list) and all(isinstance(name, str) for name in names):
@@ -67,7 +70,7 @@ def class_names(section: Section) -> list[str]:
 
 
 def numbers(value: Any) -> list[float] | None:
-    """A list of finite numbers that a chart can show, or nothing if it is something else."""
+    """Return ``value`` if it is a list of finite numbers that a chart can show, otherwise None."""
     if not isinstance(value, list) or not 0 < len(value) <= _LONG:
         return None
     return value if all(is_number(entry) for entry in value) else None
@@ -101,7 +104,7 @@ def _inside(result: Result, *names: str) -> list[float] | None:
 
 
 def _mean(lists: Sequence[Sequence[float]]) -> list[float] | None:
-    """Means at each position, of the lists that are as long as the first."""
+    """Return the mean at each position, over the lists that are as long as the first; None if there is no list."""
     if not lists:
         return None
     alike = [entry for entry in lists if len(entry) == len(lists[0])]
@@ -109,7 +112,7 @@ def _mean(lists: Sequence[Sequence[float]]) -> list[float] | None:
 
 
 def _by_k(tables: Sequence[Any]) -> list[list[float]] | None:
-    """Cut-offs that all runs have, and the mean at each."""
+    """Return the cut-offs that all runs have, and the mean at each; None if there is no such cut-off."""
     known = [
         {
             int(k): value
@@ -124,7 +127,7 @@ def _by_k(tables: Sequence[Any]) -> list[list[float]] | None:
 
 
 def _pair(tables: Sequence[Any]) -> list[list[float]] | None:
-    """Mean recalls and mean precisions."""
+    """Return the mean recalls and the mean precisions, or None if no run has both."""
     pairs = [
         (recall, precision)
         for table in tables
@@ -138,7 +141,7 @@ def _pair(tables: Sequence[Any]) -> list[list[float]] | None:
 
 
 def _distances(members: Sequence[Result]) -> list[list[float]] | None:
-    """Shares of the pairs that share a label, and of the others, at each distance."""
+    """Return the share of pairs at each distance, for pairs that share a label and for the others, or None."""
     shares = []
     for side in ("relevant", "other"):
         counts = [found for result in members if (found := _inside(result, "distances", side)) and sum(found) > 0]
@@ -150,7 +153,7 @@ def _distances(members: Sequence[Result]) -> list[list[float]] | None:
 
 
 def _steps(file: Path) -> dict[str, list[list[float]]]:
-    """Training loss and validation mAP by step: of each the steps and the values. Lines that are torn do not count."""
+    """Read training loss and validation mAP: for each, the steps and the values. Damaged lines are skipped."""
     found: dict[str, dict[int, float]] = {name: {} for name in _STEPS}
     try:
         if file.stat().st_size > STEPS_LIMIT:
@@ -178,14 +181,14 @@ def _steps(file: Path) -> dict[str, list[list[float]]]:
 
 
 def _thinned(by_step: Mapping[int, float]) -> list[tuple[int, float]]:
-    """At most ``POINTS`` of them, the last among them."""
+    """Return at most ``POINTS`` of the points, including the last."""
     points = sorted(by_step.items())
     stride = -(-len(points) // POINTS)
     return points[::-1][::stride][::-1]
 
 
 def _rounded(value: Any) -> Any:
-    """The same with four digits that count, which a chart cannot show more of; what is not finite becomes nothing."""
+    """Round to four significant digits, as a chart cannot show more; non-finite values become None."""
     if isinstance(value, dict):
         return {name: _rounded(entry) for name, entry in value.items()}
     if isinstance(value, list):

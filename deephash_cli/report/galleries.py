@@ -1,4 +1,4 @@
-"""Queries and what they found, as images: the galleries that a report has room for."""
+"""Galleries of a report: images of queries and their results, as many as there is room for."""
 
 import base64
 from dataclasses import dataclass
@@ -9,8 +9,8 @@ from deephash_cli.results import Result, Section
 from deephash_cli.run_gallery import Gallery
 
 PER_SECTION = 6
-BUDGET = 3 * 2**20  # characters of all galleries of a report, as they stand in it
-_SHOWN = 64  # pixels of a side, at least half of them: smaller images are enlarged
+BUDGET = 3 * 2**20  # largest number of characters that all galleries of a report may take
+_SHOWN = 64  # pixels; smaller images are enlarged to a side of this, or at least half of it
 
 
 @dataclass(frozen=True)
@@ -31,12 +31,16 @@ class Shown:
 
 
 def choose(sections: list[Section], metric: str) -> tuple[list[list[Shown]], list[list[str]]]:
-    """Of each section's methods the best run, the best methods first, as far as there is room.
+    """Choose the best run of each method in each section, best methods first, if there is room for it.
 
     The sections take turns, so that none takes all the room.
 
+    Args:
+        sections: Sections of the report.
+        metric: Name of the metric that decides which run is best.
+
     Returns:
-        Of each section its galleries, and sentences about those that were left out.
+        The galleries of each section, and for each section the texts that name the galleries left out and say why.
     """
     queues = [_candidates(section, metric) for section in sections]
     chosen: list[list[Shown]] = [[] for _ in sections]
@@ -65,7 +69,7 @@ def choose(sections: list[Section], metric: str) -> tuple[list[list[Shown]], lis
 
 
 def _candidates(section: Section, metric: str) -> list[tuple[str, Result]]:
-    """Of each method the best run that has a gallery, with the row's name, best first."""
+    """Return the best run with a gallery for each method, and its row's label, best first."""
     best: dict[str, tuple[float, str, Result]] = {}
     for row in section.rows:
         for result in row.results:
@@ -79,7 +83,7 @@ def _candidates(section: Section, metric: str) -> list[tuple[str, Result]]:
 
 
 def style(number: int, shown: Shown) -> str:
-    """Where in the image each tile is. Numbers and base64: nothing in it was written by anybody else."""
+    """Return CSS that says where each tile is in the image. It has only numbers and base64, and no text from a run."""
     gallery = shown.gallery
     side = gallery.tile * max(1, _SHOWN // gallery.tile)
     size = f"background-size:{side * (gallery.k + 1)}px {side * len(gallery.queries)}px"

@@ -1,10 +1,10 @@
 "use strict";
-// Filters, sorting and charts of a page whose tables are there without them.
+// Filters, sorting and charts of the page. Its tables and images need no script.
 (() => {
   const root = document.documentElement;
   const data = JSON.parse(document.getElementById("data").textContent);
   const COLOURS = 8;
-  const LINES = 12; // drawn at first; the others when their names are pressed
+  const LINES = 12; // lines drawn at first; the others appear when their names are pressed
   const DASHES = [[], [7, 4], [2, 3]];
   const MARKS = ["circle", "rect", "triangle", "rectRot"];
   const all = (selector, within = document) => [...within.querySelectorAll(selector)];
@@ -85,12 +85,12 @@
   };
 
   const points = (xs, ys) => xs.map((x, i) => ({ x, y: ys[i] })).filter((point) => point.y !== null && point.x !== null);
-  // Of a chart: titles of its axes, and lines of a group of runs: [points, more settings of the line].
+  // For each chart: the titles of its axes, and the lines of a group of runs, each as [points, more settings of the line].
   const CHARTS = {
     precision: { x: "k", y: "precision", log: true, lines: (group) => [[points(...group.precision)]] },
     rank: { x: "recall", y: "precision", lines: (group) => [[points(...group.rank), { pointRadius: 0 }]] },
     radius: { x: "recall", y: "precision", lines: (group) => [[points(...group.radius), { pointRadius: 2 }]] },
-    ones: { x: "bit, by its share", y: "share of ones", lines: (group) => [[points(group.ones.map((_, i) => i + 1), group.ones), { pointRadius: 1.5 }]] },
+    ones: { x: "bit, sorted by share of ones", y: "share of ones", lines: (group) => [[points(group.ones.map((_, i) => i + 1), group.ones), { pointRadius: 1.5 }]] },
     loss: { x: "optimizer step", y: "training loss", lines: (group) => group.loss.map(([seed, steps, values]) => [points(steps, values), { pointRadius: 0, borderWidth: 1.5, seed }]) },
     validation: { x: "optimizer step", y: "mAP", lines: (group) => group.validation.map(([seed, steps, values]) => [points(steps, values), { pointRadius: 0, borderWidth: 1.5, seed }]) },
   };
@@ -122,7 +122,7 @@
       }
     }
 
-    // Numbers of rows, the best at its longest length first.
+    // Row numbers, sorted by each row's value at its longest code length, best first.
     ranked() {
       const value = (number) => {
         const groups = this.content.groups.filter((group) => group.row === number && group.value);
@@ -191,11 +191,11 @@
       const total = this.content.rows.filter((row) => methods.has(row.method)).length;
       const drawn = this.visible().length;
       this.element.querySelector("[data-drawn]").textContent =
-        drawn < total ? `${drawn} of ${total} lines are drawn: press a name to add or remove it` : "Press a name to hide or show it";
+        drawn < total ? `${drawn} of ${total} lines are drawn: press a name to add or remove its line` : "Press a name to hide or show its line";
       for (const name of this.charts.keys()) this.draw(name);
     }
 
-    // Lines and axes of a chart.
+    // Return the lines and axes of a chart.
     describe(name) {
       const bits = Number(this.bits.value);
       const { rows, groups } = this.content;
@@ -284,7 +284,7 @@
       this.tabulate(figure, type, x, y, labels, datasets);
     }
 
-    // The same numbers as a table, once somebody asks for them.
+    // Show the same numbers as a table, if the reader has opened it.
     tabulate(figure, type, x, y, labels, datasets) {
       const details = figure.querySelector(".numbers");
       details.querySelector("div")?.remove();
@@ -333,7 +333,7 @@
       button.addEventListener("click", () => {
         const isNumber = heading.classList.contains("num");
         const before = heading.getAttribute("aria-sort");
-        const falling = before === null ? heading.dataset.first === "descending" : before === "ascending"; // of results the best first
+        const falling = before === null ? heading.dataset.first === "descending" : before === "ascending"; // results start with the best
         for (const other of headings) other.removeAttribute("aria-sort");
         heading.setAttribute("aria-sort", falling ? "descending" : "ascending");
         const keys = new Map([...body.rows].map((row) => {
@@ -343,7 +343,7 @@
         const compare = (a, b) => (isNumber ? a - b : a.localeCompare(b, undefined, { numeric: true }));
         const rows = [...body.rows].sort((a, b) => {
           const [x, y] = [keys.get(a), keys.get(b)];
-          if (x === "" || y === "") return (x === "") - (y === ""); // what is not there comes last
+          if (x === "" || y === "") return (x === "") - (y === ""); // missing values come last
           return falling ? compare(y, x) : compare(x, y);
         });
         body.append(...rows);

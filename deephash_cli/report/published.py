@@ -1,4 +1,4 @@
-"""Published numbers, beside which our own are shown where data set and protocol are the same."""
+"""Published results, which are shown next to our own if data set and protocol are the same."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -8,23 +8,23 @@ import yaml
 
 NOTE = (
     "Published numbers come from other networks, other features and other random splits of the same protocol, and "
-    "mostly do not say what became of ties: they are for orientation, not for comparison digit by digit. Secondary "
-    "ones were not read in the work that measured them, but where another shows them."
+    "most sources do not say how ties were handled. They are for orientation, not for comparison digit by digit. "
+    "Secondary numbers were not read in the work that measured them, but in another that quotes them."
 )
 
 
 @dataclass(frozen=True)
 class Published:
-    """What one source reports of one method.
+    """Results that one source reports for one method.
 
     Attributes:
-        method: Its name here.
-        dataset: The data set.
-        protocol: Its name here.
-        computed_with: The network or the features.
-        source: Where the numbers were read.
-        secondary: Whether that is a text that quotes another.
-        map: mAP over the whole database, in 0..1, by code length.
+        method: Name of the method in this project.
+        dataset: Name of the data set in this project.
+        protocol: Name of the protocol in this project.
+        computed_with: Network or features with which the results were computed.
+        source: Text in which the numbers were read.
+        secondary: Whether that text quotes another, which measured them.
+        map: mAP over the whole database, in 0..1, by code length in bits.
     """
 
     method: str
@@ -38,7 +38,7 @@ class Published:
 
 @cache
 def published() -> tuple[Published, ...]:
-    """All that are known, in the order of the file."""
+    """Return all published results, in the order of ``published.yaml``."""
     text = (Path(__file__).parent / "published.yaml").read_text(encoding="utf-8")
     return tuple(
         Published(
@@ -55,7 +55,7 @@ def published() -> tuple[Published, ...]:
 
 
 def beside(method: str, dataset: str, protocol: str, lengths: list[int]) -> list[Published]:
-    """Those of a method on a data set and protocol that have one of some code lengths."""
+    """Return the published results for this method, data set and protocol at any of these code lengths."""
     return [
         entry
         for entry in published()

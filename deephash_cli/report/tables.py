@@ -1,4 +1,4 @@
-"""The tables of a report: what stands in their lines and cells."""
+"""The tables of a report: the contents of their lines and cells."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,25 +10,25 @@ from deephash_cli.report import curves, published
 from deephash_cli.results import Cell, Result, Row, Section
 from deephash_cli.scoring import is_number
 
-_SHOWN_AT = (1, 10, 100, 1000)  # the cut-offs k
-_CLASSES = 20  # more have no table
-FEW = 0.01  # of the codes there could be: with fewer, codes may have collapsed
+_SHOWN_AT = (1, 10, 100, 1000)  # cut-offs k with a column of precision
+_CLASSES = 20  # a run with more classes is not in the table of classes
+FEW = 0.01  # share of the possible codes; with fewer different ones, codes may have collapsed
 _CODES = {
     "different codes / items": "unique_code_ratio",
-    "mean distance of ones from ½": "bit_balance_mean_deviation",
-    "largest distance of ones from ½": "bit_balance_max_deviation",
-    "mean |correlation|": "bit_correlation_mean_absolute",
-    "largest |correlation|": "bit_correlation_max_absolute",
+    "share of ones: mean distance from ½": "bit_balance_mean_deviation",
+    "share of ones: largest distance from ½": "bit_balance_max_deviation",
+    "mean |correlation| of bits": "bit_correlation_mean_absolute",
+    "largest |correlation| of bits": "bit_correlation_max_absolute",
 }
 
 
 @dataclass(frozen=True)
 class Table:
-    """A line for each row and length of a section; means over seeds.
+    """A table with a line for each row and code length of a section; its cells are means over seeds.
 
     Attributes:
-        columns: What they are called.
-        lines: The row, the length, a cell for each column.
+        columns: Headings of the columns.
+        lines: Row, code length in bits, and cells of each line; a cell is None if there is no value for its column.
     """
 
     columns: list[str]
@@ -36,7 +36,7 @@ class Table:
 
 
 def rows(section: Section, metric: str) -> tuple[list[dict[str, Any]], list[str]]:
-    """Rows of the main table, and the sources of the published numbers that stand below the last of a method."""
+    """Return the rows of the main table, with published numbers below the last row of a method, and their sources."""
     tops = section.best(metric)
     lines: list[dict[str, Any]] = []
     sources: list[str] = []
@@ -57,7 +57,7 @@ def rows(section: Section, metric: str) -> tuple[list[dict[str, Any]], list[str]
 
 
 def run(row: Row, result: Result, metric: str, paths: Sequence[Path]) -> dict[str, Any]:
-    """A line of the list of runs."""
+    """Return a line of the list of runs, as a dictionary."""
     return {
         "method": row.method,
         "settings": ", ".join(f"{name}={value}" for name, value in row.differs.items()),
@@ -72,12 +72,12 @@ def run(row: Row, result: Result, metric: str, paths: Sequence[Path]) -> dict[st
 
 
 def shown_values(metric: str) -> list[str]:
-    """What the list of runs shows of each."""
+    """Return the names of the metrics that the list of runs shows."""
     return list(dict.fromkeys((metric, "map", "precision_at_100")))
 
 
 def _doubt(result: Result) -> str:
-    """Why the codes of a run look as if they had collapsed; nothing if they do not."""
+    """Return why the codes of a run look collapsed, or an empty text if they do not."""
     metrics = result.metrics
     deviation, ratio = result.value("bit_balance_max_deviation"), result.value("unique_code_ratio")
     reasons = []
@@ -91,25 +91,25 @@ def _doubt(result: Result) -> str:
 
 
 def name_of(folder: Path, paths: Sequence[Path]) -> str:
-    """A folder as seen from what was asked for, if that was one folder of runs."""
+    """Return the name of a folder: relative to the given path if there is only one and the folder is below it."""
     if len(paths) == 1 and folder != paths[0] and folder.is_relative_to(paths[0]):
         return str(folder.relative_to(paths[0]))
     return str(folder)
 
 
 def of_precision(section: Section) -> Table:
-    """Precision at a few cut-offs, of those the ones that any run has."""
+    """Return the table of precision at a few cut-offs; cut-offs that no run has are omitted."""
     names = {f"P@{k}": f"precision_at_{k}" for k in _SHOWN_AT}
     return _of_metrics(section, {title: name for title, name in names.items() if any(map(any, section.cells(name)))})
 
 
 def of_codes(section: Section) -> Table:
-    """What is known of the codes themselves."""
+    """Return the table of statistics of the codes themselves."""
     return _of_metrics(section, _CODES)
 
 
 def _of_metrics(section: Section, names: Mapping[str, str]) -> Table:
-    """A column for each title, with the metric of that name; no line where no run has any."""
+    """Return a table with a column for each title and its metric; lines without any value are omitted."""
     lines = [
         (row, bits, cells)
         for row, bits, members in _lines(section)
@@ -119,14 +119,14 @@ def _of_metrics(section: Section, names: Mapping[str, str]) -> Table:
 
 
 def _lines(section: Section) -> Iterator[tuple[Row, int, Sequence[Result]]]:
-    """A row and length after the other, with its runs."""
+    """Yield each row and code length, with its runs."""
     for row in section.rows:
         for bits, members in sorted(row.cells.items()):
             yield row, bits, members
 
 
 def of_classes(section: Section) -> Table:
-    """Mean AP of each class, of classes that are few."""
+    """Return the table of the mean AP of each class; runs with many classes are omitted."""
     found = [(row, bits, curves.classes(members) or []) for row, bits, members in _lines(section)]
     width = max((len(values) for *_, values in found if len(values) <= _CLASSES), default=0)
     lines = [

@@ -1,4 +1,4 @@
-"""Random changes of training images, pixel by pixel."""
+"""Random augmentation of training images, checked pixel by pixel."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ def batch(n=64, channels=3, height=8, width=8):
 
 
 def possible(image, most, mirrored):
-    """Every picture that ``image`` may become, by hand: shifted by up to ``most`` with its edges repeated."""
+    """Every picture that ``image`` may become, made by hand: shifted by up to ``most`` with its edges repeated."""
     height, width = image.shape[1:]
     for down in range(-most, most + 1):
         for right in range(-most, most + 1):
@@ -86,7 +86,7 @@ STILL = {"area": 1.0, "ratio": 1.0, "flip": 0.0, "brightness": 0.0, "contrast": 
 
 
 def one_draw(name):
-    """The images changed in one way alone, and the factor that was drawn for each."""
+    """Return the images changed in only one way, and the factor that was drawn for each."""
     torch.manual_seed(0)
     change = CropColour(**{**STILL, name: 0.5})
     factors = {}
@@ -116,11 +116,11 @@ def test_colours_change_as_torchvision_changes_them(name):
     assert all(0.5 <= factor <= 1.5 for factor in factors)
     for image, one, factor in zip(batch(16), changed, factors, strict=True):
         expected = reference(image.float() / 255, factor) * 255
-        assert (one - expected).abs().max() <= 1  # of 255: whoever rounds
+        assert (one - expected).abs().max() <= 1  # of 255: the two sides may round differently
 
 
 def test_a_part_is_stretched_to_the_whole():
-    # a picture whose columns and rows count their place: what comes out is a straight piece of that line
+    # The values of this picture are its column and row numbers, so each crop of it is a piece of a straight line.
     place = torch.arange(64, dtype=torch.uint8)
     picture = torch.stack([place.expand(64, 64), place[:, None].expand(64, 64)])[None].expand(200, -1, -1, -1)
     torch.manual_seed(0)
@@ -132,7 +132,7 @@ def test_a_part_is_stretched_to_the_whole():
     assert (wide / high).max() == pytest.approx(2, abs=0.1)
     assert (wide / high).min() == pytest.approx(0.5, abs=0.05)
     middles = changed[:, 0, 32, 32]
-    assert middles.min() < 20  # the part is anywhere
+    assert middles.min() < 20  # the crop can be anywhere
     assert middles.max() > 43
 
 

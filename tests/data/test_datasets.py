@@ -1,4 +1,4 @@
-"""Loaders: what they accept, what they refuse and in which words. All data are made here or are part of the package."""
+"""Loaders: what they accept and what they refuse, with which message. All data are made here or are in the package."""
 
 import gzip
 import io
@@ -30,7 +30,7 @@ from deephash_cli.errors import DataError
 
 @pytest.fixture(autouse=True)
 def no_data_elsewhere(tmp_path_factory, monkeypatch):
-    """Neither the machine's data nor its cache may decide a test."""
+    """Keep the machine's own data and cache from deciding a test."""
     folder = tmp_path_factory.mktemp("elsewhere")
     monkeypatch.chdir(folder)
     monkeypatch.setenv("DEEPHASH_CACHE_DIR", str(folder / "cache"))
@@ -71,18 +71,18 @@ def test_a_proper_dataset():
     [
         ({"ids": (), "labels": np.zeros((0, 1))}, "data set made has no images; at least one is needed"),
         ({"ids": ("a", "a")}, "has the id 'a' twice"),
-        ({"ids": ("a", "b\nc")}, "which is empty or spans lines"),
-        ({"ids": ("a", "b\r")}, "which is empty or spans lines"),
-        ({"ids": ("a", "b\u2028c")}, "which is empty or spans lines"),
-        ({"ids": ("a", "")}, "which is empty or spans lines"),
-        ({"ids": ("a", "b\udcff")}, "which is not UTF-8"),
+        ({"ids": ("a", "b\nc")}, "which is empty or spans several lines"),
+        ({"ids": ("a", "b\r")}, "which is empty or spans several lines"),
+        ({"ids": ("a", "b\u2028c")}, "which is empty or spans several lines"),
+        ({"ids": ("a", "")}, "which is empty or spans several lines"),
+        ({"ids": ("a", "b\udcff")}, "which is not valid UTF-8"),
         ({"ids": ("a", "b", "c")}, "has 3 ids, 2 rows of labels and 3 images"),
         ({"images": ImageTensor(torch.zeros(3, 1, 2, 2, dtype=torch.uint8))}, "2 rows of labels and 3 images"),
         ({"class_names": ("c", "d")}, "has 1 label columns and 2 class names"),
         ({"labels": ((1,), (2,))}, "has a label 2; labels are 0 or 1"),
         ({"official": {"test": np.array([0])}}, "has a part 'test'"),
-        ({"official": {"query": np.array([2])}}, "its query part names one outside of these"),
-        ({"official": {"query": np.array([-1])}}, "its query part names one outside of these"),
+        ({"official": {"query": np.array([2])}}, "its query part names a row outside these"),
+        ({"official": {"query": np.array([-1])}}, "its query part names a row outside these"),
     ],
 )
 def test_malformed_datasets(arguments, sentence):
@@ -121,7 +121,7 @@ def test_fashion_mini_loads_fast():
     fashion_mini()
     start = time.perf_counter()
     fashion_mini()
-    assert time.perf_counter() - start < 3  # a tenth of a second on an idle machine
+    assert time.perf_counter() - start < 3  # it takes a tenth of a second on an idle machine
 
 
 @pytest.mark.parametrize("below", [".", "raw", "FashionMNIST/raw"])
@@ -192,10 +192,10 @@ def test_damaged_fashion_mnist(tmp_path):
     whole = path.read_bytes()
     for content in (whole[:-20], b"", b"<html>", whole[:30] + bytes(5) + whole[35:]):
         path.write_bytes(content)
-        with pytest.raises(DataError, match=r"train-images-idx3-ubyte\.gz .*get it again"):
+        with pytest.raises(DataError, match=r"train-images-idx3-ubyte\.gz .*download it again"):
             fashion_mnist(tmp_path, download=False)
     path.write_bytes(gzip.compress(idx(np.zeros((5, 28, 28), np.uint8))))
-    with pytest.raises(DataError, match="expected as many labels as images of 28 x 28"):
+    with pytest.raises(DataError, match="expected images of 28 x 28 pixels and one label"):
         fashion_mnist(tmp_path, download=False)
 
 
@@ -252,7 +252,7 @@ def test_cifar10_batches(tmp_path, below, protocol):
 
 
 def test_batches_written_by_python_2(tmp_path):
-    # The published files: byte strings, numpy.core, and dtype's flags as integers, which NumPy would warn of.
+    # As in the published files: byte strings, numpy.core, and dtype's flags as integers, of which NumPy would warn.
     write_batches(tmp_path)
     data = np.arange(2 * 3072, dtype=np.uint32).astype(np.uint8)
 
@@ -318,7 +318,7 @@ def test_missing_cifar10(tmp_path):
 
 
 class Evil:
-    """What a stranger's pickle may do when it is loaded."""
+    """An example of what an untrusted pickle can do when it is loaded."""
 
     def __init__(self, path):
         self.path = path
@@ -475,7 +475,7 @@ def test_download(tmp_path):
     target = tmp_path / "new" / "file"
     download(url, target, MD5_OF_ABC, 10)
     assert target.read_bytes() == b"abc"
-    download("http://127.0.0.1:9/unreachable", target, MD5_OF_ABC, 10)  # it is there: nothing to fetch
+    download("http://127.0.0.1:9/unreachable", target, MD5_OF_ABC, 10)  # exists: nothing to fetch
     for arguments, sentence in [
         ((url, tmp_path / "a", "0" * 32, 10), "sent 3 bytes with MD5 9001"),
         ((url, tmp_path / "a", MD5_OF_ABC, 2), "sent more than the 2 bytes expected"),
@@ -506,7 +506,7 @@ def test_image_folder(tmp_path, caplog):
     assert data.class_names == ["bag", "shoe"]
     assert data.labels.tolist() == [[1, 0], [0, 1], [0, 1]]
     assert data.images.batch(np.array([0, 1, 2]))[:, 0, 0, 0].tolist() == [3, 1, 2]
-    assert f"4 files or folders under {tmp_path} are hidden or no images by their ending: left out" in caplog.text
+    assert f"left out 4 files or folders under {tmp_path} that are hidden or have no image extension" in caplog.text
 
 
 def test_large_images_stay_files(tmp_path):
@@ -609,8 +609,8 @@ def test_lists_beside_the_current_folder_or_the_root(tmp_path, monkeypatch):
         ("images/0.png 1 0\n\t1 0\n", "train.txt:2: the path is empty"),
         (" 1 0\n", "train.txt:1: the path is empty"),
         ("images/0.png\n", "train.txt:1: no labels after the path"),
-        ("images/0.png 1 0\nimages/0.png 1 0\n", "train.txt:2: images/0.png stands in line 1 already"),
-        ("images/2.png 1 1\n", "query.txt:1: images/2.png has other labels than in {folder}/train.txt:1"),
+        ("images/0.png 1 0\nimages/0.png 1 0\n", "train.txt:2: images/0.png is already in line 1"),
+        ("images/2.png 1 1\n", "query.txt:1: images/2.png has different labels in {folder}/train.txt:1"),
         ("images/0.png 1 0 0\n", "query.txt:1: expected 3 label columns, as in {folder}/train.txt:1, got 2"),
         ("", "train.txt is empty"),
         (" \n\n", "train.txt is empty"),
@@ -691,7 +691,7 @@ def test_table_without_split(tmp_path):
         ("path,labels\nimages/0.png,a,b\n", "table.csv:2: expected 2 columns"),
         ("path,labels\nimages/0.png\n", "table.csv:2: expected 2 columns"),
         ("path,labels\nimages/0.png,a\n,b\n", "table.csv:3: the path is empty"),
-        ("path,labels\nimages/0.png,a\nimages/0.png,b\n", "table.csv:3: images/0.png stands in line 2 already"),
+        ("path,labels\nimages/0.png,a\nimages/0.png,b\n", "table.csv:3: images/0.png is already in line 2"),
         ("path,labels,split\nimages/0.png,a,test\n", "table.csv:2: split must be train, query or database, got 'test'"),
         ("path,labels\nimages/9.png,a\n", "table.csv: 1 of the images named do not exist under"),
         ('path,labels\n"images/0.png,a\n', "cannot be read as a table"),

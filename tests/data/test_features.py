@@ -1,4 +1,4 @@
-"""Features on disk: the same bytes whatever interrupted their computing, computed once, keyed by all they depend on."""
+"""Features on disk: computed once, the same bytes after any interruption, and keyed by all that they depend on."""
 
 import json
 import threading
@@ -25,7 +25,7 @@ def _small_pieces(monkeypatch):
 
 
 class Computer:
-    """Counts what it is asked for, and dies at a row if told to."""
+    """A stand-in for the backbone that records what it is asked for, and fails at a row if told to."""
 
     def __init__(self, dies_at=None, values=VALUES):
         self.asked = []
@@ -156,7 +156,7 @@ def test_features_that_float16_cannot_hold_are_an_error(tmp_path, value):
 
 def test_a_place_that_cannot_be_written_is_an_error(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ArtifactError, match="could not keep features in"):
+    with pytest.raises(ArtifactError, match="could not store features in"):
         compute(tmp_path / "file" / "key", Computer())
 
 

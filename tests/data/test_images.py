@@ -1,4 +1,4 @@
-"""Decoding: every kind of picture becomes RGB by a stated rule, every damaged one an error that names it."""
+"""Decoding: every kind of picture becomes RGB by a stated rule, and every damaged one gives an error that names it."""
 
 import io
 import pickle

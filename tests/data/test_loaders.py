@@ -37,9 +37,9 @@ def test_a_last_batch_of_one_is_joined_to_the_one_before(n, batch_size, sizes):
 def test_the_order_depends_on_seed_and_epoch_alone():
     one = EpochSampler(30, 8, seed=5)
     orders = [epoch(one, number) for number in range(4)]
-    np.random.seed(0)  # noqa: NPY002  the global generators have no say
+    np.random.seed(0)  # noqa: NPY002  the global generators must not matter
     torch.manual_seed(0)
-    assert epoch(EpochSampler(30, 8, seed=5), 3) == orders[3]  # nor has what was iterated before
+    assert epoch(EpochSampler(30, 8, seed=5), 3) == orders[3]  # nor must earlier iterations
     assert epoch(one, 1) == orders[1]
     other = epoch(EpochSampler(30, 8, seed=6), 0)
     assert len({str(order) for order in [*orders, other]}) == 5

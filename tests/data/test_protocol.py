@@ -86,18 +86,18 @@ def test_s1_disjoint_differs_from_s1_in_the_database_alone(mini):
 
 
 def test_s1_validation_trains_on_the_same_images_and_holds_no_test_query(mini):
-    # Validation queries that search the training set itself reward methods for what they learned by heart.
+    # Validation queries that search the training set itself would reward methods for memorizing it.
     test, split = make_split("s1", mini, 5), make_split("s1_validation", mini, 5)
     assert class_counts(mini, split.query) == [100] * 10
     assert np.array_equal(split.train, test.train)
     everything = np.sort(np.concatenate([test.query, split.query, split.database]))
-    assert np.array_equal(everything, np.arange(len(mini)))  # so no two of them overlap
+    assert np.array_equal(everything, np.arange(len(mini)))  # so no two parts overlap
     assert np.isin(split.train, split.database).all()
 
 
 def test_s1_of_fashion_mini_is_pinned(mini):
-    # A regression pin, not a truth: if it changes, so does every number measured on this split, and the generator's
-    # version has to be raised.
+    # This pins today's result and proves nothing more. If it changes, so does every number measured on this split, and
+    # the generator's version has to be raised.
     assert make_split("s1", mini, 0).sha256 == "23bd5453b6c5820fd72a93f7a7f7019a46ed0691e1a1dd7f0efab79b8dcc33d9"
 
 
@@ -127,7 +127,7 @@ def test_multi_label_quotas(protocol):
     split = make_split(protocol, dataset, 0)
     assert min(class_counts(dataset, split.query)) >= 100
     assert min(class_counts(dataset, split.train)) >= 500
-    # Greedy: the first class takes its quota exactly, later ones count what is there already.
+    # Greedy: the first class takes exactly its quota; later classes count the images that were taken before.
     assert len(split.query) < 600
     assert len(split.train) < 3000
     assert not np.isin(split.query, split.train).any()
@@ -188,14 +188,15 @@ def test_flags_report_overlap_unlabelled_and_duplicates():
 @pytest.mark.parametrize(
     ("protocol", "sizes", "sentence"),
     [
-        ("s1", (700, 83), "class 'c1' has 83 images but protocol s1 takes 100 queries and 500 training images a class; "
-         "use dataset.protocol=holdout, which takes a tenth of each class as queries"),
+        ("s1", (700, 83), "class 'c1' has 83 images but protocol s1 takes 100 queries and 500 training images per "
+         "class; use dataset.protocol=holdout, which takes a tenth of each class as queries"),
         ("s1_disjoint", (599, 700), "class 'c0' has 599 images but protocol s1_disjoint takes 100 queries and 500 "),
         ("s1_validation", (700, 650), "class 'c1' has 650 images but protocol s1_validation takes 100 queries and "),
-        ("s2", (1000, 2000), "class 'c0' has 1000 images but protocol s2 takes 1000 queries a class and trains on the "
-         "rest; use dataset.protocol=holdout"),
-        ("holdout", (1, 1), "data set made has no class of two images, so protocol holdout finds no query; add images"),
-        ("official", (5, 5), "data set made has no division of its own, so protocol official has nothing to use; use "),
+        ("s2", (1000, 2000), "class 'c0' has 1000 images but protocol s2 takes 1000 queries per class and trains on "
+         "the rest; use dataset.protocol=holdout"),
+        ("holdout", (1, 1), "data set made has no class with two images, so protocol holdout finds no query; add "
+         "images"),
+        ("official", (5, 5), "data set made has no division of its own, so protocol official cannot be used; use "),
     ],
 )  # fmt: skip
 def test_classes_too_small(protocol, sizes, sentence):
@@ -210,7 +211,7 @@ def test_multi_label_quota_that_other_labels_used_up():
     labels = np.zeros((1200, 3), dtype=np.uint8)
     labels[:600, 0] = labels[600:, 1] = labels[300:900, 2] = 1
     with pytest.raises(
-        DataError, match=r"class 'c\d' has \d+ images left of \d+ still needed, as its images were taken"
+        DataError, match=r"class 'c\d' has only \d+ images left of \d+ still needed, because others were taken"
     ):
         make_split("s1", made(labels), 0)
 
@@ -235,7 +236,7 @@ def test_training_on_queries_is_refused():
 
 
 def test_repeated_rows_are_refused():
-    with pytest.raises(DataError, match="the train images of official name 1 rows twice"):
+    with pytest.raises(DataError, match="the train images of official list 1 rows twice"):
         make_split("official", made([[1]] * 4, {"query": [0], "train": [1, 1, 2]}), 0)
 
 
@@ -243,10 +244,10 @@ def test_unknown_protocol_lists_those_that_exist(mini):
     with pytest.raises(ConfigError) as caught:
         make_split("holdut", mini, 0)
     assert str(caught.value) == (
-        "dataset.protocol=holdut does not exist; those that do: s1, s1_disjoint, s1_validation, s2, official, holdout; "
+        "dataset.protocol=holdut does not exist; choose from s1, s1_disjoint, s1_validation, s2, official, holdout; "
         "did you mean holdout?"
     )
-    with pytest.raises(ConfigError, match=r"those that do: s1, s1_disjoint, s1_validation, s2, official, holdout$"):
+    with pytest.raises(ConfigError, match=r"choose from s1, s1_disjoint, s1_validation, s2, official, holdout$"):
         make_split("zzzzzz", mini, 0)
 
 
@@ -302,13 +303,13 @@ def changed(tmp_path, change):
         (lambda c: c["query"].append("img/none"), "names 1 ids that the data set made does not have: img/none;"),
         (lambda c: c["query"].extend(f"x{n}" for n in range(9)), "names 9 ids .*: x0, x1, x2, x3, x4, ...;"),
         (lambda c: c["train"].append(c["query"][0]), "both query and training image"),
-        (lambda c: c["train"].append(c["train"][0]), "name 1 rows twice"),
+        (lambda c: c["train"].append(c["train"][0]), "list 1 rows twice"),
         (lambda c: c.update(dataset="other"), "divides the data set other, not made"),
         (lambda c: c.update(format="else"), "is not a split file"),
         (lambda c: c.update(format_version=2), "has format version 2"),
-        (lambda c: c.update(version=True), "no proper 'version'"),
-        (lambda c: c.update(sha256=None), "no proper 'sha256'"),
-        (lambda c: c.pop("query"), "no proper 'query'"),
+        (lambda c: c.update(version=True), "no valid 'version'"),
+        (lambda c: c.update(sha256=None), "no valid 'sha256'"),
+        (lambda c: c.pop("query"), "no valid 'query'"),
         (lambda c: c["query"].append(3), "ids that are not text"),
         (lambda c: c.update(query=[]), "leaves no query images"),
     ],

@@ -1,4 +1,4 @@
-"""Vectors of other programs: what is read, what is refused, runs with ids, with several labels and without any."""
+"""Vectors from other programs: what is read, what is refused, and runs with ids, several labels or no labels."""
 
 import json
 import os
@@ -33,7 +33,7 @@ LABELLED = (*DATASET, "dataset.labels=y.npy")
 
 @pytest.fixture(autouse=True)
 def files(isolated):
-    """In the empty folder of the test."""
+    """Write the files of a data set to the test's own empty folder."""
     np.save("x.npy", X)
     np.save("y.npy", IDS)
 
@@ -141,8 +141,8 @@ NO_VECTORS = {
     "no columns": (X[:, :0], "vectors of at least one item, got an array of shape (90, 0)"),
 }
 NO_LABELS = {
-    "too few": (IDS[:-1], "x.npy has 90 vectors but y.npy labels of 89 items"),
-    "too many rows": (np.repeat(HOT, 2, axis=0), "x.npy has 90 vectors but y.npy labels of 180 items"),
+    "too few": (IDS[:-1], "x.npy has 90 vectors but y.npy has labels for 89 items"),
+    "too many rows": (np.repeat(HOT, 2, axis=0), "x.npy has 90 vectors but y.npy has labels for 180 items"),
     "-2": (IDS - 2, "whole numbers from -1 to"),
     "fractions": (IDS + 0.5, "number the classes 0, 1, 2"),
     "NaN": (np.where(IDS == 0, np.nan, IDS), "must hold class ids"),
@@ -152,10 +152,13 @@ NO_LABELS = {
     "ids of millions": (IDS * 10**8, "too many classes for 90 items: number them 0, 1, 2, ..."),
 }
 NO_IDS = {
-    "too few": (b"a\nb\n", "x.npy has 90 vectors but ids.txt 2 ids"),
-    "an empty file": (b"", "x.npy has 90 vectors but ids.txt 1 ids"),
+    "too few": (b"a\nb\n", "x.npy has 90 vectors but ids.txt has 2 ids"),
+    "an empty file": (b"", "x.npy has 90 vectors but ids.txt has 1 ids"),
     "one twice": (b"a\n" * N, "has the id 'a' twice"),
-    "an empty line": (b"\n".join([b"%d" % row for row in range(N - 1)] + [b"", b""]), "which is empty or spans lines"),
+    "an empty line": (
+        b"\n".join([b"%d" % row for row in range(N - 1)] + [b"", b""]),
+        "which is empty or spans several lines",
+    ),
     "other bytes": (b"\xff\n" * N, "ids.txt is not UTF-8 text"),
 }
 CASES = [(what, name) for what, cases in (("x", NO_VECTORS), ("labels", NO_LABELS), ("ids", NO_IDS)) for name in cases]
@@ -188,7 +191,7 @@ def test_missing_and_truncated_files_are_refused():
 
 
 class Touch:
-    """Leaves a file if its pickle is opened."""
+    """An object whose pickle leaves a file behind if it is opened."""
 
     def __reduce__(self):
         return (Path.touch, (Path("mark"),))

@@ -128,7 +128,7 @@ def test_the_commands_exist(tmp_path):
 
 
 def test_the_paths_that_it_names_exist():
-    """Every path in the text, and every path of the tree in CONTRIBUTING.md, is relative to the root of the repository."""
+    """All paths, in the text and in the tree of CONTRIBUTING.md, are relative to the root of the repository."""
     names = re.findall(r"`([\w./-]+(?:\.py|\.md|/))`", CONTRIBUTING + TEXT) + tree()
     assert len(tree()) > 15
     assert [name for name in names if not (ROOT / name).exists()] == []

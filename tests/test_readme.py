@@ -27,8 +27,8 @@ UNCHECKED = {
 }
 OTHER_PROGRAMS = {
     "pip": "installs packages",
-    "torchrun": "starts several machines; tests/test_processes.py starts two on one",
-    "seq": "a shell's loop over shards; each of its commands is one that is checked in docs/scale.md",
+    "torchrun": "starts processes on several machines; the tests of several processes start it",
+    "seq": "a loop of the shell over the shards of the deephash encode command above it",
     "sbatch": "needs Slurm",
     "psql": "needs a server; its files are those of deephash export",
     "OPENSEARCH=http://localhost:9200": "needs a server; its files are those of deephash export",

@@ -1,4 +1,4 @@
-"""The commands of the README are commands that exist."""
+"""Check that the commands of README, CONTRIBUTING and docs/ exist, and that the two front pages stay short."""
 
 import re
 import shlex
@@ -8,18 +8,64 @@ import pytest
 
 from deephash_cli import checking, cli, verbs
 
-README = Path(__file__).parent.parent / "README.md"
-PAGES = [README, *sorted((README.parent / "docs").glob("*.md"))]
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+CONTRIBUTING = ROOT / "CONTRIBUTING.md"
+PAGES = [
+    README,
+    CONTRIBUTING,
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "experiments").glob("**/*.md")),
+]
+
+# Commands that are not checked here: what a line contains or starts with, and the reason.
+UNCHECKED = {
+    "hydra/launcher": "Hydra's launchers are packages of their own, which the tests do not install",
+    "method=mine": "tests/test_add_a_method.py checks it, with the files of that page",
+    "method=dpsh,mine": "tests/test_add_a_method.py checks it, with the files of that page",
+    "--config-dir my_conf": "tests/test_add_a_method.py checks it, with the files of that page",
+}
+OTHER_PROGRAMS = {
+    "pip": "installs packages",
+    "torchrun": "starts processes on several machines; the tests of several processes start it",
+    "seq": "a loop of the shell over the shards of the deephash encode command above it",
+    "sbatch": "needs Slurm",
+    "psql": "needs a server; its files are those of deephash export",
+    "OPENSEARCH=http://localhost:9200": "needs a server; its files are those of deephash export",
+    "python": "runs a file that deephash export wrote, or a script of an experiment",
+    ".venv/bin/pre-commit": "tests/test_add_a_method.py looks for its configuration",
+}
+
+
+def commands(page: Path) -> list[str]:
+    """The lines of a page that start with a prompt; a line that ends in a backslash continues on the next."""
+    return re.findall(r"^\$ (.*)$", page.read_text().replace("\\\n", " "), re.M)
+
+
+def unchecked(command: str) -> list[str]:
+    """The entries of the two lists above that a command meets."""
+    program = command.split()[0]
+    return [part for part in UNCHECKED if part in command] + [program] * (program in OTHER_PROGRAMS)
+
+
+COMMANDS = [command for page in PAGES for command in commands(page)]
 LINES = [
-    shlex.split(line, comments=True)[1:]
-    for page in PAGES
-    for line in re.findall(r"^\$ (deephash .*)$", page.read_text(), re.M)
-    if "hydra/launcher" not in line  # which need packages of their own
+    shlex.split(command, comments=True)[1:]
+    for command in COMMANDS
+    if command.startswith("deephash ") and not unchecked(command)
 ]
 
 
 def test_there_are_commands():
     assert len(LINES) > 10
+    assert len([line for line in LINES if line[0] == "train"]) > 10
+
+
+def test_every_command_is_checked_or_named_as_unchecked():
+    for command in COMMANDS:
+        assert command.split()[0] in ("deephash", "make") or unchecked(command), command
+    met = {part for command in COMMANDS for part in unchecked(command)}
+    assert met == {*UNCHECKED, *OTHER_PROGRAMS}, "a reason that no command needs"
 
 
 @pytest.mark.parametrize("words", LINES, ids=" ".join)
@@ -40,5 +86,17 @@ def test_every_command_is_understood(words):
 
 
 def test_every_make_target_exists():
-    targets = re.findall(r"^([a-z]+):.*##", (README.parent / "Makefile").read_text(), re.M)
-    assert set(re.findall(r"^\$ make ([a-z]+)", README.read_text(), re.M)) <= set(targets)
+    targets = re.findall(r"^([a-z]+):.*##", (ROOT / "Makefile").read_text(), re.M)
+    for page in PAGES:
+        assert set(re.findall(r"^\$ make ([a-z]+)", page.read_text(), re.M)) <= set(targets), page
+
+
+def test_every_link_leads_somewhere():
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", page.read_text()):
+            assert "://" in target or (page.parent / target).exists(), f"{page}: {target}"
+
+
+@pytest.mark.parametrize(("page", "lines"), [(README, 150), (CONTRIBUTING, 80)], ids=["README", "CONTRIBUTING"])
+def test_the_front_pages_are_short(page, lines):
+    assert len(page.read_text().splitlines()) <= lines

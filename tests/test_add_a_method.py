@@ -1,4 +1,4 @@
-"""What CONTRIBUTING.md shows is run, so that it stays true."""
+"""Run what docs/add-a-method.md shows, so that it stays true."""
 
 import importlib
 import json
@@ -14,15 +14,16 @@ import pytest
 from deephash_cli import checking, cli, methods
 
 ROOT = Path(__file__).parent.parent
-TEXT = (ROOT / "CONTRIBUTING.md").read_text()
+TEXT = (ROOT / "docs" / "add-a-method.md").read_text()
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
 # A block whose first line is a comment with a path is that file.
 BLOCKS = dict(re.findall(r"^```(?:python|yaml)\n# (\S+\.\w+)\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL))
-COMMANDS = re.findall(r"^\$ (.*?)(?:\s+#.*)?$", TEXT, re.MULTILINE)
+COMMANDS = re.findall(r"^\$ (.*?)(?:\s+#.*)?$", CONTRIBUTING + TEXT, re.MULTILINE)
 TINY = ("trainer.max_epochs=6", "loader.batch_size=16")
 
 
 def write(folder: Path, prefix: str = "") -> None:
-    """The blocks as files."""
+    """Write the blocks as files."""
     for name, content in BLOCKS.items():
         if name.startswith(prefix):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -30,7 +31,7 @@ def write(folder: Path, prefix: str = "") -> None:
 
 
 def trained_well(run: Path) -> bool:
-    """Whether the loss fell and the numbers say what made them."""
+    """Whether the training loss of the last epoch is below that of the first."""
     losses = [json.loads(line).get("train/loss") for line in (run / "metrics.jsonl").read_text().splitlines()]
     losses = [loss for loss in losses if loss is not None]
     return losses[-1] < losses[0]
@@ -38,7 +39,7 @@ def trained_well(run: Path) -> bool:
 
 @pytest.fixture
 def forget():
-    """Modules that a test imports from its own folder are not there for the next."""
+    """Forget the modules that a test imported from its own folder, so that the next test does not see them."""
     before = set(sys.modules)
     yield
     for name in set(sys.modules) - before:
@@ -49,9 +50,9 @@ def forget():
 
 def test_every_code_block_is_a_file():
     fences = re.findall(r"^```(\w+)$", TEXT, re.MULTILINE)
-    assert len(BLOCKS) == sum(language in ("python", "yaml") for language in fences) == 7
+    assert len(BLOCKS) == sum(language in ("python", "yaml") for language in fences) == 6
     for name, content in BLOCKS.items():
-        if name.split("/")[1] in ("method", "bits"):
+        if name.split("/")[1] == "method":
             assert content.startswith("# @package _global_\n"), name
 
 
@@ -66,7 +67,7 @@ def test_the_example_follows_the_rules_that_it_teaches(tmp_path):
 
 
 def test_a_method_in_the_repository(deephash, photos, tmp_path, monkeypatch, forget):
-    """The package is looked for in a second folder too, as if the files were in the first."""
+    """Add a second folder to the package's search path, as if the files were in the first."""
     place = tmp_path / "copy"
     write(place, "deephash_cli")
     write(place, "conf")
@@ -127,14 +128,26 @@ def test_the_commands_exist(tmp_path):
 
 
 def test_the_paths_that_it_names_exist():
-    for name in re.findall(r"`([\w./]+(?:\.py|\.md|/))`", TEXT):
-        places = (ROOT / name, ROOT / "deephash_cli" / name, ROOT / "deephash_cli" / "methods" / name)
-        assert any(place.exists() for place in places), name
+    """All paths, in the text and in the tree of CONTRIBUTING.md, are relative to the root of the repository."""
+    names = re.findall(r"`([\w./-]+(?:\.py|\.md|/))`", CONTRIBUTING + TEXT) + tree()
+    assert len(tree()) > 15
+    assert [name for name in names if not (ROOT / name).exists()] == []
+
+
+def tree() -> list[str]:
+    """The paths of the tree in CONTRIBUTING.md; what is indented lies in the package."""
+    section = CONTRIBUTING.split("## Where things are")[1]
+    [block] = re.findall(r"^```\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
+    paths = []
+    for line in block.splitlines():
+        folder = "deephash_cli/" if line.startswith(" ") else ""
+        paths += [folder + name for name in re.findall(r"(?<!\S)[\w/]+(?:\.py|/)(?=[\s,:]|$)", line)]
+    return paths
 
 
 @pytest.mark.slow
 def test_the_tests_of_every_method_cover_a_new_one(tmp_path):
-    """In a copy of the repository, where only the three files are added."""
+    """Run them in a copy of the repository to which only the three files are added."""
     leave_out = shutil.ignore_patterns("__pycache__", ".*")
     for name in ("deephash_cli", "conf", "tests"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=leave_out)

@@ -102,7 +102,7 @@ def test_a_faiss_index_that_finds_something_else_is_an_error(exported, monkeypat
     other = faiss.IndexBinaryFlat(16)
     other.add(np.random.default_rng(0).integers(0, 256, (300, 2), np.uint8))
     monkeypatch.setattr(faiss, "read_index_binary", lambda _: other)
-    with pytest.raises(ArtifactError, match="the index was read back and finds other neighbours"):
+    with pytest.raises(ArtifactError, match="the index was read back, but finds other neighbours"):
         exported("faiss")
 
 
@@ -322,7 +322,7 @@ def test_the_lines_of_the_readme_run(exported, target):
     database, folder, _ = exported(target, 12)
     lines = [
         line[4:]
-        for line in (folder / "README.txt").read_text().split("What is in here")[0].splitlines()
+        for line in (folder / "README.txt").read_text().split("What this folder contains")[0].splitlines()
         if line[:4] == "    "
     ]
     before = f"import numpy\nqueries = numpy.array({database.packed[:1].tolist()}, numpy.uint8)\n"
@@ -391,7 +391,7 @@ def test_the_command_line(deephash):
     result = deephash("export", "codes=codes", "to=safetensors", "output=made")
     assert (result.code, result.err) == (0, "")
     assert result.out.startswith("made: 300 codes of 12 bits for safetensors, ")
-    assert result.out.endswith("; checked: read codes.safetensors back, every code and id is the same\n")
+    assert result.out.endswith("; checked: read codes.safetensors back; every code and id is the same\n")
     for arguments, sentence in (
         (["to=npz"], "error: to must be faiss or parquet or safetensors or "),
         (["side=train"], "error: side must be database or query, got train\n"),
@@ -441,14 +441,14 @@ def test_tables_have_plain_names(name):
 
 def test_an_opensearch_index_starts_with_a_letter():
     write_codes(Path("codes"))
-    with pytest.raises(ConfigError, match="the name of an OpenSearch index starts with a letter, got table=_a"):
+    with pytest.raises(ConfigError, match="the name of an OpenSearch index must start with a letter, got table=_a"):
         call(codes="codes", to="opensearch", output="made", table="_a")
 
 
 @pytest.mark.parametrize(
     ("target", "name", "sentence"),
     [
-        ("postgres", "a\0b", "without the character NUL, got another id at position 0"),
+        ("postgres", "a\0b", "without the character NUL, but the id at position 0 is not"),
         ("pgvector", "é" * 1301, "text of at most 2600 bytes"),
         ("milvus", "x" * 65_536, "ids of at most 65535 bytes, got one of 65536"),
     ],
@@ -663,7 +663,7 @@ def test_a_network_that_gives_no_numbers_is_not_exported(monkeypatch):
 @pytest.mark.slow
 def test_a_network_that_takes_vectors_is_not_exported(monkeypatch):
     make_encoder(monkeypatch).takes = "vectors"
-    with pytest.raises(ConfigError, match="run hashes vectors, and only a network that takes images can be exported"):
+    with pytest.raises(ConfigError, match="run hashes vectors, but only a network that takes images can be exported"):
         call(run="run", to="torch_export", output="made")
     assert not list(Path().iterdir())
 

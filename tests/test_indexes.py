@@ -277,7 +277,7 @@ def test_a_damaged_file_never_reaches_faiss(saved, monkeypatch):
     monkeypatch.setattr(faiss, "read_index_binary", lambda _: pytest.fail("faiss was given a damaged file"))
     for damaged in (content[:-1], content + b"\0", content[:50] + bytes([content[50] ^ 1]) + content[51:], b""):
         path.write_bytes(damaged)
-        with pytest.raises(ArtifactError, match=r"is not what ivf.faiss.json describes: it was damaged or replaced"):
+        with pytest.raises(ArtifactError, match=r"does not match ivf.faiss.json: it was damaged or replaced"):
             indexes.load(path, side)
     path.unlink()
     with pytest.raises(ArtifactError, match=r"could not read .*No such file"):
@@ -299,7 +299,7 @@ def test_an_index_of_other_codes(saved, tmp_path):
         ({"format": "1"}, "has no format number"),
         ({"kind": "pq"}, "must give kind, got something else"),
         ({"kind": ["ivf"], "bytes": True}, "must give kind, bytes, got something else"),
-        ({"kind": "flat"}, "holds another index than ivf.faiss.json says"),
+        ({"kind": "flat"}, "is not the index that ivf.faiss.json describes"),
         ({"settings": None}, "must give settings"),
     ],
 )

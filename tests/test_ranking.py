@@ -385,7 +385,7 @@ def test_rows_without_labels_or_exclusions_are_refused():
     codes, labels = np.zeros((3, 2), np.uint8), np.zeros((3, 4), np.uint8)
     for arguments, message in (
         ((codes, codes, 12, labels[:2], labels), "query codes and labels must have equal lengths, got 3 and 2"),
-        ((codes, codes, 12, labels, labels, np.array([0])), "one entry a query"),
+        ((codes, codes, 12, labels, labels, np.array([0])), "one entry per query"),
     ):
         with pytest.raises(Exception, match=f"{message}|Type-check error"):
             ranking.count(*arguments)

@@ -413,8 +413,8 @@ REFUSED = {
     "no folder": ({"to": "faiss", "output": "made", "codes": "nowhere"}, "nowhere has no manifest.json"),
     "no run": ({"to": "faiss", "output": "made", "run": "codes"}, "codes is not a run folder"),
     "a network": ({"codes": "codes", "to": "onnx", "output": "made"}, "it needs run=<run folder>, and no codes="),
-    "something there": ({"codes": "codes", "to": "faiss", "output": "codes"}, "codes exists already: choose another"),
-    "a file there": ({"codes": "codes", "to": "faiss", "output": "codes/query.npy"}, "query.npy exists already"),
+    "something there": ({"codes": "codes", "to": "faiss", "output": "codes"}, "codes already exists: choose another"),
+    "a file there": ({"codes": "codes", "to": "faiss", "output": "codes/query.npy"}, "query.npy already exists"),
     "below a file": ({"codes": "codes", "to": "faiss", "output": "codes/query.npy/x"}, "could not write"),
 }
 NAMES = ("a; DROP TABLE b", 'a"b', "Codes", "1", "a\n", "é", "a" * 64, "a-b", "a b", "$a", "")

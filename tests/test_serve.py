@@ -246,7 +246,7 @@ def test_forms_that_are_none(client):
 @pytest.mark.parametrize(
     ("address", "status", "says"),
     [
-        ("/api/image/3", 404, "the picture of image 3 is not on this machine, only its code"),
+        ("/api/image/3", 404, "the picture of image 3 is not on this machine; only its code is"),
         ("/api/image/40", 422, "position must be a whole number, at most 39, got '40'"),
         ("/api/image/-1", 422, "position must be a whole number, at least 0, got '-1'"),
         ("/api/image/bag%2F0", 404, "there is nothing at this address; /docs lists what there is"),
@@ -317,7 +317,7 @@ def test_it_listens_on_this_machine_only():
         host, port = listening.getsockname()
         assert host == "127.0.0.1"
         assert listening.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
-        with pytest.raises(Exception, match=f"port {port}: another program uses it; choose another such as port="):
+        with pytest.raises(Exception, match=f"port {port}: another program is using it; choose another such as port="):
             serve.listen(port)
 
 
@@ -349,8 +349,8 @@ def test_without_its_packages_it_says_what_to_install(deephash, monkeypatch):
 @pytest.mark.parametrize(
     ("change", "code", "says"),
     [
-        ({"encoder": SimpleNamespace(takes="vectors")}, 2, "runs/one hashes vectors, and a page takes images: give "),
-        ({"n": 0}, 4, "there is nothing to search in: runs/one has codes of no image"),
+        ({"encoder": SimpleNamespace(takes="vectors")}, 2, "runs/one hashes vectors, but the page takes images: give "),
+        ({"n": 0}, 4, "there is nothing to search: runs/one has no codes of images"),
     ],
 )
 def test_what_cannot_be_searched(deephash, monkeypatch, searcher, change, code, says):
@@ -437,7 +437,7 @@ def test_an_image_in_a_browser(page, address, tmp_path):
     drop(page, encoded())
     page.until(f"{FOUND} === 10")
     page.until("[...document.images].every(image => image.complete)")
-    assert page.evaluate("document.querySelector('#status').textContent") == "10 of 40, the nearest first."
+    assert page.evaluate("document.querySelector('#status').textContent") == "10 of 40, nearest first."
     assert page.evaluate("document.querySelector('#about').textContent") == "photo.png, 30 x 20 pixels"
     assert page.evaluate("document.querySelector('#classes').innerText").split() == ["bag", "6", "boot", "4"]
     assert page.evaluate("[...document.querySelectorAll('.id')].map(id => id.textContent)") == [

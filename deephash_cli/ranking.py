@@ -261,7 +261,7 @@ def _require_same_width(what: str, query: np.ndarray, database: np.ndarray) -> N
 def _words(rows: UInt8[np.ndarray, "n bytes"]) -> np.ndarray:
     """Regroup bytes into 64-bit words, (words, n). Added bytes are zero on both sides and add no distance.
 
-    Codes of 64 bits are words already: they are not copied, so that a memory-mapped file stays on disk.
+    Codes of 8 bytes are words already: they are not copied, so that a memory-mapped file stays on disk.
     """
     n, width = rows.shape
     if width == 8 and rows.flags.c_contiguous and rows.flags.aligned:

@@ -318,7 +318,9 @@ def test_records_that_are_none(saved):
         with pytest.raises(ArtifactError, match=message):
             indexes.load(path, side)
     record.unlink()
-    with pytest.raises(ArtifactError, match=r"has no ivf.faiss.json beside it: it is incomplete, or was not written by deephash index"):
+    with pytest.raises(
+        ArtifactError, match=r"has no ivf.faiss.json beside it: it is incomplete, or was not written by deephash index"
+    ):
         indexes.open_or_build(str(path), side, {})
 
 

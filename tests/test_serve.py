@@ -283,7 +283,7 @@ def test_names_of_this_machine(client, host):
 )
 def test_another_name_is_refused(client, searcher, host):
     """Or a page elsewhere could give its own name the address of this machine, and read the answers."""
-    assert "localhost and 127.0.0.1 only" in sentence(client.get("/api/info", headers={"Host": host}), 400)
+    assert "answers only to localhost and 127.0.0.1" in sentence(client.get("/api/info", headers={"Host": host}), 400)
     sentence(ask(client, encoded(), headers={"Host": host}), 400)
     assert searcher.sizes == []
 

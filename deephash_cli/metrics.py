@@ -588,7 +588,7 @@ def _harmonic(start: np.ndarray, count: np.ndarray) -> np.ndarray:
     """Sum of 1/(start + t) for t = 1..count, accurate to the last digits even if ``start`` is large.
 
     Differences of tabulated harmonic numbers would be inaccurate: multiplied by ``start``, they amplify the rounding of
-    the table. The part of the sum up to 1/64 is looked up in a table of sums, not of harmonic numbers. For the rest,
+    the table. The terms with start + t <= 64 come from a table in which each entry is its own sum. For the other terms,
     H(n) = ln(x) + constant + 1/24x^2 - 7/960x^4 + 31/8064x^6, where x = n + 1/2.
     """
     stop = start + count

@@ -23,7 +23,7 @@ _HEADERS = {
 
 
 class Guard:
-    """Middleware that refuses requests from other web sites, and uploads that are too large.
+    """Middleware that refuses requests from other web sites and uploads that are too large, before any work is done.
 
     Args:
         app: Application that answers all other requests.

@@ -1,4 +1,4 @@
-"""``deephash export``: what is written is read by other programs, and they find what our own search finds."""
+"""``deephash export``: other programs read the written files, and find what deephash's own search finds."""
 
 import csv
 import io
@@ -32,7 +32,7 @@ HOSTILE = [
 
 
 def write_codes(folder, bits=12, n=300, classes=3):
-    """A codes folder: few different codes, so that most distances are shared; ids that no engine expects."""
+    """A codes folder with few different codes, so that most distances tie, and with unusual ids."""
     rng = np.random.default_rng(bits)
     centres = rng.integers(0, 2, (4, bits))
     ids = [*HOSTILE, *(f"photo {i}" for i in range(n))]
@@ -46,14 +46,14 @@ def write_codes(folder, bits=12, n=300, classes=3):
 
 
 def call(**settings):
-    """The verb, without the command line."""
+    """Call the verb without the command line."""
     defaults = OmegaConf.load(checking.CONF_DIR / "export.yaml")
     export.export(OmegaConf.merge(defaults, settings))
 
 
 @pytest.fixture
 def exported(capsys, tmp_path):
-    """Export codes of some length: the codes, the folder that was made, what was said."""
+    """Export codes of a given length, and return the codes, the written folder and the printed text."""
 
     def run(target, bits=12, shape=None, **settings):
         database, _ = write_codes(tmp_path / f"codes-{bits}", bits, **(shape or {}))
@@ -71,7 +71,7 @@ def exported(capsys, tmp_path):
 
 
 def bit_string(packed):
-    """Eight times as many bits as there are bytes, bit 0 first, from the definition."""
+    """Unpack every bit of every byte, bit 0 first, following the definition."""
     return "".join(str(int(byte) >> place & 1) for byte in packed for place in range(8))
 
 
@@ -156,7 +156,7 @@ def test_opensearch(exported, bits, monkeypatch):
 
 @pytest.fixture
 def cluster():
-    """A server that keeps what a cluster would be sent, and refuses documents if it is told to."""
+    """A server that stores what would be sent to a cluster, and refuses documents if told to."""
 
     class Handler(BaseHTTPRequestHandler):
         def answer(self):
@@ -233,7 +233,7 @@ def test_pgvector_differs_from_postgres_in_its_statements_only(exported):
 
 @pytest.fixture(scope="module")
 def psql():
-    """Run files in a server of our own, which nobody else can reach: psql(folder, "-f", "load.sql")."""
+    """Run files in a private PostgreSQL server, which nobody else can reach: psql(folder, "-f", "load.sql")."""
     homes = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
     found = shutil.which("initdb") or (str(homes[-1]) if homes else None)
     if found is None:
@@ -288,7 +288,7 @@ def test_postgres_finds_what_our_own_search_finds(exported, psql, tmp_path, bits
 
 
 def test_the_query_of_postgres_runs_as_it_is_and_refuses_another_length(exported, psql):
-    database, folder, _ = exported("postgres", 12, table="user")  # a word that SQL has reserved
+    database, folder, _ = exported("postgres", 12, table="user")  # a reserved word of SQL
     assert psql(folder, "-f", "load.sql").returncode == 0
     lines = list(csv.reader(io.StringIO(psql(folder, "-f", "query.sql").stdout.decode(), newline="")))
     assert len(lines) == 11
@@ -356,7 +356,7 @@ def test_blocks_of_any_size_give_the_same_files(exported, tmp_path, target, monk
     names = sorted(file.name for file in folder.iterdir())
     assert sorted(file.name for file in again.iterdir()) == names
     for name in names:
-        if not name.endswith(".parquet"):  # which has other row groups
+        if not name.endswith(".parquet"):  # Parquet files have other row groups
             assert (again / name).read_bytes() == (folder / name).read_bytes(), name
 
 
@@ -561,7 +561,7 @@ def test_a_folder_that_another_process_filled_first(tmp_path):
 
 
 def make_encoder(monkeypatch, bits=12, precision="32-true", dataset="image_folder", **changes):
-    """A network with random weights, where a run folder would be read."""
+    """A network with random weights, in place of one that is loaded from a run folder."""
     import torch
 
     from deephash_cli import encoder

@@ -31,7 +31,7 @@ CREATE TABLE "{table}" (
 );
 """
 _LOAD = """\
--- Creates and fills the table, or changes nothing if it fails. In this folder: psql -d <database> -f load.sql
+-- Creates and fills the table; on an error no change is kept. In this folder: psql -d <database> -f load.sql
 {note}\\set ON_ERROR_STOP on
 BEGIN;
 {before}\\i table.sql

@@ -1,7 +1,7 @@
-"""Evaluation of codes beside the loop of published code, two other libraries, and a lower bound. See README.md here.
+"""Time the evaluation of codes against the loop of published code, two libraries and a lower bound. See README.md here.
 
-Everything is printed as Markdown, row by row as it is measured. The parent process only starts others: each case is
-timed in one worker process, and the memory of each engine is the peak of a fresh one.
+Everything is printed as Markdown, each row as soon as it is measured. The parent process only starts other processes:
+each case is timed in one worker process, and the memory of each engine is the peak of a fresh process.
 """
 
 import argparse
@@ -24,31 +24,31 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-# What an engine needs is imported where it runs: a process starts with the peak memory of the one that started it.
+# An engine's imports are inside its function: a process starts with the peak memory of the process that started it.
 import numpy as np
 import yaml
 
 MEASURED = yaml.safe_load((Path(__file__).parent.parent / "conf" / "metrics" / "default.yaml").read_text())
-KS, RADIUS = MEASURED["ks"], MEASURED["radius"]  # those of a run
-WHOLE = 10**8  # pairs that the slow engines go through; of more, they see the first SAMPLE queries
+KS, RADIUS = MEASURED["ks"], MEASURED["radius"]  # the same as in a run
+WHOLE = 10**8  # pairs; in larger cases the slow engines process only the first SAMPLE queries
 SAMPLE = 20
-SLOW = 20.0  # seconds from which one run is enough
+SLOW = 20.0  # seconds; an engine that takes longer is timed once
 TOP = 100
-ROWS = 2**14  # codes made at a time
-FLIPPED = 0.2  # of the bits of a class centre, in clustered codes
+ROWS = 2**14  # codes generated at a time
+FLIPPED = 0.2  # share of the bits of a class centre that are flipped in clustered codes
 OURS = "ours: the whole report"
 
 
 @dataclass(frozen=True)
 class Case:
-    """A problem: how many queries and items, and what they are like."""
+    """A problem: the numbers of queries and items, and the properties of their codes and labels."""
 
     name: str
     queries: int
     database: int
     bits: int
     classes: int
-    labels: int  # drawn an image, with repetition
+    labels: int  # labels drawn per image, with repetition
     map_at: int
 
     def __str__(self) -> str:
@@ -79,17 +79,17 @@ class Side:
     labels: np.ndarray
 
     def signs(self, bits: int) -> np.ndarray:
-        """The matrix of -1 and 1 that published code works on."""
+        """Convert codes to the matrix of -1 and 1 that published code works on."""
         return np.unpackbits(self.packed, axis=1, count=bits, bitorder="little").astype(np.float32) * 2 - 1
 
     def words(self) -> np.ndarray:
-        """Codes as machine words, one a code."""
+        """Convert codes to machine words, one per code."""
         wide = np.zeros((len(self.packed), 8), np.uint8)
         wide[:, : self.packed.shape[1]] = self.packed
         return wide.view(np.uint64)[:, 0]
 
     def label_words(self) -> np.ndarray:
-        """Labels as two rows of machine words, enough for 128 of them."""
+        """Convert labels to two rows of machine words, enough for 128 labels."""
         packed = np.packbits(self.labels, axis=1)
         wide = np.zeros((len(packed), 16), np.uint8)
         wide[:, : packed.shape[1]] = packed
@@ -98,7 +98,7 @@ class Side:
 
 @dataclass(frozen=True, eq=False)
 class Data:
-    """Both sides of a case."""
+    """Queries and database of a case."""
 
     case: Case
     query: Side
@@ -106,7 +106,7 @@ class Data:
 
 
 def blocks(case: Case, n: int, codes: str, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Packed codes and the numbers of their labels, some thousand images at a time."""
+    """Yield packed codes and the numbers of their labels, some thousand images at a time."""
     centres = np.random.default_rng(0).random((case.classes, case.bits)) < 0.5
     rng = np.random.default_rng(seed)
     for start in range(0, n, ROWS):
@@ -120,7 +120,7 @@ def blocks(case: Case, n: int, codes: str, seed: int) -> Iterator[tuple[np.ndarr
 
 
 def make_side(case: Case, n: int, codes: str, seed: int) -> Side:
-    """One side in memory."""
+    """Generate one side in memory."""
     packed, labels = np.empty((n, -(-case.bits // 8)), np.uint8), np.zeros((n, case.classes), np.uint8)
     start = 0
     for block, drawn in blocks(case, n, codes, seed):
@@ -131,18 +131,18 @@ def make_side(case: Case, n: int, codes: str, seed: int) -> Side:
 
 
 def make(case: Case, codes: str) -> Data:
-    """Both sides in memory."""
+    """Generate both sides in memory."""
     return Data(case, make_side(case, case.queries, codes, seed=1), make_side(case, case.database, codes, seed=2))
 
 
-# Engines: each is a function that brings the data into the engine's own form, untimed, and returns what is timed: a
-# function of the number of queries to go through.
+# Engines. Each is a function that converts the data to the engine's own form, which is not timed, and returns the
+# function that is timed; its argument is the number of queries to process.
 
 Run = Callable[[int], Any]
 
 
 def naive(data: Data, _threads: int, order: str = "quicksort") -> Run:
-    """The loop of published code: a query at a time, float codes, a full sort, average precision and precision@k."""
+    """The loop of published code: one query at a time, float codes, a full sort, average precision and precision@k."""
     query, database = data.query.signs(data.case.bits), data.database.signs(data.case.bits)
     query_labels, database_labels = data.query.labels.astype(np.float32), data.database.labels.astype(np.float32)
 
@@ -162,7 +162,7 @@ def naive(data: Data, _threads: int, order: str = "quicksort") -> Run:
 
 
 def torchmetrics(data: Data, threads: int) -> Run:
-    """Average precision alone, in whatever order the sort leaves ties."""
+    """Average precision only, with ties in whatever order the sort leaves them."""
     import torch
     from torchmetrics.functional.retrieval import retrieval_average_precision
 
@@ -173,7 +173,7 @@ def torchmetrics(data: Data, threads: int) -> Run:
     def run(queries: int) -> np.ndarray:
         ap = np.zeros(queries)
         for i in range(queries):
-            # It takes what has no positive score for irrelevant.
+            # It treats items without a positive score as irrelevant.
             score = database @ query[i] + (data.case.bits + 1)
             ap[i] = retrieval_average_precision(score, database_labels @ query_labels[i] > 0)
         return ap
@@ -195,7 +195,7 @@ def popcount_and_count(data: Data, threads: int) -> Run:
 
 
 def popcount_and_count_relevant(data: Data, threads: int) -> Run:
-    """The bound with labels: histograms of everything and of what is relevant, from one look at each pair."""
+    """The bound with labels: histograms of all items and of the relevant ones, in one pass over the pairs."""
     query, database, width = data.query.words(), data.database.words(), data.case.bits + 1
     if data.case.labels == 1:
         query_keys, database_keys = (
@@ -217,7 +217,7 @@ def popcount_and_count_relevant(data: Data, threads: int) -> Run:
 
 
 def faiss_hammings(data: Data, threads: int) -> Run:
-    """Distances of all pairs, counted by nobody: blocks of them into the same memory again and again."""
+    """Distances of all pairs, not counted: each block of distances is written to the same memory."""
     query, database = data.query.words(), data.database.words()
     rows = max(1, 2**20 // len(database))  # a few MB of distances, near the processor
 
@@ -231,7 +231,7 @@ def faiss_hammings(data: Data, threads: int) -> Run:
 
 
 def faiss_distances(query: np.ndarray, database: np.ndarray, out: np.ndarray) -> None:
-    """Distances (q, n) of codes of one word each; faiss itself uses one thread here."""
+    """Compute distances (q, n) of codes of one word each; faiss itself uses one thread for this."""
     import faiss
 
     faiss.hammings(
@@ -244,7 +244,7 @@ def faiss_distances(query: np.ndarray, database: np.ndarray, out: np.ndarray) ->
 
 
 def faiss_flat(data: Data, threads: int) -> Run:
-    """The first hundred of each query."""
+    """The hundred nearest items of each query."""
     import faiss
 
     faiss.omp_set_num_threads(threads)
@@ -263,7 +263,7 @@ def ours(data: Data, _threads: int) -> Run:
 
 
 def ours_counts(data: Data, threads: int) -> Run:
-    """The pass over all pairs alone: histograms by distance and shared labels, sums in stable order."""
+    """Only the pass over all pairs: histograms by distance and shared labels, sums in stable order."""
     from deephash_cli import ranking
 
     query, database, case = data.query, data.database, data.case
@@ -286,7 +286,7 @@ BOUNDS = ("ours: the counts alone", "popcount and count", "popcount and count, a
 
 
 def spread(work: Callable[[slice], None], queries: int, threads: int) -> None:
-    """Split the queries over threads, in a few parts each: a thread that is disturbed leaves some to the others."""
+    """Split the queries over threads, in a few parts each, so that a delayed thread leaves parts to the others."""
     edges = np.linspace(0, queries, min(queries, 4 * threads) + 1).astype(int).tolist()
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(work, (slice(*edge) for edge in pairwise(edges))))
@@ -294,7 +294,7 @@ def spread(work: Callable[[slice], None], queries: int, threads: int) -> None:
 
 @cache
 def kernels() -> dict[str, Callable[..., None]]:
-    """The compiled loops, by what they count."""
+    """Compile the loops, and return them by what they count."""
     import numba
     from numba.extending import intrinsic
 
@@ -309,7 +309,7 @@ def kernels() -> dict[str, Callable[..., None]]:
             for j in range(len(database)):
                 row[popcount(x ^ database[j])] += 1
 
-    # One counter a pair, irrelevant and relevant ones of a distance side by side, is faster than two.
+    # One counter per pair, with those of irrelevant and relevant items side by side, is faster than two counters.
 
     @numba.njit(nogil=True)
     def count_class(query, database, query_class, database_class, counts):
@@ -334,7 +334,7 @@ def kernels() -> dict[str, Callable[..., None]]:
 
 
 def check(case: Case, codes: str, threads: int) -> str:
-    """Compare the engines where their definitions coincide; what they were compared on, in words.
+    """Compare the engines where their definitions coincide, and return what was compared, in words.
 
     Raises:
         ArithmeticError: If two of them differ.
@@ -346,7 +346,7 @@ def check(case: Case, codes: str, threads: int) -> str:
     def agree(what: str, a, b, tolerance: float = 1e-9) -> None:
         error = float(np.max(np.abs(np.asarray(a, float) - np.asarray(b, float))))
         if not error <= tolerance:
-            raise ArithmeticError(f"{what} differs by {error}: engines that disagree are not worth timing")
+            raise ArithmeticError(f"{what} differs by {error}: engines that disagree are not timed")
         done.append(what)
 
     ap, _ = naive(small, threads, order="stable")(30)
@@ -383,7 +383,7 @@ def check(case: Case, codes: str, threads: int) -> str:
 
 
 def serve(spec: dict[str, Any]) -> None:
-    """Read requests from the standard input, answer each with a line of JSON."""
+    """Read requests from the standard input, and answer each with a line of JSON."""
     case, codes, threads = Case(**spec["case"]), spec["codes"], spec["threads"]
     data = None
     for line in sys.stdin:
@@ -400,7 +400,7 @@ def serve(spec: dict[str, Any]) -> None:
 
 
 def measure(data: Data, engine: str, repeat: int, threads: int) -> dict[str, Any]:
-    """One untimed run for compilation and caches, then timed ones; seconds are those of all queries."""
+    """Run once untimed, for compilation and caches, then timed. The seconds are scaled to all queries."""
     case = data.case
     sampled = engine in SAMPLED and case.queries * case.database > WHOLE
     queries = min(SAMPLE, case.queries) if sampled else case.queries
@@ -414,24 +414,24 @@ def measure(data: Data, engine: str, repeat: int, threads: int) -> dict[str, Any
 
 
 def timed(run: Run, queries: int) -> float:
-    """Seconds of one run, whose result is dropped."""
+    """Measure the seconds of one run, whose result is dropped."""
     start = time.perf_counter()
     run(queries)
     return time.perf_counter() - start
 
 
 def peak() -> int:
-    """Peak memory of this process in bytes."""
+    """Return the peak memory of this process in bytes."""
     return maxrss(resource.getrusage(resource.RUSAGE_SELF))
 
 
 def maxrss(usage: resource.struct_rusage) -> int:
-    """Peak memory in bytes; macOS counts bytes, Linux kilobytes."""
+    """Return peak memory in bytes; macOS reports bytes, Linux kilobytes."""
     return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 class Worker:
-    """A process that measures engines of one case when asked to."""
+    """A process that measures engines on one case, on request."""
 
     def __init__(self, case: Case, codes: str, threads: int):
         spec = json.dumps({"case": asdict(case), "codes": codes, "threads": threads})
@@ -444,7 +444,7 @@ class Worker:
         )
 
     def ask(self, engine: str, repeat: int) -> dict[str, Any]:
-        """What it answers; a process that was killed, for its memory most likely, answers nothing more."""
+        """Measure an engine. The answer is an error if the process was killed, most likely for its memory."""
         try:
             self.process.stdin.write(json.dumps({"engine": engine, "repeat": repeat}) + "\n")
             self.process.stdin.flush()
@@ -463,7 +463,7 @@ class Worker:
 
 
 def environment(threads: int) -> dict[str, str]:
-    """The same number of threads for everyone, said before anything is imported."""
+    """Environment that gives every library the same number of threads, from before it is imported."""
     names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
     return {**os.environ, **dict.fromkeys(names, str(threads))}
 
@@ -472,36 +472,36 @@ def environment(threads: int) -> dict[str, str]:
 
 
 def row(*cells: object) -> None:
-    """Print one row."""
+    """Print one row of a table."""
     print("| " + " | ".join(map(str, cells)) + " |")
 
 
 def head(*cells: str) -> None:
-    """Print the head of a table whose first and last columns are words and the others numbers."""
+    """Print the head of a table with words in the first and last columns and numbers in the others."""
     row(*cells)
     row("---", *["---:"] * (len(cells) - 2), "---")
 
 
 def megabytes(size: int) -> str:
-    """Bytes as MB."""
+    """Format bytes as MB."""
     return f"{size / 1e6:,.0f}"
 
 
 def compare(case: Case, codes: str, threads: int, repeat: int, memory: Collection[str]) -> str:
-    """Measure every engine of a case, print them; the row of the table of ratios."""
+    """Measure and print every engine on a case, and return its row in the table of ratios."""
     print(f"\n### {case.name}: {case}, {codes} codes\n")
     best: dict[str, float] = {}
     with Worker(case, codes, threads) as worker:
         checked = worker.ask("check", 0)
         if "error" in checked:
-            raise SystemExit(f"nothing is timed, the check failed: {checked['error']}")
+            raise SystemExit(f"nothing was timed, because the check failed: {checked['error']}")
         print(f"Checked on a small case to 1e-9 before timing: {checked['checked']}.\n")
         head(
             "engine",
             "seconds, minimum",
             "median",
             "runs",
-            "ns a pair",
+            "ns per pair",
             "times ours",
             "peak MB",
             "before it ran",
@@ -534,7 +534,7 @@ def compare(case: Case, codes: str, threads: int, repeat: int, memory: Collectio
 
 
 def ratio(best: dict[str, float], a: str, b: str) -> str:
-    """How many times longer ``a`` takes than ``b``."""
+    """Return how many times as long ``a`` takes as ``b``."""
     return f"{best[a] / best[b]:.3g}" if a in best and b in best else "-"
 
 
@@ -564,7 +564,7 @@ def command(case: Case, codes: str, threads: int, repeat: int) -> None:
 
 
 def run_command(folder: Path, case: Case, threads: int) -> tuple[float, int, str]:
-    """Seconds, peak memory, and the reason if it failed."""
+    """Run the command, and return its seconds, its peak memory in bytes and, if it failed, the reason."""
     output = folder / "m.json"
     output.unlink(missing_ok=True)
     files = {"query": "q", "database": "d", "query_labels": "ql", "database_labels": "dl"}
@@ -593,17 +593,17 @@ def run_command(folder: Path, case: Case, threads: int) -> tuple[float, int, str
 
 
 def packed_of(case: Case, n: int, codes: str, seed: int) -> Iterator[np.ndarray]:
-    """Blocks of packed codes."""
+    """Yield blocks of packed codes."""
     return (packed for packed, _ in blocks(case, n, codes, seed))
 
 
 def classes_of(case: Case, n: int, codes: str, seed: int) -> Iterator[np.ndarray]:
-    """Blocks of class numbers, of the same images."""
+    """Yield blocks of the class numbers of the same images."""
     return (drawn[:, 0] for _, drawn in blocks(case, n, codes, seed))
 
 
 def write(path: Path, shape: tuple[int, ...], dtype: type, parts: Callable[[], Iterator[np.ndarray]]) -> None:
-    """Write an array in parts: this process stays small, or its size would be the least that its children report."""
+    """Write an array in parts, to keep this process small: its children report at least its own peak memory."""
     with path.open("wb") as file:
         header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(file, header)
@@ -612,7 +612,7 @@ def write(path: Path, shape: tuple[int, ...], dtype: type, parts: Callable[[], I
 
 
 def machine(threads: int) -> str:
-    """What measured, and how busy it was."""
+    """Describe the machine, its load and the versions of the libraries."""
     model = platform.machine()
     with contextlib.suppress(OSError, StopIteration):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -626,27 +626,27 @@ def machine(threads: int) -> str:
 
 
 def usable_cores() -> int:
-    """Cores that this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def main() -> None:
-    """Measure what the command line asks for."""
+    """Measure what the arguments select."""
     names = [case.name for case in (*CASES, *COMMANDS)]
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--case", action="append", choices=names, help="may be repeated; default: all but big")
-    parser.add_argument("--big", action="store_true", help="with ten million items, through the command")
+    parser.add_argument("--big", action="store_true", help="add the case with ten million items, through the command")
     parser.add_argument("--codes", choices=("random", "clustered"), default="random")
     parser.add_argument("--threads", type=int, default=usable_cores(), help="default: the usable cores")
-    parser.add_argument("--repeat", type=int, default=5, help="timed runs of an engine; one if it is slow")
-    parser.add_argument("--quick", action="store_true", help="a few cases, tiny, to see that everything works")
+    parser.add_argument("--repeat", type=int, default=5, help="timed runs per engine; one if it is slow")
+    parser.add_argument("--quick", action="store_true", help="a few tiny cases, to see that everything works")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
         serve(json.loads(options.worker))
         return
 
-    sys.stdout.reconfigure(line_buffering=True)  # an interruption loses nothing, in a file neither
+    sys.stdout.reconfigure(line_buffering=True)  # an interruption loses nothing, even if the output goes to a file
     usual = {"cifar10", "coco", "command"} if options.quick else set(names) - {"big"}
     wanted = set(options.case or usual) | ({"big"} if options.big else set())
     repeat, cases, commands = options.repeat, CASES, COMMANDS

@@ -1,7 +1,7 @@
-"""Search in codes beside faiss, what each kind of index finds, and the memory of ten million codes. See README.md here.
+"""Compare search with faiss, the kinds of index, and memory for ten million codes. See README.md here.
 
-Everything is printed as Markdown. The engines of a table take turns in one process, with equal numbers of threads; a
-ratio is the median over rounds, so that what else the machine does meets both sides.
+Everything is printed as Markdown. The engines of a table take turns in one process, with the same number of threads. A
+ratio is the median over rounds, so that other load on the machine affects both sides.
 """
 
 import argparse
@@ -15,22 +15,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-# What is measured is imported where it runs: a process starts with the peak memory of the one that started it.
+# The measured code is imported in functions: a process starts with the peak memory of the one that started it.
 from evaluation import environment, head, machine, peak, row, usable_cores
 
 BITS = 64
 QUERIES = 200
 TOP = 100
 RADIUS = 8
-WANTED = 0.95  # of faiss' own speed
-LIMIT = 1e9  # bytes of a process that searches ten million codes on disk
-CENTRES, FLIPPED = 1000, 0.1  # of clustered codes
-ROWS = 2**16  # codes made at a time
+WANTED = 0.95  # share of faiss's own speed that ours should reach
+LIMIT = 1e9  # bytes of memory that a process may use to search ten million codes on disk
+CENTRES, FLIPPED = 1000, 0.1  # number of centres of clustered codes, and the share of bits that are flipped
+ROWS = 2**16  # codes generated at a time
 PARTS = ("speed", "kinds", "memory")
 
 
 def make(n: int, clustered: bool, seed: int) -> Any:
-    """Packed codes: random, or around centres."""
+    """Generate packed codes, at random or clustered around centres."""
     import numpy as np
 
     rng = np.random.default_rng(seed)
@@ -46,7 +46,7 @@ def make(n: int, clustered: bool, seed: int) -> Any:
 
 
 def speed(n: int, repeat: int, clustered: bool) -> None:
-    """Ours and faiss' own exact search in turn."""
+    """Time deephash's and faiss's own exact search in turn."""
     import faiss
     import numpy as np
 
@@ -65,7 +65,7 @@ def speed(n: int, repeat: int, clustered: bool) -> None:
     results = [run() for run in engines.values()]  # compiled code, caches
     for distances, positions in results[1:]:
         if not all(map(np.array_equal, (distances, positions), results[0])):
-            raise SystemExit("nothing is timed: the engines find different items")
+            raise SystemExit("nothing was timed: the engines find different items")
     table(f"the {TOP} nearest, {n:,} codes, {'clustered' if clustered else 'random'}", engines, repeat)
 
     def ranges() -> int:
@@ -82,13 +82,13 @@ def speed(n: int, repeat: int, clustered: bool) -> None:
     }
     found = {name: run() for name, run in engines.items()}
     if len(set(found.values())) > 1:
-        raise SystemExit(f"nothing is timed: the engines find different numbers of items, {found}")
+        raise SystemExit(f"nothing was timed: the engines find different numbers of items, {found}")
     kind = "clustered" if clustered else "random"
-    table(f"within {RADIUS}, {n:,} codes, {kind}, {ranges() / QUERIES:,.0f} found a query", engines, repeat)
+    table(f"within {RADIUS}, {n:,} codes, {kind}, {ranges() / QUERIES:,.0f} found per query", engines, repeat)
 
 
 def table(title: str, engines: dict[str, Callable[[], Any]], repeat: int) -> None:
-    """Time engines in turn; the first is what the others are compared with."""
+    """Time engines in turn, and compare the others with the first."""
     seconds: dict[str, list[float]] = {name: [] for name in engines}
     for _ in range(repeat):
         for name, run in engines.items():
@@ -96,7 +96,7 @@ def table(title: str, engines: dict[str, Callable[[], Any]], repeat: int) -> Non
             run()
             seconds[name].append(time.perf_counter() - start)
     print(f"\n### {title}\n")
-    head("engine", "ms, median", "minimum", "queries/s", "speed by faiss' own", f"at least {WANTED}")
+    head("engine", "ms, median", "minimum", "queries/s", "speed / faiss's own", f"at least {WANTED}")
     first = next(iter(seconds.values()))
     for name, taken in seconds.items():
         middle = statistics.median(taken)
@@ -106,7 +106,7 @@ def table(title: str, engines: dict[str, Callable[[], Any]], repeat: int) -> Non
 
 
 def kinds(n: int, clustered: bool) -> None:
-    """What the kinds find with their default settings, and how fast."""
+    """Measure what each kind of index finds with its default settings, and how fast."""
     from deephash_cli import indexes
     from deephash_cli.checking import check
     from deephash_cli.indexing import compare
@@ -140,7 +140,7 @@ def kinds(n: int, clustered: bool) -> None:
 
 
 def write(folder: str, n: str) -> None:
-    """Make a folder of codes, with names."""
+    """Write a folder of codes with names."""
     import numpy as np
 
     from deephash_cli.codes import CodeSet, save_database
@@ -150,7 +150,7 @@ def write(folder: str, n: str) -> None:
 
 
 def search(folder: str) -> None:
-    """Open the folder and search it, and say how much memory this process has had at most, and how long it took."""
+    """Open a folder of codes and search it; print the peak memory of this process after each step, and the seconds."""
     from deephash_cli import ranking
     from deephash_cli.codes import open_side
 
@@ -168,7 +168,7 @@ def search(folder: str) -> None:
 
 
 def memory(n: int, threads: int) -> None:
-    """Search codes on disk in a fresh process."""
+    """Measure the memory of a fresh process that searches codes on disk."""
     print(f"\n### {n:,} codes of {BITS} bits on disk, names included: {QUERIES} queries, the {TOP} nearest, exactly\n")
     with tempfile.TemporaryDirectory() as folder:
         child("--write", folder, str(n), threads=threads, capture=True)
@@ -182,19 +182,19 @@ def memory(n: int, threads: int) -> None:
 
 
 def child(*arguments: str, threads: int, capture: bool = False) -> str:
-    """Start this script with other arguments; what it prints, or nothing where that goes straight to the reader."""
+    """Run this script with other arguments, and return its output if ``capture``, otherwise None."""
     command = [sys.executable, "-u", __file__, *arguments]
     stdout = subprocess.PIPE if capture else None
     return subprocess.run(command, check=True, stdout=stdout, text=True, env=environment(threads)).stdout
 
 
 def main() -> None:
-    """Measure what the command line asks for."""
+    """Measure what the arguments select."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--part", action="append", choices=PARTS, help="may be repeated; default: speed and memory")
     parser.add_argument("--threads", type=int, default=usable_cores(), help="default: the usable cores")
-    parser.add_argument("--repeat", type=int, default=15, help="timed runs of an engine")
-    parser.add_argument("--quick", action="store_true", help="tiny, to see that everything works")
+    parser.add_argument("--repeat", type=int, default=15, help="timed runs per engine")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that everything works")
     parser.add_argument("--speed", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--kinds", nargs=1, help=argparse.SUPPRESS)
     parser.add_argument("--write", nargs=2, help=argparse.SUPPRESS)

@@ -1,6 +1,6 @@
-"""What training and encoding cost beside the same network in a bare PyTorch loop. See README.md here.
+"""Compare training and encoding with the same network in a bare PyTorch loop. See README.md here.
 
-Each row is measured in turns in one process, ours and bare, on the same images and batches; printed as Markdown.
+Each row is printed as Markdown. Ours and the bare loop take turns in one process, on the same images and batches.
 """
 
 import argparse
@@ -36,21 +36,21 @@ CASES: dict[str, tuple[tuple[str, ...], int, int]] = {
 
 
 class EpochTime(Callback):
-    """Seconds from the first batch of an epoch to its end, without setting up and tearing down."""
+    """Measure the seconds from the first batch of an epoch to its end, without setup and teardown."""
 
     seconds = 0.0
 
     def on_train_epoch_start(self, *_) -> None:
-        """Start."""
+        """Start the clock."""
         self.seconds = time.perf_counter()
 
     def on_train_epoch_end(self, *_) -> None:
-        """Stop."""
+        """Stop the clock."""
         self.seconds = time.perf_counter() - self.seconds
 
 
 class Case:
-    """One network with our trainer around it, and a copy of it without."""
+    """One network that is trained by our trainer, and a copy of it for the bare loop."""
 
     def __init__(self, settings: tuple[str, ...], train_images: int, encoded: int, folder: Path):
         config = check("train", ["trainer.max_epochs=1", *COMMON, *settings], None, multirun=False)
@@ -79,13 +79,13 @@ class Case:
         return build(self.config.optimizer)([group for group in groups if group["params"]])
 
     def train_ours(self) -> float:
-        """Seconds of one epoch."""
+        """Train one epoch with our trainer, and return its seconds."""
         trainer, module = self._new_trainer(), self._new_module()
         trainer.fit(module, self.source.shuffled(self.rows, 0))
         return self.timer.seconds
 
     def train_bare(self) -> float:
-        """What somebody would write by hand: batches of a tensor, augmentation, buffer, loss, a step."""
+        """Train one epoch as somebody would by hand (batches, augmentation, buffer, loss, step); return its seconds."""
         module, config = self.bare.train(), self.config
         labels = self.source.labels[self.rows]
         began = time.perf_counter()
@@ -102,13 +102,13 @@ class Case:
         return time.perf_counter() - began
 
     def encode_ours(self) -> float:
-        """Seconds from images to packed codes."""
+        """Encode images to packed codes, and return the seconds."""
         began = time.perf_counter()
         self.source.codes(self.encoded, contextlib.nullcontext)
         return time.perf_counter() - began
 
     def encode_bare(self) -> float:
-        """The forward pass alone: no codes, no labels, no names."""
+        """Run only the forward pass, without codes, labels and names, and return the seconds."""
         network, size = self.job.network.eval(), self.config.loader.eval_batch_size
         began = time.perf_counter()
         with torch.inference_mode():
@@ -118,8 +118,8 @@ class Case:
 
 
 def in_turns(ours: Callable[[], float], bare: Callable[[], float], images: int, rounds: int) -> str:
-    """Cells of a row: images per second of both, and the median ratio of neighbours in time with its range."""
-    ours(), bare()  # memory, kernels, caches
+    """Time both in turn; return a row's cells: images per second of each, the median ratio of pairs and its range."""
+    ours(), bare()  # untimed: prepares memory, kernels and caches
     pairs = [(ours(), bare()) if turn % 2 else (bare(), ours())[::-1] for turn in range(rounds)]
     speeds = [statistics.median(images / pair[side] for pair in pairs) for side in (0, 1)]
     ratios = sorted(pair[1] / pair[0] for pair in pairs)
@@ -128,10 +128,10 @@ def in_turns(ours: Callable[[], float], bare: Callable[[], float], images: int, 
 
 
 def main() -> None:
-    """Print a table."""
+    """Measure the cases and print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=9, help="pairs of timed runs (default: 9)")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of torch")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="threads of torch")
     parser.add_argument("--case", action="append", choices=CASES, help="may be repeated (default: all)")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

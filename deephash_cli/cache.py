@@ -1,4 +1,4 @@
-"""Where things that can be computed or downloaded again are kept between runs."""
+"""The cache folder: it keeps data between runs that could be computed or downloaded again."""
 
 import os
 import tempfile
@@ -6,18 +6,18 @@ from pathlib import Path
 
 
 def cache_folder() -> Path:
-    """The folder for decoded images, features and downloads, created if need be.
+    """Return the folder for decoded images, features and downloads, and create it if it does not exist.
 
-    ``$DEEPHASH_CACHE_DIR``, else ``$XDG_CACHE_HOME/deephash``, else ``~/.cache/deephash``. Where that cannot be written
-    (no home, a read-only disk) a private folder in the system's temporary directory takes its place: a cache that
-    cannot be kept costs time, never a run.
+    This is ``$DEEPHASH_CACHE_DIR``, ``$XDG_CACHE_HOME/deephash`` or ``~/.cache/deephash``, whichever is set first. If
+    it cannot be written (no home, a read-only disk), a private folder in the system's temporary directory takes its
+    place: without a lasting cache a run takes longer, but it does not fail.
     """
     folder = _preferred()
     if folder is not None and _writable(folder):
         return folder
     user = str(os.getuid()) if hasattr(os, "getuid") else "user"
     fallback = Path(tempfile.gettempdir()) / f"deephash-{user}"
-    # Someone else may have made a folder of this name in the shared directory; what lies there is not to be trusted.
+    # Another user may have created a folder of this name in the shared directory; its content cannot be trusted.
     if _writable(fallback) and _is_ours(fallback):
         return fallback
     return Path(tempfile.mkdtemp(prefix="deephash-"))
@@ -30,7 +30,7 @@ def _preferred() -> Path | None:
         return Path(base) / "deephash"
     try:
         return Path.home() / ".cache" / "deephash"
-    except RuntimeError:  # neither HOME nor an entry for this user
+    except RuntimeError:  # HOME is not set, and the system has no entry for this user
         return None
 
 

@@ -1,4 +1,4 @@
-"""What a person sees while a command runs: messages, progress bars on a terminal, plain lines without one."""
+"""Console output: messages, and progress as a bar on a terminal or as plain lines elsewhere."""
 
 import contextlib
 import logging
@@ -12,33 +12,33 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
-_LINE_SECONDS = 10  # without a terminal, a long task says how far it is this often
-_SHORT_SECONDS = 2  # and a short one says nothing
+_LINE_SECONDS = 10  # without a terminal, a long task prints its progress this often
+_SHORT_SECONDS = 2  # without a terminal, a task shorter than this prints nothing
 
 
 def be_silent() -> None:
-    """Print nothing from here on: another process does the talking."""
+    """Print nothing from now on, because another process prints the messages."""
     console.quiet = errors.quiet = True
 
 
 def say(message: str) -> None:
-    """Print one line."""
+    """Print one line to standard output."""
     console.print(message, markup=False, soft_wrap=True)
 
 
 def warn(message: str) -> None:
-    """Print one line to standard error."""
+    """Print one line to standard error, as a warning."""
     errors.print(f"warning: {message}", markup=False)
 
 
 @contextlib.contextmanager
 def progress(task: str, total: int, quiet: bool = False) -> Iterator[Callable[..., None]]:
-    """Show how far a task is: a bar on a terminal, a line now and then elsewhere. Yields ``update(done, note)``.
+    """Show the progress of a task: a bar on a terminal, a line now and then elsewhere. Yields ``update(done, note)``.
 
     Args:
-        task: What is being done, and what is counted.
-        total: How many there are.
-        quiet: No lines without a terminal: the task prints its own.
+        task: Name of the task and of what is counted, such as "writing, codes".
+        total: Number of steps until the task is done.
+        quiet: Whether to print no lines without a terminal, for tasks that print their own.
     """
     if console.is_terminal:
         columns = (
@@ -77,7 +77,7 @@ def progress(task: str, total: int, quiet: bool = False) -> Iterator[Callable[..
 
 @contextlib.contextmanager
 def quiet_lightning() -> Iterator[None]:
-    """Keep Lightning's advice for its own command lines from the screen; errors still come as exceptions."""
+    """Hide Lightning's messages and warnings, which give advice for Lightning's own users. Errors remain exceptions."""
     log = logging.getLogger("pytorch_lightning")
     level = log.level
     log.setLevel(logging.ERROR)

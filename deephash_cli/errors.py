@@ -1,11 +1,11 @@
-"""Errors that a user can cause. Each is one sentence (what was expected, what was got, what to do) and an exit code."""
+"""Errors that users can cause. Each has one sentence (what was expected, what was got, what to do) and an exit code."""
 
 import difflib
 from collections.abc import Iterable
 
 
 class DeephashError(Exception):
-    """An error to show as one sentence, without a traceback. ``exit_code`` is the process's status."""
+    """An error that is shown as one sentence, without a traceback. ``exit_code`` is the exit status of the process."""
 
     exit_code = 1
 
@@ -23,7 +23,7 @@ class DataError(DeephashError):
 
 
 class ArtifactError(DeephashError):
-    """A checkpoint, a codes folder or a run folder that is incomplete, corrupt or of another kind."""
+    """A checkpoint, codes folder or run folder that is incomplete, corrupt or of the wrong kind."""
 
     exit_code = 4
 
@@ -35,13 +35,16 @@ class DivergedError(DeephashError):
 
 
 class SweepError(DeephashError):
-    """A sweep of which some jobs failed."""
+    """A sweep in which some jobs failed."""
 
     exit_code = 6
 
 
 class Stopped(BaseException):
-    """A person or the system asked the process to end. Not an ``Exception``: nothing may take it for a failure."""
+    """A request to end the process, by a person or the system.
+
+    It is not an ``Exception``, so that no handler treats it as a failure.
+    """
 
     def __init__(self, exit_code: int):
         super().__init__(exit_code)
@@ -49,7 +52,7 @@ class Stopped(BaseException):
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, on one line; its type if it says nothing."""
+    """Return the first line of an error's message, or the name of its type if the message is empty."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
@@ -60,6 +63,6 @@ def short(text: str) -> str:
 
 
 def hint(word: str, known: Iterable[str]) -> str:
-    """The known word nearest to one that is unknown, as a question to add to a message."""
+    """Suggest the known word closest to an unknown one, as a question to append to a message; "" if none is close."""
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f"; did you mean {near[0]!r}?" if near else ""

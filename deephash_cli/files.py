@@ -1,4 +1,4 @@
-"""Whole files and folders or none: writing beside the target and renaming, reading back with size limits, digests."""
+"""Write files and folders whole or not at all (beside the target, then renamed), read them with limits, hash them."""
 
 import contextlib
 import csv
@@ -20,7 +20,7 @@ from deephash_cli.errors import ArtifactError, ConfigError
 def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     """Open a temporary file beside ``path``; on success flush it to disk and rename it, on failure remove it.
 
-    A reader sees the old file or the whole new one, never a part, even after a power cut.
+    A reader sees the whole old file or the whole new one, never a part, even after a power failure.
 
     Raises:
         ArtifactError: If the folder cannot be written to, or the disk is full.
@@ -50,17 +50,17 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield an empty folder beside ``path``; on success flush its files to disk and rename it, on failure remove it.
 
     Args:
-        path: A folder that does not exist, or that is empty. Folders above it are made.
+        path: Path of a folder that does not exist or is empty. Missing parent folders are created.
 
     Raises:
-        ConfigError: If there is something at ``path`` already.
+        ConfigError: If ``path`` exists and is not an empty folder.
         ArtifactError: If the folder cannot be written to, or the disk is full.
     """
     path = Path(path).absolute()
     temporary = None
     try:
         if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-            raise ConfigError(f"{path} exists already: choose another folder, or remove it")
+            raise ConfigError(f"{path} already exists: choose another folder, or remove it")
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
         yield temporary
@@ -80,9 +80,10 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def alone(file: Path) -> Iterator[None]:
-    """Hold a file, made if it is not there and not changed, for this process: others that want it wait.
+    """Hold a lock on a file while the context is open; other processes that want the lock wait.
 
-    It is opened for writing, without which file systems of several machines give no lock.
+    The file is created if it is missing, and its content does not change. It is opened for writing, because network
+    file systems give no exclusive lock otherwise.
     """
     with file.open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -106,7 +107,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def csv_text(names: Sequence[str], records: Iterable[Mapping[str, Any]]) -> str:
-    """Records as CSV; before text that a spreadsheet would take for a formula stands an apostrophe."""
+    """Format records as CSV. Text that a spreadsheet would read as a formula gets an apostrophe in front."""
     file = io.StringIO()
     lines = csv.DictWriter(file, names, lineterminator="\n")
     lines.writeheader()
@@ -125,7 +126,7 @@ def read_json(path: Path, limit: int = 256 * 2**20) -> Any:
     try:
         size = path.stat().st_size
         if size > limit:
-            raise ArtifactError(f"{path} has {size} bytes, more than the {limit} that such a file may have")
+            raise ArtifactError(f"{path} has {size} bytes, but at most {limit} are allowed")
         return json.loads(path.read_bytes().decode("utf-8"))
     except FileNotFoundError as error:
         raise ArtifactError(f"{path} does not exist") from error
@@ -136,7 +137,7 @@ def read_json(path: Path, limit: int = 256 * 2**20) -> Any:
 
 
 def sha256_file(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file's content."""
+    """Compute the hexadecimal SHA-256 of a file's content."""
     digest = hashlib.sha256()
     with Path(path).open("rb") as file:
         while block := file.read(1 << 20):
@@ -155,7 +156,7 @@ def _umask() -> int:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a rename durable. Some file systems have no such call for folders; then the rename alone must do."""
+    """Make a rename durable. Some file systems do not support this for folders; there the rename alone must suffice."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

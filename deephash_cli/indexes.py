@@ -1,8 +1,9 @@
-"""Codes to search in: exactly, or by one of the binary indexes of faiss, all asked in the same way.
+"""Search in codes, exactly or with one of the binary indexes of faiss, through one interface.
 
-Every search gives results by distance, ties by position in the database. faiss itself promises no order of ties, and
-marks what it did not find with values of its own; both end here. It also compares codes of 48 bits five times slower
-than those of 64: all are padded to whole machine words with zeros, which add no distance.
+Every search returns results by distance, ties by position in the database. faiss itself promises no order of ties, and
+marks missing results with its own values; this module hides both differences. faiss also compares codes of 48 bits
+five times slower than codes of 64 bits, so all codes are padded to whole machine words with zeros, which add no
+distance.
 """
 
 from collections.abc import Iterator, Mapping
@@ -21,7 +22,7 @@ from deephash_cli.files import atomic_write, read_json, sha256_file, write_json
 
 FORMAT = 1
 KINDS = ("exact", "flat", "ivf", "hnsw", "multihash")
-MISSING = -1  # distance and position of what an index did not find
+MISSING = -1  # distance and position of a result that an index did not find
 
 _CLASSES = {
     "flat": "IndexBinaryFlat",
@@ -29,21 +30,23 @@ _CLASSES = {
     "hnsw": "IndexBinaryHNSW",
     "multihash": "IndexBinaryMultiHash",
 }
-_CODES = "database.npy"  # in a folder of codes, what an index is of
+_CODES = "database.npy"  # the file in a codes folder whose codes are indexed
 _RECORD = {"kind": str, "settings": dict, "bits": int, "count": int, "sha256": str, "bytes": int, "codes_sha256": str}
 _RECORD_LIMIT = 2**20
 _WORD = 8  # bytes
 _LONGEST_HASH = 32
-_TOGETHER = 64  # queries of a radius search that faiss gets at once
+_TOGETHER = 64  # queries that a radius search passes to faiss at a time
 
 Found = tuple[Int64[np.ndarray, " hits"], Int64[np.ndarray, " hits"]]
 
 
 class Exact:
-    """Looks at every code: no faiss, no time to build; codes of whole machine words stay on disk.
+    """Exact search: compares every code, needs no faiss and no time to build.
+
+    Codes of whole machine words stay on disk if they are memory-mapped.
 
     Args:
-        packed: Codes of the database.
+        packed: Packed codes of the database.
         bits: Code length.
     """
 
@@ -52,7 +55,7 @@ class Exact:
     def __init__(self, packed: UInt8[np.ndarray, "n bytes"], bits: int):
         ranking.check_side("database", packed, bits)
         self.bits = bits
-        self._codes = _whole_words(packed)  # once: `ranking` would do it for each search anew
+        self._codes = _whole_words(packed)  # done once here: `ranking` would do it for each search
 
     @property
     def n(self) -> int:
@@ -62,24 +65,24 @@ class Exact:
     def nearest(
         self, queries: UInt8[np.ndarray, "q bytes"], k: int
     ) -> tuple[Int64[np.ndarray, "q k"], Int64[np.ndarray, "q k"]]:
-        """See `ranking.nearest`; nothing is ever missing."""
+        """Find the ``k`` nearest items of each query: see `ranking.nearest`. No result is ever missing."""
         ranking.check_side("query", queries, self.bits)
         return ranking.nearest(_whole_words(queries), self._codes, 8 * self._codes.shape[1], k)
 
     def within(self, queries: UInt8[np.ndarray, "q bytes"], radius: int) -> Iterator[Found]:
-        """See `ranking.within`."""
+        """Find all items at most ``radius`` away from each query: see `ranking.within`."""
         ranking.check_side("query", queries, self.bits)
         return ranking.within(_whole_words(queries), self._codes, 8 * self._codes.shape[1], radius)
 
 
 class Faiss:
-    """A binary index of faiss. Its threads are as many as ``ranking`` uses.
+    """A binary index of faiss. It uses as many threads as ``ranking``.
 
     Args:
-        kind: One of ``KINDS``.
+        kind: Kind of index: one of ``KINDS``, but not ``exact``.
         bits: Code length.
-        settings: What it was built with, as far as its kind has settings.
-        inner: The index, filled with codes of whole machine words.
+        settings: Settings that the index was built with; empty if its kind has none.
+        inner: The faiss index, filled with codes padded to whole machine words.
     """
 
     def __init__(self, kind: str, bits: int, settings: Mapping[str, Any], inner: Any):
@@ -96,21 +99,22 @@ class Faiss:
     def nearest(
         self, queries: UInt8[np.ndarray, "q bytes"], k: int
     ) -> tuple[Int64[np.ndarray, "q k"], Int64[np.ndarray, "q k"]]:
-        """Find the ``k`` nearest items of each query, as far as the index finds them.
+        """Find the ``k`` nearest items of each query, or those of them that the index finds.
 
-        Of ``flat`` the result is that of the exact search. Of items tied at the last place it must keep those that come
-        first in the database; faiss does so without promising it, and the tests would tell if it no longer did.
+        The result of ``flat`` equals that of the exact search. For this, faiss must keep the items that come first in
+        the database when several tie for the last place. It does so without promising it; a test would fail if that
+        changed.
 
         Args:
-            queries: Codes.
-            k: How many; if the database has fewer, all of it.
+            queries: Packed codes of the queries.
+            k: Number of items to find for each query; if the database has fewer, all of them.
 
         Returns:
-            Distances and positions in the database, by distance, ties by position; last what was not found, with
-            ``MISSING`` in both.
+            Distances and positions in the database, sorted by distance, ties by position. Missing results come last,
+            with ``MISSING`` as distance and position.
 
         Raises:
-            ValueError: If codes do not fit the index or ``k`` is below 1.
+            ValueError: If the codes do not match the index, or if ``k`` is below 1.
         """
         ranking.check_side("query", queries, self.bits)
         if k < 1:
@@ -126,18 +130,19 @@ class Faiss:
         return distances, positions
 
     def within(self, queries: UInt8[np.ndarray, "q bytes"], radius: int) -> Iterator[Found]:
-        """Find the items at most ``radius`` away from each query, as far as the index finds them.
+        """Find the items at most ``radius`` away from each query, or those of them that the index finds.
 
         Args:
-            queries: Codes.
-            radius: The largest distance that counts.
+            queries: Packed codes of the queries.
+            radius: Largest distance, in bits, of an item to find.
 
         Returns:
-            For each query in order distances and positions in the database, by distance, ties by position.
+            For each query in order, distances and positions in the database, sorted by distance, ties by position.
 
         Raises:
-            ConfigError: If the kind of index has no such search.
-            ValueError: If codes do not fit the index or ``radius`` is below 0; at the call, as the other.
+            ConfigError: If this kind of index has no radius search.
+            ValueError: If the codes do not match the index, or if ``radius`` is below 0. Both errors are raised at the
+                call, not with the first result.
         """
         ranking.check_side("query", queries, self.bits)
         if radius < 0:
@@ -152,7 +157,7 @@ class Faiss:
     def _within(self, queries: UInt8[np.ndarray, "q bytes"], radius: int) -> Iterator[Found]:
         for start in range(0, len(queries), _TOGETHER):
             _load_faiss()
-            # faiss finds what is nearer than its radius, and gives distances as fractions.
+            # faiss finds items nearer than its radius, and returns distances as floating-point numbers.
             some = _whole_words(queries[start : start + _TOGETHER])
             limits, distances, positions = self.inner.range_search(some, radius + 1)
             for first, last in pairwise(limits.tolist()):
@@ -164,21 +169,21 @@ Index = Exact | Faiss
 
 
 def has_radius(kind: str) -> bool:
-    """Whether indexes of a kind can find everything within a radius: faiss has no such search in an HNSW graph."""
+    """Whether indexes of a kind have a radius search: faiss has none for an HNSW graph."""
     return kind != "hnsw"
 
 
 def open_or_build(what: str, database: Database, settings: Mapping[str, Mapping[str, Any]]) -> Index:
-    """An index to search a database with: built in memory, or the one in a file.
+    """Build an index of a database in memory, or open the index in a file.
 
     Args:
-        what: One of ``KINDS``, or a file that `save` wrote.
-        database: The database side of a folder of codes.
-        settings: Those of every kind that has some, under its name.
+        what: One of ``KINDS``, or the path of a file that `save` wrote.
+        database: Database side of a codes folder.
+        settings: Settings of each kind of index that has some, by the name of the kind.
 
     Raises:
-        ArtifactError: If the file is damaged, or of other codes.
-        ConfigError: If ``what`` is neither, or settings do not suit the codes, or faiss is missing.
+        ArtifactError: If the file is damaged, or is an index of other codes.
+        ConfigError: If ``what`` is neither a kind nor a file, settings do not suit the codes, or faiss is missing.
     """
     if what == Exact.kind:
         return Exact(database.packed, database.bits)
@@ -193,16 +198,16 @@ def open_or_build(what: str, database: Database, settings: Mapping[str, Mapping[
 
 
 def build(kind: str, packed: UInt8[np.ndarray, "n bytes"], bits: int, settings: Mapping[str, Any]) -> Faiss:
-    """Make an index of codes, in memory.
+    """Build an index of codes in memory.
 
     Args:
-        kind: One of ``KINDS``, but not ``exact``.
-        packed: Codes of the database.
+        kind: Kind of index: one of ``KINDS``, but not ``exact``.
+        packed: Packed codes of the database.
         bits: Code length.
-        settings: Of this kind, as ``conf/_index.yaml`` has them.
+        settings: Settings of this kind, with the names in ``conf/_index.yaml``.
 
     Raises:
-        ConfigError: If the settings do not suit the codes, or faiss is missing.
+        ConfigError: If there are no codes, if the settings do not suit them, or if faiss is missing.
         ValueError: If rows have another width, or padding that is not zero.
     """
     ranking.check_side("database", packed, bits)
@@ -213,8 +218,8 @@ def build(kind: str, packed: UInt8[np.ndarray, "n bytes"], bits: int, settings: 
     return Faiss(kind, bits, used, inner)
 
 
-# What each kind is made of: the codes in whole words, their length, the settings. Each gives back the settings with
-# the numbers that it chose itself where they leave it to it.
+# One function per kind of index. Each takes the codes in whole words, their length and the settings. It returns the
+# faiss index and the settings that were used: numbers left open are filled in, and too large ones reduced.
 
 
 def _flat(codes: np.ndarray, _bits: int, _settings: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -231,7 +236,7 @@ def _ivf(codes: np.ndarray, _bits: int, settings: Mapping[str, Any]) -> tuple[An
     inner = faiss.IndexBinaryIVF(faiss.IndexBinaryFlat(width), width, lists)
     inner.nprobe = min(settings["probes"], lists)
     inner.cp.seed = settings["seed"]
-    inner.cp.min_points_per_centroid = 1  # faiss warns below 39, which is a matter of taste
+    inner.cp.min_points_per_centroid = 1  # faiss warns below 39 by default, which is a matter of taste
     inner.cp.max_points_per_centroid = settings["train_per_list"]
     inner.train(codes)
     inner.add(codes)
@@ -248,10 +253,10 @@ def _hnsw(codes: np.ndarray, _bits: int, settings: Mapping[str, Any]) -> tuple[A
 
 def _multihash(codes: np.ndarray, bits: int, settings: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
     hash_bits, hashes = settings["hash_bits"], settings["hashes"]
-    if hash_bits is None:  # as many buckets as items, about
+    if hash_bits is None:  # about as many buckets as items
         hash_bits = max(1, min(round(np.log2(len(codes))), bits // (hashes or 1), _LONGEST_HASH))
     hashes = hashes or max(1, bits // hash_bits)
-    if hashes * hash_bits > bits:  # the padding has nothing to tell codes apart by
+    if hashes * hash_bits > bits:  # padding bits are equal in all codes and cannot distinguish them
         raise ConfigError(
             f"multihash.hashes times multihash.hash_bits must be at most the {bits} bits of a code, "
             f"got {hashes} times {hash_bits}"
@@ -272,15 +277,17 @@ def _whole_words(packed: UInt8[np.ndarray, "n bytes"]) -> UInt8[np.ndarray, "n p
 
 
 def save(index: Faiss, path: Path, database: Database) -> dict[str, Any]:
-    """Write an index, and beside it ``<path>.json``: what it is, of which codes, and the digest of the file.
+    """Write an index, and beside it ``<path>.json``, which describes it.
+
+    The description holds its kind and settings, the digest of its codes, and the digest of the index file.
 
     Args:
-        index: Built of ``database``.
-        path: The file. One that is there is replaced.
-        database: The database side of a folder of codes.
+        index: Index built from ``database``.
+        path: Path of the index file. An existing file is replaced.
+        database: Database side of a codes folder.
 
     Returns:
-        What stands in the second file.
+        The content of ``<path>.json``.
 
     Raises:
         ArtifactError: If the files cannot be written.
@@ -289,8 +296,8 @@ def save(index: Faiss, path: Path, database: Database) -> dict[str, Any]:
     with atomic_write(path) as file:
         try:
             faiss.write_index_binary(index.inner, faiss.PyCallbackIOWriter(file.write))
-        except RuntimeError as error:  # what Python's own write has to say comes out of faiss like this
-            raise ArtifactError(f"could not write {path}: the disk is full, or the folder went away") from error
+        except RuntimeError as error:  # faiss turns every exception of Python's write into this
+            raise ArtifactError(f"could not write {path}: the disk is full, or the folder was removed") from error
     record = {
         "format": FORMAT,
         "kind": index.kind,
@@ -309,29 +316,30 @@ def save(index: Faiss, path: Path, database: Database) -> dict[str, Any]:
 def load(path: Path, database: Database) -> Faiss:
     """Open an index that `save` wrote.
 
-    The digest is compared before faiss reads the file, whose format leaves much room for damage. Who can write both
-    files can write both: an index from strangers is as good as they are.
+    The digest is checked before faiss reads the file, because a damaged file could make faiss misbehave. This protects
+    against damage only: whoever can change the index can change the digest too, so open only indexes from people whom
+    you trust.
 
     Args:
-        path: The file.
-        database: The database side of the folder of codes that it must be of.
+        path: Path of the index file.
+        database: Database side of the codes folder that the index must be built from.
 
     Raises:
-        ArtifactError: If it is damaged, incomplete, of a newer format, or of other codes.
+        ArtifactError: If the index is damaged, incomplete, of another format, or of other codes.
         ConfigError: If faiss is missing.
     """
     record = _read_record(path)
     if record["codes_sha256"] != _digest_of(database):
         raise ArtifactError(
-            f"{path} is an index of other codes ({record['count']} codes of {record['bits']} bits) than those given "
-            f"({database.n} of {database.bits} bits): build it again with deephash index"
+            f"{path} is an index of other codes ({record['count']} codes of {record['bits']} bits), not of those given "
+            f"({database.n} codes of {database.bits} bits): build it again with deephash index"
         )
     try:
         intact = path.stat().st_size == record["bytes"] and sha256_file(path) == record["sha256"]
     except OSError as error:
         raise ArtifactError(f"could not read {path}: {error.strerror or error}") from error
     if not intact:
-        raise ArtifactError(f"{path} is not what {_record_path(path).name} describes: it was damaged or replaced")
+        raise ArtifactError(f"{path} does not match {_record_path(path).name}: it was damaged or replaced")
     faiss = _load_faiss()
     try:
         inner = faiss.read_index_binary(str(path))
@@ -339,7 +347,7 @@ def load(path: Path, database: Database) -> Faiss:
         raise ArtifactError(f"{path} cannot be read by faiss {faiss.__version__}: build it again") from error
     found = type(inner).__name__, inner.d, inner.ntotal
     if found != (_CLASSES[record["kind"]], -(-packed_width(database.bits) // _WORD) * 8 * _WORD, database.n):
-        raise ArtifactError(f"{path} holds another index than {_record_path(path).name} says: it was edited by hand")
+        raise ArtifactError(f"{path} is not the index that {_record_path(path).name} describes: it was edited by hand")
     return Faiss(record["kind"], database.bits, record["settings"], inner)
 
 
@@ -347,11 +355,11 @@ def _read_record(path: Path) -> dict[str, Any]:
     record_path = _record_path(path)
     if not record_path.is_file():
         raise ArtifactError(
-            f"{path} has no {record_path.name} beside it: it is incomplete, or no index that deephash index wrote"
+            f"{path} has no {record_path.name} beside it: it is incomplete, or was not written by deephash index"
         )
     record = read_json(record_path, _RECORD_LIMIT)
     if not isinstance(record, dict) or type(record.get("format")) is not int:
-        raise ArtifactError(f"{record_path} has no format number: it was damaged, or describes no index")
+        raise ArtifactError(f"{record_path} has no format number: it was damaged, or does not describe an index")
     if record["format"] != FORMAT:
         raise ArtifactError(
             f"{record_path} has format {record['format']}, but this deephash reads {FORMAT}: build the index again"
@@ -373,7 +381,7 @@ def _digest_of(database: Database) -> str:
 
 
 def _load_faiss() -> ModuleType:
-    """Faiss, told how many threads to use."""
+    """Import faiss and set its number of threads."""
     try:
         import faiss
     except ImportError as error:

@@ -1,13 +1,13 @@
-"""Retrieval metrics: arrays in, one value a query out; the caller averages.
+"""Retrieval metrics. Each takes arrays and returns one value per query; the caller averages.
 
 Codes of K bits have only K + 1 distances, so most database items tie with many others. A metric that reads a sorted
-list then depends on an order that nobody chose. Here every metric is a function of histograms (how many items, and
-how many relevant ones, lie at each distance), as an exact expectation over every order that the ties allow.
+list then depends on an order that nobody chose. Here every metric is computed from histograms (how many items, and
+how many relevant ones, lie at each distance) as the exact expectation over all orders that the ties allow.
 McSherry and Najork, "Computing information retrieval performance measures efficiently in the presence of tied scores",
 ECIR 2008; He, Cakir, Bargal and Sclaroff, "Hashing as tie-aware learning to rank", CVPR 2018.
 
-A query without a relevant item scores 0 in every metric: it is never skipped. Each query's value is computed from its
-own row alone, in an order that does not depend on the other rows: the same digits however queries are divided.
+A query without a relevant item scores 0 in every metric; it is never skipped. Each query's value is computed from its
+own row alone, in an order that does not depend on the other rows, so splitting the queries changes no digit.
 """
 
 from collections.abc import Sequence
@@ -20,13 +20,13 @@ from jaxtyping import Bool, Float64, Int64, Integer, UInt8
 
 Denominator = Literal["hits", "min", "relevant"]
 
-_ROWS = 2**16  # codes to count at once
-_QUERIES = 2**10  # queries to work on at once where each needs an array of its own
-_STEPS = 32  # numbers of hits to weigh at once
-_NEGLIGIBLE = 1e-20  # weight of a number of hits, by that of the likeliest number
-_DRAWS = 2**17  # queries to draw at once
+_ROWS = 2**16  # codes counted at a time
+_QUERIES = 2**10  # queries processed at a time where each needs its own array
+_STEPS = 32  # numbers of hits weighted at a time
+_NEGLIGIBLE = 1e-20  # weight of a number of hits, relative to the most likely number, below which it is left out
+_DRAWS = 2**17  # queries drawn at a time
 
-_SERIES_FROM = 64  # from here on three terms of the asymptotic series give every digit of a float64
+_SERIES_FROM = 64  # from here on, three terms of the asymptotic series give every digit of a float64
 _FROM, _TO = np.arange(_SERIES_FROM + 1)[:, None], np.arange(_SERIES_FROM + 1)[None, :]
 # Sum of 1/t for FROM < t <= TO. Each entry is its own sum: a difference of two harmonic numbers would lose digits.
 _SHORT_SUMS = np.cumsum(np.where(_TO > _FROM, 1.0 / np.maximum(_TO, 1), 0.0), axis=1)
@@ -37,7 +37,7 @@ class Histograms:
     """How many database items, and how many relevant ones, lie at each distance 0, 1, ... from each query.
 
     Raises:
-        ValueError: If a count is negative, or more items are relevant than there are.
+        ValueError: If a count is negative, or if more items are relevant than lie at a distance.
     """
 
     total: Int64[np.ndarray, "q distances"]
@@ -50,14 +50,14 @@ class Histograms:
                 f"got {self.total.shape} and {self.relevant.shape}"
             )
         if (self.relevant < 0).any() or (self.relevant > self.total).any():
-            raise ValueError("relevant must lie between 0 and total at every distance, got counts outside")
+            raise ValueError("relevant must lie between 0 and total at every distance, got counts outside this range")
 
     @staticmethod
     def of_shared(shared: Int64[np.ndarray, "q distances grades"]) -> "Histograms":
-        """Histograms of graded relevance: an item is relevant if it shares at least one label with the query.
+        """Build histograms from graded relevance: an item is relevant if it shares at least one label with the query.
 
         Args:
-            shared: How many items at each distance share exactly 0, 1, 2, ... labels with each query.
+            shared: Number of items at each distance that share exactly 0, 1, 2, ... labels with each query.
 
         Raises:
             ValueError: If a count is negative.
@@ -66,7 +66,7 @@ class Histograms:
         array([[2, 1]])
         """
         if (shared < 0).any():
-            raise ValueError("shared must count items, got a negative number")
+            raise ValueError("shared must hold numbers of items, got a negative number")
         total = _over_grades(shared)
         return Histograms(total, total - shared[:, :, 0])
 
@@ -87,7 +87,7 @@ class Histograms:
         return np.cumsum(_tie_terms(nearer, hits, self.total, self.relevant, self.total), axis=1)
 
     def hits_among_first(self, ks: tuple[int, ...]) -> Float64[np.ndarray, "q ks"]:
-        """Expected number of relevant items among the first k. Kept, since precision and recall need the same."""
+        """Expected number of relevant items among the first k. It is cached: precision and recall both need it."""
         if ks not in self._kept:
             self._kept[ks] = _expected_among_first(self.total, self.within, self.relevant, self.hits_within, ks)
         return self._kept[ks]
@@ -98,7 +98,9 @@ class Histograms:
 
 
 def average_precision(h: Histograms) -> Float64[np.ndarray, " q"]:
-    """Average precision over the whole ranking, in expectation over all orders of the ties. Divides by N+.
+    """Average precision over the whole ranking, in expectation over all orders of the ties.
+
+    Divides by N+, the query's number of relevant items.
 
     >>> h = Histograms(total=np.array([[3, 1]]), relevant=np.array([[1, 0]]))
     >>> average_precision(h).round(6)  # the relevant item is first, second or third: (1 + 1/2 + 1/3) / 3
@@ -128,12 +130,13 @@ def average_precision_worst(h: Histograms) -> Float64[np.ndarray, " q"]:
 def average_precision_at(h: Histograms, r: int, denominator: Denominator = "hits") -> Float64[np.ndarray, " q"]:
     """Average precision of the first ``r`` ranks, in expectation over all orders of the ties.
 
-    Published numbers differ in what they divide by: ``"hits"``, the relevant items among the first ``r`` (the habit in
-    hashing, which rewards finding little early); ``"min"``, the smaller of ``r`` and N+; ``"relevant"``, N+ (TREC).
-    Without a relevant item among the first ``r`` the value is 0. A database smaller than ``r`` is ranked whole.
+    Published numbers differ in their denominator. ``"hits"`` divides by the number of relevant items among the first
+    ``r``, as is usual in hashing; this rewards finding few items early. ``"min"`` divides by the smaller of ``r`` and
+    N+, the query's number of relevant items; ``"relevant"`` divides by N+ (TREC). If no relevant item is among the
+    first ``r``, the value is 0. A database smaller than ``r`` is ranked whole.
 
     Raises:
-        ValueError: If ``r`` is below 1 or ``denominator`` is none of the three.
+        ValueError: If ``r`` is below 1, or if ``denominator`` is not one of the three.
 
     >>> h = Histograms(total=np.array([[1, 2]]), relevant=np.array([[1, 1]]))
     >>> [average_precision_at(h, 2, denominator).item() for denominator in ("hits", "min", "relevant")]
@@ -154,9 +157,9 @@ def average_precision_at(h: Histograms, r: int, denominator: Denominator = "hits
 
 
 def precision_at(h: Histograms, ks: Sequence[int]) -> Float64[np.ndarray, "q ks"]:
-    """Share of relevant items among the first k, in expectation over ties. Divides by k always.
+    """Share of relevant items among the first k, in expectation over ties.
 
-    So a database smaller than k counts as filled up with irrelevant items.
+    Always divides by k, as if a database smaller than k were filled up with irrelevant items.
 
     Raises:
         ValueError: If a k is below 1.
@@ -182,7 +185,7 @@ def recall_at(h: Histograms, ks: Sequence[int]) -> Float64[np.ndarray, "q ks"]:
 def curve_ranks(n: int, points: int = 50) -> list[int]:
     """Ranks from 1 to ``n`` for a precision-recall curve by rank: at most ``points``, each a constant ratio apart.
 
-    Small ranks would lie closer together than whole numbers do; those that fall on the same one are drawn once.
+    Small ranks would lie closer together than whole numbers; points that round to the same rank are kept once.
 
     Raises:
         ValueError: If ``n`` is below 1 or ``points`` below 2.
@@ -256,7 +259,7 @@ def average_precision_within(h: Histograms, radius: int) -> Float64[np.ndarray, 
 
 
 def empty_ball(h: Histograms, radius: int) -> Bool[np.ndarray, " q"]:
-    """Whether no database item lies in the Hamming ball: a lookup of that radius returns nothing.
+    """Whether the Hamming ball contains no database item, so that a lookup with this radius has no result.
 
     Raises:
         ValueError: If ``radius`` is negative.
@@ -268,15 +271,15 @@ def empty_ball(h: Histograms, radius: int) -> Bool[np.ndarray, " q"]:
 
 
 def ndcg_at(shared: Int64[np.ndarray, "q distances grades"], ks: Sequence[int]) -> Float64[np.ndarray, "q ks"]:
-    """Normalized discounted cumulative gain of the first k: expected over ties, then divided by the ideal order's.
+    """Normalized discounted cumulative gain of the first k: its expectation over ties, divided by the ideal gain.
 
-    An item that shares g labels with the query has the gain 2^g - 1, at rank i discounted by 1 / log2(1 + i). The
-    ideal order is that of the whole database; a database smaller than k is ranked whole. Järvelin and Kekäläinen,
-    "Cumulated gain-based evaluation of IR techniques", TOIS 2002; gains of Burges et al., ICML 2005.
+    An item that shares g labels with the query has gain 2^g - 1, discounted at rank i by 1 / log2(1 + i). The ideal
+    gain is that of the best order of the whole database. A database smaller than k is ranked whole. Järvelin and
+    Kekäläinen, "Cumulated gain-based evaluation of IR techniques", TOIS 2002; gains of Burges et al., ICML 2005.
 
     Args:
-        shared: How many items at each distance share exactly 0, 1, 2, ... labels with each query.
-        ks: The cut-offs.
+        shared: Number of items at each distance that share exactly 0, 1, 2, ... labels with each query.
+        ks: Cut-offs k, in ranks.
 
     Raises:
         ValueError: If a k is below 1.
@@ -285,8 +288,8 @@ def ndcg_at(shared: Int64[np.ndarray, "q distances grades"], ks: Sequence[int]) 
     array([[0.333333, 0.796708]])
     """
     of_grade = np.einsum("qdg->qg", shared)
-    grades = np.arange(shared.shape[2], dtype=np.int32)  # the type of an exponent
-    # Of gains only their ratio counts: by the query's largest they cannot overflow. Grades above it have no item.
+    grades = np.arange(shared.shape[2], dtype=np.int32)  # the type that ldexp takes as exponent
+    # Only ratios of gains matter: divided by 2^largest they cannot overflow. No item has a grade above the largest.
     largest = (grades * (of_grade > 0)).max(axis=1)[:, None]
     gains = np.ldexp(1.0, np.minimum(grades - largest, 0)) - np.ldexp(1.0, -largest)
     at_distance = np.zeros(shared.shape[:2])
@@ -300,12 +303,12 @@ def ndcg_at(shared: Int64[np.ndarray, "q distances grades"], ks: Sequence[int]) 
 def acg_at(shared: Int64[np.ndarray, "q distances grades"], ks: Sequence[int]) -> Float64[np.ndarray, "q ks"]:
     """Average number of labels that the first k items share with the query, in expectation over ties.
 
-    Divides by k always: a database smaller than k counts as filled up with items that share nothing. Järvelin and
+    Always divides by k, as if a database smaller than k were filled up with items that share no label. Järvelin and
     Kekäläinen, "IR evaluation methods for retrieving highly relevant documents", SIGIR 2000.
 
     Args:
-        shared: How many items at each distance share exactly 0, 1, 2, ... labels with each query.
-        ks: The cut-offs.
+        shared: Number of items at each distance that share exactly 0, 1, 2, ... labels with each query.
+        ks: Cut-offs k, in ranks.
 
     Raises:
         ValueError: If a k is below 1.
@@ -322,19 +325,19 @@ def acg_at(shared: Int64[np.ndarray, "q distances grades"], ks: Sequence[int]) -
 def bootstrap_interval(
     values: Float64[np.ndarray, "q *columns"], level: float, resamples: int, seed: int
 ) -> tuple[Float64[np.ndarray, "*columns"], Float64[np.ndarray, "*columns"]]:
-    """Percentile bootstrap interval of the mean over queries: which means other samples of queries would give.
+    """Percentile bootstrap interval of the mean over queries: the range of means that other samples would give.
 
-    All columns see the same resamples, drawn from the raw stream of PCG64, which NumPy promises to keep. Efron and
-    Tibshirani, "An introduction to the bootstrap", 1993, chapter 13.
+    All columns use the same resamples. They are drawn from the raw stream of PCG64, which NumPy promises not to
+    change. Efron and Tibshirani, "An introduction to the bootstrap", 1993, chapter 13.
 
     Args:
-        values: One value a query, or one a query and metric.
-        level: Share of resampled means that the interval holds, such as 0.95.
-        resamples: Number of samples, each of as many queries as there are, drawn with replacement.
-        seed: Of the draw.
+        values: One value per query, or one per query and metric.
+        level: Share of the resampled means that lie in the interval, such as 0.95.
+        resamples: Number of resamples. Each has as many queries as ``values``, drawn with replacement.
+        seed: Random seed for drawing the resamples.
 
     Returns:
-        The lower and the upper bounds.
+        The lower and the upper bounds, each in the shape of one query's values.
 
     Raises:
         ValueError: If there is no query, ``level`` is not between 0 and 1, or ``resamples`` is below 1.
@@ -353,7 +356,7 @@ def bootstrap_interval(
     columns = np.ascontiguousarray(values.reshape(q, -1).T)
     means = np.empty((len(columns), resamples))
     source = np.random.PCG64(seed)
-    words = (q + 1) // 2  # for each resample: two draws a word
+    words = (q + 1) // 2  # 64-bit words per resample: each gives two draws
     at_once = max(1, _DRAWS // q)
     for start in range(0, resamples, at_once):
         block = slice(start, min(start + at_once, resamples))
@@ -372,15 +375,15 @@ def mean_by_class(
     labels: UInt8[np.ndarray, "q {classes}"] | Integer[np.ndarray, " q"],
     classes: int,
 ) -> tuple[Float64[np.ndarray, " {classes}"], Int64[np.ndarray, " {classes}"]]:
-    """Mean over the queries that carry each class, and their number; both are 0 where no query does.
+    """Mean over the queries of each class, and the number of these queries; both are 0 for a class without queries.
 
     Args:
-        values: One value a query.
-        labels: Multi-hot labels of the queries, or the number of each query's one class, -1 for none.
+        values: One value per query.
+        labels: Multi-hot labels of the queries, or one class number per query, -1 for no class.
         classes: Number of classes.
 
     Raises:
-        ValueError: If a label is not among the classes.
+        ValueError: If a class number is not below ``classes``.
 
     >>> mean_by_class(np.array([0.5, 1.0, 0.25]), np.array([0, 0, 2]), classes=3)
     (array([0.75, 0.  , 0.25]), array([2, 0, 1]))
@@ -397,7 +400,7 @@ def mean_by_class(
 
 
 def hardest(values: Float64[np.ndarray, " q"], n: int) -> Int64[np.ndarray, " hardest"]:
-    """Positions of the ``n`` lowest values, lowest first; of equal values the earlier comes first.
+    """Positions of the ``n`` lowest values, lowest first; equal values are in order of position.
 
     >>> hardest(np.array([0.5, 0.1, 0.5, 0.9]), 2)
     array([1, 0])
@@ -406,7 +409,7 @@ def hardest(values: Float64[np.ndarray, " q"], n: int) -> Int64[np.ndarray, " ha
 
 
 def bit_balance(packed: UInt8[np.ndarray, "n bytes"], bits: int) -> Float64[np.ndarray, " {bits}"]:
-    """Share of codes in which each bit is one; 0.5 is balance, 0 or 1 a bit that says nothing.
+    """Share of codes in which each bit is 1: 0.5 is balanced, and a bit at 0 or 1 carries no information.
 
     >>> bit_balance(np.array([[0b01], [0b11]], np.uint8), bits=2)
     array([1. , 0.5])
@@ -420,17 +423,17 @@ def bit_balance(packed: UInt8[np.ndarray, "n bytes"], bits: int) -> Float64[np.n
 
 
 def bit_correlation(packed: UInt8[np.ndarray, "n bytes"], bits: int) -> Float64[np.ndarray, "{bits} {bits}"]:
-    """Correlation of each two bits over the codes; 0 with a bit that never changes, the diagonal too.
+    """Correlation of each pair of bits over the codes; 0 for a bit that never changes, also on the diagonal.
 
     >>> bit_correlation(np.array([[0b000], [0b101], [0b111], [0b010]], np.uint8), bits=3)
     array([[1., 0., 1.],
            [0., 1., 0.],
            [1., 0., 1.]])
     """
-    both = np.zeros((bits, bits), np.int64)  # how often two bits are one in the same code
+    both = np.zeros((bits, bits), np.int64)  # how often both bits are 1 in the same code
     for start in range(0, len(packed), _ROWS):
         codes = np.unpackbits(packed[start : start + _ROWS], axis=1, bitorder="little", count=bits)
-        codes = codes.astype(np.float32)  # in which counts up to 2^24 are exact
+        codes = codes.astype(np.float32)  # counts up to 2^24 are exact in float32
         both += (codes.T @ codes).astype(np.int64)
     n, ones = len(packed), both.diagonal()
     spread = np.sqrt(ones * (n - ones).astype(np.float64))
@@ -438,7 +441,7 @@ def bit_correlation(packed: UInt8[np.ndarray, "n bytes"], bits: int) -> Float64[
 
 
 def unique_ratio(packed: UInt8[np.ndarray, "n bytes"]) -> float:
-    """Number of different codes by number of codes: near 0, the codes have collapsed.
+    """Number of different codes divided by the number of codes; near 0, the codes have collapsed.
 
     >>> unique_ratio(np.array([[1], [1], [2], [2]], np.uint8))
     0.5
@@ -446,7 +449,7 @@ def unique_ratio(packed: UInt8[np.ndarray, "n bytes"]) -> float:
     n, width = packed.shape
     if not n:
         return 0.0
-    padded = np.zeros((n, max(width, 8)), np.uint8)  # up to 64 bits are one machine word, more are a string
+    padded = np.zeros((n, max(width, 8)), np.uint8)  # up to 64 bits: a machine word; more: a string of bytes
     padded[:, :width] = packed
     codes = padded.view(np.uint64 if width <= 8 else f"S{width}")[:, 0]
     codes.sort()
@@ -455,10 +458,11 @@ def unique_ratio(packed: UInt8[np.ndarray, "n bytes"]) -> float:
 
 @dataclass(frozen=True, eq=False)
 class _Cut:
-    """Rankings cut after several ranks, (q, ks): the group of ties that each cut goes through or ends.
+    """The group of ties that each cut of each ranking goes through or ends; every array is (q, ks).
 
-    ``group`` is its position in the flattened histograms, ``nearer`` the number of items before it, ``size`` that of
-    its items, of which ``inside`` are before the cut. Of an empty database it is the first group, and all are 0.
+    ``group`` is the position of this group in the flattened histograms, ``nearer`` the number of items before it and
+    ``size`` its number of items, of which ``inside`` lie before the cut. For an empty database ``group`` is the
+    query's first group, and the other three are 0.
     """
 
     group: np.ndarray
@@ -474,7 +478,7 @@ def _cut(total: np.ndarray, within: np.ndarray, ks: Sequence[int]) -> _Cut:
         if k < 1:
             raise ValueError(f"k must be between 1 and the database size {n}, got {k}")
     ranks = np.minimum(np.array([min(k, n) for k in ks], np.int64), items)
-    # Each query's cumulative counts lie above those of the query before: one search finds all ranks of all queries.
+    # This offset puts each query's cumulative counts above the previous query's: one search finds all ranks.
     base = np.arange(len(within))[:, None] * (n + 1)
     group = np.searchsorted((within + base).ravel(), (ranks + base).ravel()).reshape(ranks.shape)
     size = np.take(total, group)
@@ -494,7 +498,8 @@ def _expected_among_first(
 def _average_precision_of_runs(h: Histograms, nearer: np.ndarray) -> np.ndarray:
     """Average precision if the relevant items of each distance follow ``nearer`` items without a gap."""
     hits = h.hits_within - h.relevant
-    # Sum over t = 1..p of (N+ + t) / (N + t), the relevant items at ranks N + 1 to N + p.
+    # With P hits and A items before them, p relevant items take the ranks A + 1 to A + p. Their precisions add up to
+    # the sum over t = 1..p of (P + t) / (A + t) = p + (P - A) * (sum over t of 1 / (A + t)).
     terms = h.relevant + (hits - nearer) * _harmonic(nearer, h.relevant)
     return _over(np.ascontiguousarray(terms).sum(axis=1), h.hits_within[:, -1])
 
@@ -507,14 +512,15 @@ def _expected_over_hits(
     relevant: np.ndarray,
     inside: np.ndarray,
 ) -> np.ndarray:
-    """Expectation of (sum of precisions at hits) / (number of hits), where the cut makes both of them random.
+    """Expectation of (sum of precisions at hits) / (number of hits) when the cut makes both random.
 
-    All arguments are (q, 1). How many of the ``relevant`` items of the group that is cut fall before the cut, h, is
-    hypergeometric. Given h they are spread over the m places before the cut as over a group of that size, which adds
-    a h + b h (h - 1) to the sum of precisions: see ``_tie_terms``.
+    All arguments are (q, 1). Let h be the number of ``relevant`` items of the cut group that fall before the cut; it
+    is hypergeometric. Given h, these items are spread over the ``inside`` places before the cut as over a group of
+    that size, which adds a h + b h (h - 1) to the sum of precisions: see ``_tie_terms``.
 
-    From the likeliest h outwards each weight is a fraction of its neighbour, until it is negligible: no factorial, no
-    logarithm, nothing that overflows. At the last possible h the fraction is 0.
+    The sum starts at the most likely h and goes outwards. Each weight is computed as a fraction of its neighbour's,
+    until it is negligible: without factorials or logarithms, nothing can overflow. Past the last possible h the
+    fraction is 0.
     """
     reciprocals, places = _harmonic(nearer, inside), np.maximum(inside, 1)
     a = (hits + 1) * reciprocals / places
@@ -526,7 +532,7 @@ def _expected_over_hits(
     everyone = np.arange(len(hits))
     likeliest = (inside + 1) * (relevant + 1) // (size + 2)
     sums, weights = value(everyone, likeliest)[:, 0], np.ones(len(hits))
-    # One hit more before the cut: a hit after it changes places with a miss before it. One fewer: the other way round.
+    # One hit more before the cut: a hit after the cut swaps places with a miss before it. One hit fewer: the reverse.
     falling = relevant - likeliest, inside - likeliest
     rising = likeliest, size - relevant - inside + likeliest
     for sign in (1, -1):
@@ -545,11 +551,11 @@ def _expected_over_hits(
 
 
 def _discounted_gains(rankings: Sequence[tuple[np.ndarray, np.ndarray]], ks: Sequence[int]) -> list[np.ndarray]:
-    """Expected discounted gain of the first k, (q, ks), of each ranking, given its groups' sizes and mean gains."""
+    """Expected discounted gain of the first k, (q, ks), for each ranking: its groups' sizes and their mean gains."""
     withins = [np.cumsum(total, axis=1) for total, _ in rankings]
     cuts = [_cut(total, within, ks) for (total, _), within in zip(rankings, withins, strict=True)]
-    last = int((cuts[0].nearer + cuts[0].inside).max(initial=0))  # no rank beyond is asked for, or beyond the database
-    # Prefix sums whose differences are used: in float64 a late step would lose digits.
+    last = int((cuts[0].nearer + cuts[0].inside).max(initial=0))  # the last rank that any cut includes
+    # Differences of these prefix sums are used: in float64, small steps at late ranks would lose digits.
     discounts = np.zeros(last + 1, np.longdouble)
     np.cumsum(1 / np.log2(np.arange(2.0, last + 2)), dtype=np.longdouble, out=discounts[1:])
     gains = []
@@ -579,10 +585,11 @@ def _tie_terms(
 
 
 def _harmonic(start: np.ndarray, count: np.ndarray) -> np.ndarray:
-    """Sum of 1/(start + t) for t = 1..count, to the last digits even where it is a small step far out.
+    """Sum of 1/(start + t) for t = 1..count, accurate to the last digits even if ``start`` is large.
 
-    A table of harmonic numbers would lose them: its differences, multiplied by ``start``, carry the sums' rounding.
-    Short sums are looked up; beyond, H(n) = ln(x) + constant + 1/24x^2 - 7/960x^4 + 31/8064x^6, where x = n + 1/2.
+    Differences of tabulated harmonic numbers would be inaccurate: multiplied by ``start``, they amplify the rounding of
+    the table. The terms with start + t <= 64 come from a table in which each entry is its own sum. For the other terms,
+    H(n) = ln(x) + constant + 1/24x^2 - 7/960x^4 + 31/8064x^6, where x = n + 1/2.
     """
     stop = start + count
     x, y = np.maximum(start, _SERIES_FROM) + 0.5, np.maximum(stop, _SERIES_FROM) + 0.5
@@ -596,21 +603,21 @@ def _correction(x: np.ndarray) -> np.ndarray:
 
 
 def _shifted(cumulative: np.ndarray) -> np.ndarray:
-    """Sums over smaller distances, for each distance, from the sums that include it."""
+    """Sums over the distances below each distance, from the cumulative sums that include it."""
     return np.pad(cumulative[:, :-1], ((0, 0), (1, 0)))
 
 
 def _over(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
-    """Something summed by its count. Where the count is 0, so is the sum, and the quotient is 0."""
+    """Divide sums by their counts. Where a count is 0, the sum is 0 too, and so is the quotient."""
     return numerator / np.maximum(denominator, 1)
 
 
 def _over_grades(shared: np.ndarray) -> np.ndarray:
-    """Number of items at each distance: ``shared.sum(axis=2)``, several times as fast where there are few grades."""
+    """Number of items at each distance: ``shared.sum(axis=2)``, but several times faster when there are few grades."""
     return np.einsum("qdg->qd", shared)
 
 
 def _column(h: Histograms, radius: int) -> int:
     if radius < 0:
         raise ValueError(f"radius must be at least 0, got {radius}")
-    return min(radius, h.total.shape[1] - 1)  # a larger ball holds no more than the whole database
+    return min(radius, h.total.shape[1] - 1)  # a larger ball adds no items

@@ -1,8 +1,8 @@
-"""Several processes that train one network: who they are, and what each gathers from the others.
+"""Multi-process training: start and stop processes, number them, and gather data from all of them.
 
-The process that the user started is the first; it starts the others, which end when it does, however it ends. Over
-several machines torchrun starts all of them, and the first one is that of rank 0. Alone, every function here gives back
-what it was given.
+The process that the user started is the first. It starts the others, which end when it ends, in whatever way that is.
+On several machines torchrun starts all of them, and the first one is that with rank 0. In a single process, every
+function that gathers data returns its argument.
 """
 
 import contextlib
@@ -29,10 +29,10 @@ from torch.distributed import FileStore, PrefixStore, Store  # type: ignore[repo
 from deephash_cli.errors import ConfigError, DeephashError
 
 _Rows = TypeVar("_Rows", list[int], np.ndarray)
-_STORE = "DEEPHASH_STORE"  # file through which the processes find each other
-_RANK = "LOCAL_RANK"  # so that Lightning starts no processes of its own
+_STORE = "DEEPHASH_STORE"  # environment variable: path of the file through which the processes find each other
+_RANK = "LOCAL_RANK"  # environment variable; because it is set, Lightning starts no processes of its own
 _TASK = "task"
-_PATIENCE = datetime.timedelta(minutes=30)  # how long the others wait for what one of them does alone
+_PATIENCE = datetime.timedelta(minutes=30)  # how long the others wait while one of them works alone
 
 
 def is_launched() -> bool:
@@ -41,47 +41,51 @@ def is_launched() -> bool:
 
 
 def is_first() -> bool:
-    """Whether this is the process that talks and writes; also before the others are there."""
+    """Whether this is the process that prints and writes files. Also valid before the others have started."""
     return os.environ["RANK"] == "0" if is_launched() else _STORE not in os.environ
 
 
 def rank() -> int:
-    """Number of this process, from 0."""
+    """Return the number of this process, counted from 0."""
     return distributed.get_rank() if distributed.is_initialized() else 0
 
 
 def count() -> int:
-    """How many processes there are."""
+    """Return the number of processes."""
     return distributed.get_world_size() if distributed.is_initialized() else 1
 
 
 def require_alone(verb: str) -> None:
-    """Refuse to be one of several processes that another program has started, unless it is torchrun for training.
+    """Refuse to run as one of several processes that another program started. Only ``train`` accepts torchrun.
+
+    Args:
+        verb: Verb that the user gave.
 
     Raises:
-        ConfigError: If it has.
+        ConfigError: If another program started this process as one of several.
     """
     if is_launched() and verb == "train":
         return
     if is_first() and _RANK in os.environ:
         raise ConfigError(
-            f"deephash {verb} starts its processes itself: leave out torchrun or whatever set LOCAL_RANK, and give "
+            f"deephash {verb} starts its processes itself: leave out torchrun or whatever set LOCAL_RANK, and set "
             f"{'trainer.devices' if verb == 'train' else 'devices'}=<number>"
         )
 
 
 @contextlib.contextmanager
 def team(size: int, device: torch.device, command: Sequence[str], task: str) -> Iterator[None]:
-    """Work together with ``size - 1`` other processes, which do the same.
+    """Work together with ``size - 1`` other processes while the context is open.
 
     Args:
-        size: How many there are.
-        device: Of this process.
-        command: What the first process starts the others with. They have to come here, too.
-        task: What they are given to read; see ``task_of_this_process``.
+        size: Number of processes, this one included.
+        device: Device of this process.
+        command: Command with which the first process starts the others. They must call this function too.
+        task: Text that the first process sends to the others, which read it with ``task_of_this_process``.
 
     Raises:
-        DeephashError: If one of the others has failed.
+        ConfigError: If torchrun started another number of processes.
+        DeephashError: If one of the others failed.
     """
     if is_launched():
         with _launched_team(size, device, task):
@@ -114,11 +118,11 @@ def team(size: int, device: torch.device, command: Sequence[str], task: str) -> 
     except Exception as error:
         for number, process in enumerate(others, start=1):
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(timeout=1)  # one that fell down pulls this one down before it is gone
+                process.wait(timeout=1)  # if another process fails, this one may notice before the other has ended
             if not isinstance(error, DeephashError) and process.returncode:
                 raise DeephashError(
-                    f"process {number} of {size} (counted from 0) ended with exit code {process.returncode}: what it "
-                    "said is above; a negative number is a signal, -9 that of a system short of memory"
+                    f"process {number} of {size} (counted from 0) ended with exit code {process.returncode}: its "
+                    "output is above; a negative number is a signal, and -9 often means that memory ran out"
                 ) from error
         raise
     finally:
@@ -138,12 +142,12 @@ def team(size: int, device: torch.device, command: Sequence[str], task: str) -> 
 
 @contextlib.contextmanager
 def _launched_team(size: int, device: torch.device, task: str) -> Iterator[None]:
-    """Work together with the processes that torchrun has started."""
+    """Work together with the processes that torchrun started, while the context is open."""
     started = int(os.environ["WORLD_SIZE"])
     if size != started:
         raise ConfigError(
-            f"torchrun started {started} processes, and trainer.devices times trainer.num_nodes are {size}: they must "
-            "be as many (methods that are fitted in one step need no torchrun)"
+            f"torchrun started {started} processes, but trainer.devices times trainer.num_nodes is {size}: these must "
+            "be equal (methods that are fitted in one step need no torchrun)"
         )
     store = _meeting_point()
     if is_first():
@@ -151,7 +155,7 @@ def _launched_team(size: int, device: torch.device, task: str) -> Iterator[None]
     _meet(PrefixStore("team", store), int(os.environ["RANK"]), size, device)
     try:
         yield
-        distributed.barrier()  # torchrun ends all when the first one is gone
+        distributed.barrier()  # torchrun ends all processes as soon as the first one has ended
     finally:
         distributed.destroy_process_group()
 
@@ -168,24 +172,24 @@ def _meet(store: Store, rank: int, size: int, device: torch.device) -> None:
 
 
 def dismiss() -> None:
-    """Let the processes go that torchrun started and that were given nothing to do."""
+    """Let the other processes that torchrun started end, if the first one has given them no task."""
     if is_launched() and is_first() and not _meeting_point().check([_TASK]):
         _meeting_point().set(_TASK, "")
 
 
 @functools.cache
 def _meeting_point() -> Store:
-    """Where the processes that torchrun started leave things for each other."""
+    """Return the store through which the processes that torchrun started exchange data."""
     store, _, _ = next(distributed.rendezvous("env://"))  # type: ignore[reportPrivateImportUsage]
     return PrefixStore("deephash", store)
 
 
 def task_of_this_process() -> str:
-    """What the first process has given this one to do. From here on, this process ends when that one does.
+    """Return the task that the first process gave this one. From then on, this process ends when the first one ends.
 
-    Nothing, if torchrun started them and there is nothing for the others to do.
+    Under torchrun the task is empty if there is nothing for the other processes to do.
     """
-    if is_launched():  # which ends them all when one fails
+    if is_launched():  # torchrun ends all processes when one fails
         return _meeting_point().get(_TASK).decode()
     length = int(sys.stdin.readline())
     task = sys.stdin.read(length)
@@ -194,20 +198,20 @@ def task_of_this_process() -> str:
 
 
 def share(rows: _Rows, part: int, parts: int) -> _Rows:
-    """What one of several processes has of some rows: a piece as long as the others', or shorter by one."""
+    """Return one of several consecutive parts of the rows. The lengths of the parts differ by at most one."""
     first, end = (len(rows) * number // parts for number in (part, part + 1))
     return rows[first:end]
 
 
 def own_share(rows: _Rows) -> _Rows:
-    """What this process has of some rows."""
+    """Return the part of the rows that belongs to this process."""
     return share(rows, rank(), count())
 
 
 def of_all(rows: Shaped[Tensor, "n *shape"]) -> Shaped[Tensor, "m *shape"]:
-    """The rows of all processes, in the order of their numbers; each may have a number of rows of its own.
+    """Concatenate the rows of all processes, in the order of the processes, which may have different numbers of rows.
 
-    The gradient flows through this process's rows alone.
+    Gradients flow only through the rows of this process.
     """
     if count() == 1:
         return rows
@@ -224,12 +228,12 @@ def of_all(rows: Shaped[Tensor, "n *shape"]) -> Shaped[Tensor, "m *shape"]:
 
 
 def sum_of_all(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """The sum over all processes. The gradient is the sum of the gradients of all."""
+    """Sum over all processes. The gradient is also summed over all processes."""
     return x if count() == 1 else _SumOfAll.apply(x)
 
 
 def from_first(value: Any) -> Any:
-    """The first process's value."""
+    """Return the first process's value, in every process."""
     if count() == 1:
         return value
     values = [value]
@@ -254,7 +258,7 @@ def _reduced(x: Tensor) -> Tensor:
 
 
 def _of_this_machine_alone() -> dict[str, str]:
-    """Settings by which nothing listens beyond the machine, and a name of it that cannot be resolved does no harm."""
+    """Settings that keep all sockets on this machine. With them, a host name that does not resolve does no harm."""
     loopback = next((name for _, name in socket.if_nameindex() if name.startswith("lo")), None)
     variables = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
     return {name: loopback for name in variables if loopback and name not in os.environ}
@@ -269,20 +273,20 @@ def _start(command: Sequence[str], task: str, place: dict[str, str]) -> "subproc
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         text=True,
-        start_new_session=True,  # Ctrl-C is for the first process, which ends the others
+        start_new_session=True,  # Ctrl-C reaches only the first process, which ends the others
     )
     assert process.stdin
-    with contextlib.suppress(BrokenPipeError):  # it has ended already, which the first collective finds out
+    with contextlib.suppress(BrokenPipeError):  # it has already ended, which `_wait_for` notices
         process.stdin.write(f"{len(task)}\n{task}")
         process.stdin.flush()
     return process
 
 
 def _wait_for(others: Sequence["subprocess.Popen[str]"], store: FileStore) -> None:
-    """Until they are there, which takes the seconds that Python needs to start."""
+    """Wait until the other processes are ready, which takes the seconds that Python needs to start."""
     while not store.check([str(rank) for rank in range(1, len(others) + 1)]):
         if any(process.poll() is not None for process in others):
-            raise RuntimeError("a process ended before it began")
+            raise RuntimeError("a process ended before it was ready")
         time.sleep(0.05)
 
 

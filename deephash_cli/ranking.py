@@ -1,10 +1,11 @@
-"""Hamming rankings: how many items lie at each distance, how many labels they share, who is nearest or near enough.
+"""Hamming rankings: count items by distance and shared labels, and find those nearest to a query or within a radius.
 
-Nothing here holds all pairs of queries and database items, and nothing is sorted: codes of K bits have only K + 1
-distances, so counting does. Every count is an integer, and every sum is made query by query in the order of the
-database: neither the number of threads nor how queries are grouped can change a digit.
+No function holds all pairs of queries and database items in memory. Codes of K bits have only K + 1 distances, so the
+compiled loops count distances instead of sorting the database. Every count is an integer, and every sum is computed
+query by query in the order of the database: neither the number of threads nor the grouping of the queries can change
+a digit.
 
-The inner loops are compiled by numba; without it NumPy does the same, some fifteen times slower.
+The inner loops are compiled by numba. Without numba, NumPy computes the same, about fifteen times slower.
 """
 
 import os
@@ -23,21 +24,21 @@ from deephash_cli.codes import packed_width
 Labels = UInt8[np.ndarray, "_ classes"] | Integer[np.ndarray, " _"]
 T = TypeVar("T")
 
-_TOGETHER = 1024  # queries that a thread takes at once, if there are so many
-_AHEAD = 4  # such parts, a thread, that may wait for the caller
-_ROWS = 2**16  # rows to convert at once
+_TOGETHER = 1024  # at most as many queries in one part, which is what a thread works on at a time
+_AHEAD = 4  # parts per thread that may be computed before the caller takes them
+_ROWS = 2**16  # rows converted at a time
 
 
 @dataclass(frozen=True, eq=False)
 class Counts:
-    """Consecutive queries and what lies at each distance from them.
+    """Counts for some consecutive queries.
 
     Attributes:
-        queries: Which queries these are.
+        queries: Rows of these queries among all queries.
         shared: Number of database items at each distance 0, 1, ... that share 0, 1, ... labels with the query.
-        precision_sums: Sum of the precisions at the relevant items of the stable order (by distance, ties by position
-            in the database): among the first ranks, a column for each cut-off, and last of the whole order.
-        hits: Number of these relevant items.
+        precision_sums: Sum of the precisions at the relevant items, in stable order: by distance, ties by position in
+            the database. One column for the ranks up to each cut-off, and a last one for the whole order.
+        hits: Number of relevant items in each of these sums.
     """
 
     queries: slice
@@ -56,24 +57,25 @@ def count(
     cuts: Sequence[int] = (),
     threads: int | None = None,
 ) -> Iterator[Counts]:
-    """Count what lies at each distance from each query.
+    """Count the database items at each distance from each query, by the number of labels that they share with it.
 
     Args:
-        query_packed: Codes of the queries.
-        database_packed: Codes of the database.
+        query_packed: Packed codes of the queries.
+        database_packed: Packed codes of the database.
         bits: Code length.
-        query_labels: Multi-hot (q, classes), or class numbers (q,) with -1 for no label.
-        database_labels: Of the same kind.
-        exclude: For each query the position of the database item that is the query itself, or -1; left out.
-        cuts: Cut-offs R of the sums of precisions in stable order.
-        threads: How many queries to work on at once; by default OMP_NUM_THREADS or as many as there are cores.
+        query_labels: Labels of the queries: multi-hot (q, classes), or class numbers (q,) with -1 for no label.
+        database_labels: Labels of the database, in the same form.
+        exclude: Position in the database of the item that is the query itself, or -1, for each query. This item is not
+            counted. None excludes no item.
+        cuts: Cut-offs, in ranks, of the sums of precisions in stable order.
+        threads: Number of threads, which share the queries; None: OMP_NUM_THREADS, or as many as there are cores.
 
     Returns:
-        The queries in order, some at a time. With several threads work begins at once, and goes on while the caller is
-        busy with what it has.
+        Counts for all queries in order, some queries at a time. With several threads, work starts at the call and
+        continues while the caller processes the results.
 
     Raises:
-        ValueError: If the arrays do not fit together; at the call, not at the first part.
+        ValueError: If the arrays do not match. It is raised at the call, not with the first results.
     """
     _check_codes(query_packed, database_packed, bits)
     for side, packed, labels in (("query", query_packed, query_labels), ("database", database_packed, database_labels)):
@@ -81,7 +83,7 @@ def count(
             raise ValueError(f"{side} codes and labels must have equal lengths, got {len(packed)} and {len(labels)}")
     own = np.full(len(query_packed), -1) if exclude is None else np.ascontiguousarray(exclude)
     if len(own) != len(query_packed):
-        raise ValueError(f"exclude must have one entry a query ({len(query_packed)}), got {len(own)}")
+        raise ValueError(f"exclude must have one entry per query ({len(query_packed)}), got {len(own)}")
     if own.size and not -1 <= own.min() <= own.max() < len(database_packed):
         raise ValueError(
             f"exclude must be -1 or a position in the database of {len(database_packed)} items, "
@@ -119,17 +121,17 @@ def nearest(
     """Find the ``k`` nearest database items of each query, exactly.
 
     Args:
-        query_packed: Codes of the queries.
-        database_packed: Codes of the database.
+        query_packed: Packed codes of the queries.
+        database_packed: Packed codes of the database.
         bits: Code length.
-        k: How many; if the database has fewer, all of it.
-        threads: As of `count`.
+        k: Number of items to find for each query; if the database has fewer, all of them.
+        threads: Number of threads; see `count`.
 
     Returns:
-        Distances and positions in the database, by distance, ties by position.
+        Distances and positions in the database, sorted by distance, ties by position.
 
     Raises:
-        ValueError: If codes do not fit together or ``k`` is below 1.
+        ValueError: If the codes do not match, or if ``k`` is below 1.
     """
     _check_codes(query_packed, database_packed, bits)
     if k < 1:
@@ -155,18 +157,18 @@ def within(
     """Find every database item at most ``radius`` away from each query, exactly.
 
     Args:
-        query_packed: Codes of the queries.
-        database_packed: Codes of the database.
+        query_packed: Packed codes of the queries.
+        database_packed: Packed codes of the database.
         bits: Code length.
-        radius: The largest distance that counts.
-        threads: As of `count`.
+        radius: Largest distance, in bits, of an item to find.
+        threads: Number of threads; see `count`.
 
     Returns:
-        For each query in order the distances and positions in the database, by distance, ties by position. Only a few
-        queries' are there at a time: in a large radius lies the whole database.
+        For each query in order, the distances and positions in the database, sorted by distance, ties by position.
+        Only a few queries' results are in memory at a time, since a large radius finds the whole database.
 
     Raises:
-        ValueError: If codes do not fit together or ``radius`` is below 0; at the call.
+        ValueError: If the codes do not match, or if ``radius`` is below 0. It is raised at the call.
     """
     _check_codes(query_packed, database_packed, bits)
     if radius < 0:
@@ -179,17 +181,22 @@ def within(
 
 
 def usable_threads() -> int:
-    """Threads that work is shared out to: OMP_NUM_THREADS, or as many as there are cores for this process."""
+    """Number of threads to use: OMP_NUM_THREADS, or the number of cores that this process may use."""
     if (limit := os.environ.get("OMP_NUM_THREADS", "")).isdecimal() and int(limit) > 0:
         return int(limit)
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def check_side(side: str, packed: UInt8[np.ndarray, "n bytes"], bits: int) -> None:
-    """Refuse rows of another width, and padding that would count as distance.
+    """Check the width of packed codes, and that their padding bits, which would add distance, are zero.
+
+    Args:
+        side: Name of the side for the message: ``query`` or ``database``.
+        packed: Packed codes.
+        bits: Code length.
 
     Raises:
-        ValueError: With the name of the ``side``.
+        ValueError: If the width does not match ``bits``, or if a padding bit is one.
     """
     if bits < 1 or packed.shape[1] != packed_width(bits):
         raise ValueError(f"codes of {bits} bits take {packed_width(bits)} bytes a row, got {packed.shape[1]}")
@@ -208,11 +215,11 @@ def _kernels() -> ModuleType:
 
 
 def _in_parts(work: Callable[[slice], T], queries: int, threads: int | None, most: int = _TOGETHER) -> Iterator[T]:
-    """Results of some queries at a time, in order; a few parts ahead of the caller, so that memory stays bounded."""
+    """Yield results for some queries at a time, in order. Only a few parts are computed ahead, which bounds memory."""
     threads = usable_threads() if threads is None else threads
     if threads < 1:
         raise ValueError(f"threads must be at least 1, got {threads}")
-    # Two parts a thread at least: the caller has the first while the second is worked on.
+    # At least two parts per thread: the caller processes the first while the second is computed.
     size = max(1, min(most, -(-queries // (2 * threads)) if threads > 1 else queries))
     slices = [slice(start, min(start + size, queries)) for start in range(0, queries, size)]
     if threads == 1 or len(slices) < 2:
@@ -222,7 +229,7 @@ def _in_parts(work: Callable[[slice], T], queries: int, threads: int | None, mos
 
 def _ahead(work: Callable[[slice], T], slices: Sequence[slice], threads: int) -> Iterator[T]:
     pool = ThreadPoolExecutor(threads, thread_name_prefix="ranking")
-    # Work begins now, before the caller asks for the first result.
+    # Work starts now, before the caller asks for the first result.
     running = deque(pool.submit(work, queries) for queries in slices[: _AHEAD * threads])
 
     def results() -> Iterator[T]:
@@ -252,9 +259,9 @@ def _require_same_width(what: str, query: np.ndarray, database: np.ndarray) -> N
 
 
 def _words(rows: UInt8[np.ndarray, "n bytes"]) -> np.ndarray:
-    """Regroup bytes into 64-bit words, (words, n). Added bytes are zero on both sides: no distance.
+    """Regroup bytes into 64-bit words, (words, n). Added bytes are zero on both sides and add no distance.
 
-    Codes of 64 bits are words already: they stay where they are, on disk for instance.
+    Codes of 8 bytes are words already: they are not copied, so that a memory-mapped file stays on disk.
     """
     n, width = rows.shape
     if width == 8 and rows.flags.c_contiguous and rows.flags.aligned:
@@ -268,10 +275,10 @@ def _words(rows: UInt8[np.ndarray, "n bytes"]) -> np.ndarray:
 
 
 def _labels(query: np.ndarray, database: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
-    """Labels as class numbers (n,) where no image has two of them, else as sets of bits, (words, n).
+    """Convert labels to class numbers (n,) if no image has two labels, otherwise to bit sets, (words, n).
 
     Returns:
-        Those of both sides, and one more than the largest number of labels that two images can share.
+        The labels of both sides, and an upper limit of the number of shared labels, plus one.
     """
     if query.ndim != database.ndim:
         raise ValueError("query and database labels must both be multi-hot or both be class numbers, got one of each")
@@ -292,14 +299,14 @@ def _label_words(labels: UInt8[np.ndarray, "n classes"]) -> np.ndarray:
     width = max(1, -(-classes // 8))
     packed = np.empty((n, width), np.uint8)
     for start in range(0, n, _ROWS):
-        block = np.zeros((min(_ROWS, n - start), 8 * width), np.uint8)  # rows of whole bytes are packed as one
+        block = np.zeros((min(_ROWS, n - start), 8 * width), np.uint8)  # rows of whole bytes: all are packed as one
         block[:, :classes] = labels[start : start + _ROWS]
         packed[start : start + _ROWS] = np.packbits(block, bitorder="little").reshape(-1, width)
     return _words(packed)
 
 
 def _class_numbers(words: np.ndarray) -> Int64[np.ndarray, " n"]:
-    """The class of each image that has one, -1 for others."""
+    """The class number of each image, or -1 if it has no class."""
     numbers = np.full(words.shape[1], -1)
     for position, row in enumerate(words):
         zeros_below = np.bitwise_count((row & -row) - np.uint64(1))
@@ -308,11 +315,11 @@ def _class_numbers(words: np.ndarray) -> Int64[np.ndarray, " n"]:
 
 
 def _members(query: Integer[np.ndarray, " q"], database: Integer[np.ndarray, " n"]) -> tuple[np.ndarray, np.ndarray]:
-    """Positions of database items, class by class, and which of them, from and to, are of each query's class."""
+    """Positions of the database items, class by class, and for each query the range of those of its class."""
     most = int(database.max(initial=0))
     classes = np.where(database < 0, most + 1, database).astype(np.min_scalar_type(most + 1))
     members = np.argsort(classes, kind="stable").astype(np.uint32)
     in_order = classes[members]
     spans = np.stack([np.searchsorted(in_order, query, side=side) for side in ("left", "right")], axis=1)
-    spans[(query < 0) | (query > most)] = 0  # classes that the database has not
+    spans[(query < 0) | (query > most)] = 0  # classes without an item in the database
     return members, spans

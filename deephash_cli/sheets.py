@@ -1,4 +1,4 @@
-"""Contact sheets: for each query a row, or several, of what it found, nearest first; to the left of these itself."""
+"""Contact sheets: one or more rows per query; the query on the left, its results to the right, nearest first."""
 
 import io
 from collections.abc import Sequence
@@ -12,21 +12,22 @@ _SIDE = 128  # pixels of an image
 _FRAME = 4
 _GAP = 8
 _LINE = 17  # pixels of a line of text
-_LEFT = 24  # to the right of the query
+_LEFT = 24  # extra space between the query and its results
 _ACROSS = 10  # results in a row
-_COLOURS = {True: "#1a9641", False: "#d7191c", None: "#c8c8c8"}  # of a frame; told apart by its style as well
+_COLOURS = {True: "#1a9641", False: "#d7191c", None: "#c8c8c8"}  # colours of frames; False is also crossed
 _FORMATS = {".png": "PNG", ".webp": "WEBP", ".jpg": "JPEG", ".jpeg": "JPEG"}
 
 
 @dataclass(frozen=True)
 class Tile:
-    """An image with two lines below it.
+    """An image with two lines of text below it.
 
     Attributes:
-        image: RGB; nothing where it is not at hand.
-        title: The first line.
-        note: The second.
-        relevant: Chooses the frame: green if right, red and crossed if wrong, grey if that is not known.
+        image: Image in RGB; None if it is not available.
+        title: First line of text.
+        note: Second line of text.
+        relevant: Whether the image is relevant to its query, which chooses the frame: True is green, False is red and
+            crossed, None, for unknown, is grey.
     """
 
     image: Image.Image | None
@@ -36,14 +37,17 @@ class Tile:
 
 
 def contact_sheet(queries: Sequence[Sequence[Tile]], ending: str) -> bytes:
-    """Draw tiles.
+    """Draw a contact sheet.
 
     Args:
-        queries: Of each the tiles, its own first.
-        ending: Of the file: .png, .webp or .jpg.
+        queries: Tiles of each query: first the query's own, then those of its results.
+        ending: Ending of the file name, which chooses the format: .png, .webp, .jpg or .jpeg.
+
+    Returns:
+        Content of the image file.
 
     Raises:
-        ConfigError: If the ending is another.
+        ConfigError: If the ending is not one of these.
     """
     if ending.lower() not in _FORMATS:
         raise ConfigError(f"picture must end in {', '.join(_FORMATS)}, got {ending or 'no ending'}")
@@ -80,13 +84,13 @@ def contact_sheet(queries: Sequence[Sequence[Tile]], ending: str) -> bytes:
 def _square(image: Image.Image | None) -> Image.Image:
     if image is None:
         return Image.new("RGB", (_SIDE, _SIDE), "#eeeeee")
-    # the pixels of tiny images are to be seen as they are
+    # tiny images are enlarged without smoothing, so that their pixels are visible
     method = Image.Resampling.NEAREST if max(image.size) * 2 <= _SIDE else Image.Resampling.LANCZOS
     return ImageOps.pad(image, (_SIDE, _SIDE), method, color="#eeeeee")
 
 
 def _fitting(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
-    """As much of a text as stands below an image; of long names the end says most."""
+    """Shorten a text to the width of an image. The start is cut off, because the end of a long name says most."""
     text = " ".join(text.split())[-200:]
     whole = text
     while text and font.getlength(text if text == whole else f"…{text}") > _SIDE:

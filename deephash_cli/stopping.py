@@ -1,4 +1,4 @@
-"""What a person or the system does to end the process, as an exception that leaves everything in order."""
+"""Stop the process in an orderly way: turn signals from a person or the system into an exception."""
 
 import contextlib
 import signal
@@ -11,7 +11,7 @@ from deephash_cli.errors import Stopped
 
 @contextlib.contextmanager
 def stopping() -> Iterator[None]:
-    """Turn Ctrl-C and a polite kill into ``Stopped``. A connection that breaks, such as W&B's, must not end the run."""
+    """Turn Ctrl-C and SIGTERM into ``Stopped``, and ignore SIGPIPE: a broken connection must not end the run."""
     handlers: dict[int, Any] = {
         signal.SIGINT: stopper(130),
         signal.SIGTERM: stopper(143),
@@ -26,10 +26,10 @@ def stopping() -> Iterator[None]:
 
 
 def stopper(exit_code: int) -> Callable[[int, FrameType | None], None]:
-    """A handler of signals that raises ``Stopped``."""
+    """Make a signal handler that raises ``Stopped`` with this exit code."""
 
     def stop(number: int, _: FrameType | None) -> None:
-        signal.signal(number, signal.SIG_DFL)  # a second one ends the process at once
+        signal.signal(number, signal.SIG_DFL)  # a second signal ends the process at once
         raise Stopped(exit_code)
 
     return stop

@@ -1,4 +1,4 @@
-"""What a person sees: a bar on a terminal, plain lines without one, no colours in files."""
+"""Console output: a bar on a terminal, plain lines without one, no colours in files."""
 
 import io
 
@@ -10,7 +10,7 @@ from deephash_cli import console
 
 @pytest.fixture
 def terminal(monkeypatch):
-    """A terminal of 100 columns; what is drawn on it."""
+    """A terminal of 100 columns, and the text that is drawn on it."""
     screen = io.StringIO()
     fake = Console(
         file=screen, force_terminal=True, width=100, highlight=False, color_system=None, legacy_windows=False

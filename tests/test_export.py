@@ -1,4 +1,4 @@
-"""``deephash export``: what is written is read by other programs, and they find what our own search finds."""
+"""``deephash export``: other programs read the written files, and find what deephash's own search finds."""
 
 import csv
 import io
@@ -32,7 +32,7 @@ HOSTILE = [
 
 
 def write_codes(folder, bits=12, n=300, classes=3):
-    """A codes folder: few different codes, so that most distances are shared; ids that no engine expects."""
+    """A codes folder with few different codes, so that most distances tie, and with unusual ids."""
     rng = np.random.default_rng(bits)
     centres = rng.integers(0, 2, (4, bits))
     ids = [*HOSTILE, *(f"photo {i}" for i in range(n))]
@@ -46,14 +46,14 @@ def write_codes(folder, bits=12, n=300, classes=3):
 
 
 def call(**settings):
-    """The verb, without the command line."""
+    """Call the verb without the command line."""
     defaults = OmegaConf.load(checking.CONF_DIR / "export.yaml")
     export.export(OmegaConf.merge(defaults, settings))
 
 
 @pytest.fixture
 def exported(capsys, tmp_path):
-    """Export codes of some length: the codes, the folder that was made, what was said."""
+    """Export codes of a given length, and return the codes, the written folder and the printed text."""
 
     def run(target, bits=12, shape=None, **settings):
         database, _ = write_codes(tmp_path / f"codes-{bits}", bits, **(shape or {}))
@@ -71,7 +71,7 @@ def exported(capsys, tmp_path):
 
 
 def bit_string(packed):
-    """Eight times as many bits as there are bytes, bit 0 first, from the definition."""
+    """Unpack every bit of every byte, bit 0 first, following the definition."""
     return "".join(str(int(byte) >> place & 1) for byte in packed for place in range(8))
 
 
@@ -102,7 +102,7 @@ def test_a_faiss_index_that_finds_something_else_is_an_error(exported, monkeypat
     other = faiss.IndexBinaryFlat(16)
     other.add(np.random.default_rng(0).integers(0, 256, (300, 2), np.uint8))
     monkeypatch.setattr(faiss, "read_index_binary", lambda _: other)
-    with pytest.raises(ArtifactError, match="the index was read back and finds other neighbours"):
+    with pytest.raises(ArtifactError, match="the index was read back, but finds other neighbours"):
         exported("faiss")
 
 
@@ -156,7 +156,7 @@ def test_opensearch(exported, bits, monkeypatch):
 
 @pytest.fixture
 def cluster():
-    """A server that keeps what a cluster would be sent, and refuses documents if it is told to."""
+    """A server that stores what would be sent to a cluster, and refuses documents if told to."""
 
     class Handler(BaseHTTPRequestHandler):
         def answer(self):
@@ -233,7 +233,7 @@ def test_pgvector_differs_from_postgres_in_its_statements_only(exported):
 
 @pytest.fixture(scope="module")
 def psql():
-    """Run files in a server of our own, which nobody else can reach: psql(folder, "-f", "load.sql")."""
+    """Run files in a private PostgreSQL server, which nobody else can reach: psql(folder, "-f", "load.sql")."""
     homes = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
     found = shutil.which("initdb") or (str(homes[-1]) if homes else None)
     if found is None:
@@ -288,7 +288,7 @@ def test_postgres_finds_what_our_own_search_finds(exported, psql, tmp_path, bits
 
 
 def test_the_query_of_postgres_runs_as_it_is_and_refuses_another_length(exported, psql):
-    database, folder, _ = exported("postgres", 12, table="user")  # a word that SQL has reserved
+    database, folder, _ = exported("postgres", 12, table="user")  # a reserved word of SQL
     assert psql(folder, "-f", "load.sql").returncode == 0
     lines = list(csv.reader(io.StringIO(psql(folder, "-f", "query.sql").stdout.decode(), newline="")))
     assert len(lines) == 11
@@ -322,7 +322,7 @@ def test_the_lines_of_the_readme_run(exported, target):
     database, folder, _ = exported(target, 12)
     lines = [
         line[4:]
-        for line in (folder / "README.txt").read_text().split("What is in here")[0].splitlines()
+        for line in (folder / "README.txt").read_text().split("What this folder contains")[0].splitlines()
         if line[:4] == "    "
     ]
     before = f"import numpy\nqueries = numpy.array({database.packed[:1].tolist()}, numpy.uint8)\n"
@@ -356,7 +356,7 @@ def test_blocks_of_any_size_give_the_same_files(exported, tmp_path, target, monk
     names = sorted(file.name for file in folder.iterdir())
     assert sorted(file.name for file in again.iterdir()) == names
     for name in names:
-        if not name.endswith(".parquet"):  # which has other row groups
+        if not name.endswith(".parquet"):  # Parquet files have other row groups
             assert (again / name).read_bytes() == (folder / name).read_bytes(), name
 
 
@@ -391,7 +391,7 @@ def test_the_command_line(deephash):
     result = deephash("export", "codes=codes", "to=safetensors", "output=made")
     assert (result.code, result.err) == (0, "")
     assert result.out.startswith("made: 300 codes of 12 bits for safetensors, ")
-    assert result.out.endswith("; checked: read codes.safetensors back, every code and id is the same\n")
+    assert result.out.endswith("; checked: read codes.safetensors back; every code and id is the same\n")
     for arguments, sentence in (
         (["to=npz"], "error: to must be faiss or parquet or safetensors or "),
         (["side=train"], "error: side must be database or query, got train\n"),
@@ -413,8 +413,8 @@ REFUSED = {
     "no folder": ({"to": "faiss", "output": "made", "codes": "nowhere"}, "nowhere has no manifest.json"),
     "no run": ({"to": "faiss", "output": "made", "run": "codes"}, "codes is not a run folder"),
     "a network": ({"codes": "codes", "to": "onnx", "output": "made"}, "it needs run=<run folder>, and no codes="),
-    "something there": ({"codes": "codes", "to": "faiss", "output": "codes"}, "codes exists already: choose another"),
-    "a file there": ({"codes": "codes", "to": "faiss", "output": "codes/query.npy"}, "query.npy exists already"),
+    "something there": ({"codes": "codes", "to": "faiss", "output": "codes"}, "codes already exists: choose another"),
+    "a file there": ({"codes": "codes", "to": "faiss", "output": "codes/query.npy"}, "query.npy already exists"),
     "below a file": ({"codes": "codes", "to": "faiss", "output": "codes/query.npy/x"}, "could not write"),
 }
 NAMES = ("a; DROP TABLE b", 'a"b', "Codes", "1", "a\n", "é", "a" * 64, "a-b", "a b", "$a", "")
@@ -441,14 +441,14 @@ def test_tables_have_plain_names(name):
 
 def test_an_opensearch_index_starts_with_a_letter():
     write_codes(Path("codes"))
-    with pytest.raises(ConfigError, match="the name of an OpenSearch index starts with a letter, got table=_a"):
+    with pytest.raises(ConfigError, match="the name of an OpenSearch index must start with a letter, got table=_a"):
         call(codes="codes", to="opensearch", output="made", table="_a")
 
 
 @pytest.mark.parametrize(
     ("target", "name", "sentence"),
     [
-        ("postgres", "a\0b", "without the character NUL, got another id at position 0"),
+        ("postgres", "a\0b", "without the character NUL, but the id at position 0 is not"),
         ("pgvector", "é" * 1301, "text of at most 2600 bytes"),
         ("milvus", "x" * 65_536, "ids of at most 65535 bytes, got one of 65536"),
     ],
@@ -561,7 +561,7 @@ def test_a_folder_that_another_process_filled_first(tmp_path):
 
 
 def make_encoder(monkeypatch, bits=12, precision="32-true", dataset="image_folder", **changes):
-    """A network with random weights, where a run folder would be read."""
+    """A network with random weights, in place of one that is loaded from a run folder."""
     import torch
 
     from deephash_cli import encoder
@@ -663,7 +663,7 @@ def test_a_network_that_gives_no_numbers_is_not_exported(monkeypatch):
 @pytest.mark.slow
 def test_a_network_that_takes_vectors_is_not_exported(monkeypatch):
     make_encoder(monkeypatch).takes = "vectors"
-    with pytest.raises(ConfigError, match="run hashes vectors, and only a network that takes images can be exported"):
+    with pytest.raises(ConfigError, match="run hashes vectors, but only a network that takes images can be exported"):
         call(run="run", to="torch_export", output="made")
     assert not list(Path().iterdir())
 

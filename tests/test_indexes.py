@@ -1,4 +1,4 @@
-"""Indexes of faiss against the exact search and loops: what they find, in which order, and what a file must be."""
+"""Compare the indexes of faiss with exact search and loops: results, their order, and the index files."""
 
 import contextlib
 import json
@@ -23,14 +23,14 @@ FAISS = ("flat", "ivf", "hnsw", "multihash")
 
 
 def codes(n, bits, seed=0, centres=9):
-    """Packed codes around a few centres: many are equal, and many equally far."""
+    """Packed codes around a few centres: many are equal, and many distances are equal."""
     rng = np.random.default_rng(seed)
     middle = np.random.default_rng(9).random((centres, bits)) < 0.5
     return pack(middle[rng.integers(0, centres, n)] ^ (rng.random((n, bits)) < 0.08))
 
 
 def twin(queries, packed, bits):
-    """(distance, position) of all items of each query, nearest first, by loops."""
+    """(distance, position) of all items for each query, nearest first, by loops."""
     sides = [np.unpackbits(side, axis=1, count=bits, bitorder="little").tolist() for side in (queries, packed)]
     return [
         sorted((sum(a != b for a, b in zip(query, item, strict=True)), j) for j, item in enumerate(sides[1]))
@@ -39,7 +39,7 @@ def twin(queries, packed, bits):
 
 
 def database(folder, packed, bits):
-    """The database side of a folder of codes."""
+    """The database side of a codes folder."""
     labels = np.zeros((len(packed), 0), np.uint8)
     save_database(folder, CodeSet(packed, bits, labels, [str(i) for i in range(len(packed))]), {})
     return open_side(folder)
@@ -79,7 +79,7 @@ def test_a_flat_index_from_a_file_finds_what_the_exact_search_finds(tmp_path, bi
 @pytest.mark.parametrize("threads", ["1", "3"])
 @pytest.mark.parametrize("k", [1, 9, 60, 300, 1500])
 def test_of_equally_near_items_a_flat_index_keeps_the_first(monkeypatch, k, threads):
-    """Nothing in faiss promises it. Should a version of it do otherwise, ``Faiss.nearest`` has to say so."""
+    """faiss does not promise this. If a version behaves differently, ``Faiss.nearest`` must be changed."""
     monkeypatch.setenv("OMP_NUM_THREADS", threads)
     for bits in (3, 6, 20):
         packed, queries = codes(3000, bits, seed=k), codes(70, bits, seed=k + 1)
@@ -103,7 +103,7 @@ def test_the_radius_is_inclusive(seed, bits, radius, n):
     [("ivf", {}, 9), ("ivf", {"lists": None}, 9), ("multihash", {}, 5), ("multihash", {"flips": 4}, 14)],
 )
 def test_an_index_that_looks_everywhere_finds_everything_within_the_radius(kind, changes, radius):
-    """In all lists; or in buckets of which one has at most ``flips`` bits of its part wrong."""
+    """Items in all lists (ivf), or in buckets with at most ``flips`` wrong bits in one part of the code (multihash)."""
     packed, queries = codes(150, 12), codes(6, 12, seed=1)
     index = built(kind, packed, 12, **changes)
     if kind == "ivf":
@@ -130,7 +130,7 @@ def test_results_are_in_order_with_their_true_distances(kind, bits):
 @pytest.mark.parametrize(("kind", "changes"), [("multihash", {"flips": 0, "hash_bits": 12}), ("ivf", {"probes": 1})])
 def test_what_is_not_found_is_missing_and_not_the_last_item(kind, changes):
     packed, queries = codes(60, 12), codes(5, 12, seed=1)
-    queries[0] = ~packed.max(axis=0) & np.array([255, 15], np.uint8)  # unlike any
+    queries[0] = ~packed.max(axis=0) & np.array([255, 15], np.uint8)  # unlike any code in the database
     distances, positions = built(kind, packed, 12, **changes).nearest(queries, 60)
     missing = positions == indexes.MISSING
     assert missing[0].any()
@@ -236,7 +236,7 @@ def test_without_faiss_the_exact_search_works_and_the_others_say_what_to_install
 
 @pytest.fixture
 def saved(tmp_path):
-    """A file with an index, and the codes that it is of."""
+    """An index file and the codes that it was built from."""
     side = database(tmp_path / "codes", codes(200, 36), 36)
     path = tmp_path / "ivf.faiss"
     indexes.save(built("ivf", side.packed, 36), path, side)
@@ -277,7 +277,7 @@ def test_a_damaged_file_never_reaches_faiss(saved, monkeypatch):
     monkeypatch.setattr(faiss, "read_index_binary", lambda _: pytest.fail("faiss was given a damaged file"))
     for damaged in (content[:-1], content + b"\0", content[:50] + bytes([content[50] ^ 1]) + content[51:], b""):
         path.write_bytes(damaged)
-        with pytest.raises(ArtifactError, match=r"is not what ivf.faiss.json describes: it was damaged or replaced"):
+        with pytest.raises(ArtifactError, match=r"does not match ivf.faiss.json: it was damaged or replaced"):
             indexes.load(path, side)
     path.unlink()
     with pytest.raises(ArtifactError, match=r"could not read .*No such file"):
@@ -299,7 +299,7 @@ def test_an_index_of_other_codes(saved, tmp_path):
         ({"format": "1"}, "has no format number"),
         ({"kind": "pq"}, "must give kind, got something else"),
         ({"kind": ["ivf"], "bytes": True}, "must give kind, bytes, got something else"),
-        ({"kind": "flat"}, "holds another index than ivf.faiss.json says"),
+        ({"kind": "flat"}, "is not the index that ivf.faiss.json describes"),
         ({"settings": None}, "must give settings"),
     ],
 )
@@ -318,7 +318,9 @@ def test_records_that_are_none(saved):
         with pytest.raises(ArtifactError, match=message):
             indexes.load(path, side)
     record.unlink()
-    with pytest.raises(ArtifactError, match=r"has no ivf.faiss.json beside it: it is incomplete, or no index"):
+    with pytest.raises(
+        ArtifactError, match=r"has no ivf.faiss.json beside it: it is incomplete, or was not written by deephash index"
+    ):
         indexes.open_or_build(str(path), side, {})
 
 

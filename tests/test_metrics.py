@@ -71,7 +71,7 @@ def slow_acg(ranking, k):
 
 
 def every_order(groups):
-    """All permutations within every tie, and how often each pattern of grades comes up among them."""
+    """Each order of grades that permutations within the ties can give, with the number of permutations that give it."""
     orders = itertools.product(*(itertools.permutations(group) for group in groups))
     return Counter(tuple(itertools.chain(*order)) for order in orders)
 
@@ -150,11 +150,11 @@ def test_against_every_order(case):
             assert metrics.recall_by_radius(h)[0, radius] == pytest.approx(recall, **EXACT)
 
 
-# The same digits, however queries are divided and arrays are laid out.
+# Splitting the queries or changing the memory layout of the arrays changes no digit.
 
 
 def many_queries(q=150, distances=49, grades=4, seed=0):
-    """Databases of 0 to a million items, near or far, with few relevant items or many."""
+    """Databases of 0 to a million items, near or far, with few or many relevant items."""
     rng = np.random.default_rng(seed)
     sizes = 10.0 ** rng.uniform(0, 6, q) * (rng.random(q) < 0.95)
     places = rng.random((q, distances, 1)) ** rng.integers(0, 9, (q, 1, 1))
@@ -182,7 +182,7 @@ OF_HISTOGRAMS = {
     "empty_ball": partial(metrics.empty_ball, radius=2),
 }
 OF_SHARED = {"ndcg_at": partial(metrics.ndcg_at, ks=KS), "acg_at": partial(metrics.acg_at, ks=KS)}
-EVERY_METRIC = {  # of the histogram of shared labels
+EVERY_METRIC = {  # each as a function of the histogram of shared labels
     **{
         name: lambda shared, metric=metric: metric(Histograms.of_shared(shared))
         for name, metric in OF_HISTOGRAMS.items()
@@ -276,7 +276,7 @@ def test_ndcg_agrees_with_sklearn_which_averages_over_ties(distances):
 def test_without_ties_cut_offs_agree_with_torchmetrics():
     retrieval = pytest.importorskip("torchmetrics.functional.retrieval")
     torch = pytest.importorskip("torch")
-    ks, scores = [1, 3, 10, 39, 40], 40 - torch.arange(40.0)  # it never counts an item whose score is not positive
+    ks, scores = [1, 3, 10, 39, 40], 40 - torch.arange(40.0)  # torchmetrics ignores items whose score is not positive
     for ranking, shared in rankings_without_ties(count=20, grades=4):
         h = Histograms.of_shared(shared)
         is_relevant, gains = torch.tensor(ranking > 0), torch.tensor(2**ranking - 1)
@@ -361,7 +361,7 @@ def test_shared_labels_count_as_relevance():
     assert h.relevant.tolist() == [[3, 0, 0]]
 
 
-# Exactness far from small cases.
+# Exactness in large cases.
 
 
 @given(st.integers(0, 3000), st.integers(0, 100))
@@ -427,7 +427,7 @@ def test_hits_denominator_against_binomials(nearer, size, data):
     ],
 )
 def test_hits_denominator_of_large_ties_against_all_numbers_of_hits(nearer, hits, size, p, inside):
-    """No number of hits is left out; the probability of each is a fraction of its neighbour's, from the likeliest."""
+    """The slow twin sums over every number of hits; each probability is a fraction of its neighbour's."""
     h = histograms_of([nearer, size], [hits, p])
     complete = metrics.average_precision_within(h, 0)[0] * hits
     harmonic = math.fsum(1 / (nearer + t) for t in range(1, inside + 1))
@@ -464,7 +464,7 @@ def test_ndcg_keeps_its_digits_far_out():
     shared = np.zeros((1, 3, 2), np.int64)
     shared[0, 0, 0], shared[0, 1, 1] = 10**6, 2
     late = 1 / math.log2(10**6 + 2) + 1 / math.log2(10**6 + 3)
-    longer = np.finfo(np.longdouble).eps < 1e-16  # not so on every machine
+    longer = np.finfo(np.longdouble).eps < 1e-16  # on some machines longdouble is no longer than float64
     value = metrics.ndcg_at(shared, [10**12])[0, 0]
     assert value == pytest.approx(late / (1 + 1 / math.log2(3)), rel=1e-13 if longer else 1e-9)
 
@@ -472,7 +472,7 @@ def test_ndcg_keeps_its_digits_far_out():
 def test_ndcg_of_very_many_shared_labels_neither_overflows_nor_vanishes():
     shared = np.zeros((2, 2, 1001), np.int64)
     shared[0, 0, 999] = shared[0, 1, 1000] = 1
-    shared[1, 0, 0] = shared[1, 1, 1] = 1  # of another query the largest grade is 1
+    shared[1, 0, 0] = shared[1, 1, 1] = 1  # in the other query the largest grade is 1
     second = 1 / math.log2(3)
     assert metrics.ndcg_at(shared, [1, 2]) == pytest.approx(
         np.array([[0.5, (0.5 + second) / (1 + 0.5 * second)], [0, second]]), **EXACT
@@ -559,7 +559,7 @@ def test_ranks_of_a_curve(n):
 
 
 def slow_bootstrap(values, level, resamples, seed):
-    """Draws by Python's integers: each 64-bit word gives two, its lower half first."""
+    """Draw with Python's integers: each 64-bit word gives two draws, its lower half first."""
     words = (len(values) + 1) // 2
     raw = iter(np.random.PCG64(seed).random_raw(resamples * words).tolist())
     means = []
@@ -661,7 +661,7 @@ def test_statistics_of_codes_of_any_width_read_from_a_file(bits, tmp_path):
     rng = np.random.default_rng(bits)
     codes = rng.random((300, bits)) < rng.random(bits)
     codes[100:] = codes[rng.integers(0, 100, 200)]
-    codes[:50, : bits // 2] = False  # zero bytes in front and at the end are part of a code
+    codes[:50, : bits // 2] = False  # zero bytes at the start and at the end are part of a code
     codes[50:100, bits // 2 :] = False
     np.save(tmp_path / "codes.npy", np.packbits(codes, axis=1, bitorder="little"))
     packed = np.load(tmp_path / "codes.npy", mmap_mode="r")
@@ -677,7 +677,7 @@ def test_bit_correlation_is_that_of_numpy(bits, monkeypatch):
     rng = np.random.default_rng(bits)
     codes = rng.random((300, bits)) < rng.random(bits)
     codes[:, bits // 2] = codes[:, 0]
-    codes[:2], codes[:, bits - 1] = [[False], [True]], True  # the last never changes, the others do
+    codes[:2], codes[:, bits - 1] = [[False], [True]], True  # the last bit never changes, the others do
     packed = np.packbits(codes, axis=1, bitorder="little")
     expected = np.zeros((bits, bits))
     if bits > 1:

@@ -1,4 +1,4 @@
-"""Several processes do together what one does alone: the same steps, the same codes, every image once."""
+"""Several processes give the same result as a single one: the same steps, the same codes, every image once."""
 
 import json
 import os
@@ -24,7 +24,7 @@ COMMON = ("trainer=cpu", "logger=none", "checkpoint.every_seconds=0", "bits=12",
 
 @pytest.fixture
 def vectors(tmp_path):
-    """157 vectors of five kinds in 16 dimensions, as settings."""
+    """Settings of a data set of 157 vectors of five kinds in 16 dimensions."""
     rng = np.random.default_rng(0)
     kinds = np.arange(157) % 5
     np.save(tmp_path / "x.npy", (rng.normal(size=(5, 16))[kinds] * 1.5 + rng.normal(size=(157, 16))).astype(np.float32))
@@ -33,7 +33,7 @@ def vectors(tmp_path):
 
 
 def together_and_alone(deephash, tmp_path, *settings):
-    """The run folders of two processes and of one, with the same settings."""
+    """Two run folders with the same settings: of two processes and of a single one."""
     folders = []
     for devices in (2, 1):
         folder = tmp_path / f"by-{devices}"
@@ -53,7 +53,7 @@ def logged(folder, name):
 
 
 def assert_same(two, one):
-    """Buffers, weights, losses, codes and metrics, up to the order of sums."""
+    """Compare buffers, weights, losses, codes and metrics, up to differences from the order of sums."""
     ours, expected = state(two), state(one)
     assert ours.keys() == expected.keys()
     for name, tensor in expected.items():
@@ -61,7 +61,7 @@ def assert_same(two, one):
     assert logged(two, "train/loss") == pytest.approx(logged(one, "train/loss"), rel=1e-4)
     assert logged(two, "validation/map") == pytest.approx(logged(one, "validation/map"), abs=1e-6)
     for mine, its in zip(load_codes(two / CODES)[:2], load_codes(one / CODES)[:2], strict=True):
-        assert mine.ids == its.ids  # each image once, in its place
+        assert mine.ids == its.ids  # each image once, at its position
         assert np.array_equal(mine.packed, its.packed)
     measured = [read_json(folder / "metrics.json") for folder in (two, one)]
     assert measured[0]["map"] == measured[1]["map"] > 0.5
@@ -91,7 +91,7 @@ def test_images_heads_and_averages_too(deephash, tmp_path):
         "dataset=image_folder", f"dataset.root={photos}", "model=small_cnn", "model.image_size=16", "head.epochs=2",
         "model.network.frozen_norm=true", "model.network.standardize=true", "augment=none", "ema.decay=0.9",
         "module.buffer_init=first_pass", "loader.batch_size=16", "trainer.max_epochs=2", "validation.queries=6",
-        "optimizer=sgd",  # AdamW makes steps of full size of gradients that are nothing but rounding
+        "optimizer=sgd",  # AdamW takes full-size steps even if a gradient is only rounding error
     )  # fmt: skip
     assert_same(*together_and_alone(deephash, tmp_path, *settings))
 
@@ -114,7 +114,7 @@ def test_a_sweep_works_in_processes_and_classic_methods_do_not(deephash, tmp_pat
 
 @pytest.mark.slow
 def test_two_machines_of_torchrun_are_one_process(deephash, tmp_path, vectors):
-    """Two agents of torchrun on this machine, which do not know that they are on one."""
+    """Two torchrun agents on this machine, which do not know that they share a machine."""
     settings = (*COMMON, *vectors, "method=dsdh", "trainer.max_epochs=3", "loader.batch_size=33")
     assert deephash("train", *settings, f"run_dir={tmp_path / 'by-1'}").code == 0
     with socket.socket() as free:
@@ -128,12 +128,12 @@ def test_two_machines_of_torchrun_are_one_process(deephash, tmp_path, vectors):
         call = (sys.executable, "-m", "torch.distributed.run", *options, str(tmp_path / "main.py"), *verb)
         return subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
-    for more in ((), ("resume=auto",)):  # the second time there is nothing to do, and the other one ends as well
+    for more in ((), ("resume=auto",)):  # the second time there is nothing to do, and the other process ends too
         nodes = [start(node, *more) for node in (1, 0)]
         told = [node.communicate(timeout=120)[0] for node in nodes]
         assert [node.returncode for node in nodes] == [0, 0], told
         assert "map" in told[1]
-        assert "map" not in told[0]  # one of them talks
+        assert "map" not in told[0]  # only one of them prints
     assert_same(tmp_path / "by-2", tmp_path / "by-1")
 
 

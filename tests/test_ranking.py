@@ -1,4 +1,4 @@
-"""Counts, the stable order and the nearest items, against loops over unpacked bits; every engine alike."""
+"""Compare counts, the stable order and the nearest items with loops over unpacked bits, for every engine."""
 
 import os
 import subprocess
@@ -28,7 +28,7 @@ def engine(request, monkeypatch):
 
 
 class Problem:
-    """Random codes and labels, with everything that the module computes done by loops."""
+    """Random codes and labels, with loops for everything that the module computes."""
 
     def __init__(self, seed, q=5, n=30, bits=12, classes=4, kind="single", exclude=True):
         rng = np.random.default_rng(seed)
@@ -127,7 +127,7 @@ def test_any_number_of_classes(engine, classes, kind):
 
 @pytest.mark.parametrize("kind", ["single", "multi"])
 def test_longer_than_a_block(engine, kind):
-    """Blocks of the compiled loop, and an excluded item at the ends of one."""
+    """Several blocks of the compiled loop, with excluded items at the ends of a block."""
     problem = Problem(0, q=6, n=3 * compiled.BLOCK + 5, kind=kind)
     problem.exclude = np.array([0, compiled.BLOCK - 1, compiled.BLOCK, 3 * compiled.BLOCK + 4, -1, 7])
     assert_right(counted(*problem.arguments), problem)
@@ -200,7 +200,7 @@ def test_neither_threads_nor_grouping_of_queries_change_a_bit(engine, kind, data
     rows = [slice(0, data.draw(st.integers(1, 22)))]
     rows.append(slice(rows[0].stop, 23))
     parts = [counted(query[r], database, bits, labels[r], of_database, exclude[r]) for r in rows]
-    if len({part[0].shape for part in parts} | {whole[0].shape}) == 1:  # else one part has fewer grades
+    if len({part[0].shape for part in parts} | {whole[0].shape}) == 1:  # otherwise some part has fewer grades
         assert_same([np.concatenate(both) for both in zip(*parts, strict=True)], whole)
 
 
@@ -248,7 +248,7 @@ def test_nearest_against_sorting(engine, bits, k):
 @given(data=st.data())
 @same_engine
 def test_nearest_with_many_ties_and_any_order(engine, data):
-    """Few different codes, sorted by distance either way, so that candidates come last or all are tied."""
+    """Few different codes, sorted by distance in both directions: candidates come last, or all are tied."""
     bits, n, k = 10, data.draw(st.integers(1, 5000)), data.draw(st.integers(1, 300))
     rng = np.random.default_rng(data.draw(st.integers(0, 10**6)))
     ones = rng.integers(0, data.draw(st.integers(1, bits)) + 1, n)
@@ -271,7 +271,7 @@ def test_nearest_and_counts_agree_with_faiss(engine, bits):
     found, faiss_positions = index.search(query, 50)
     distances, positions = ranking.nearest(query, database, bits, 50)
     np.testing.assert_array_equal(distances, found)
-    # Within a distance faiss has its own order; up to the last distance the sets are the same.
+    # faiss has its own order within a distance; up to the last distance the sets are the same.
     for row in range(10):
         nearer = distances[row] < distances[row, -1]
         assert set(positions[row, nearer]) == set(faiss_positions[row, found[row] < found[row, -1]])
@@ -307,7 +307,7 @@ def test_memory_does_not_grow_with_what_lies_within_the_radius(engine):
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert peak < 12e6  # all of it would be 64 MB
+    assert peak < 12e6  # all results together would take 64 MB
 
 
 @pytest.mark.parametrize("kind", ["single", "multi"])
@@ -374,7 +374,7 @@ def test_arrays_that_do_not_fit_are_refused():
         ranking.count(codes, codes, 12, labels, labels, threads=0)
     with pytest.raises(ValueError, match="both be multi-hot or both be class numbers"):
         ranking.count(codes, codes, 12, labels, np.zeros(3, np.int64))
-    # These are refused by the shapes in the annotations as well, where those are checked: hence the private entries.
+    # Where shape annotations are checked, they refuse these arrays first: hence the calls of private functions.
     with pytest.raises(ValueError, match="codes must have the same width, got 1 and 2"):
         ranking._check_codes(codes[:, :1], codes, 12)
     with pytest.raises(ValueError, match="labels must have the same width, got 3 and 4"):
@@ -385,7 +385,7 @@ def test_rows_without_labels_or_exclusions_are_refused():
     codes, labels = np.zeros((3, 2), np.uint8), np.zeros((3, 4), np.uint8)
     for arguments, message in (
         ((codes, codes, 12, labels[:2], labels), "query codes and labels must have equal lengths, got 3 and 2"),
-        ((codes, codes, 12, labels, labels, np.array([0])), "one entry a query"),
+        ((codes, codes, 12, labels, labels, np.array([0])), "one entry per query"),
     ):
         with pytest.raises(Exception, match=f"{message}|Type-check error"):
             ranking.count(*arguments)
@@ -451,7 +451,7 @@ for labels in (single, several) if sys.argv[1] == "both" else ((several,) if sys
 
 @pytest.mark.slow
 def test_what_different_processes_have_compiled_goes_together(tmp_path):
-    # Two inner functions of one name: whoever loaded both from the disk counted distances in place of shared labels.
+    # When two inner functions had one name, a process that loaded both from disk counted distances, not shared labels.
     def count(what, cache):
         environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / cache)}
         command = [sys.executable, "-c", COUNT, what]

@@ -1,4 +1,4 @@
-"""``deephash serve``: what it answers, what it refuses and to whom, and the page in a browser."""
+"""``deephash serve``: its answers, the requests that it refuses, and the page in a browser."""
 
 import base64
 import io
@@ -31,7 +31,7 @@ MAX_BYTES = 100_000
 
 
 class Fake(Searcher):
-    """Forty images; the nearest of any query are the first. Number 3 has no picture, number 2 a name that is markup."""
+    """Forty images; the first are nearest to any query. Number 3 has no picture, number 2 has markup as its name."""
 
     def __init__(self):
         self.bits, self.n, self.title, self.class_names = 12, 40, "DPSH & co, 12 bits, toys", ["bag", "boot"]
@@ -75,7 +75,7 @@ def ask(client, content, name="photo.jpg", headers=None, **form):
 
 
 def sentence(response, status):
-    """The error of an answer: JSON with one sentence, and the headers of every other answer."""
+    """Return the error of an answer; check that it is JSON with one sentence, with the headers of every answer."""
     assert response.status_code == status, response.text
     assert list(response.json()) == ["error"]
     assert response.headers["x-content-type-options"] == "nosniff"
@@ -118,7 +118,7 @@ def test_every_format_is_read_whatever_its_name(client, kind):
 
 def test_an_image_is_turned_upright(client, searcher):
     exif = Image.Exif()
-    exif[0x0112] = 6  # lies on its side
+    exif[0x0112] = 6  # rotated by 90 degrees
     assert ask(client, encoded("JPEG", exif=exif)).json()["query"] == {"width": 20, "height": 30}
     assert searcher.sizes == [(20, 30)]
 
@@ -191,7 +191,7 @@ def test_pages_load_nothing_from_elsewhere(client, address):
         (encoded("JPEG", (300, 300))[:700], "truncated"),
         (b"", "it is empty"),
         (b"\x89PNG\r\n\x1a\n" + bytes(40), "cannot be read"),
-        # A header that promises more pixels than any memory has.
+        # A header that announces more pixels than fit into any memory.
         (encoded("GIF").replace(bytes([30, 0, 20, 0]), bytes([255] * 4), 1), "pixels"),
     ],
 )
@@ -207,7 +207,7 @@ def test_a_file_that_is_too_large_is_refused_by_its_length(client):
 
 
 def test_a_file_of_untold_length_is_refused_once_it_is_too_large(client):
-    """It arrives in chunks; those after the limit are not asked for."""
+    """The upload arrives in chunks; those beyond the limit are not read."""
     taken = 0
 
     def chunks():
@@ -246,7 +246,7 @@ def test_forms_that_are_none(client):
 @pytest.mark.parametrize(
     ("address", "status", "says"),
     [
-        ("/api/image/3", 404, "the picture of image 3 is not on this machine, only its code"),
+        ("/api/image/3", 404, "the picture of image 3 is not on this machine; only its code is"),
         ("/api/image/40", 422, "position must be a whole number, at most 39, got '40'"),
         ("/api/image/-1", 422, "position must be a whole number, at least 0, got '-1'"),
         ("/api/image/bag%2F0", 404, "there is nothing at this address; /docs lists what there is"),
@@ -269,7 +269,7 @@ def test_what_only_this_machine_may_know_is_not_sent(client, searcher, monkeypat
     assert response.status_code == 500
     assert "secret" not in response.text
     assert "terminal" in response.json()["error"]
-    assert ("secret" in capsys.readouterr().err) == isinstance(error, ArtifactError)  # the server prints the other
+    assert ("secret" in capsys.readouterr().err) == isinstance(error, ArtifactError)  # uvicorn prints the other
 
 
 @pytest.mark.parametrize("host", ["localhost", "LOCALHOST:8000", "127.0.0.1", "[::1]:9", "127.0.0.1:65535"])
@@ -282,8 +282,8 @@ def test_names_of_this_machine(client, host):
     ["evil.example", "evil.example:8000", "127.0.0.1.evil.example", "localhost.", "0.0.0.0", "", "localhost@evil"],
 )
 def test_another_name_is_refused(client, searcher, host):
-    """Or a page elsewhere could give its own name the address of this machine, and read the answers."""
-    assert "localhost and 127.0.0.1 only" in sentence(client.get("/api/info", headers={"Host": host}), 400)
+    """Otherwise another site could make its name resolve to this machine's address, and read the answers."""
+    assert "answers only to localhost and 127.0.0.1" in sentence(client.get("/api/info", headers={"Host": host}), 400)
     sentence(ask(client, encoded(), headers={"Host": host}), 400)
     assert searcher.sizes == []
 
@@ -317,7 +317,7 @@ def test_it_listens_on_this_machine_only():
         host, port = listening.getsockname()
         assert host == "127.0.0.1"
         assert listening.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
-        with pytest.raises(Exception, match=f"port {port}: another program uses it; choose another such as port="):
+        with pytest.raises(Exception, match=f"port {port}: another program is using it; choose another such as port="):
             serve.listen(port)
 
 
@@ -349,8 +349,8 @@ def test_without_its_packages_it_says_what_to_install(deephash, monkeypatch):
 @pytest.mark.parametrize(
     ("change", "code", "says"),
     [
-        ({"encoder": SimpleNamespace(takes="vectors")}, 2, "runs/one hashes vectors, and a page takes images: give "),
-        ({"n": 0}, 4, "there is nothing to search in: runs/one has codes of no image"),
+        ({"encoder": SimpleNamespace(takes="vectors")}, 2, "runs/one hashes vectors, but the page takes images: give "),
+        ({"n": 0}, 4, "there is nothing to search: runs/one has no codes of images"),
     ],
 )
 def test_what_cannot_be_searched(deephash, monkeypatch, searcher, change, code, says):
@@ -414,7 +414,7 @@ def address(searcher):
 
 
 def drop(page, content, kind="drop"):
-    """Drop a file on the page, or paste it."""
+    """Drop a file on the page or paste it."""
     text = base64.b64encode(content).decode()
     events = {
         "drop": "new DragEvent('drop', {dataTransfer: data, bubbles: true, cancelable: true})",
@@ -437,7 +437,7 @@ def test_an_image_in_a_browser(page, address, tmp_path):
     drop(page, encoded())
     page.until(f"{FOUND} === 10")
     page.until("[...document.images].every(image => image.complete)")
-    assert page.evaluate("document.querySelector('#status').textContent") == "10 of 40, the nearest first."
+    assert page.evaluate("document.querySelector('#status').textContent") == "10 of 40, nearest first."
     assert page.evaluate("document.querySelector('#about').textContent") == "photo.png, 30 x 20 pixels"
     assert page.evaluate("document.querySelector('#classes').innerText").split() == ["bag", "6", "boot", "4"]
     assert page.evaluate("[...document.querySelectorAll('.id')].map(id => id.textContent)") == [
@@ -460,7 +460,7 @@ def test_an_image_in_a_browser(page, address, tmp_path):
     chosen.write_bytes(encoded("JPEG", (40, 50)))
     page.choose("#file", chosen)
     page.until("document.querySelector('#about').textContent === 'chosen.jpg, 40 x 50 pixels'")
-    # The one complaint is about the picture that is not there.
+    # The only error message is about the missing picture.
     assert set(page.problems) == {"Failed to load resource: the server responded with a status of 404 (Not Found)"}
     assert all(asked.startswith((address, f"blob:{address}", "data:,")) for asked in page.requests)
 
@@ -476,7 +476,7 @@ def test_errors_and_sizes_in_a_browser(page, address):
         page.until(f"document.querySelector('#error').textContent.includes({says!r})")
         assert page.evaluate(FOUND) == 0
     assert page.evaluate("document.activeElement.tagName") == "BODY"
-    for key in ("file", "k"):  # the keyboard gets to both
+    for key in ("file", "k"):  # the keyboard reaches both
         page.call("Input.dispatchKeyEvent", type="keyDown", key="Tab", code="Tab", windowsVirtualKeyCode=9)
         assert page.evaluate("document.activeElement.id") == key
     drop(page, encoded())
@@ -489,7 +489,7 @@ def test_errors_and_sizes_in_a_browser(page, address):
 
 @pytest.mark.slow
 def test_a_page_elsewhere_learns_nothing_in_a_browser(page, address, searcher):
-    """The same machine under another port is another origin."""
+    """The same machine with another port is another origin."""
     listening = serve.listen(0)
     other = uvicorn.Server(uvicorn.Config(create_app(Fake(), 10, MAX_BYTES), log_level="warning", lifespan="off"))
     thread = threading.Thread(target=other.run, kwargs={"sockets": [listening]})

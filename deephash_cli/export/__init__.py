@@ -1,7 +1,7 @@
-"""``deephash export``: codes, and the network that makes them, into files that other engines load.
+"""``deephash export``: write codes, or the network that makes them, to files that other engines can load.
 
-A target is a function that writes into an empty folder, reads back what it wrote, and says how it was checked. One more
-is a function in a module beside this one, and a line in `CODES` or `NETWORKS`.
+A target is a function that writes into an empty folder, reads the result back, and returns how it was checked. To add a
+target, write such a function in a module beside this one, and add a line to `CODES` or `NETWORKS`.
 """
 
 import json
@@ -28,7 +28,7 @@ CODES = {
     "milvus": milvus.write,
 }
 NETWORKS = {"torch_export": network.write_torch_export, "onnx": network.write_onnx}
-_TABLE = re.compile(r"[a-z_][a-z0-9_]{0,62}")  # needs no quoting anywhere; PostgreSQL cuts longer names off
+_TABLE = re.compile(r"[a-z_][a-z0-9_]{0,62}")  # needs no quoting in any engine; PostgreSQL truncates longer names
 
 
 def export(config: DictConfig) -> None:

@@ -1,4 +1,4 @@
-"""Faiss: an exact index whose ids are positions in the database."""
+"""Export to faiss: an exact index, whose ids are positions in the database."""
 
 from pathlib import Path
 
@@ -17,17 +17,24 @@ An exact faiss index of binary codes. Needs faiss and numpy:
     distances, positions = index.search(queries, 10)    # queries: packed codes, uint8 (n, {width})
     print(ids[positions[0, 0]])
 
-Distances are exact. Among items at the same distance faiss has an order of its own.
+Distances are exact. Items at the same distance come in faiss's own order.
 """
-_TRIED = 100  # codes to search for in the written index
+_TRIED = 100  # number of codes to search for in the written index
 
 
 def write(source: Source, folder: Path) -> str:
     """Write ``codes.faiss`` and ``ids.txt``.
 
+    Args:
+        source: Codes to export.
+        folder: Empty folder to write into.
+
+    Returns:
+        How the result was checked, for the user.
+
     Raises:
         ConfigError: If faiss is not installed.
-        ArtifactError: If the index cannot be written, or finds something else than our own search.
+        ArtifactError: If the index cannot be written, or does not find what deephash's own search finds.
     """
     faiss = optional("faiss", "faiss")
     index = faiss.IndexBinaryFlat(8 * source.width)
@@ -43,7 +50,7 @@ def write(source: Source, folder: Path) -> str:
 
 
 def _check(index, source: Source) -> str:
-    """Search for codes spread over the database. Which of equally far items it finds is faiss's own choice."""
+    """Search for codes spread over the database. Only distances are compared, because faiss orders ties its own way."""
     packed, k = source.database.packed, min(10, source.database.n)
     queries = packed[np.linspace(0, len(packed) - 1, min(_TRIED, len(packed))).astype(int)]
     if len(queries):
@@ -52,5 +59,5 @@ def _check(index, source: Source) -> str:
         true = np.bitwise_count(packed[positions] ^ queries[:, None]).sum(axis=2, dtype=np.int64)
         unique = all(len(set(row)) == k for row in positions.tolist())
         if index.ntotal != len(packed) or not unique or not (distances == true).all() or not (true == expected).all():
-            raise ArtifactError("the index was read back and finds other neighbours than deephash does")
-    return f"opened codes.faiss again, the {k} nearest of {len(queries)} codes are at the distances of our own search"
+            raise ArtifactError("the index was read back, but finds other neighbours than deephash does")
+    return f"opened codes.faiss again; the {k} nearest of {len(queries)} codes have the distances that deephash finds"

@@ -1,4 +1,4 @@
-"""Milvus: rows for a collection with a BINARY_VECTOR, as a Parquet file for its bulk import."""
+"""Export to Milvus: rows of a collection with a BINARY_VECTOR, as a Parquet file for bulk import."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,15 +9,15 @@ from deephash_cli.errors import ArtifactError
 from deephash_cli.export.source import Source, optional
 from deephash_cli.files import write_json, write_text
 
-_ID_BYTES = 65_535  # of a VARCHAR
+_ID_BYTES = 65_535  # the most that a VARCHAR can hold
 
 _LOAD = '''\
-"""Make the collection of schema.json and insert codes.parquet, 1000 rows at a time.
+"""Create the collection of schema.json and insert the rows of codes.parquet, 1000 at a time.
 
     pip install pymilvus pyarrow
     python load.py http://localhost:19530
 
-This file was run against Milvus Lite 2.5, and never against a cluster.
+This file was run against Milvus Lite 2.5, but never against a cluster.
 """
 
 import json
@@ -42,35 +42,43 @@ for batch in ParquetFile(here / "codes.parquet").iter_batches(1000):
 _README = """\
 A collection for Milvus 2.4 or newer. Needs pymilvus and pyarrow:
 
-    python load.py http://localhost:19530      makes the collection "{table}" and inserts the rows
+    python load.py http://localhost:19530      creates the collection "{table}" and inserts the rows
 
-For many millions of rows let load.py make the collection (without its last two lines), put codes.parquet into the
-bucket of the cluster, and import it there:
+For many millions of rows, remove the last two lines of load.py, so that it only creates the collection. Then put
+codes.parquet into the cluster's bucket and import it there:
 
     from pymilvus.bulk_writer import bulk_import
     bulk_import(url="http://localhost:19530", collection_name="{table}", files=[["codes.parquet"]])
 
-load.py was run against Milvus Lite 2.5; nothing here was ever run against a cluster, bulk_import not at all.
-Search, with a query's packed code (uint8); BIN_FLAT compares every row, and has an order of its own for ties:
+load.py was run against Milvus Lite 2.5. No file here was ever run against a cluster, and bulk_import was never run.
+To search for a query's packed code (uint8):
 
     client.search("{table}", data=[code.tobytes()], limit=10, output_fields=["id"])
 
-position is the primary key: where the item stands in the database. id is the name of the image.
+BIN_FLAT compares every row; items at the same distance come in its own order.
+position is the primary key: the position of the item in the database. id is the name of the image.
 """
 
 
 def write(source: Source, folder: Path) -> str:
     """Write ``codes.parquet``, ``schema.json`` and ``load.py``.
 
+    Args:
+        source: Codes to export.
+        folder: Empty folder to write into.
+
+    Returns:
+        How the result was checked, for the user.
+
     Raises:
         ConfigError: If pyarrow is not installed.
-        ArtifactError: If Milvus cannot hold an id, or the file is read back with other codes.
+        ArtifactError: If an id is too long for Milvus, or if the file is read back with other codes.
     """
     pa, parquet = optional("pyarrow", "export"), optional("pyarrow.parquet", "export")
     vector = pa.list_(pa.uint8())
     schema = pa.schema([("position", pa.int64()), ("id", pa.string()), ("code", vector)])
     path = folder / "codes.parquet"
-    longest = 255  # room for other images
+    longest = 255  # at least, so that images with longer names can be added
     with parquet.ParquetWriter(path, schema) as writer:
         for block in source.blocks("writing"):
             longest = max(longest, *(len(name.encode()) for name in block.ids))
@@ -82,7 +90,7 @@ def write(source: Source, folder: Path) -> str:
             ]
             writer.write_batch(pa.record_batch(columns, schema=schema))
     if longest > _ID_BYTES:
-        raise ArtifactError(f"Milvus holds ids of at most {_ID_BYTES} bytes, got one of {longest}: rename the image")
+        raise ArtifactError(f"Milvus can hold ids of at most {_ID_BYTES} bytes, got one of {longest}: rename the image")
     wanted = {
         "collection": source.table,
         "fields": [

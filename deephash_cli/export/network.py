@@ -1,7 +1,7 @@
-"""The network of a run, from images to packed codes: as a torch.export program, and as ONNX.
+"""Export the network of a run, from images to packed codes, as a torch.export program or as ONNX.
 
-Packing is part of the graph, so that whoever runs it needs no deephash. A graph cannot stop at values that are not
-numbers, as deephash does; therefore the continuous codes are its second output.
+Packing is part of the graph, so that it runs without deephash. Where deephash raises an error for NaN, a graph cannot;
+therefore it also returns the continuous codes.
 """
 
 import warnings
@@ -17,18 +17,19 @@ from deephash_cli.files import write_json, write_text
 if TYPE_CHECKING:
     from deephash_cli.encoder import Encoder
 
-# Data sets whose images are held as they are, smaller than the network wants them: it enlarges them itself.
+# Data sets whose images are kept in their own size, smaller than the network's input: the network enlarges them.
 _SMALL = {"cifar10": 32, "fashion_mini": 28, "fashion_mnist": 28}
-_CLOSE = 1e-2  # of continuous codes in another program; bits may differ where these are nearer to 0 than that
+# Allowed difference of continuous codes in another program. A bit may differ if its value is closer to 0 than this.
+_CLOSE = 1e-2
 
 _TAIL = """
 images: uint8 (n, 3, {side}, {side}), RGB, any n: the central square of a picture, resized (bilinear, antialiased).
 {note}codes: uint8 (n, {width}), {bits} bits: bit i is bit i % 8 (worth 2 ** (i % 8)) of byte i // 8; padding is 0.
-u: float32 (n, {bits}), the continuous codes; bit i is u[i] >= 0. Where u is not a number, the bit is 0: check u.
-source.json says what network it is.
+u: float32 (n, {bits}), the continuous codes; bit i is u[i] >= 0. Where u is NaN, the bit is 0: check u.
+source.json says which network this is.
 """
 _TORCH = """\
-The network as a torch.export program. Needs torch, the version in source.json or newer; for the CPU:
+The network as a torch.export program. Needs torch in the version of source.json or newer; on the CPU:
 
     import torch
     encoder = torch.export.load("encoder.pt2").module()
@@ -49,17 +50,17 @@ def write_torch_export(run: Path, folder: Path, allowed_targets: Sequence[str], 
     """Write ``encoder.pt2``.
 
     Args:
-        run: The run folder.
-        folder: To write into.
+        run: Run folder.
+        folder: Empty folder to write into.
         allowed_targets: Packages besides deephash's own whose classes the run may build.
-        pixels: Side of the images that the graph takes; ``None``: as its run had them.
+        pixels: Side of the images that the graph takes, in pixels; None: that of the images in the run.
 
     Returns:
-        How it was checked.
+        How the result was checked, for the user.
 
     Raises:
-        ArtifactError: If the run is not finished, if its network cannot be exported, or if what was written gives other
-            codes.
+        ArtifactError: If the run is not finished, if its network cannot be exported, or if the written network gives
+            other codes.
     """
     import torch
 
@@ -72,9 +73,9 @@ def write_torch_export(run: Path, folder: Path, allowed_targets: Sequence[str], 
 
 
 def write_onnx(run: Path, folder: Path, allowed_targets: Sequence[str], pixels: int | None) -> str:
-    """Write ``encoder.onnx``; arguments, result and errors as of `write_torch_export`.
+    """Write ``encoder.onnx``. Arguments, result and errors are those of `write_torch_export`.
 
-    The graph computes in single precision, even if the run computed in half: other engines know few operations in that.
+    The graph computes in single precision even if the run used half: other engines support few operations in half.
 
     Raises:
         ConfigError: If onnx and onnxscript are not installed.
@@ -96,12 +97,12 @@ def write_onnx(run: Path, folder: Path, allowed_targets: Sequence[str], pixels: 
             )
         made.save(path)
     except torch.onnx.errors.OnnxExporterError as error:
-        raise ArtifactError(f"this network has no form in ONNX: {first_line(error)}") from error
+        raise ArtifactError(f"this network cannot be written as ONNX: {first_line(error)}") from error
     _describe(encoder, side, folder, _ONNX)
     try:
         import onnxruntime
     except ImportError:
-        return "nothing, as onnxruntime is not installed (pip install onnxruntime)"
+        return "nothing, because onnxruntime is not installed (pip install onnxruntime)"
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     return _check(
         single, encoder, side, lambda images: map(torch.from_numpy, session.run(None, {"images": images.numpy()}))
@@ -113,12 +114,12 @@ def _load(run: Path, allowed_targets: Sequence[str], pixels: int | None) -> tupl
 
     encoder = load_encoder(run, allowed_targets)
     if encoder.takes != "images":
-        raise ConfigError(f"{run} hashes vectors, and only a network that takes images can be exported")
+        raise ConfigError(f"{run} hashes vectors, but only a network that takes images can be exported")
     return encoder, pixels or _SMALL.get(encoder.settings["dataset"]["name"], encoder.image_size)
 
 
 def _program(encoder: "Encoder", side: int) -> Any:
-    """The graph, for any number of images."""
+    """Trace the network as a graph for any number of images."""
     import torch
     from torch import Tensor, nn
 
@@ -139,26 +140,32 @@ def _program(encoder: "Encoder", side: int) -> Any:
         with _quiet():
             shapes = ({0: torch.export.Dim("n", min=1)},)
             return torch.export.export(Packed().eval(), (images,), dynamic_shapes=shapes)
-    except Exception as error:  # of a network of anybody's, for any reason that a tracer has
+    except Exception as error:  # a third-party network can make the tracer fail in any way
         raise ArtifactError(f"torch.export cannot trace this network: {first_line(error)}") from error
 
 
 def _describe(encoder: "Encoder", side: int, folder: Path, loader: str) -> None:
     width = packed_width(encoder.bits)
-    note = "" if side == encoder.image_size else f"The graph resizes them to {encoder.image_size}.\n"
+    note = "" if side == encoder.image_size else f"The graph resizes them to {encoder.image_size} pixels a side.\n"
     text = loader.format(side=side) + _TAIL.format(side=side, width=width, bits=encoder.bits, note=note)
     write_text(folder / "README.txt", text)
     write_json(folder / "source.json", {"bits": encoder.bits, "bit_order": "little", **encoder.provenance})
 
 
 def _check(encoder: "Encoder", trained: "Encoder", side: int, again: Callable[[Any], Any]) -> str:
-    """Run what was written on noise, one image and several.
+    """Run the written network on images of noise, in batches of one and of several.
 
     Args:
-        encoder: The network that was exported, whose values are to be the same.
-        trained: The same network in the precision of its run, to say how many bits that changes.
-        side: Of the images.
-        again: The network that was read back.
+        encoder: The network that was exported, whose values must be the same.
+        trained: The same network in the precision of its run, to count the bits that the precision changes.
+        side: Side of the images, in pixels.
+        again: The network that was read back: takes images, returns packed and continuous codes.
+
+    Returns:
+        How the result was checked, for the user.
+
+    Raises:
+        ArtifactError: If the written network gives other codes.
     """
     import torch
 
@@ -173,14 +180,12 @@ def _check(encoder: "Encoder", trained: "Encoder", side: int, again: Callable[[A
             codes, u = again(images)
         difference = float((u - expected).abs().max())
         if difference > _CLOSE * max(1.0, float(expected.abs().max())) or (codes.numpy() != packed_codes(u)).any():
-            raise ArtifactError(f"what was written was run and gives other codes; values differ by {difference:.2g}")
+            raise ArtifactError(f"the written network was run and gives other codes; values differ by {difference:.2g}")
         flipped += int(((u >= 0) != (before >= 0)).sum())
         largest, count = max(largest, difference), count + u.numel()
-    return (
-        f"ran it on noise, values within {largest:.1g} of the network's, {flipped} of {count} bits other than the run's"
-    )
+    return f"ran it on noise; values within {largest:.1g} of the network's, {flipped} of {count} bits unlike the run's"
 
 
 def _quiet() -> warnings.catch_warnings:
-    """Exporters warn of their own insides."""
+    """Ignore warnings: exporters warn about their own internals."""
     return warnings.catch_warnings(action="ignore")

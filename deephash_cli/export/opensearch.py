@@ -1,4 +1,4 @@
-"""OpenSearch: documents with a binary knn_vector, in bulk requests of a size that a cluster takes."""
+"""Export to OpenSearch: documents with a binary knn_vector, in bulk requests of a size that a cluster accepts."""
 
 import json
 from collections.abc import Iterator
@@ -10,13 +10,13 @@ from deephash_cli.errors import ArtifactError, ConfigError
 from deephash_cli.export.source import Source
 from deephash_cli.files import write_json, write_text
 
-_PART = 10_000_000  # characters of a request; clusters refuse more than 100 MB
-_DIMENSIONS = 16_000  # of a vector
-_ID_CHARACTERS = 8191  # of a keyword that is searched for: 32766 bytes
+_PART = 10_000_000  # characters in a request, approximately; clusters refuse more than 100 MB
+_DIMENSIONS = 16_000  # the most that a vector can have
+_ID_CHARACTERS = 8191  # the longest keyword that can be searched for: 32766 bytes
 
 _LOAD = """\
 #!/bin/sh
-# Makes the index {table} and fills it. From anywhere: OPENSEARCH=https://user:password@host:9200 sh load.sh
+# Creates the index {table} and fills it. In any folder: OPENSEARCH=https://user:password@host:9200 sh <path>/load.sh
 # This file follows the documentation of OpenSearch 2.17 and 3; it was never run against a cluster.
 set -eu
 cd "$(dirname "$0")"
@@ -44,24 +44,32 @@ Documents for OpenSearch 2.17 or newer. Needs curl:
     curl "$OPENSEARCH/{table}/_search" -H 'Content-Type: application/json' --data-binary @query-knn.json
 
 These files follow the documentation of OpenSearch; they were never run against a cluster.
-query-exact.json compares every document; ties are in database order. query-knn.json asks the HNSW index, which may miss
-some. Both search for the first code; the score of a document at distance d is 1 / (1 + d).
+query-exact.json compares every document; ties are in database order.
+query-knn.json uses the HNSW index, which may miss some of the nearest documents.
+Both search for the first code; the score of a document at distance d is 1 / (1 + d).
 A code is a list of {width} signed bytes, in Python: packed.view(numpy.int8).tolist()
-A document has position (in the database; also its _id), id (the name of the image), code.
+A document has the fields position (in the database; also its _id), id (the name of the image) and code.
 """
 
 
 def write(source: Source, folder: Path) -> str:
-    """Write ``index.json``, ``bulk-*.ndjson``, ``load.sh`` and a query of each kind.
+    """Write ``index.json``, ``bulk-*.ndjson``, ``load.sh``, an exact query and an approximate one.
+
+    Args:
+        source: Codes to export.
+        folder: Empty folder to write into.
+
+    Returns:
+        How the result was checked, for the user.
 
     Raises:
         ConfigError: If ``table`` cannot be the name of an index.
-        ArtifactError: If codes of this length cannot be held, or the documents are read back with other codes.
+        ArtifactError: If codes are too long for OpenSearch, or if the documents are read back with other codes.
     """
     if source.table.startswith("_"):
-        raise ConfigError(f"the name of an OpenSearch index starts with a letter, got table={source.table}")
+        raise ConfigError(f"the name of an OpenSearch index must start with a letter, got table={source.table}")
     if 8 * source.width > _DIMENSIONS:
-        raise ArtifactError(f"OpenSearch holds codes of at most {_DIMENSIONS} bits, got {source.bits}")
+        raise ArtifactError(f"OpenSearch can hold codes of at most {_DIMENSIONS} bits, got {source.bits}")
     code = {
         "type": "knn_vector",
         "dimension": 8 * source.width,
@@ -112,7 +120,7 @@ def _write_documents(source: Source, folder: Path) -> list[Path]:
 
 
 def _signed(packed: np.ndarray) -> list[list[int]]:
-    """Bytes as OpenSearch wants them: from -128 to 127."""
+    """Convert bytes to numbers from -128 to 127, as OpenSearch expects."""
     return np.ascontiguousarray(packed).view(np.int8).tolist()
 
 

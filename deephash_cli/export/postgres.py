@@ -1,7 +1,7 @@
-"""PostgreSQL: a table with a column bit(n), by itself or with the extension pgvector.
+"""Export to PostgreSQL: a table with a column of type bit(n), with or without the extension pgvector.
 
-Ids are data from elsewhere. They stand in one file only, ``codes.copy``, in the text format of COPY, whose four special
-characters are escaped; no statement holds any.
+Ids are untrusted data. Only one file contains them: ``codes.copy``, in the text format of COPY, whose four special
+characters are escaped. No SQL statement contains an id.
 """
 
 import re
@@ -16,22 +16,22 @@ from deephash_cli.errors import ArtifactError
 from deephash_cli.export.source import Source
 from deephash_cli.files import write_text
 
-_ID_BYTES = 2600  # what a row of an index can hold
-_INDEXED_BITS = 64_000  # of pgvector
+_ID_BYTES = 2600  # the most that an index row can hold
+_INDEXED_BITS = 64_000  # the longest code that pgvector can index
 
-_MEANINGS = {"\\": "\\", "t": "\t", "n": "\n", "r": "\r"}  # of a letter after a backslash
+_MEANINGS = {"\\": "\\", "t": "\t", "n": "\n", "r": "\r"}  # what a letter after a backslash stands for
 _ESCAPES = str.maketrans({meaning: f"\\{letter}" for letter, meaning in _MEANINGS.items()})
 
 _TABLE = """\
 -- The left-most bit of code is bit 0.
 CREATE TABLE "{table}" (
     id text PRIMARY KEY,
-    position bigint NOT NULL,  -- in the database that was exported: the order of items at the same distance
+    position bigint NOT NULL,  -- in the exported database; orders items at the same distance
     code bit({bits}) NOT NULL
 );
 """
 _LOAD = """\
--- Makes and fills the table, or leaves everything as it was. From this folder: psql -d <database> -f load.sql
+-- Creates and fills the table; on an error no change is kept. In this folder: psql -d <database> -f load.sql
 {note}\\set ON_ERROR_STOP on
 BEGIN;
 {before}\\i table.sql
@@ -59,8 +59,8 @@ ORDER BY distance, position
 LIMIT :k;
 """
 _VECTOR_QUERY = """\
--- About the k nearest items of a query, found by the index. pgvector 0.7.0 or newer.
--- A larger hnsw.ef_search (from k to 1000) finds more of the true ones; without the index the answer is exact.
+-- The k nearest items of a query, approximately: found with the index. pgvector 0.7.0 or newer.
+-- A larger hnsw.ef_search (from k to 1000) finds more of the true nearest items; without the index the result is exact.
 {variables}SET hnsw.ef_search = 100;
 SELECT id, position, distance
 FROM (
@@ -70,23 +70,30 @@ ORDER BY distance, position;
 """
 _UNTRIED = "-- This file follows the documentation of pgvector; it was never run against a server.\n"
 _README = """\
-Codes as bit({bits}) of {engine}. Needs psql; nothing of deephash.
+Codes of type bit({bits}) for {engine}. Needs psql, but not deephash.
 
-    psql -d <database> -f load.sql                                    makes the table "{table}"; run it in this folder
-    psql -d <database> -f query.sql                                   the 10 nearest items of the first one
+    psql -d <database> -f load.sql                                    creates the table "{table}"; run it in this folder
+    psql -d <database> -f query.sql                                   the 10 nearest items to the first one
     psql -d <database> -v k=5 -v query={example} -f query.sql
 
-In the table the left-most bit of a code is bit 0. From a packed code (uint8) in Python:
+In the table the left-most bit of a code is bit 0. To convert a packed code (uint8) in Python:
 
     "".join(map(str, numpy.unpackbits(code, count={bits}, bitorder="little")))
 {note}"""
 
 
 def write(source: Source, folder: Path) -> str:
-    """Write ``table.sql``, ``codes.copy``, ``load.sql`` and ``query.sql`` for PostgreSQL as it is.
+    """Write ``table.sql``, ``codes.copy``, ``load.sql`` and ``query.sql`` for PostgreSQL without extensions.
+
+    Args:
+        source: Codes to export.
+        folder: Empty folder to write into.
+
+    Returns:
+        How the result was checked, for the user.
 
     Raises:
-        ArtifactError: If PostgreSQL cannot hold an id, or ``codes.copy`` is read back with other codes.
+        ArtifactError: If PostgreSQL cannot hold an id, or if ``codes.copy`` is read back with other codes.
     """
     settings = {
         "table": source.table,
@@ -101,14 +108,21 @@ def write(source: Source, folder: Path) -> str:
 
 
 def write_pgvector(source: Source, folder: Path) -> str:
-    """Write the same files for PostgreSQL with pgvector: its operator, and an HNSW index.
+    """Write the same files as `write` for PostgreSQL with pgvector, using its operator and an HNSW index.
+
+    Args:
+        source: Codes to export.
+        folder: Empty folder to write into.
+
+    Returns:
+        How the result was checked, for the user.
 
     Raises:
-        ArtifactError: If an id or codes of this length cannot be held, or ``codes.copy`` is read back with other codes.
+        ArtifactError: If the codes or an id are too long, or if ``codes.copy`` is read back with other codes.
     """
     if source.bits > _INDEXED_BITS:
         raise ArtifactError(
-            f"pgvector indexes codes of at most {_INDEXED_BITS} bits, got {source.bits}: use to=postgres"
+            f"pgvector can index codes of at most {_INDEXED_BITS} bits, got {source.bits}: use to=postgres"
         )
     settings = {
         "table": source.table,
@@ -134,15 +148,15 @@ def _write_table(source: Source, folder: Path) -> str:
             for position, (code, name) in enumerate(zip(codes, block.ids, strict=True), block.rows.start):
                 if "\0" in name or len(name.encode()) > _ID_BYTES:
                     raise ArtifactError(
-                        f"PostgreSQL keys are text of at most {_ID_BYTES} bytes without the character NUL, "
-                        f"got another id at position {position}: rename the image"
+                        f"a PostgreSQL key must be text of at most {_ID_BYTES} bytes without the character NUL, "
+                        f"but the id at position {position} is not: rename the image"
                     )
                 file.write(f"{code}\t{position}\t{name.translate(_ESCAPES)}\n")
     return source.compare(_read_copy(path, source), path)
 
 
 def _bit_strings(packed: np.ndarray, bits: int) -> list[str]:
-    """Codes as text of 0 and 1, bit 0 first."""
+    """Convert packed codes to text of 0 and 1, bit 0 first."""
     text = (unpack(packed, bits).view(np.uint8) + ord("0")).tobytes().decode("ascii")
     return [text[start : start + bits] for start in range(0, len(text), bits)]
 

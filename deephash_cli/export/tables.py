@@ -1,4 +1,4 @@
-"""Columns for any program: Parquet, and safetensors."""
+"""Export to Parquet and safetensors: columns that many programs can read."""
 
 import json
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ A Parquet file with the columns id, code ({width} bytes){labels}. Needs pyarrow 
     print(table["id"][0], codes[0], table.schema.metadata[b"bits"])
 """
 _SAFETENSORS = """\
-A safetensors file with codes, uint8 (n, {width}){labels}; ids.txt has their ids, a line each. Needs safetensors:
+A safetensors file with codes, uint8 (n, {width}){labels}; ids.txt has one id per line. Needs safetensors:
 
     from safetensors import safe_open
     file = safe_open("codes.safetensors", framework="numpy")    # or "pt"
@@ -30,7 +30,7 @@ A safetensors file with codes, uint8 (n, {width}){labels}; ids.txt has their ids
 
 
 def _metadata(source: Source) -> dict[str, str]:
-    """Text beside the columns: numbers as they are, what has parts as JSON."""
+    """Metadata to store beside the columns: text as it is, every other value as JSON."""
     return {
         name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
         for name, value in {"format": "deephash codes", **source.facts}.items()
@@ -38,7 +38,14 @@ def _metadata(source: Source) -> dict[str, str]:
 
 
 def write_parquet(source: Source, folder: Path) -> str:
-    """Write ``codes.parquet``, a row group for each block of rows.
+    """Write ``codes.parquet``, with one row group per block of rows.
+
+    Args:
+        source: Codes to export.
+        folder: Empty folder to write into.
+
+    Returns:
+        How the result was checked, for the user.
 
     Raises:
         ConfigError: If pyarrow is not installed.
@@ -79,7 +86,15 @@ def _read_parquet(file, width: int) -> Iterator[tuple[list[str], np.ndarray]]:
 def write_safetensors(source: Source, folder: Path) -> str:
     """Write ``codes.safetensors`` and ``ids.txt``.
 
-    The library would want all of it in memory. The format is the length of a header, the header, and the arrays.
+    The file is written without the library, which would need all of it in memory. The format is the length of a
+    header, the header, and the arrays.
+
+    Args:
+        source: Codes to export.
+        folder: Empty folder to write into.
+
+    Returns:
+        How the result was checked, for the user.
 
     Raises:
         ConfigError: If safetensors is not installed.
@@ -102,7 +117,7 @@ def write_safetensors(source: Source, folder: Path) -> str:
             for start in range(0, len(array), source.rows):
                 file.write(np.ascontiguousarray(array[start : start + source.rows]).data)
     write_ids(source, folder)
-    labels = " and labels, uint8, a column each class" if "labels" in arrays else ""
+    labels = " and labels, uint8, one column per class" if "labels" in arrays else ""
     source.describe(folder, _SAFETENSORS.format(width=source.width, labels=labels))
     with safetensors.safe_open(path, framework="numpy") as tensors:
         if sorted(tensors.keys()) != sorted(arrays):

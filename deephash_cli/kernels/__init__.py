@@ -1,4 +1,4 @@
-"""The inner loops of ranking: compiled by numba, with NumPy alone where that is missing, and with torch on a GPU.
+"""The inner loops of ranking: compiled by numba, with NumPy alone if numba is missing, and with torch on a GPU.
 
-All give the same integers, and the first two the same sums to the last bit.
+All three compute the same integers. The first two also compute the same sums of precisions, to the last bit.
 """

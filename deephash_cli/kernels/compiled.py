@@ -1,8 +1,9 @@
-"""Compiled inner loops: one pass over the database for each query; XOR, popcount and count without a stop in memory.
+"""Inner loops compiled by numba. Each query makes one pass over the database, with XOR, popcount and counting together.
 
-Distances and shared labels of a block are computed first, in loops that the compiler turns into vector instructions;
-the block then stays in the nearest cache. The functions release the interpreter's lock, so that threads share out
-queries. Compiled code is kept on disk beside this file, or in numba's cache folder where that is read-only.
+The database is processed in blocks. Distances and shared labels of a block are computed first, in loops that the
+compiler turns into vector instructions; their results stay in the nearest cache. The functions release Python's
+interpreter lock, so that threads can work on different queries. Compiled code is cached on disk beside this file, or
+in numba's cache folder if the former is read-only.
 """
 
 import operator
@@ -17,10 +18,10 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-BLOCK = 2048  # database items
-LANES = 64  # of them that are compared at once: a machine word of answers
-# A note on a relevant item, in one word: how many items were seen at its distance so far, itself included (32 bits),
-# its distance (17 bits), the number of shared labels (15 bits, where an image can have several).
+BLOCK = 2048  # database items processed at a time
+LANES = 64  # items compared at once: the answers are the 64 bits of one machine word
+# A note describes a relevant item in one 64-bit word: the number of items seen at its distance so far, itself included
+# (32 bits); its distance (17 bits); and, if images can have several labels, the number of shared labels (15 bits).
 _ONE, _DISTANCE, _GRADE = np.uint64(1), np.uint64(32), np.uint64(49)
 _LOW_17, _LOW_32 = np.uint64(2**17 - 1), np.uint64(2**32 - 1)
 
@@ -38,7 +39,7 @@ def _popcount(_typing, _word):
 
 @no_type_check
 def _counter_of_bits(operation):
-    """Count the ones that an operation leaves of the words of a query and of each item from ``start`` on."""
+    """Make a loop that counts the 1 bits of an operation on a query's words and each item's, from ``start`` on."""
 
     @no_type_check
     def count(query, database, start, out):
@@ -51,8 +52,8 @@ def _counter_of_bits(operation):
             for j in range(out.shape[0]):
                 out[j] += _popcount(operation(word, items[j]))
 
-    # Numba tells functions of equal names apart by a number that another process gives to the other one: of two that
-    # were kept on disk by different processes, whoever loaded both would get one in place of the other.
+    # Numba distinguishes functions of the same name by a counter, which differs between processes. With one name for
+    # both, a process that loads code cached by two other processes could get one function in place of the other.
     count.__qualname__ += f"_{operation.__name__}"
     return _inner(count)
 
@@ -64,7 +65,7 @@ _grades = _counter_of_bits(operator.and_)  # number of labels that items share w
 @intrinsic
 @no_type_check
 def _equal(_typing, array, _start, _value):
-    """Which of the LANES elements from ``start`` on equal ``value``: a bit each, the first in the lowest place."""
+    """Compare LANES elements from ``start`` on with ``value``: one bit per element, the first in the lowest place."""
 
     def generate(context, builder, _signature, arguments):
         vector = ir.VectorType(context.get_data_type(array.dtype), LANES)
@@ -82,10 +83,10 @@ def _equal(_typing, array, _start, _value):
 @_inner
 @no_type_check
 def _tally(distance, seen, states):
-    """Count a block of whole lanes, and keep what was counted up to the end of each of them.
+    """Count the items of a block at each distance, and store the count at the end of each group of LANES items.
 
-    All lanes are compared with each distance from the nearest to the farthest of the block: they are few, and no
-    comparison waits for a counter in memory.
+    The block must consist of whole groups. Every group is compared with each distance from the smallest to the largest
+    in the block: there are few distances, and no comparison waits for a counter in memory.
     """
     nearest, farthest = distance[0], distance[0]
     for j in range(distance.shape[0]):
@@ -111,12 +112,12 @@ def _count_classes(
     for i in range(query_words.shape[0]):
         for d in range(distances):
             relevant[d] = 0
-        for d in range(distances + 1):  # counters have their distance in the notes' place for it
+        for d in range(distances + 1):  # each counter holds its distance in the same bits as a note
             seen[d] = np.uint64(d) << _DISTANCE
         member, last = spans[i, 0], spans[i, 1]
         n_notes = 0
         own = exclude[i]
-        for part in range(2):  # what is before the excluded item, and what is behind it
+        for part in range(2):  # the items before the excluded item, then those after it
             start = 0 if part == 0 else own + 1
             stop = n if part == 1 else max(own, 0)
             if member < last and members[member] == start - 1:
@@ -126,13 +127,13 @@ def _count_classes(
                 _distances(query_words[i], database_words, first, distance[:size])
                 whole = -(-size // LANES) * LANES
                 for j in range(size, whole):
-                    distance[j] = distances  # counted where nobody looks
+                    distance[j] = distances  # fill the last group with a distance whose count is not used
                 _tally(distance[:whole], seen, states)
                 while member < last and members[member] < first + size:
-                    # Up to the end of its lanes less what comes after it there is what was seen up to this item.
+                    # Items seen up to this one: the count at the end of its group less those after it in the group.
                     j = members[member] - first
                     d = distance[j]
-                    lane = j >> 6  # of 64 lanes
+                    lane = j >> 6  # index of its group of 64
                     later = _popcount(_equal(distance, lane << 6, d) >> np.uint64(j & 63) >> _ONE)
                     notes[n_notes] = states[d, lane] - later
                     relevant[d] += 1
@@ -167,7 +168,8 @@ def _count_labels(
                 _distances(query_words[i], database_words, first, distance[:size])
                 _grades(query_labels[i], database_labels, first, grade[:size])
                 for j in range(size):
-                    # A note on every item, overwritten unless it is relevant: a branch would be guessed wrong often.
+                    # Every item writes a note, which the next one overwrites unless this item is relevant: a branch
+                    # would often be mispredicted.
                     d = distance[j]
                     note = seen[d] + _ONE
                     seen[d] = note
@@ -185,7 +187,7 @@ def _count_labels(
 @_inner
 @no_type_check
 def _average(notes, shared, cuts, nearer, hits_nearer, precision_sums, hits):
-    """Sums of precisions at the relevant items of one query, in the order of the database."""
+    """Sum the precisions at the relevant items of one query, in the order of the database."""
     total, found = 0, 0
     for d in range(shared.shape[0]):
         nearer[d], hits_nearer[d] = total, found
@@ -216,7 +218,7 @@ def _nearest(query_words, database_words, distance, out_distance, out_position):
     candidate, position = np.empty(room, np.int64), np.empty(room, np.int64)
     at = np.zeros(64 * query_words.shape[1] + 2, np.int64)
     for i in range(query_words.shape[0]):
-        worst = at.shape[0]  # a candidate must be at most so far
+        worst = at.shape[0]  # largest distance of a candidate
         count = 0
         for first in range(0, n, BLOCK):
             size = min(BLOCK, n - first)
@@ -230,7 +232,7 @@ def _nearest(query_words, database_words, distance, out_distance, out_position):
                     candidate[count], position[count] = near[j], first + j
                     count += near[j] <= worst
             if count >= 2 * k or first + size >= n:
-                # Keep the first k by distance and position. A later item has to be nearer than the last of them.
+                # Keep the first k by distance and position. A later item must be nearer than the last of them.
                 at[:] = 0
                 for c in range(count):
                     at[candidate[c] + 1] += 1
@@ -277,16 +279,20 @@ def count_classes(
     cuts: Int64[np.ndarray, " cuts"],
     bits: int,
 ) -> tuple[Int64[np.ndarray, "q distances 2"], Float64[np.ndarray, "q sums"], Int64[np.ndarray, "q sums"]]:
-    """Counts where every image has one class or none: see `ranking.count`.
+    """Counts when every image has at most one class: see `ranking.count`.
 
     Args:
-        query_words: Codes of the queries.
-        database_words: Codes of the database.
-        members: Positions of the database items, class by class, within a class in order.
-        spans: Which of them, from and to, are those of each query's class.
-        exclude: The item to leave out for each query, or -1.
-        cuts: Cut-offs of the sums of precisions.
+        query_words: Codes of the queries, as 64-bit words.
+        database_words: Codes of the database, as 64-bit words.
+        members: Positions of the database items, class by class; ascending within a class.
+        spans: Start and end, in ``members``, of the items of each query's class.
+        exclude: Position of the item to exclude for each query, or -1.
+        cuts: Cut-offs of the sums of precisions, in ranks.
         bits: Code length.
+
+    Returns:
+        Number of items at each distance that share no label and that share one; sums of precisions for each cut-off and
+        for the whole order; the number of relevant items in each sum.
     """
     inputs = (query_words, database_words, members, spans, exclude, cuts)
     longest = int((spans[:, 1] - spans[:, 0]).max(initial=0))
@@ -306,17 +312,21 @@ def count_labels(
     bits: int,
     grades: int,
 ) -> tuple[Int64[np.ndarray, "q distances grades"], Float64[np.ndarray, "q sums"], Int64[np.ndarray, "q sums"]]:
-    """Counts where an image has several labels, as sets of bits: see `ranking.count`.
+    """Counts when images can have several labels, given as bit sets: see `ranking.count`.
 
     Args:
-        query_words: Codes of the queries.
-        database_words: Codes of the database.
-        query_labels: Labels of the queries.
-        database_labels: Labels of the database.
-        exclude: The item to leave out for each query, or -1.
-        cuts: Cut-offs of the sums of precisions.
+        query_words: Codes of the queries, as 64-bit words.
+        database_words: Codes of the database, as 64-bit words.
+        query_labels: Labels of the queries, one bit per class, as 64-bit words.
+        database_labels: Labels of the database, one bit per class, as 64-bit words.
+        exclude: Position of the item to exclude for each query, or -1.
+        cuts: Cut-offs of the sums of precisions, in ranks.
         bits: Code length.
-        grades: One more than the largest number of labels that two images share.
+        grades: An upper limit of the number of labels that a query and an item share, plus one.
+
+    Returns:
+        Number of items at each distance that share 0, 1, ... labels; sums of precisions for each cut-off and for the
+        whole order; the number of relevant items in each sum.
     """
     inputs = (query_words, database_words, query_labels, database_labels, exclude, cuts)
     work = (
@@ -332,7 +342,7 @@ def count_labels(
 def nearest(
     query_words: UInt64[np.ndarray, "q words"], database_words: UInt64[np.ndarray, "words n"], bits: int, k: int
 ) -> tuple[Int64[np.ndarray, "q k"], Int64[np.ndarray, "q k"]]:
-    """Distances and positions of the ``k`` first items by distance and position. See `ranking.nearest`."""
+    """Distances and positions of the first ``k`` items by distance and position. See `ranking.nearest`."""
     inputs = (query_words, database_words)
     outputs = (
         np.empty(BLOCK, np.min_scalar_type(bits)),
@@ -348,17 +358,17 @@ def within(
     """Distances and positions of the items within ``radius`` of one query. See `ranking.within`."""
     n = database_words.shape[1]
     inputs = (query_words, database_words, np.array([min(radius, bits)]))
-    # Room for all of the database; the system gives memory only to the part of it that is written to.
+    # Space for the whole database; the system provides memory only for the part that is written.
     work = np.empty(BLOCK, np.min_scalar_type(bits))
     distances, positions, counts = np.empty(n, np.min_scalar_type(bits)), np.empty(n, np.int64), np.zeros(1, np.int64)
     _run(_within, inputs, (work, distances, positions, counts))
     distances, positions = distances[: counts[0]], positions[: counts[0]]
-    order = np.argsort(distances, kind="stable")  # of bytes: linear
+    order = np.argsort(distances, kind="stable")  # linear time on small integers
     return distances[order].astype(np.int64), positions[order]
 
 
 def _run(function: Callable[..., None], inputs: Sequence[np.ndarray], outputs: Sequence[np.ndarray]) -> None:
-    # What is only read has the type of a read-only array: one that could be written to is accepted as well.
+    # Inputs are declared as read-only arrays: then arrays that can be written to are accepted as well.
     read = [_array(array.dtype, array.ndim, readonly=True) for array in inputs]
     written = [_array(array.dtype, array.ndim, readonly=False) for array in outputs]
     _compiled(function, *read, *written)(*inputs, *outputs)
@@ -368,7 +378,7 @@ def _run(function: Callable[..., None], inputs: Sequence[np.ndarray], outputs: S
 def _compiled(function: Callable[..., None], *argument_types: Any) -> Callable[..., None]:
     try:
         return njit(argument_types, nogil=True, error_model="numpy", cache=True)(function)
-    except (RuntimeError, OSError):  # nowhere to keep it, or no space left
+    except (RuntimeError, OSError):  # no folder to cache it in, or no space left
         return njit(argument_types, nogil=True, error_model="numpy")(function)
 
 

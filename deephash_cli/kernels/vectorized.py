@@ -1,12 +1,12 @@
-"""The same inner loops with NumPy alone, where numba is missing: some fifteen times slower, not a digit different."""
+"""The same inner loops with NumPy alone, for use without numba: about fifteen times slower, with the same digits."""
 
 from collections.abc import Callable
 
 import numpy as np
 from jaxtyping import Float64, Int64, UInt, UInt8, UInt32, UInt64
 
-_PAIRS = 2**20  # pairs at a time: about 5 MB of work space, near the processor's cache
-_BLOCK = 2**15  # database items that an inner loop reads at once
+_PAIRS = 2**20  # pairs processed at a time: about 5 MB of work space, close to the size of the processor's cache
+_BLOCK = 2**15  # database items that an inner loop reads at a time
 
 
 def count_classes(
@@ -18,7 +18,7 @@ def count_classes(
     cuts: Int64[np.ndarray, " cuts"],
     bits: int,
 ) -> tuple[Int64[np.ndarray, "q distances 2"], Float64[np.ndarray, "q sums"], Int64[np.ndarray, "q sums"]]:
-    """As `compiled.count_classes`."""
+    """Counts when every image has at most one class: see `compiled.count_classes`."""
 
     def grades_of(rows: slice) -> UInt8[np.ndarray, "rows n"]:
         out = np.zeros((rows.stop - rows.start, database_words.shape[1]), np.uint8)
@@ -39,7 +39,7 @@ def count_labels(
     bits: int,
     grades: int,
 ) -> tuple[Int64[np.ndarray, "q distances grades"], Float64[np.ndarray, "q sums"], Int64[np.ndarray, "q sums"]]:
-    """As `compiled.count_labels`."""
+    """Counts when images can have several labels: see `compiled.count_labels`."""
 
     def grades_of(rows: slice) -> UInt[np.ndarray, "rows n"]:
         return _counted_bits(query_labels[rows], database_labels, np.bitwise_and, grades - 1)
@@ -50,7 +50,7 @@ def count_labels(
 def nearest(
     query_words: UInt64[np.ndarray, "q words"], database_words: UInt64[np.ndarray, "words n"], bits: int, k: int
 ) -> tuple[Int64[np.ndarray, "q k"], Int64[np.ndarray, "q k"]]:
-    """Distances and positions of the ``k`` first items by distance and position. See `ranking.nearest`."""
+    """Distances and positions of the first ``k`` items by distance and position. See `ranking.nearest`."""
     q, n = len(query_words), database_words.shape[1]
     distances, positions = (np.empty((q, k), np.int64) for _ in range(2))
     for rows in _slices(q, n):
@@ -85,7 +85,7 @@ def _count(
     shared = np.empty((q, bits + 1, grades), np.int64)
     precision_sums, hits = np.zeros((q, len(cuts) + 1)), np.zeros((q, len(cuts) + 1), np.int64)
     for rows in _slices(q, n):
-        # One value above the largest distance marks an excluded item, which comes last and is not relevant.
+        # The largest distance plus one marks an excluded item: it comes last and is not relevant.
         distances = _counted_bits(query_words[rows], database_words, np.bitwise_xor, bits + 1)
         for i, distance, grade in zip(range(rows.start, rows.stop), distances, grades_of(rows), strict=True):
             if exclude[i] >= 0:
@@ -97,7 +97,7 @@ def _count(
             for c, cut in enumerate([*cuts, n]):
                 within = precisions[ranks <= cut]
                 hits[i, c] = len(within)
-                # Added up one by one in the order of the database, as the compiled loop does.
+                # cumsum adds one value after the other in the order of the database, as the compiled loop does.
                 precision_sums[i, c] = np.cumsum(within)[-1] if len(within) else 0.0
     return shared, precision_sums, hits
 
@@ -110,7 +110,7 @@ def _slices(q: int, n: int) -> list[slice]:
 def _counted_bits(
     query: UInt64[np.ndarray, "q words"], database: UInt64[np.ndarray, "words n"], operation: np.ufunc, largest: int
 ) -> UInt[np.ndarray, "q n"]:
-    """Number of ones that the operation leaves of each pair, in a type with room for ``largest``."""
+    """Number of 1 bits in the operation's result for each pair, in an integer type that can hold ``largest``."""
     out = np.zeros((len(query), database.shape[1]), np.min_scalar_type(largest))
     for start in range(0, database.shape[1], _BLOCK):
         block = out[:, start : start + _BLOCK]
@@ -130,7 +130,7 @@ def _histogram(
 
 
 def _stable_order(distance: UInt[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
-    # On integers of 8 and 16 bits NumPy's stable sort is a radix sort: linear, the faster for being stable.
+    # For integers of 8 and 16 bits NumPy's stable sort is a radix sort, which takes linear time.
     return np.argsort(distance, kind="stable")
 
 

@@ -1,4 +1,4 @@
-"""The application: a page, and the interface that the page itself uses."""
+"""The web application: a page, and the HTTP interface that the page itself uses."""
 
 import io
 import threading
@@ -22,14 +22,14 @@ from deephash_cli.search import Searcher
 from deephash_cli.serve.guard import Guard
 
 _HERE = Path(__file__).resolve().parent
-_MOST = 100  # that can be asked for at once
-_CHOICES = (5, 10, 20, 50, 100)  # of the page
+_MOST = 100  # largest number of images that a search can return, unless the default is larger
+_CHOICES = (5, 10, 20, 50, 100)  # numbers of images that the page offers
 _THUMBNAIL = 256  # longer side, in pixels
-_SMALL = 64  # a picture of this size is sent without loss: every pixel of it will be seen
+_SMALL = 64  # pictures up to this size, in pixels, are sent without loss, because each pixel is visible
 
 
 class Query(BaseModel):
-    """The image as it was read: upright, before the network's own scaling."""
+    """The image as it was read: upright, before it is scaled for the network."""
 
     width: int
     height: int
@@ -40,46 +40,48 @@ class Neighbour(BaseModel):
 
     id: str = Field(description="its name in the database")
     distance: int = Field(description="bits in which its code differs from the query's")
-    labels: list[str] = Field(description="its classes; empty where it has none")
+    labels: list[str] = Field(description="its classes; empty if it has none")
     position: int = Field(description="its row in the database, from 0")
-    image: str = Field(description="the address of a small picture of it")
+    image: str = Field(description="address of a small picture of it")
 
 
 class Answer(BaseModel):
-    """The nearest images, by distance; at equal distance in the order of the database."""
+    """The nearest images, sorted by distance; images at the same distance are in the order of the database."""
 
     query: Query
-    bits: int = Field(description="code length: the largest distance that there can be")
+    bits: int = Field(description="code length, which is also the largest possible distance")
     database: int = Field(description="number of images searched")
     results: list[Neighbour]
 
 
 class Info(BaseModel):
-    """What is searched."""
+    """The database that is searched, and the limits of a search."""
 
     title: str
     bits: int
     database: int
     classes: list[str]
-    k: int = Field(description="how many a search returns if it does not say")
+    k: int = Field(description="number of images that a search returns by default")
     max_k: int
-    max_bytes: int = Field(description="the most bytes that a search may bring")
-    version: str = Field(description="of deephash")
+    max_bytes: int = Field(description="largest size of a request, in bytes")
+    version: str = Field(description="version of deephash")
 
 
 class Error(BaseModel):
-    """Why there is no answer."""
+    """The reason why a request failed."""
 
     error: str = Field(description="one sentence: what was expected, what was got, what to do")
 
 
 def create_app(searcher: Searcher, k: int, max_bytes: int) -> FastAPI:
-    """The page at ``/``, the interface under ``/api``, and its description at ``/docs`` and ``/openapi.json``.
+    """Make the application: the page at ``/``, the interface under ``/api``, its description at ``/docs``.
+
+    The description for programs is at ``/openapi.json``.
 
     Args:
-        searcher: What answers.
-        k: How many images a search returns if it does not say.
-        max_bytes: The most that a request may bring.
+        searcher: Searcher that answers the requests.
+        k: Number of images that a search returns by default.
+        max_bytes: Largest size of a request, in bytes.
     """
     most = min(searcher.n, max(k, _MOST))
     k = min(k, most)
@@ -93,16 +95,16 @@ def create_app(searcher: Searcher, k: int, max_bytes: int) -> FastAPI:
         max_bytes=max_bytes,
         version=__version__,
     )
-    one_at_a_time = threading.Lock()  # one network, and one picture of up to a quarter of a GiB in memory
-    # No docs_url: that page would load its scripts from another server.
+    one_at_a_time = threading.Lock()  # only one network at work, and one picture of up to a quarter of a GiB in memory
+    # No docs_url: FastAPI's own page would load its scripts from another server.
     app = FastAPI(title="deephash serve", version=__version__, docs_url=None, redoc_url=None)
     app.add_middleware(Guard, max_bytes=max_bytes)
 
-    # Functions that wait for nothing else are run on threads: the server goes on answering while the network works.
+    # Functions without async run on threads: the server continues to answer while the network works.
     @app.post(
         "/api/search",
-        summary="The nearest images of an image",
-        response_description="What was found",
+        summary="Find the images nearest to an image",
+        response_description="The nearest images",
         responses=_errors(400, 403, 413, 415, 422),
     )
     def search(
@@ -133,7 +135,7 @@ def create_app(searcher: Searcher, k: int, max_bytes: int) -> FastAPI:
 
     @app.get(
         "/api/image/{position}",
-        summary="A small picture of an image of the database",
+        summary="Get a small picture of an image in the database",
         response_class=Response,
         responses={200: {"content": {"image/webp": {}}, "description": "The picture"}, **_errors(404, 422)},
     )
@@ -143,10 +145,10 @@ def create_app(searcher: Searcher, k: int, max_bytes: int) -> FastAPI:
         with one_at_a_time:
             picture = searcher.picture(searcher.database.ids[position])
         if picture is None:
-            raise HTTPException(404, f"the picture of image {position} is not on this machine, only its code")
+            raise HTTPException(404, f"the picture of image {position} is not on this machine; only its code is")
         return Response(_thumbnail(picture), media_type="image/webp")
 
-    @app.get("/api/info", summary="What is searched, and the limits of a search", response_description="Both")
+    @app.get("/api/info", summary="Describe the database and the limits of a search", response_description="Both")
     def tell() -> Info:
         return info
 
@@ -156,7 +158,7 @@ def create_app(searcher: Searcher, k: int, max_bytes: int) -> FastAPI:
 
 
 def _add_pages(app: FastAPI, info: Info) -> None:
-    """What a person sees."""
+    """Add the pages for people: the search page and the description of the interface."""
     environment = Environment(
         loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -181,7 +183,7 @@ def _add_pages(app: FastAPI, info: Info) -> None:
 
 
 def _add_errors(app: FastAPI) -> None:
-    """Every error is JSON with one sentence, also those of the framework; nothing in it is about this machine."""
+    """Answer every error, the framework's too, as JSON with one sentence that reveals nothing about this machine."""
 
     @app.exception_handler(AnyHTTPException)
     def refused(request: Request, error: AnyHTTPException) -> JSONResponse:
@@ -189,7 +191,7 @@ def _add_errors(app: FastAPI) -> None:
             404: "there is nothing at this address; /docs lists what there is",
             405: f"{request.method} cannot be used at this address; /docs lists what can",
         }
-        # Starlette's own say no more than the name of the status.
+        # Starlette's own messages only repeat the name of the status.
         sentence = says.get(error.status_code, error.detail) if error.detail in _NAMES else error.detail
         return JSONResponse({"error": sentence}, error.status_code, error.headers)
 
@@ -211,7 +213,7 @@ _NAMES = ("Not Found", "Method Not Allowed")
 
 
 def _sentence(problem: Any) -> str:
-    """What pydantic found wrong with a request."""
+    """Describe in one sentence what pydantic found wrong with a request."""
     name, got = problem["loc"][-1], problem["input"]
     if name == "image":
         return "a search needs an image file in the form's field image, got none: curl -F image=@photo.jpg"
@@ -222,11 +224,11 @@ def _sentence(problem: Any) -> str:
 
 def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     meanings = {
-        400: "The form cannot be read, or the address is none of the server's own",
-        403: "Another web site asked",
+        400: "The form cannot be read, or the host name in the address is not one of the server's",
+        403: "The request comes from another web site",
         404: "The picture is not on this machine",
         413: "The upload is too large",
-        415: "The file is no image that can be read",
+        415: "The file is not an image that can be read",
         422: "A value is missing or out of range",
     }
     return {status: {"model": Error, "description": meanings[status]} for status in statuses}

@@ -1,4 +1,4 @@
-"""What stands before every answer: a server on this machine is still open to every web page that its browser shows."""
+"""Check every request first: any web page in a browser on this machine can send requests to the server."""
 
 import re
 
@@ -7,8 +7,8 @@ from fastapi.responses import JSONResponse
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-# A page elsewhere can give its own name our address (DNS rebinding), but not change the name that the browser sends.
-# Any port: behind a tunnel (ssh -L 9000:localhost:8000) the browser has another one.
+# Another web site can make its host name resolve to our address (DNS rebinding), but cannot change the host name that
+# the browser sends. Any port is accepted: through a tunnel (ssh -L 9000:localhost:8000) the browser uses another one.
 _HOST = re.compile(r"(localhost|127\.0\.0\.1|\[::1\])(:\d+)?", re.IGNORECASE)
 
 _HEADERS = {
@@ -17,17 +17,17 @@ _HEADERS = {
         "frame-ancestors 'none'"
     ),
     "X-Content-Type-Options": "nosniff",
-    "Cross-Origin-Resource-Policy": "same-origin",  # nor can a page elsewhere show our images
-    "Cache-Control": "no-store",  # tomorrow the same address may be a server of other images
+    "Cross-Origin-Resource-Policy": "same-origin",  # keeps pages of other sites from showing our images
+    "Cache-Control": "no-store",  # later, the same address may serve other images
 }
 
 
 class Guard:
-    """Refuses requests that other web sites make, and uploads that are too large, before anything is done for them.
+    """Middleware that refuses requests from other web sites and uploads that are too large, before any work is done.
 
     Args:
-        app: What answers the others.
-        max_bytes: The most that a request may bring.
+        app: Application that answers all other requests.
+        max_bytes: Largest size of a request, in bytes.
     """
 
     def __init__(self, app: ASGIApp, max_bytes: int):
@@ -35,7 +35,7 @@ class Guard:
         self._max_bytes = max_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer, or let the application do it."""
+        """Answer a request that is refused, and pass all others on to the application."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -57,7 +57,7 @@ class Guard:
 
         headers = Headers(scope=scope)
         if not _HOST.fullmatch(headers.get("host", "")):
-            refused = (400, "this server answers to localhost and 127.0.0.1 only: open it under one of these")
+            refused = (400, "this server answers only to localhost and 127.0.0.1: open it under one of these names")
         elif scope["method"] not in ("GET", "HEAD") and _is_foreign(headers):
             refused = (403, "this request comes from another web site; use the server's own page, or send no Origin")
         elif int(headers.get("content-length", 0)) > self._max_bytes:
@@ -75,7 +75,7 @@ class Guard:
 
 
 def _is_foreign(headers: Headers) -> bool:
-    """Whether a browser says that a page of another origin asks. Programs that are no browsers say nothing."""
+    """Whether the headers say that a page of another origin sent the request. Only browsers send these headers."""
     origin = headers.get("origin", f"http://{headers['host']}")
     return origin.lower() != f"http://{headers['host']}".lower() or headers.get("sec-fetch-site", "none") not in (
         "same-origin",

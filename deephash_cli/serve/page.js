@@ -1,10 +1,10 @@
-// Everything that comes from the server or a file is put in as text, never as markup.
+// Everything that comes from the server or a file is inserted as text, never as markup.
 "use strict";
 
 const find = (id) => document.getElementById(id);
 const largest = Number(document.body.dataset.maxBytes);
 let file = null;
-let running = null; // the search that is on its way; a new one takes its place
+let running = null; // controller of the search in progress; a new search aborts it
 
 function element(name, kind, text) {
   const made = document.createElement(name);
@@ -13,12 +13,12 @@ function element(name, kind, text) {
   return made;
 }
 
-// A picture of a few pixels is shown as these pixels.
+// Small pictures are enlarged without smoothing, so that their pixels are visible.
 function sharpen(event) {
   event.target.classList.toggle("small", Math.max(event.target.naturalWidth, event.target.naturalHeight) <= 96);
 }
 
-// Classes without names have numbers, which would look like one more distance.
+// Classes without names are numbers, which could be mistaken for another distance.
 function named(label) {
   return /^\d+$/.test(label) ? `class ${label}` : label;
 }
@@ -46,7 +46,7 @@ function card(hit, bits) {
 
 function show(answer) {
   const count = answer.results.length;
-  find("status").textContent = `${count} of ${answer.database.toLocaleString("en")}, the nearest first.`;
+  find("status").textContent = `${count} of ${answer.database.toLocaleString("en")}, nearest first.`;
   find("about").textContent = `${file.name ? `${file.name}, ` : ""}${answer.query.width} x ${answer.query.height} pixels`;
   find("about").hidden = false;
   const counts = new Map();
@@ -116,11 +116,11 @@ find("preview").addEventListener("error", (event) => {
 });
 find("file").addEventListener("change", (event) => {
   take(event.target.files);
-  event.target.value = ""; // the same file can be chosen again
+  event.target.value = ""; // allows choosing the same file again
 });
 find("k").addEventListener("change", () => file && search());
 document.addEventListener("paste", (event) => take(event.clipboardData.files));
-let depth = 0; // of elements that the pointer has entered with a file
+let depth = 0; // number of nested elements that the pointer has entered while dragging a file
 document.addEventListener("dragenter", () => document.body.classList.toggle("dragging", ++depth > 0));
 document.addEventListener("dragleave", () => document.body.classList.toggle("dragging", --depth > 0));
 document.addEventListener("dragover", (event) => event.preventDefault());

@@ -3,6 +3,7 @@
 import ast
 import importlib.util
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from deephash_cli.errors import ConfigError, first_line, hint
 
 _HEADING = re.compile(r"\S+: (?P<title>.+) \((?P<authors>.+), (?P<venue>.+) (?P<year>\d{4})\)\.")
 _UNKNOWN = "-"
+_FITTED = "deephash_cli.methods.base.ShallowHasher"  # the base of the methods that are fitted on features
 _INTRODUCTION = """\
 # Methods
 
@@ -87,7 +89,7 @@ def _entry(file: Path) -> Entry:
     heading = " ".join(heading.split())
     cited = _HEADING.fullmatch(heading)
     title, authors, venue, year = cited.groups() if cited else (heading, _UNKNOWN, _UNKNOWN, _UNKNOWN)
-    supervision, inputs = _facts(tree, class_name)
+    supervision, inputs = _facts(module_name, class_name)
     if source is None:
         shown = f"there is no module {module_name}"
     else:
@@ -104,16 +106,48 @@ def _source(module: str) -> Path | None:
     return Path(spec.origin) if spec is not None and spec.origin else None
 
 
-def _facts(tree: ast.Module, class_name: str) -> tuple[str, str]:
-    """What the class learns from, and on: its attribute ``supervision``, and whether it is a ``ShallowHasher``."""
+def _facts(module: str, class_name: str) -> tuple[str, str]:
+    """Return what a class learns from and what it is trained on, both read from the sources without importing them.
+
+    The first is the attribute ``supervision``, its own or inherited; the second is ``features`` for every class that
+    inherits from ``ShallowHasher``, over however many files.
+    """
+    supervision, inputs = _UNKNOWN, "images"
+    for name, node in _ancestry(module, class_name, frozenset()):
+        if name == _FITTED:
+            inputs = "features"
+        for statement in node.body:
+            if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == "supervision":
+                supervision = str(ast.literal_eval(statement.value)) if supervision == _UNKNOWN else supervision
+    return (supervision, inputs) if supervision != _UNKNOWN else (_UNKNOWN, _UNKNOWN)
+
+
+def _ancestry(module: str, class_name: str, seen: frozenset[str]) -> Iterator[tuple[str, ast.ClassDef]]:
+    """Yield a class and the classes that it inherits from, nearest first: full name and definition of each."""
+    source = _source(module)
+    if source is None or f"{module}.{class_name}" in seen:
+        return
+    tree = ast.parse(source.read_bytes())
+    places = _imported(tree)
     for node in tree.body:
         if isinstance(node, ast.ClassDef) and node.name == class_name:
-            bases = [ast.unparse(base).rpartition(".")[2] for base in node.bases]
-            for statement in node.body:
-                if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == "supervision":
-                    inputs = "features" if "ShallowHasher" in bases else "images"
-                    return str(ast.literal_eval(statement.value)), inputs
-    return _UNKNOWN, _UNKNOWN
+            yield f"{module}.{class_name}", node
+            for base in map(ast.unparse, node.bases):
+                head, _, rest = base.partition(".")
+                full = f"{places[head]}.{rest}".rstrip(".") if head in places else f"{module}.{base}"
+                origin, _, name = full.rpartition(".")
+                yield from _ancestry(origin, name, seen | {f"{module}.{class_name}"})
+
+
+def _imported(tree: ast.Module) -> dict[str, str]:
+    """Return what each imported name of a module stands for, as a dotted name."""
+    places: dict[str, str] = {}
+    for node in tree.body:
+        if isinstance(node, ast.Import):
+            places |= {alias.asname or alias.name.split(".")[0]: alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            places |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+    return places
 
 
 def page(entry: Entry) -> str:

@@ -136,7 +136,6 @@ def check(verb: str, overrides: Sequence[str], config_dir: str | None, multirun:
             f"could not read {error.override!r}: a setting is key=value, and a value with special characters needs "
             "quotes, such as \"'dataset.root=\\'my photos\\''\""
         ) from error
-    searching = any(text.startswith(("tune=", "hydra/sweeper=")) for text in overrides)
     fixed: list[str] = [] if config_dir is None else [f"hydra.searchpath=[file://{Path(config_dir).absolute()}]"]
     swept: dict[int, list[str]] = {}
     for position, override in enumerate(parsed):
@@ -152,7 +151,7 @@ def check(verb: str, overrides: Sequence[str], config_dir: str | None, multirun:
         if multirun and override.is_sweep_override():
             key = override.input_line.split("=", 1)[0] if override.input_line else override.get_key_element()
             value = override.value()
-            if searching and isinstance(value, IntervalSweep):
+            if isinstance(value, IntervalSweep) and _is_search(verb, overrides, parsed, fixed, config_dir):
                 swept[position] = [f"{key}={end}" for end in (value.start, value.end)]
                 continue
             try:
@@ -180,6 +179,24 @@ def check(verb: str, overrides: Sequence[str], config_dir: str | None, multirun:
             except (OSError, ValueError) as error:  # names that no file can have, files that are not text
                 raise ConfigError(f"the configuration cannot be read: {first_line(error)}") from error
     return configs[0]
+
+
+def _is_search(
+    verb: str, overrides: Sequence[str], parsed: Sequence[Any], fixed: list[str], config_dir: str | None
+) -> bool:
+    """Whether the sweeper that these overrides choose, or a file that they choose, searches for settings."""
+    from hydra import compose, initialize_config_dir
+    from hydra.errors import HydraException
+
+    from deephash_cli.sweep import is_search
+
+    plain = [text for text, override in zip(overrides, parsed, strict=True) if not override.is_sweep_override()]
+    try:
+        with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+            config = compose(verb, overrides=[*fixed, *plain], return_hydra_config=True)
+    except HydraException as error:
+        raise ConfigError(_explain(verb, str(error), config_dir, fixed)) from error
+    return is_search(config.hydra.sweeper)
 
 
 def _check_choice(override: Any) -> None:

@@ -377,14 +377,14 @@ def _train_job(config: Any) -> float | None:
     from hydra.core.hydra_config import HydraConfig
 
     from deephash_cli.runs import hide_in_override
-    from deephash_cli.sweep import run_job
+    from deephash_cli.sweep import is_search, run_job
     from deephash_cli.train import train
 
     job = HydraConfig.get()
     typed = list(job.overrides.task)
     telling = [override for override in typed if not override.startswith(("resume=", "group=", "logger="))]
     shown = [hide_in_override(override) for override in telling]
-    searching = "optuna" in job.sweeper._target_
+    searching = is_search(job.sweeper)
     if searching and not config.validation.queries:
         _known_errors(_refuse_search)
     return run_job(Path(job.sweep.dir), int(job.job.num), shown, lambda: train(config, typed), searching)

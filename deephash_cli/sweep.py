@@ -23,6 +23,18 @@ COLUMNS = ("map", "map_stable", "precision_at_100")
 WITHOUT_LABELS = ("unique_code_ratio",)  # the columns of runs that have none of those
 
 
+def is_search(sweeper: Any) -> bool:
+    """Whether a sweeper chooses settings by the jobs' results. Hydra's own does not: it runs every combination.
+
+    Args:
+        sweeper: The node ``hydra.sweeper`` of a configuration.
+    """
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.utils import get_class
+
+    return not issubclass(get_class(sweeper._target_), BasicSweeper)
+
+
 def begin(folder: Path) -> None:
     """Forget the jobs of an earlier start of the same sweep; their run folders stay.
 

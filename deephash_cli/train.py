@@ -1,10 +1,11 @@
 """``deephash train``: data, network, training, codes, metrics, in the order of this page."""
 
+import contextlib
 import functools
 import json
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -26,7 +27,7 @@ from deephash_cli.console import say
 from deephash_cli.data.dataset import RetrievalDataset, Vectors
 from deephash_cli.data.protocol import Split, hold_out_validation, load_split, make_split
 from deephash_cli.encoding import Loading, Source
-from deephash_cli.errors import ConfigError, DataError, DeephashError, Stopped, first_line
+from deephash_cli.errors import ArtifactError, ConfigError, DataError, DeephashError, Stopped, first_line
 from deephash_cli.files import read_json, sha256_file, write_json, write_text
 from deephash_cli.models import HashingNetwork, NoBackbone
 from deephash_cli.scoring import CLASSES
@@ -80,6 +81,10 @@ def train(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
         if not earlier:
             run.discard()  # the command could not work, so there was no run
         raise
+    except ArtifactError:
+        if not (run.path / runs.RECORD).exists():
+            run.discard()  # its record could not be written, so nothing in it can be resumed
+        raise
     finally:
         run.close()
     return {**metrics, "run_dir": str(run.path)}
@@ -118,23 +123,32 @@ def load_dataset(source: str) -> RetrievalDataset:
 
 def _run(run: runs.Run, job: Job, overrides: Sequence[str]) -> dict[str, Any]:
     """Do the job in its folder and write down how it ended."""
+    identity = run.start(OmegaConf.to_yaml(OmegaConf.create(job.settings)), runs.fingerprint(job.settings), overrides)
     try:
-        identity = run.start(
-            OmegaConf.to_yaml(OmegaConf.create(job.settings)), runs.fingerprint(job.settings), overrides
-        )
         resuming.keep_split(run.path, job.split, job.dataset)
         metrics = _train_and_evaluate(run.path, identity, job)
         run.end("finished")
         return metrics
     except Stopped:
-        run.end("interrupted")
-        say(f"interrupted: resume={run.path} goes on from the last finished epoch")
+        with _second_to_the_cause():
+            run.end("interrupted")
+        say(f"interrupted: resume={run.path} continues after the last finished epoch")
         raise
     except BaseException as error:
-        run.end("failed", first_line(error))
-        if not isinstance(error, DeephashError):
-            write_text(run.path / "error.txt", traceback.format_exc())
+        with _second_to_the_cause():
+            run.end("failed", first_line(error))
+            if not isinstance(error, DeephashError):
+                write_text(run.path / "error.txt", traceback.format_exc())
         raise
+
+
+@contextlib.contextmanager
+def _second_to_the_cause() -> Iterator[None]:
+    """Warn if the end of a run cannot be written down: the error that ended the run is the one to be shown."""
+    try:
+        yield
+    except ArtifactError as error:
+        console.warn(str(error))
 
 
 def _train_and_evaluate(folder: Path, identity: str, job: Job) -> dict[str, Any]:

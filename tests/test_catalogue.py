@@ -80,6 +80,7 @@ def test_a_method_of_the_users_own_is_listed(deephash, tmp_path, monkeypatch):
     (package / "__init__.py").touch()
     (package / "mine.py").write_text(
         '"""MINE: My Own Hashing (Doe and Roe, CVPR 2031)."""\n'
+        "from deephash_cli.methods import base\n"
         'class Mine(base.ShallowHasher):\n    supervision = "pairs"\n    raise SystemExit("imported")\n'
     )
     monkeypatch.syspath_prepend(tmp_path / "code")
@@ -89,6 +90,25 @@ def test_a_method_of_the_users_own_is_listed(deephash, tmp_path, monkeypatch):
     assert "there is no module my_package.lost" in result.out
     mine = catalogue(tmp_path)[-1]
     assert (mine.supervision, mine.inputs, mine.year) == ("pairs", "features", "2031")
+
+
+def test_what_a_method_learns_from_and_on_is_inherited(tmp_path, monkeypatch):
+    """Over files, whatever the names of the classes; a class that is only called like ours is another one."""
+    (tmp_path / "method").mkdir()
+    for name, base in (
+        ("direct", "from deephash_cli.methods.itq import ITQ as Start\n"),
+        ("second", "import direct as d\nStart = None\nfrom direct import Direct as Start\n"),
+        ("deep", "from deephash_cli.methods.dpsh import DPSH as Start\n"),
+        ("namesake", "class ShallowHasher:\n    supervision = 'pairs'\nStart = None\n"),
+    ):
+        ancestor = "ShallowHasher" if name == "namesake" else "Start"
+        (tmp_path / f"{name}.py").write_text(f"{base}\nclass {name.title()}({ancestor}):\n    pass\n")
+        yaml = f"# @package _global_\nmodule:\n  _target_: {name}.{name.title()}\n"
+        (tmp_path / "method" / f"{name}.yaml").write_text(yaml)
+    monkeypatch.syspath_prepend(tmp_path)
+    entries = {entry.name: (entry.supervision, entry.inputs) for entry in catalogue(tmp_path)}
+    assert entries["direct"] == entries["second"] == ("none", "features")
+    assert entries["deep"] == entries["namesake"] == ("pairs", "images")
 
 
 def test_a_method_without_a_class_is_refused(deephash, tmp_path):

@@ -1,6 +1,7 @@
 """``deephash report``: content of the file, no markup from runs, nothing loaded, and its behaviour in a browser."""
 
 import hashlib
+import importlib.util
 import json
 import os
 import re
@@ -248,6 +249,19 @@ def test_published_numbers_are_of_map_alone(make):
     write_run("runs/a", "dtsh", 48, metrics=CIFAR)
     _, _, page = make("runs", "--metric", "map_stable")
     assert len(page.table("map_stable: ")) == 2
+
+
+def test_the_experiment_shows_the_numbers_of_the_report():
+    """Its README was printed by its script, which reads the report's file."""
+    folder = Path(__file__).parents[1] / "experiments" / "canon-cifar10"
+    specification = importlib.util.spec_from_file_location("canon_table", folder / "table.py")
+    table = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(table)
+    readme = (folder / "README.md").read_text()
+    for method in table.COMPARED:
+        shown = [table.show(table.published_map(method).get(bits)) for bits in table.LENGTHS]
+        (row,) = re.findall(rf"^\| {method} \|((?: \.\d+ \| *\S* *\|){{4}})$", readme, re.MULTILINE)
+        assert [cell.strip() for cell in row.split("|")[1:-1:2]] == shown
 
 
 def test_published_numbers_are_of_methods_and_protocols_that_exist():

@@ -4,18 +4,21 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from deephash_cli import runs
 from deephash_cli.checkpoints import BEST, LAST, read_checkpoint
 from deephash_cli.codes import load_codes
 from deephash_cli.data.augment import ShiftFlip
 from deephash_cli.data.image_folder import image_folder
 from deephash_cli.data.protocol import hold_out_validation, load_split
 from deephash_cli.encoding import Loading, Source
+from deephash_cli.errors import ArtifactError, DivergedError, Stopped
 from deephash_cli.files import read_json, sha256_file
 from deephash_cli.methods.base import HashingModule
 from deephash_cli.methods.dpsh import DPSH
@@ -466,3 +469,30 @@ def test_worker_processes_change_nothing(tmp_path, deephash):
         assert (result.code, result.err) == (0, "")
         states.append(checkpoint(folder, LAST)["state_dict"])
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def full_disk(path, content):
+    raise ArtifactError(f"could not write {path}: No space left on device; nothing was changed there")
+
+
+def test_a_record_that_cannot_be_written_says_why_and_leaves_nothing(deephash, photos, monkeypatch):
+    monkeypatch.setattr(runs, "write_json", full_disk)
+    result = deephash("train", *photos, "method=itq", "bits=8", "run_dir=run")
+    assert result.code == 4
+    assert result.err.startswith("error: could not write run/run.json: No space left on device")
+    assert result.err.count("\n") == 1
+    assert not Path("run").exists()
+
+
+@pytest.mark.parametrize(("error", "code"), [(DivergedError("the loss is nan"), 5), (Stopped(130), 130)])
+def test_an_end_that_cannot_be_written_down_does_not_hide_its_cause(deephash, photos, monkeypatch, error, code):
+    def fail(*_):
+        monkeypatch.setattr(runs, "write_json", full_disk)
+        raise error
+
+    monkeypatch.setattr("deephash_cli.train._train_and_evaluate", fail)
+    result = deephash("train", *photos, "method=itq", "bits=8", "run_dir=run")
+    assert result.code == code
+    assert "warning: could not write run/run.json: No space left on device" in result.err
+    assert ("error: the loss is nan" in result.err) == (code == 5)
+    assert Path("run/run.json").exists()

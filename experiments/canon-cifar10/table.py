@@ -7,20 +7,17 @@ from collections import defaultdict
 from pathlib import Path
 
 from deephash_cli.catalogue import catalogue
+from deephash_cli.report.published import beside
 
 LENGTHS = (12, 24, 32, 48)
-# Read in secondary texts, not in the papers: the README names them.
-PUBLISHED = {
-    "itq": (0.262, 0.275, 0.286, 0.294),
-    "lfh": (0.418, 0.574, 0.641, 0.693),
-    "sdh": (0.454, 0.633, 0.651, 0.660),
-    "fasthash": (0.597, 0.663, 0.685, 0.702),
-    "cosdish": (0.583, 0.661, 0.680, 0.702),
-    "dpsh": (0.713, 0.727, 0.744, 0.757),
-    "dtsh": (0.710, 0.750, 0.765, 0.774),
-    "dsdh": (0.740, 0.786, 0.801, 0.820),
-    "dhn": (None, None, None, 0.621),
-}
+# The order of the second table. Its numbers are those of the report: for each method the first secondary source.
+COMPARED = ("itq", "lfh", "sdh", "fasthash", "cosdish", "dpsh", "dtsh", "dsdh", "dhn")
+
+
+def published_map(method: str) -> dict[int, float]:
+    """Return the published mAP on s1 by code length, from the first source that quotes a paper."""
+    entries = beside(method, "cifar10", "s1", list(LENGTHS))
+    return next(entry.map for entry in entries if entry.secondary)
 
 
 def show(value: float | None) -> str:
@@ -54,8 +51,8 @@ def main(root: Path) -> None:
 
     print(f"\n| method |{''.join(f' {bits}: here | published |' for bits in LENGTHS)}")
     print("| --- |" + " --- | --- |" * len(LENGTHS))
-    for name, published in PUBLISHED.items():
-        pairs = zip(means[name], published, strict=True)
+    for name in COMPARED:
+        pairs = zip(means[name], map(published_map(name).get, LENGTHS), strict=True)
         print(f"| {name} |{''.join(f' {show(here)} | {show(there)} |' for here, there in pairs)}")
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import yaml
 from rich.table import Table
 
-from deephash_cli.checking import CONF_DIR, PACKAGE, choices
+from deephash_cli.choices import CONF_DIR, PACKAGE, choices
 from deephash_cli.console import console, say
 from deephash_cli.errors import ConfigError, first_line, hint
 

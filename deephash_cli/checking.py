@@ -8,11 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from deephash_cli.choices import CONF_DIR, choices, group_names
 from deephash_cli.errors import ConfigError, first_line, hint, short
-
-PACKAGE = Path(__file__).resolve().parent
-# In a wheel the configuration is inside the package, in a checkout beside it.
-CONF_DIR = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
 
 # Lowest and highest value of settings that have them; None: no limit.
 RANGES: dict[str, tuple[float, float | None]] = {
@@ -89,21 +86,6 @@ TEXTS = (
 
 # Settings with a default that can be left empty.
 OPTIONAL = ("picture",)
-
-
-def group_names() -> list[str]:
-    """Names of the configuration groups."""
-    return sorted(entry.name for entry in CONF_DIR.iterdir() if entry.is_dir())
-
-
-def choices(group: str) -> list[str]:
-    """Choices of a configuration group. A name that starts with an underscore is a part of others, not a choice."""
-    folder = CONF_DIR / group
-    names = [file.relative_to(folder).with_suffix("").as_posix() for file in folder.rglob("*.yaml")]
-    return sorted(
-        (name for name in names if not name.rsplit("/", 1)[-1].startswith("_")),
-        key=lambda name: (int(name), "") if name.isdecimal() else (0, name),
-    )
 
 
 def check(verb: str, overrides: Sequence[str], config_dir: str | None, multirun: bool) -> Any:

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from deephash_cli import __version__, verbs
-from deephash_cli.checking import CONF_DIR, check, choices, group_names
+from deephash_cli.checking import check
+from deephash_cli.choices import CONF_DIR, choices, group_names
 from deephash_cli.errors import ArtifactError, ConfigError, DeephashError, Stopped, SweepError, hint
 from deephash_cli.stopping import stopping
 

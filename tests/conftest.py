@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deephash_cli import checking, cli
+from deephash_cli import choices, cli
 
 # As in the documentation: one folder of choices, read from the disk, so that a new file is a tested file.
-METHODS = checking.choices("method")
+METHODS = choices.choices("method")
 
 # A run of seconds: a network from scratch on small images, two epochs.
 QUICK = (

@@ -10,7 +10,7 @@ from conftest import METHODS
 from hydra.utils import get_class
 from omegaconf import OmegaConf
 
-from deephash_cli import checking
+from deephash_cli import choices
 from deephash_cli.catalogue import catalogue, document, page
 from deephash_cli.methods.base import ShallowHasher
 
@@ -20,7 +20,7 @@ ENTRIES = {entry.name: entry for entry in catalogue(None)}
 @pytest.mark.parametrize("method", METHODS)
 def test_what_is_read_from_the_source_is_what_the_class_says(method):
     entry = ENTRIES[method]
-    config = OmegaConf.load(checking.CONF_DIR / "method" / f"{method}.yaml")
+    config = OmegaConf.load(choices.CONF_DIR / "method" / f"{method}.yaml")
     found = get_class(config.module._target_)
     assert entry.supervision == found.supervision
     assert (entry.inputs == "features") == issubclass(found, ShallowHasher)

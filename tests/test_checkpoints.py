@@ -9,7 +9,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from deephash_cli import checking, checkpoints
+from deephash_cli import checkpoints, choices
 from deephash_cli.building import build
 from deephash_cli.checkpoints import (
     LAST,
@@ -53,10 +53,10 @@ def test_what_is_saved_is_read(saved):
     assert sorted(path.name for path in saved.parent.iterdir()) == [LAST, f"{LAST}.json"]
 
 
-@pytest.mark.parametrize("optimizer", [name for name in checking.choices("optimizer") if name != "none"])
+@pytest.mark.parametrize("optimizer", [name for name in choices.choices("optimizer") if name != "none"])
 def test_every_optimizer_goes_on_where_it_was(tmp_path, optimizer):
     # Its state is read back without unpickling anything but tensors and plain values.
-    create = build(OmegaConf.load(checking.CONF_DIR / "optimizer" / f"{optimizer}.yaml"))
+    create = build(OmegaConf.load(choices.CONF_DIR / "optimizer" / f"{optimizer}.yaml"))
 
     def make():
         torch.manual_seed(0)

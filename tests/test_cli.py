@@ -14,7 +14,7 @@ from conftest import METHODS, QUICK
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from deephash_cli import __version__, checking, cli, verbs
+from deephash_cli import __version__, checking, choices, cli, verbs
 from deephash_cli.errors import ConfigError
 
 HEAVY = ("torch", "hydra", "numpy", "omegaconf", "rich", "wandb")
@@ -68,8 +68,8 @@ def test_the_help_of_train_lists_every_group_and_choice(deephash):
     result = deephash("train", "--help")
     assert result.code == 0
     lines = {line.split()[0]: line for line in result.out.splitlines() if line.startswith("  ")}
-    for group in (folder.name for folder in checking.CONF_DIR.iterdir() if folder.is_dir()):
-        for file in (checking.CONF_DIR / group).glob("*.yaml"):
+    for group in (folder.name for folder in choices.CONF_DIR.iterdir() if folder.is_dir()):
+        for file in (choices.CONF_DIR / group).glob("*.yaml"):
             listed = file.stem in lines[group].replace(",", " ").split()
             assert listed != file.stem.startswith("_"), file
 

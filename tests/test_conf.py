@@ -8,11 +8,11 @@ import pytest
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
-from deephash_cli import checking, cli
+from deephash_cli import checking, choices, cli
 
-GROUPS = checking.group_names()
-CHOICES = [(group, choice) for group in GROUPS for choice in checking.choices(group)]
-FILES = sorted(checking.CONF_DIR.rglob("*.yaml"))
+GROUPS = choices.group_names()
+CHOICES = [(group, choice) for group in GROUPS for choice in choices.choices(group)]
+FILES = sorted(choices.CONF_DIR.rglob("*.yaml"))
 
 
 @functools.cache
@@ -31,7 +31,7 @@ def test_every_choice_composes(group, choice):
         assert config.dataset.name == choice
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.relative_to(checking.CONF_DIR).as_posix())
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.relative_to(choices.CONF_DIR).as_posix())
 def test_a_package_line_stands_first(file):
     """Anywhere else Hydra silently takes it for a comment."""
     lines = file.read_text().splitlines()
@@ -41,7 +41,7 @@ def test_a_package_line_stands_first(file):
         assert lines[0] == "# @package _global_"
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.relative_to(checking.CONF_DIR).as_posix())
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.relative_to(choices.CONF_DIR).as_posix())
 def test_files_are_plain_text_of_bounded_width(file):
     text = file.read_text(encoding="ascii")
     assert text.endswith("\n")
@@ -144,7 +144,7 @@ def test_a_method_brings_its_loss_and_optimizer_and_the_command_line_wins():
 
 def test_every_method_has_a_file_of_its_name():
     package = Path(cli.__file__).parent / "methods"
-    for choice in checking.choices("method"):
+    for choice in choices.choices("method"):
         target = compose(f"method={choice}").module._target_
         module, name = target.rsplit(".", 1)
         file = module.rsplit(".", 1)[1]
@@ -163,5 +163,5 @@ def test_experiments_differ_from_the_default_and_keep_to_known_keys():
     from deephash_cli.runs import flatten
 
     default = flatten(OmegaConf.to_container(compose(), resolve=True))
-    for choice in checking.choices("experiment"):
+    for choice in choices.choices("experiment"):
         assert flatten(OmegaConf.to_container(compose(f"experiment={choice}"), resolve=True)) != default

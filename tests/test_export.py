@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
-from deephash_cli import checking, cli, codes, export, files
+from deephash_cli import checking, choices, cli, codes, export, files
 from deephash_cli.codes import CodeSet, pack, save_codes
 from deephash_cli.errors import ArtifactError, ConfigError, DivergedError
 from deephash_cli.export import source
@@ -47,7 +47,7 @@ def write_codes(folder, bits=12, n=300, classes=3):
 
 def call(**settings):
     """Call the verb without the command line."""
-    defaults = OmegaConf.load(checking.CONF_DIR / "export.yaml")
+    defaults = OmegaConf.load(choices.CONF_DIR / "export.yaml")
     export.export(OmegaConf.merge(defaults, settings))
 
 

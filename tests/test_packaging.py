@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from deephash_cli import __version__
-from deephash_cli.checking import choices
+from deephash_cli.choices import choices
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parent.parent
@@ -125,7 +125,7 @@ def test_the_installed_command_works_from_another_folder(installed, tmp_path):
     where = call(
         installed[0],
         "-c",
-        "import deephash_cli; from deephash_cli.checking import CONF_DIR; print(deephash_cli.__file__, CONF_DIR)",
+        "import deephash_cli; from deephash_cli.choices import CONF_DIR; print(deephash_cli.__file__, CONF_DIR)",
         cwd=tmp_path,
     ).split()
     assert where == [str(installed[1] / "deephash_cli" / "__init__.py"), str(installed[1] / "deephash_cli" / "conf")]
@@ -145,7 +145,7 @@ def test_the_installed_command_works_from_another_folder(installed, tmp_path):
 
 
 def test_an_editable_installation_finds_the_configuration_beside_the_package(tmp_path):
-    code = "from deephash_cli.checking import CONF_DIR; print(CONF_DIR)"
+    code = "from deephash_cli.choices import CONF_DIR; print(CONF_DIR)"
     where = Path(call(sys.executable, "-c", code, cwd=tmp_path).strip())
     assert (where / "train.yaml").is_file()
     assert where.name == "conf"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from deephash_cli import checking, cli, verbs
+from deephash_cli import checking, choices, cli, verbs
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -73,7 +73,7 @@ def test_every_command_is_understood(words):
     verb, *rest = words
     assert verb in cli.VERBS
     if verb == "methods":
-        assert set(rest) <= set(checking.choices("method"))
+        assert set(rest) <= set(choices.choices("method"))
         return
     if verb in verbs.RUN:
         assert verbs.parser(verb).parse_intermixed_args(rest)

@@ -265,7 +265,7 @@ def test_the_experiment_shows_the_numbers_of_the_report():
 
 
 def test_published_numbers_are_of_methods_and_protocols_that_exist():
-    from deephash_cli.checking import choices
+    from deephash_cli.choices import choices
     from deephash_cli.data import protocol
 
     for entry in published.published():

@@ -15,7 +15,7 @@ from conftest import QUICK, write_photos
 from PIL import Image
 from test_tracking import files_with, inspect
 
-from deephash_cli import checking, cli, dashboards, runs, sync
+from deephash_cli import choices, cli, dashboards, runs, sync
 from deephash_cli.errors import Stopped
 from deephash_cli.files import write_json
 
@@ -338,8 +338,8 @@ def test_what_is_broken_is_left_out_and_the_rest_is_there(deephash, monkeypatch,
 
 
 def test_the_default_project_is_that_of_the_settings():
-    assert yaml.safe_load((checking.CONF_DIR / "logger" / "wandb.yaml").read_text())["project"] == sync.PROJECT
-    assert yaml.safe_load((checking.CONF_DIR / "logger" / "wandb.yaml").read_text())["_target_"] == sync.LOGGER
+    assert yaml.safe_load((choices.CONF_DIR / "logger" / "wandb.yaml").read_text())["project"] == sync.PROJECT
+    assert yaml.safe_load((choices.CONF_DIR / "logger" / "wandb.yaml").read_text())["_target_"] == sync.LOGGER
 
 
 # What there is to do

@@ -12,7 +12,7 @@ from conftest import METHODS, QUICK, write_photos
 from hydra.utils import get_class
 from omegaconf import OmegaConf
 
-from deephash_cli import checking, cli, methods
+from deephash_cli import checking, choices, cli, methods
 from deephash_cli.building import build, build_module
 from deephash_cli.checkpoints import LAST, VerifiedCheckpointIO, read_checkpoint
 from deephash_cli.codes import load_codes, open_side
@@ -25,7 +25,7 @@ SETTINGS = (*QUICK, "bits=12", "loader.batch_size=16", "trainer.max_epochs=10", 
 
 
 def class_of(method):
-    return get_class(OmegaConf.load(checking.CONF_DIR / "method" / f"{method}.yaml").module._target_)
+    return get_class(OmegaConf.load(choices.CONF_DIR / "method" / f"{method}.yaml").module._target_)
 
 
 LEARNED = [method for method in METHODS if issubclass(class_of(method), HashingModule)]
@@ -97,7 +97,7 @@ def test_it_composes_and_builds(method):
 @pytest.mark.parametrize("method", METHODS)
 def test_the_first_line_of_its_yaml_makes_it_a_bundle(method):
     # A comment above this line silently disables it, and then the method's loss and optimizer are not selected.
-    text = (checking.CONF_DIR / "method" / f"{method}.yaml").read_text()
+    text = (choices.CONF_DIR / "method" / f"{method}.yaml").read_text()
     assert text.startswith("# @package _global_\n")
 
 

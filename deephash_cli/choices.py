@@ -1,0 +1,22 @@
+"""Find the configuration folder, its groups and their choices. Imports nothing heavy: help and completion use it."""
+
+from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parent
+# In a wheel the configuration is inside the package, in a checkout beside it.
+CONF_DIR = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
+
+
+def group_names() -> list[str]:
+    """Names of the configuration groups."""
+    return sorted(entry.name for entry in CONF_DIR.iterdir() if entry.is_dir())
+
+
+def choices(group: str) -> list[str]:
+    """Choices of a configuration group. A name that starts with an underscore is a part of others, not a choice."""
+    folder = CONF_DIR / group
+    names = [file.relative_to(folder).with_suffix("").as_posix() for file in folder.rglob("*.yaml")]
+    return sorted(
+        (name for name in names if not name.rsplit("/", 1)[-1].startswith("_")),
+        key=lambda name: (int(name), "") if name.isdecimal() else (0, name),
+    )

@@ -28,7 +28,7 @@ format: .venv/developing ## bring the code into style
 	$(BIN)/ruff format .
 
 docs: .venv/developing ## write docs/methods.md from the methods' own files
-	$(BIN)/python -c 'import pathlib, deephash_cli.catalogue as c; pathlib.Path("docs/methods.md").write_text(c.document())'
+	$(BIN)/python -c 'import pathlib, deephash_cli.commands.methods as c; pathlib.Path("docs/methods.md").write_text(c.document())'
 
 bench: .venv/developing ## evaluation, search, training and encoding side by side with bare loops and other libraries: minutes
 	$(BIN)/python benchmarks/evaluation.py

@@ -255,8 +255,8 @@ def faiss_flat(data: Data, threads: int) -> Run:
 
 def ours(data: Data, _threads: int) -> Run:
     """Every metric of `deephash eval`."""
-    from deephash_cli.codes import CodeSet
-    from deephash_cli.scoring import evaluate
+    from deephash_cli.retrieval.codes import CodeSet
+    from deephash_cli.retrieval.scoring import evaluate
 
     query, database = (CodeSet(side.packed, data.case.bits, side.labels, None) for side in (data.query, data.database))
     return lambda _queries: evaluate(query, database, ks=KS, map_at=[data.case.map_at], radius=RADIUS)
@@ -264,7 +264,7 @@ def ours(data: Data, _threads: int) -> Run:
 
 def ours_counts(data: Data, threads: int) -> Run:
     """Only the pass over all pairs: histograms by distance and shared labels, sums in stable order."""
-    from deephash_cli import ranking
+    from deephash_cli.retrieval import ranking
 
     query, database, case = data.query, data.database, data.case
     sides = (query.packed, database.packed, case.bits, query.labels, database.labels)

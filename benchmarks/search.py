@@ -50,7 +50,7 @@ def speed(n: int, repeat: int, clustered: bool) -> None:
     import faiss
     import numpy as np
 
-    from deephash_cli import indexes, ranking
+    from deephash_cli.retrieval import indexes, ranking
 
     packed, queries = make(n, clustered, 1), make(QUERIES, clustered, 2)
     bare = faiss.IndexBinaryFlat(BITS)
@@ -107,9 +107,9 @@ def table(title: str, engines: dict[str, Callable[[], Any]], repeat: int) -> Non
 
 def kinds(n: int, clustered: bool) -> None:
     """Measure what each kind of index finds with its default settings, and how fast."""
-    from deephash_cli import indexes
-    from deephash_cli.checking import check
-    from deephash_cli.indexing import compare
+    from deephash_cli.cli.checking import check
+    from deephash_cli.commands.index import compare
+    from deephash_cli.retrieval import indexes
 
     settings = check("index", [], None, multirun=False)
     packed, queries = make(n, clustered, 1), make(QUERIES, clustered, 2)
@@ -143,7 +143,7 @@ def write(folder: str, n: str) -> None:
     """Write a folder of codes with names."""
     import numpy as np
 
-    from deephash_cli.codes import CodeSet, save_database
+    from deephash_cli.retrieval.codes import CodeSet, save_database
 
     names = [f"images/{i // 1000:06}/{i:010}.jpg" for i in range(int(n))]
     save_database(Path(folder), CodeSet(make(int(n), True, 1), BITS, np.zeros((int(n), 0), np.uint8), names), {})
@@ -151,8 +151,8 @@ def write(folder: str, n: str) -> None:
 
 def search(folder: str) -> None:
     """Open a folder of codes and search it; print the peak memory of this process after each step, and the seconds."""
-    from deephash_cli import ranking
-    from deephash_cli.codes import open_side
+    from deephash_cli.retrieval import ranking
+    from deephash_cli.retrieval.codes import open_side
 
     queries = make(QUERIES, True, 2)
     ranking.nearest(queries[:1], queries, BITS, 1)  # compiled

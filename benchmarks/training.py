@@ -17,12 +17,12 @@ import torch
 from pytorch_lightning import Callback, Trainer
 
 from deephash_cli import console
-from deephash_cli.building import build, build_module
-from deephash_cli.checking import check
+from deephash_cli.cli.checking import check
+from deephash_cli.commands.train import Job, _prepare, _trainer
 from deephash_cli.data.loaders import EpochSampler
-from deephash_cli.encoding import Loading, Source
 from deephash_cli.methods.base import BufferedModule
-from deephash_cli.train import Job, _prepare, _trainer
+from deephash_cli.training.inputs import Loading, Source
+from deephash_cli.training.instantiate import build, build_module
 
 COMMON = ("dataset=fashion_mini", "method=dpsh", "bits='48'", "logger=none")
 # name: settings, training images, images to encode

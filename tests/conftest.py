@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deephash_cli import choices, cli
+from deephash_cli import choices
+from deephash_cli.cli import main as cli
 
 # As in the documentation: one folder of choices, read from the disk, so that a new file is a tested file.
 METHODS = choices.choices("method")

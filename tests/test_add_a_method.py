@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from deephash_cli import checking, cli, methods
+from deephash_cli import methods
+from deephash_cli.cli import checking
+from deephash_cli.cli import main as cli
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "docs" / "add-a-method.md").read_text()

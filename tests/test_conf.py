@@ -2,13 +2,14 @@
 
 import functools
 import inspect
-from pathlib import Path
 
 import pytest
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
-from deephash_cli import checking, choices, cli
+from deephash_cli import choices
+from deephash_cli.cli import checking
+from deephash_cli.cli import main as cli
 
 GROUPS = choices.group_names()
 CHOICES = [(group, choice) for group in GROUPS for choice in choices.choices(group)]
@@ -143,7 +144,7 @@ def test_a_method_brings_its_loss_and_optimizer_and_the_command_line_wins():
 
 
 def test_every_method_has_a_file_of_its_name():
-    package = Path(cli.__file__).parent / "methods"
+    package = choices.PACKAGE / "methods"
     for choice in choices.choices("method"):
         target = compose(f"method={choice}").module._target_
         module, name = target.rsplit(".", 1)

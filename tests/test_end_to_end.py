@@ -9,9 +9,9 @@ from conftest import QUICK, write_photos
 from PIL import Image
 
 from deephash_cli import choices, runs
-from deephash_cli.codes import load_codes, unpack
 from deephash_cli.data.cifar10 import CLASS_NAMES
 from deephash_cli.files import sha256_file
+from deephash_cli.retrieval.codes import load_codes, unpack
 
 ONE_EPOCH = (*QUICK, "trainer.max_epochs=1", "bits=12")
 

@@ -66,7 +66,7 @@ def installed(distributions, tmp_path_factory):
 
 def deephash(installed, *arguments: str, cwd: Path, **environment: str) -> str:
     python, _ = installed
-    code = "import sys; from deephash_cli import cli; sys.argv[0] = 'deephash'; cli.main()"
+    code = "import sys; from deephash_cli.cli import main as cli; sys.argv[0] = 'deephash'; cli.main()"
     return call(python, "-c", code, *arguments, cwd=cwd, **environment)
 
 
@@ -89,7 +89,7 @@ def test_what_is_in_the_wheel(distributions):
     for name in ("t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz", "LICENSE"):
         assert f"deephash_cli/data/fashion_mini/{name}" in names
     for file in (ROOT / "deephash_cli" / "report").glob("*.*"):
-        assert f"deephash_cli/report/{file.name}" in names
+        assert f"deephash_cli/commands/report/{file.name}" in names
     info = f"deephash-{__version__}.dist-info"
     assert {f"{info}/licenses/LICENSE", f"{info}/entry_points.txt"} <= names
     tops = {name.split("/")[0] for name in names}
@@ -102,7 +102,7 @@ def test_the_metadata(distributions):
         info = f"deephash-{__version__}.dist-info"
         metadata = wheel.read(f"{info}/METADATA").decode()
         scripts = wheel.read(f"{info}/entry_points.txt").decode()
-    assert "deephash = deephash_cli.cli:main" in scripts
+    assert "deephash = deephash_cli.cli.main:main" in scripts
     assert "Requires-Python: <3.14,>=3.11" in metadata
     assert "Requires-Dist: pytorch-lightning<3,>=2.6.6" in metadata, "2.6.5 and before run what a checkpoint says"
     assert "Requires-Dist: torch>=2.10" in metadata
@@ -112,7 +112,7 @@ def test_the_metadata(distributions):
 def test_what_is_in_the_source_distribution(distributions):
     top = f"deephash-{__version__}"
     names = set(names_in(distributions[0]))
-    for name in ("pyproject.toml", "README.md", "LICENSE", "conf/train.yaml", "deephash_cli/cli.py", "PKG-INFO"):
+    for name in ("pyproject.toml", "README.md", "LICENSE", "conf/train.yaml", "deephash_cli/cli/main.py", "PKG-INFO"):
         assert f"{top}/{name}" in names
     assert not [name for name in names if "/.venv" in name or "/runs/" in name or name.endswith(".pyc")]
 

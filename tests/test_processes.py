@@ -13,11 +13,11 @@ import torch
 from conftest import write_photos
 
 from deephash_cli import processes
-from deephash_cli.checkpoints import LAST, read_checkpoint
-from deephash_cli.codes import load_codes
 from deephash_cli.errors import DeephashError
 from deephash_cli.files import read_json
+from deephash_cli.retrieval.codes import load_codes
 from deephash_cli.runs import CHECKPOINTS, CODES
+from deephash_cli.training.checkpoints import LAST, read_checkpoint
 
 COMMON = ("trainer=cpu", "logger=none", "checkpoint.every_seconds=0", "bits=12", "loader.num_workers=0")
 
@@ -120,7 +120,7 @@ def test_two_machines_of_torchrun_are_one_process(deephash, tmp_path, vectors):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    (tmp_path / "main.py").write_text("from deephash_cli.cli import main; main()")
+    (tmp_path / "main.py").write_text("from deephash_cli.cli.main import main; main()")
 
     def start(node, *more):
         options = ("--nnodes=2", f"--node-rank={node}", "--master-addr=127.0.0.1", f"--master-port={port}")
@@ -161,7 +161,7 @@ def test_a_run_that_another_program_has_multiplied_is_refused(deephash, vectors,
 def test_the_others_end_with_the_first(tmp_path, vectors):
     command = ["train", *COMMON, *vectors, "method=dhn", "trainer.devices=2", "trainer.max_epochs=100000"]
     environment = {**os.environ, "DEEPHASH_CACHE_DIR": str(tmp_path / "cache")}
-    script = "from deephash_cli.cli import main; main()"
+    script = "from deephash_cli.cli.main import main; main()"
     first = subprocess.Popen([sys.executable, "-c", script, *command, f"run_dir={tmp_path / 'run'}"], env=environment)
     deadline = time.monotonic() + 120
     while not (tmp_path / "run" / "metrics.jsonl").exists() or not (tmp_path / "run" / "metrics.jsonl").read_text():

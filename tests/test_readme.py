@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from deephash_cli import checking, choices, cli, verbs
+from deephash_cli import choices
+from deephash_cli.cli import arguments as verbs
+from deephash_cli.cli import checking
+from deephash_cli.cli import main as cli
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"

@@ -14,9 +14,10 @@ from synthetic import write_run
 from test_conf import CHOICES, compose
 
 import deephash_cli
-from deephash_cli import cli, runs
-from deephash_cli.building import require_trusted
+from deephash_cli import runs
+from deephash_cli.cli import main as cli
 from deephash_cli.errors import ConfigError
+from deephash_cli.training.instantiate import require_trusted
 
 PACKAGE = Path(deephash_cli.__file__).parent
 SOURCES = {file.relative_to(PACKAGE).as_posix(): file for file in sorted(PACKAGE.rglob("*.py"))}
@@ -46,7 +47,7 @@ def test_nothing_is_loaded_or_run_unguarded(name):
         last = function.rsplit(".", 1)[-1]
         if function == "torch.load":
             assert arguments.get("weights_only") == "True", function
-            assert name in ("checkpoints.py", "models.py")
+            assert name in ("training/checkpoints.py", "models/network.py")
         elif function == "np.load":
             assert arguments.get("allow_pickle") == "False", function
             assert name == "npy.py"
@@ -54,12 +55,12 @@ def test_nothing_is_loaded_or_run_unguarded(name):
             assert arguments.get("filter") == "'data'", function
         elif function == "yaml.load":  # as safe_load, but compiled
             assert arguments.get("Loader") == "_ConfigLoader"
-            assert issubclass(runs._ConfigLoader, runs._SAFE)
-            assert runs._SAFE in (yaml.SafeLoader, yaml.CSafeLoader)
+            assert issubclass(runs.folder._ConfigLoader, runs.folder._SAFE)
+            assert runs.folder._SAFE in (yaml.SafeLoader, yaml.CSafeLoader)
         elif function == "subprocess.Popen":  # of the very command that the caller names, never a line for a shell
-            assert name in ("processes.py", "sync.py")
+            assert name in ("processes.py", "commands/sync.py")
         elif last.startswith(("read_index", "deserialize_index")):  # once the digest was compared, or just written
-            assert name in ("indexes.py", "export/faiss_index.py")
+            assert name in ("retrieval/indexes.py", "commands/export/faiss_index.py")
         elif function == "torch.hub.download_url_to_file":
             assert "hash_prefix" in arguments
         else:
@@ -73,7 +74,11 @@ def test_nothing_is_loaded_or_run_unguarded(name):
 def test_modules_that_run_code_are_imported_nowhere_else(name):
     risky = ("pickle", "joblib", "dill", "cloudpickle", "marshal", "shelve", "subprocess", "ctypes", "runpy", "code")
     found = {module for module in imports(SOURCES[name]) if module.split(".")[0] in risky}
-    allowed = {"data/restricted_pickle.py": {"pickle"}, "processes.py": {"subprocess"}, "sync.py": {"subprocess"}}
+    allowed = {
+        "data/restricted_pickle.py": {"pickle"},
+        "processes.py": {"subprocess"},
+        "commands/sync.py": {"subprocess"},
+    }
     assert found == allowed.get(name, set())
 
 
@@ -123,8 +128,8 @@ FOREIGN = [
     "numpy.load", "joblib.load", "torch.load", "torch.hub.load", "torch.jit.load", "torch.utils.cpp_extension.load",
     "torch.serialization.load", "torch.nn.modules.module.os.system", "torch.os.system", "torch.optim.os.system",
     "deephash_cli.files.write_text", "deephash_cli.data.download.download", "deephash_cli.data.cifar10.fetch",
-    "deephash_cli.models.torch.load", "deephash_cli.models.torch.hub.load", "deephash_cli.tracking.os.system",
-    "deephash_cli.data.cifar10.read_pickle", "deephash_cli.train.train", "deephash_cli.runs.shutil.rmtree",
+    "deephash_cli.models.torch.load", "deephash_cli.models.torch.hub.load", "deephash_cli.training.loggers.os.system",
+    "deephash_cli.data.cifar10.read_pickle", "deephash_cli.commands.train.train", "deephash_cli.runs.shutil.rmtree",
     "deephash_cli.methods.no_such_method.Mine", "pytorch_lightning.Trainer.test", "hydra.utils.instantiate", "",
 ]  # fmt: skip
 

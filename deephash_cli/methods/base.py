@@ -15,12 +15,13 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
-from deephash_cli import metrics, processes, ranking
+from deephash_cli import processes
 from deephash_cli.data.loaders import Batch
 from deephash_cli.errors import ConfigError, DataError, DivergedError, first_line
-from deephash_cli.hash_layers import FeatureScaling
-from deephash_cli.kernels import device
+from deephash_cli.methods.parts import gpu_counts
+from deephash_cli.methods.parts.hash_layers import FeatureScaling
 from deephash_cli.models import Backbone, HashingNetwork, packed_codes
+from deephash_cli.retrieval import metrics, ranking
 
 
 class Hasher(LightningModule):
@@ -69,7 +70,7 @@ class Hasher(LightningModule):
         if processes.rank() == 0:
             sides = (queries, database, self.network.bits, query_labels, labels)
             if self.device.type == "cuda":
-                shared = device.count(*sides, device=self.device)
+                shared = gpu_counts.count(*sides, device=self.device)
             else:
                 shared = np.concatenate([part.shared for part in ranking.count(*sides)])
             value = float(metrics.average_precision(metrics.Histograms.of_shared(shared)).mean())

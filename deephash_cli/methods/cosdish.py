@@ -26,8 +26,8 @@ from jaxtyping import Bool, Float, UInt8
 from torch import nn
 
 from deephash_cli.console import progress
-from deephash_cli.hash_layers import RBF, Projection, gaussian_gamma, ridge, signs, squared_distances
 from deephash_cli.methods.base import ShallowHasher
+from deephash_cli.methods.parts.hash_layers import RBF, Projection, gaussian_gamma, ridge, signs, squared_distances
 
 _UNDECIDED = 1e-5  # a vote below this leaves the bit as it is; as published
 _PRECISION = 1e-9  # share of the largest coefficient; a flip that gains less is not made

@@ -21,8 +21,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from deephash_cli.data.loaders import Batch
-from deephash_cli.losses import pair_likelihood, signs, similar
 from deephash_cli.methods.base import BufferedModule
+from deephash_cli.methods.parts.losses import pair_likelihood, signs, similar
 
 
 class DPSHLoss(nn.Module):

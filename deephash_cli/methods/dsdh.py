@@ -38,9 +38,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from deephash_cli.data.loaders import Batch
-from deephash_cli.discrete import cyclic_coordinate_descent
-from deephash_cli.losses import pair_likelihood, signs, similar
 from deephash_cli.methods.base import BufferedModule
+from deephash_cli.methods.parts.discrete import cyclic_coordinate_descent
+from deephash_cli.methods.parts.losses import pair_likelihood, signs, similar
 
 
 class DSDHLoss(nn.Module):

@@ -29,8 +29,8 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from deephash_cli.data.loaders import Batch
-from deephash_cli.losses import signs, similar
 from deephash_cli.methods.base import BufferedModule
+from deephash_cli.methods.parts.losses import signs, similar
 
 
 class DTSHLoss(nn.Module):

@@ -35,8 +35,8 @@ from sklearn.ensemble import GradientBoostingClassifier
 from torch import Tensor, nn
 
 from deephash_cli.console import progress
-from deephash_cli.hash_layers import signs
 from deephash_cli.methods.base import ShallowHasher
+from deephash_cli.methods.parts.hash_layers import signs
 
 _LARGEST = 1 << 20  # size limit of an intermediate result of the trees
 

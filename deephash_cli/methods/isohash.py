@@ -21,8 +21,8 @@ import numpy as np
 import scipy.linalg
 from jaxtyping import Float, UInt8
 
-from deephash_cli.hash_layers import Projection, principal_directions, random_rotation
 from deephash_cli.methods.base import ShallowHasher
+from deephash_cli.methods.parts.hash_layers import Projection, principal_directions, random_rotation
 
 
 class IsoHash(ShallowHasher):

@@ -16,8 +16,8 @@ import numpy as np
 import scipy.linalg
 from jaxtyping import Float, UInt8
 
-from deephash_cli.hash_layers import Projection, principal_directions, random_rotation, signs
 from deephash_cli.methods.base import ShallowHasher
+from deephash_cli.methods.parts.hash_layers import Projection, principal_directions, random_rotation, signs
 
 
 class ITQ(ShallowHasher):

@@ -28,8 +28,8 @@ from jaxtyping import Float, UInt8
 from torch import nn
 
 from deephash_cli.errors import ConfigError
-from deephash_cli.hash_layers import RBF, Projection, inverse_root, squared_distances
 from deephash_cli.methods.base import ShallowHasher
+from deephash_cli.methods.parts.hash_layers import RBF, Projection, inverse_root, squared_distances
 
 _SMALLEST = 1e-8  # smallest eigenvalue that is used, as a share of the largest
 

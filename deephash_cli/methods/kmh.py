@@ -32,8 +32,8 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 from deephash_cli.console import progress
-from deephash_cli.hash_layers import Projection, principal_directions, squared_distances
 from deephash_cli.methods.base import ShallowHasher
+from deephash_cli.methods.parts.hash_layers import Projection, principal_directions, squared_distances
 
 _FLAT = 1e-3  # gradient, in units of s, below which a centre counts as being at a minimum
 _ENOUGH = 1e-4  # smallest fall that continues the iterations, as a share of the objective

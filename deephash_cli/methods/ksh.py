@@ -35,8 +35,8 @@ from jaxtyping import Float, UInt8
 from torch import nn
 
 from deephash_cli.console import progress
-from deephash_cli.hash_layers import RBF, Projection, signs, squared_distances
 from deephash_cli.methods.base import ShallowHasher
+from deephash_cli.methods.parts.hash_layers import RBF, Projection, signs, squared_distances
 
 _RIDGE = 1e-8
 _LEAST = 1e-30  # keeps the matrix invertible if all kernel values are the same

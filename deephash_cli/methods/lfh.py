@@ -23,8 +23,8 @@ from jaxtyping import Bool, Float, UInt8
 from scipy.special import expit
 
 from deephash_cli.console import progress
-from deephash_cli.hash_layers import Projection, ridge
 from deephash_cli.methods.base import ShallowHasher
+from deephash_cli.methods.parts.hash_layers import Projection, ridge
 
 
 class LFH(ShallowHasher):

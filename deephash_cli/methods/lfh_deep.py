@@ -18,8 +18,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from deephash_cli.data.loaders import Batch
-from deephash_cli.losses import pair_likelihood, similar
 from deephash_cli.methods.base import BufferedModule
+from deephash_cli.methods.parts.losses import pair_likelihood, similar
 
 
 class LFHDeepLoss(nn.Module):

@@ -16,8 +16,8 @@ from typing import cast
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from deephash_cli.hash_layers import Projection
 from deephash_cli.methods.base import ShallowHasher
+from deephash_cli.methods.parts.hash_layers import Projection
 
 
 class LSH(ShallowHasher):

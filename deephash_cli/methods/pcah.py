@@ -13,8 +13,8 @@ from typing import cast
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from deephash_cli.hash_layers import Projection, principal_directions
 from deephash_cli.methods.base import ShallowHasher
+from deephash_cli.methods.parts.hash_layers import Projection, principal_directions
 
 
 class PCAH(ShallowHasher):

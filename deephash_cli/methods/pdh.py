@@ -39,8 +39,14 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.svm import LinearSVC
 
 from deephash_cli.console import progress
-from deephash_cli.hash_layers import Projection, inverse_root, principal_directions, random_rotation, signs
 from deephash_cli.methods.base import ShallowHasher
+from deephash_cli.methods.parts.hash_layers import (
+    Projection,
+    inverse_root,
+    principal_directions,
+    random_rotation,
+    signs,
+)
 
 _SMALL = 1e-6  # smallest eigenvalue that is divided by, as a share of the largest
 _TOLERANCE = 0.01  # tolerance of the SVMs: coarse, because the next iteration has other targets

@@ -22,9 +22,9 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from deephash_cli.discrete import cyclic_coordinate_descent
-from deephash_cli.hash_layers import RBF, gaussian_gamma, ridge, squared_distances
 from deephash_cli.methods.base import ShallowHasher
+from deephash_cli.methods.parts.discrete import cyclic_coordinate_descent
+from deephash_cli.methods.parts.hash_layers import RBF, gaussian_gamma, ridge, squared_distances
 
 
 class KernelClassifier(nn.Module):

@@ -24,8 +24,8 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from deephash_cli.errors import ConfigError
-from deephash_cli.hash_layers import Projection, principal_directions
 from deephash_cli.methods.base import ShallowHasher
+from deephash_cli.methods.parts.hash_layers import Projection, principal_directions
 
 
 class CosineProjection(Projection):

@@ -6,8 +6,8 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
-from deephash_cli.catalogue import catalogue
-from deephash_cli.report.published import beside
+from deephash_cli.commands.methods import catalogue
+from deephash_cli.commands.report.published import beside
 
 LENGTHS = (12, 24, 32, 48)
 # The order of the second table. Its numbers are those of the report: for each method the first secondary source.

@@ -11,9 +11,9 @@ from deephash_cli.cache import cache_folder
 from deephash_cli.data import features
 from deephash_cli.data.dataset import ImageTensor, RetrievalDataset, multi_hot
 from deephash_cli.data.features import cached_features, feature_key
-from deephash_cli.encoding import Loading, Source
 from deephash_cli.errors import ArtifactError
 from deephash_cli.models import HashingNetwork, SmallCNN
+from deephash_cli.training.inputs import Loading, Source
 
 N, WIDTH = 25, 6
 VALUES = torch.randn(N, WIDTH, generator=torch.Generator().manual_seed(0))

@@ -12,13 +12,13 @@ import torch
 from conftest import METHODS, write_photos
 
 from deephash_cli import runs
-from deephash_cli.checking import check
-from deephash_cli.codes import load_codes
+from deephash_cli.cli.checking import check
 from deephash_cli.data.dataset import Vectors
 from deephash_cli.data.protocol import hold_out_validation, load_split, make_split, save_split
 from deephash_cli.data.vectors import vectors
 from deephash_cli.errors import ArtifactError, ConfigError, DataError
 from deephash_cli.models import NoBackbone
+from deephash_cli.retrieval.codes import load_codes
 
 N, D, CLASSES = 90, 16, 3
 rng = np.random.default_rng(0)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from fitting import clusters, encode, fitted, mean_average_precision
 
-from deephash_cli.hash_layers import RBF
 from deephash_cli.methods import cosdish
 from deephash_cli.methods.cosdish import COSDISH, balanced, columns_step, errors, local_search, rows_step
+from deephash_cli.methods.parts.hash_layers import RBF
 
 SETTINGS = {
     "columns": None,

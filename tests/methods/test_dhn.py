@@ -9,8 +9,8 @@ from fitting import accuracy_on_clusters, learned, network_on
 from torch import nn
 
 from deephash_cli.data.loaders import Batch
-from deephash_cli.losses import similar
 from deephash_cli.methods.dhn import DHN, DHNLoss, log_cosh
+from deephash_cli.methods.parts.losses import similar
 
 BITS = 6
 SINGLE = torch.eye(4, dtype=torch.float64)[[0, 1, 2, 0, 3, 1, 0]]

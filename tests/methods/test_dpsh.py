@@ -10,8 +10,8 @@ from torch import nn
 
 from deephash_cli.data.dataset import ImageTensor
 from deephash_cli.data.loaders import Batch, Rows, train_loader
-from deephash_cli.losses import similar
 from deephash_cli.methods.dpsh import DPSH, DPSHLoss
+from deephash_cli.methods.parts.losses import similar
 from deephash_cli.models import HashingNetwork, SmallCNN
 from deephash_cli.schedules import constant
 

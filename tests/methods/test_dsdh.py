@@ -8,12 +8,12 @@ import torch
 from conftest import QUICK, write_photos
 from fitting import is_nearer_to_similar, learned, network_on, opposite_clusters
 
-from deephash_cli.checkpoints import LAST, read_checkpoint
 from deephash_cli.data.loaders import Batch
 from deephash_cli.errors import Stopped
-from deephash_cli.losses import signs, similar
 from deephash_cli.methods.base import HashingModule
 from deephash_cli.methods.dsdh import DSDH, DSDHLoss, ridge_classifier
+from deephash_cli.methods.parts.losses import signs, similar
+from deephash_cli.training.checkpoints import LAST, read_checkpoint
 
 BITS = 6
 SINGLE = torch.eye(4)[[0, 1, 2, 0, 3, 1, 0, 2, 2, 0, 1]]

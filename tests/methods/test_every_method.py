@@ -12,14 +12,16 @@ from conftest import METHODS, QUICK, write_photos
 from hydra.utils import get_class
 from omegaconf import OmegaConf
 
-from deephash_cli import checking, choices, cli, methods
-from deephash_cli.building import build, build_module
-from deephash_cli.checkpoints import LAST, VerifiedCheckpointIO, read_checkpoint
-from deephash_cli.codes import load_codes, open_side
+from deephash_cli import choices, methods
+from deephash_cli.cli import checking
+from deephash_cli.cli import main as cli
 from deephash_cli.data.image_folder import image_folder
 from deephash_cli.data.protocol import load_split
 from deephash_cli.files import read_json
 from deephash_cli.methods.base import HashingModule
+from deephash_cli.retrieval.codes import load_codes, open_side
+from deephash_cli.training.checkpoints import LAST, VerifiedCheckpointIO, read_checkpoint
+from deephash_cli.training.instantiate import build, build_module
 
 SETTINGS = (*QUICK, "bits=12", "loader.batch_size=16", "trainer.max_epochs=10", "model.backbone_lr=0.001")
 

@@ -8,9 +8,9 @@ import pytest
 import scipy.linalg
 from fitting import clusters, encode, fitted, mean_average_precision
 
-from deephash_cli.hash_layers import signs
 from deephash_cli.methods import ksh
 from deephash_cli.methods.ksh import KSH, Residue, better, gram_root, refine, smooth_cost, spectral_start
+from deephash_cli.methods.parts.hash_layers import signs
 
 SETTINGS = {"anchors": 12, "sigma": 1.0, "labeled": 40, "iterations": 10, "tolerance": 0.01}
 BITS = 5

@@ -7,8 +7,8 @@ import torch
 from fitting import is_nearer_to_similar, learned, network_on, opposite_clusters
 
 from deephash_cli.data.loaders import Batch
-from deephash_cli.losses import similar
 from deephash_cli.methods.lfh_deep import LFHDeep, LFHDeepLoss
+from deephash_cli.methods.parts.losses import similar
 
 BITS = 6
 SINGLE = torch.eye(4)[[0, 1, 2, 0, 3, 1, 0, 2, 2, 0, 1]]

@@ -7,7 +7,7 @@ import pytest
 from fitting import clusters, encode, fitted, mean_average_precision
 
 from deephash_cli.errors import ConfigError
-from deephash_cli.hash_layers import inverse_root, signs
+from deephash_cli.methods.parts.hash_layers import inverse_root, signs
 from deephash_cli.methods.pdh import PDH, correlation, decorrelated
 
 SETTINGS = {"second_view": "halves", "components": 8, "rounds": 2, "margin_weight": 0.1}

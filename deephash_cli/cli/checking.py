@@ -1,0 +1,313 @@
+"""Refusing a command that cannot work, before anything heavy is imported: unknown keys, choices, types and ranges.
+
+Hydra has no close matches, accepts any type, and invites a misspelt key to be added. Here each is one sentence.
+"""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from deephash_cli.choices import CONF_DIR, choices, group_names
+from deephash_cli.errors import ConfigError, first_line, hint, short
+
+# Lowest and highest value of settings that have them; None: no limit.
+RANGES: dict[str, tuple[float, float | None]] = {
+    "bits": (1, 4096),
+    "seed": (0, 2**31 - 1),
+    "dataset.split_seed": (0, 2**31 - 1),
+    "trainer.max_epochs": (1, None),
+    "loader.batch_size": (2, None),
+    "loader.eval_batch_size": (1, None),
+    "loader.num_workers": (0, None),
+    "model.image_size": (8, None),
+    "model.network.hidden_units": (0, None),
+    "model.network.dropout": (0, 1),
+    "head.epochs": (0, None),
+    "head.lr": (0, None),
+    "head.batch_size": (2, None),
+    "ema.decay": (0, 1),
+    "optimizer.lr": (0, None),
+    "optimizer.weight_decay": (0, None),
+    "model.backbone_lr": (0, None),
+    "loss.quantization_weight": (0, None),
+    "validation.queries": (0, None),
+    "validation.every_n_epochs": (1, None),
+    "checkpoint.every_n_epochs": (1, None),
+    "checkpoint.every_seconds": (0, None),
+    "metrics.radius": (0, None),
+    "radius": (0, None),
+    "pixels": (8, None),
+    "k": (1, None),
+    "shard_size": (1, None),
+    "batch_size": (1, None),
+    "num_workers": (0, None),
+    "devices": (1, None),
+    "workers": (1, None),
+    "gpus_per_worker": (0, None),
+    "port": (0, 65535),
+    "max_bytes": (1, None),
+    "queries": (1, None),
+    "ivf.lists": (1, None),
+    "ivf.probes": (1, None),
+    "ivf.train_per_list": (1, None),
+    "ivf.seed": (0, 2**31 - 1),
+    "hnsw.m": (2, 256),
+    "hnsw.ef_construction": (1, None),
+    "hnsw.ef_search": (1, None),
+    "multihash.hashes": (1, None),
+    "multihash.hash_bits": (1, 32),
+    "multihash.flips": (0, 4),
+}
+# Settings that are one of a few words.
+WORDS: dict[str, tuple[str, ...]] = {
+    "bit_order": ("little", "big"),
+    "kind": ("flat", "ivf", "hnsw", "multihash"),
+    "zero_hits": ("zero", "skip"),
+    "metrics.zero_hits": ("zero", "skip"),
+    "side": ("database", "query"),
+    "to": (
+        "faiss", "parquet", "safetensors", "postgres", "pgvector", "opensearch", "milvus", "torch_export", "onnx",
+    ),
+    "trainer.precision": ("32-true", "bf16-mixed", "16-mixed"),
+    "bad_images": ("stop", "skip"),
+    "accelerator": ("auto", "cpu", "gpu"),
+    "launcher": ("local", "ray"),
+}  # fmt: skip
+# Lists of whole numbers, and the lowest that may be in one.
+LISTS = {"metrics.ks": 1, "dataset.map_at": 1, "ks": 1, "map_at": 1, "shards": 0}
+# Settings without a default that are text.
+TEXTS = (
+    "run_dir", "runs", "resume", "group", "dataset.root", "dataset.file", "dataset.split_file", "dataset.train",
+    "dataset.query", "dataset.database", "dataset.vectors", "dataset.labels", "dataset.ids", "run", "codes", "output",
+    "query", "database", "query_labels", "database_labels", "input", "root", "picture", "check_output",
+)  # fmt: skip
+
+
+# Settings with a default that can be left empty.
+OPTIONAL = ("picture",)
+
+
+def check(verb: str, overrides: Sequence[str], config_dir: str | None, multirun: bool) -> Any:
+    """Compose the configuration and refuse what cannot work.
+
+    Args:
+        verb: Whose configuration.
+        overrides: As normalized.
+        config_dir: The user's own configuration folder.
+        multirun: Whether comma-separated values are a sweep; then every value is looked at.
+
+    Returns:
+        The configuration, with the first value of each sweep.
+
+    Raises:
+        ConfigError: With the nearest match and what exists.
+    """
+    from hydra import compose, initialize_config_dir
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.core.override_parser.types import IntervalSweep, Override
+    from hydra.errors import HydraException, OverrideParseException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    try:
+        parsed: list[Override] = OverridesParser.create().parse_overrides(list(overrides))
+    except OverrideParseException as error:
+        raise ConfigError(
+            f"could not read {error.override!r}: a setting is key=value, and a value with special characters needs "
+            "quotes, such as \"'dataset.root=\\'my photos\\''\""
+        ) from error
+    fixed: list[str] = [] if config_dir is None else [f"hydra.searchpath=[file://{Path(config_dir).absolute()}]"]
+    swept: dict[int, list[str]] = {}
+    for position, override in enumerate(parsed):
+        if not override.key_or_group:
+            raise ConfigError(f"could not read {overrides[position]!r}: a setting is key=value")
+        if _is_group(verb, override):
+            _check_choice(override)
+        elif override.key_or_group.startswith("hydra/") and isinstance(override.value(), list | dict | int | float):
+            raise ConfigError(f"{override.key_or_group} must be a name, got {override.get_value_string()}")
+        elif verb == "eval" and (key := override.key_or_group).startswith("metrics"):
+            # The group is there for its values: beside ks, metrics.ks would be a second name for one thing.
+            raise ConfigError(f"deephash eval has no {key}; it has ks, map_at, radius and zero_hits")
+        if multirun and override.is_sweep_override():
+            key = override.input_line.split("=", 1)[0] if override.input_line else override.get_key_element()
+            value = override.value()
+            if isinstance(value, IntervalSweep) and _is_search(verb, overrides, parsed, fixed, config_dir):
+                swept[position] = [f"{key}={end}" for end in (value.start, value.end)]
+                continue
+            try:
+                swept[position] = [f"{key}={value}" for value in override.sweep_string_iterator()]
+            except HydraException as error:  # a glob, an interval
+                raise ConfigError(
+                    f"{overrides[position]}: a sweep lists its values, such as {key}=a,b; tune=rates takes intervals"
+                ) from error
+    variants = [[swept[i][0] if i in swept else text for i, text in enumerate(overrides)]]
+    for position, values in swept.items():
+        for value in values[1:]:
+            variants.append([value if i == position else text for i, text in enumerate(variants[0])])
+
+    configs = []
+    with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+        groups = [text for text, override in zip(overrides, parsed, strict=True) if _is_group(verb, override)]
+        for variant in variants:
+            chosen = [*fixed, *(text for text, original in zip(variant, overrides, strict=True) if original in groups)]
+            try:
+                configs.append(compose(verb, overrides=[*fixed, *variant]))
+                OmegaConf.to_container(configs[-1], resolve=True, throw_on_missing=True)
+                _check_values(configs[-1], compose(verb, overrides=chosen), variant)
+            except (HydraException, OmegaConfBaseException, YAMLError) as error:
+                raise ConfigError(_explain(verb, str(error), config_dir, chosen)) from error
+            except (OSError, ValueError) as error:  # names that no file can have, files that are not text
+                raise ConfigError(f"the configuration cannot be read: {first_line(error)}") from error
+    return configs[0]
+
+
+def _is_search(
+    verb: str, overrides: Sequence[str], parsed: Sequence[Any], fixed: list[str], config_dir: str | None
+) -> bool:
+    """Whether the sweeper that these overrides choose, or a file that they choose, searches for settings."""
+    from hydra import compose, initialize_config_dir
+    from hydra.errors import HydraException
+
+    from deephash_cli.cli.sweep import is_search
+
+    plain = [text for text, override in zip(overrides, parsed, strict=True) if not override.is_sweep_override()]
+    try:
+        with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+            config = compose(verb, overrides=[*fixed, *plain], return_hydra_config=True)
+    except HydraException as error:
+        raise ConfigError(_explain(verb, str(error), config_dir, fixed)) from error
+    return is_search(config.hydra.sweeper)
+
+
+def _check_choice(override: Any) -> None:
+    """Refuse what Hydra cannot take as the choice of a group: it is a name, or several in a sweep."""
+    from hydra.core.override_parser.types import ChoiceSweep, QuotedString
+
+    group, value = override.key_or_group, override.value()
+    if override.package is not None:
+        raise ConfigError(f"{override.input_line}: a choice of {group} has its place, leave out @{override.package}")
+    if override.is_delete():
+        raise ConfigError(f"{group} cannot be left out; it has: {', '.join(choices(group))}")
+    values = value.list if isinstance(value, ChoiceSweep) else value if isinstance(value, list) else [value]
+    for choice in values:
+        if not isinstance(choice, str | QuotedString):
+            text = override.get_value_string()
+            if group == "bits":
+                raise ConfigError(_explain_bits(text, choices(group)))
+            raise ConfigError(f"{group} must be the name of a choice, got {text}; it has: {', '.join(choices(group))}")
+
+
+def _is_group(verb: str, override: Any) -> bool:
+    return verb == "train" and override.key_or_group in group_names()
+
+
+def _check_values(config: Any, defaults: Any, overrides: Sequence[str]) -> None:
+    """Compare each setting with the type of its default and with its range."""
+    from omegaconf import DictConfig, ListConfig, OmegaConf
+
+    for name in defaults:
+        if name not in config:
+            raise ConfigError(f"{name} cannot be removed: every run needs it")
+    for name in config:
+        if name not in defaults:
+            raise ConfigError(
+                f"unknown key {str(name)!r}{hint(str(name), map(str, defaults))}; --cfg job prints those that exist"
+            )
+    for override in overrides:
+        key = override.split("=", 1)[0].lstrip("+~")
+        default, value = (OmegaConf.select(source, key, throw_on_missing=False) for source in (defaults, config))
+        if value is not None and key in TEXTS and not isinstance(value, str):
+            raise ConfigError(f"{key} must be text, got {value!r}: a name that looks like something else needs quotes")
+        if default is None:
+            continue
+        if value is None and key not in OPTIONAL and (key in RANGES or key in defaults):
+            raise ConfigError(f"{key} must not be empty: its default is {short(str(default))}")
+        if value is None:
+            continue
+        for kind, name in ((DictConfig, "a group of settings"), (ListConfig, "a list, such as [a,b]")):
+            if isinstance(default, kind) and not isinstance(value, kind):
+                raise ConfigError(f"{key} must be {name}, got {value!r}")
+        for kind, name in ((bool, "true or false"), (int, "a whole number"), (float, "a number"), (str, "text")):
+            if isinstance(default, kind):
+                allowed = {int: (int,), float: (int, float), str: (str, int, float, bool), bool: (bool,)}[kind]
+                if not isinstance(value, allowed) or (kind in (int, float) and isinstance(value, bool)):
+                    raise ConfigError(f"{key} must be {name} (such as {default}), got {value!r}")
+                break
+    for key, (low, high) in RANGES.items():
+        value = OmegaConf.select(config, key, throw_on_missing=False)
+        if value is None:
+            continue
+        limits = f"from {low} to {high}" if high is not None else f"at least {low}"
+        default = OmegaConf.select(defaults, key, throw_on_missing=False)
+        kind = "a number" if isinstance(default, float) else "a whole number"
+        number = isinstance(value, int | float if isinstance(default, float) else int) and not isinstance(value, bool)
+        if not number or not low <= value <= (float("inf") if high is None else high):
+            raise ConfigError(f"{key} must be {kind}, {limits}, got {short(str(value))}")
+    for key, words in WORDS.items():
+        value = OmegaConf.select(config, key, throw_on_missing=False)
+        if value is not None and value not in words:
+            raise ConfigError(f"{key} must be {' or '.join(words)}, got {short(str(value))}")
+    for key, lowest in LISTS.items():
+        value = OmegaConf.select(config, key, throw_on_missing=False)
+        if value is None:
+            continue
+        numbers = list(value) if isinstance(value, ListConfig) else [value]
+        if not isinstance(value, ListConfig) or any(type(number) is not int or number < lowest for number in numbers):
+            raise ConfigError(
+                f"{key} must be a list of whole numbers, at least {lowest}, such as [1,10], got {short(str(value))}"
+            )
+
+
+def _explain(verb: str, message: str, config_dir: str | None, chosen: Sequence[str]) -> str:
+    """Hydra's message about a configuration that does not compose, as one sentence with what would have worked."""
+    if match := re.search(r"Could not find '([^']+)/([^'/]+)'|Could not find '([^']+)'", message):
+        path = match[3] or f"{match[1]}/{match[2]}"
+        if path == "hydra/sweeper/optuna":
+            return "a search needs Optuna: pip install 'deephash[optuna]'"
+        group = next((name for name in group_names() if path.startswith(f"{name}/")), path.split("/")[0])
+        choice = path.removeprefix(f"{group}/")
+        exist = choices(group) if (CONF_DIR / group).is_dir() else []
+        if config_dir and (Path(config_dir) / group).is_dir():
+            exist += sorted(file.stem for file in (Path(config_dir) / group).glob("*.yaml"))
+        if group == "bits":
+            return _explain_bits(choice, exist)
+        return f"{group} has no choice {choice!r}{hint(choice, exist)}; it has: {', '.join(exist)}"
+    if match := re.search(r"Could not (?:override|delete from config\.) '([^']+)'|Key '([^']+)' is not in", message):
+        key = match[1] or match[2]
+        known = _known_keys(verb, chosen)
+        parent = key
+        beside: list[str] = []
+        while parent and not beside:
+            parent = parent.rpartition(".")[0]
+            beside = sorted({name for name in known if name.rpartition(".")[0] == parent and not name.endswith("_")})
+        return f"unknown key {key!r}{hint(key, known)}; there are: {', '.join(beside)}"
+    if "Ambiguous value" in message:
+        return message.splitlines()[0] + ": to sweep over it add -m, to use it as a list write key=[a,b]"
+    if "Config group override must be a string" in message:
+        return f"a choice of a group is a name: {message.splitlines()[-1]}"
+    return message.strip().splitlines()[0]
+
+
+def _explain_bits(choice: str, exist: Sequence[str]) -> str:
+    if not re.fullmatch(r"\d+", choice) or not 1 <= int(choice) <= RANGES["bits"][1]:  # type: ignore[operator]
+        return f"bits must be a whole number from 1 to {RANGES['bits'][1]}, got {choice}; there are: {', '.join(exist)}"
+    return (
+        f"there is no bits/{choice}.yaml; code lengths that exist: {', '.join(exist)}. For another one write the two "
+        f"lines '# @package _global_' and 'bits: {choice}' to <folder>/bits/{choice}.yaml and add --config-dir <folder>"
+    )
+
+
+def _known_keys(verb: str, chosen: Sequence[str]) -> list[str]:
+    """Keys and groups of the configuration with these choices."""
+    from hydra import compose
+    from omegaconf import OmegaConf
+
+    from deephash_cli.runs import flatten
+
+    flat = flatten(OmegaConf.to_container(compose(verb, overrides=list(chosen)), resolve=False))  # type: ignore[arg-type]
+    if verb == "eval":
+        flat = {key: value for key, value in flat.items() if not key.startswith("metrics.") and key != "code_bits"}
+    parents = {".".join(key.split(".")[:depth]) for key in flat for depth in range(1, key.count(".") + 1)}
+    return [*(group_names() if verb == "train" else []), *parents, *flat]

@@ -1,0 +1,164 @@
+"""A sweep's jobs: what became of each, and the table at the end. The jobs may run in other processes."""
+
+import contextlib
+import re
+import sqlite3
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.table import Table
+
+from deephash_cli.console import console, errors, say
+from deephash_cli.errors import ArtifactError, DeephashError, Stopped, SweepError, first_line
+from deephash_cli.files import read_json, write_json
+from deephash_cli.runs.results import Cell
+
+STUDY = "study.sqlite"  # of a search by Optuna; conf/tune names it, too
+BEST = "optimization_results.yaml"  # which Optuna's sweeper writes
+OBJECTIVE = "validation_map"
+COLUMNS = ("map", "map_stable", "precision_at_100")
+WITHOUT_LABELS = ("unique_code_ratio",)  # the columns of runs that have none of those
+
+
+def is_search(sweeper: Any) -> bool:
+    """Whether a sweeper chooses settings by the jobs' results. Hydra's own does not: it runs every combination.
+
+    Args:
+        sweeper: The node ``hydra.sweeper`` of a configuration.
+    """
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.utils import get_class
+
+    return not issubclass(get_class(sweeper._target_), BasicSweeper)
+
+
+def begin(folder: Path) -> None:
+    """Forget the jobs of an earlier start of the same sweep; their run folders stay.
+
+    Raises:
+        ArtifactError: If an earlier search's study can not be gone on with.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in folder.glob("job-*.json"):
+        file.unlink()
+    if (folder / STUDY).exists():
+        try:
+            with contextlib.closing(sqlite3.connect(folder / STUDY, timeout=5)) as study:
+                study.execute("begin immediate")
+        except sqlite3.Error as error:
+            raise ArtifactError(
+                f"{folder / STUDY}, the study of this search, cannot be used ({error}): wait if another process has "
+                "it, or move it away to begin a new one; the runs stay and are not done again"
+            ) from error
+
+
+def run_job(
+    folder: Path,
+    number: int,
+    overrides: Sequence[str],
+    work: Callable[[], Mapping[str, Any]],
+    searching: bool = False,
+) -> float | None:
+    """Run one job and write down how it ended. An error ends the job, not the sweep.
+
+    Args:
+        folder: Of the sweep.
+        number: Of the job.
+        overrides: Its settings.
+        work: Gives its metrics.
+        searching: Whether settings are being searched for: then the test queries' numbers are not shown.
+
+    Returns:
+        The mAP of the validation queries, which a search maximises; nothing if there is none.
+    """
+    settings = [plain(override) for override in overrides]
+    say(f"\njob {number + 1}: {' '.join(settings)}")
+    record: dict[str, Any] = {"number": number, "overrides": settings, "status": "interrupted"}
+    try:
+        metrics = work()
+        validation = metrics.get("validation")
+        columns = {OBJECTIVE: validation["map"]} if searching and validation else _columns(metrics)
+        name, value = next(iter(columns.items()))
+        say(f"{name} {value:.4f}, run folder {metrics['run_dir']}")
+        record |= {"status": "finished", "run_dir": metrics["run_dir"], "metrics": columns}
+        return columns.get(OBJECTIVE)
+    except Stopped:
+        raise
+    except DeephashError as error:
+        record |= {"status": "failed", "error": first_line(error)}
+        errors.print(f"error: {error}", markup=False)
+    except Exception as error:  # a bug in one job must not cost the others; its traceback is in its run folder too
+        record |= {"status": "failed", "error": f"{type(error).__name__}: {first_line(error)}"}
+        errors.print(traceback.format_exc(), markup=False)
+    finally:
+        write_json(folder / f"job-{number:04d}.json", record)
+    return None
+
+
+def conclude(folder: Path) -> None:
+    """Print the table of the sweep: mean and standard deviation over seeds; then the failed jobs.
+
+    Raises:
+        SweepError: If a job failed.
+    """
+    jobs = [read_json(file) for file in sorted(folder.glob("job-*.json"))]
+    done = [job for job in jobs if job["status"] == "finished"]
+    if done:
+        done.sort(key=lambda job: job["metrics"].get(OBJECTIVE, 0), reverse=True)
+        console.print(_table(done))
+        say(f"as a page with charts and pictures: deephash report {folder.parent.parent}")
+    if (best := folder / BEST).exists():
+        found = yaml.safe_load(best.read_text())
+        settings = " ".join(f"{name}={value}" for name, value in found["best_params"].items())
+        say(f"best of all searches of this study: {settings}, validation_map {found['best_value']:.4f}")
+    unfinished = [job for job in jobs if job["status"] == "interrupted"]
+    failed = [job for job in jobs if job["status"] == "failed"]
+    for job in failed:
+        errors.print(f"failed: {' '.join(job['overrides'])}: {job['error']}", markup=False)
+    for job in unfinished:
+        say(f"interrupted: {' '.join(job['overrides'])}")
+    if failed or unfinished:
+        say(f"{len(done)} jobs are done; the same command again does what is missing")
+    if failed:
+        raise SweepError(f"{len(failed)} of {len(jobs)} jobs failed")
+
+
+def plain(override: str) -> str:
+    """An override without the quotes that Hydra needs."""
+    return re.sub(r"='([^']*)'$", r"=\1", override)
+
+
+def _columns(metrics: Mapping[str, Any]) -> dict[str, float]:
+    if "map" not in metrics:
+        return {name: metrics[name] for name in WITHOUT_LABELS}
+    at_100 = metrics["precision_at_k"].get("100")
+    return {
+        "map": metrics["map"],
+        "map_stable": metrics["map_stable"],
+        **({} if at_100 is None else {"precision_at_100": at_100}),
+    }
+
+
+def _table(jobs: Sequence[Mapping[str, Any]]) -> Table:
+    """A row for each combination of settings other than the seed; what all jobs have in common is in the title."""
+    common = set.intersection(*(set(job["overrides"]) for job in jobs))
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for job in jobs:
+        varied = (item for item in job["overrides"] if item not in common and not item.startswith("seed="))
+        groups.setdefault(" ".join(varied) or "all", []).append(job)
+    shared = " ".join(item for item in jobs[0]["overrides"] if item in common and not item.startswith("seed="))
+    table = Table(title=f"{shared} (mean and standard deviation over seeds)".strip(), title_justify="left")
+    table.add_column("settings", overflow="fold", min_width=8)
+    table.add_column("seeds", justify="right")
+    names = [name for name in (OBJECTIVE, *COLUMNS, *WITHOUT_LABELS) if any(name in job["metrics"] for job in jobs)]
+    for name in names:
+        table.add_column(name, justify="right", overflow="fold")
+    for settings, members in groups.items():
+        cells = [
+            str(Cell.of([job["metrics"][name] for job in members if name in job["metrics"]]) or "") for name in names
+        ]
+        table.add_row(settings, str(len(members)), *cells)
+    return table

@@ -1,0 +1,68 @@
+"""``deephash export``: write codes, or the network that makes them, to files that other engines can load.
+
+A target is a function that writes into an empty folder, reads the result back, and returns how it was checked. To add a
+target, write such a function in a module beside this one, and add a line to `CODES` or `NETWORKS`.
+"""
+
+import json
+import re
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from deephash_cli import runs
+from deephash_cli.commands.export import faiss_index, milvus, network, opensearch, postgres, tables
+from deephash_cli.commands.export.source import Source
+from deephash_cli.console import say
+from deephash_cli.errors import ArtifactError, ConfigError, first_line
+from deephash_cli.files import atomic_folder
+from deephash_cli.retrieval.codes import MANIFEST, open_side
+
+CODES = {
+    "faiss": faiss_index.write,
+    "parquet": tables.write_parquet,
+    "safetensors": tables.write_safetensors,
+    "postgres": postgres.write,
+    "pgvector": postgres.write_pgvector,
+    "opensearch": opensearch.write,
+    "milvus": milvus.write,
+}
+NETWORKS = {"torch_export": network.write_torch_export, "onnx": network.write_onnx}
+_TABLE = re.compile(r"[a-z_][a-z0-9_]{0,62}")  # needs no quoting in any engine; PostgreSQL truncates longer names
+
+
+def export(config: DictConfig) -> None:
+    """The verb."""
+    if config.to is None:
+        raise ConfigError(f"deephash export needs to=<target>, one of {', '.join([*CODES, *NETWORKS])}")
+    if config.output is None:
+        raise ConfigError("deephash export needs output=<folder>, a folder to make")
+    table = str(config.table)  # 5 is a number
+    if not _TABLE.fullmatch(table):
+        raise ConfigError(
+            f"table must be lower-case letters, digits and underscores, at most 63 and no digit first, got {table!r}"
+        )
+    output = Path(config.output)
+    if config.to in NETWORKS:
+        if config.run is None or config.codes is not None:
+            raise ConfigError(f"to={config.to} exports the network of a run: it needs run=<run folder>, and no codes=")
+        with atomic_folder(output) as folder:
+            checked = NETWORKS[config.to](Path(config.run), folder, list(config.allowed_targets), config.pixels)
+            size = _size(folder)
+        say(f"{output}: network, {size}; checked: {checked}")
+        return
+    codes = runs.codes_folder("export", config.run, config.codes)
+    database = open_side(codes, config.side)
+    try:
+        json.dumps(database.manifest, ensure_ascii=False, allow_nan=False).encode()
+    except ValueError as error:  # it goes into files of other programs, which are stricter than Python
+        raise ArtifactError(f"{codes / MANIFEST} has what JSON has not: {first_line(error)}") from error
+    with atomic_folder(output) as folder:
+        checked = CODES[config.to](Source(database, config.side, table), folder)
+        size = _size(folder)
+    say(f"{output}: {database.n} codes of {database.bits} bits for {config.to}, {size}; checked: {checked}")
+
+
+def _size(folder: Path) -> str:
+    count = sum(file.stat().st_size for file in folder.iterdir())
+    return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"

@@ -1,0 +1,199 @@
+"""Data for the charts of a report, from runs of any version; what is missing or has another shape is left out."""
+
+import json
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from deephash_cli import runs
+from deephash_cli.retrieval.scoring import is_number
+from deephash_cli.runs import results
+from deephash_cli.runs.results import Result, Section
+
+CHARTS = {
+    "precision": "precision at k (precision_at_k)",
+    "rank": "precision and recall by rank (pr_by_rank)",
+    "radius": "precision and recall by radius (pr_by_radius)",
+    "classes": "mAP of each class (per_class)",
+    "ones": "share of ones of each bit (bit_balance.ones)",
+    "distances": "distances of pairs (distances)",
+}  # data that older runs may lack
+CLASSES = 100  # largest number of classes drawn
+SEEDS = 3  # largest number of training curves drawn for a row and code length
+POINTS = 60  # largest number of points of a training curve; longer curves are thinned
+STEPS_LIMIT = 32 * 2**20  # bytes; a larger metrics.jsonl is not read
+_LONG = 4096  # largest number of values in a list; our own curves have less than a tenth of it
+_STEPS = {"loss": "train/loss", "validation": "validation/map"}
+
+
+def groups(section: Section, metric: str) -> list[dict[str, Any]]:
+    """Return what is drawn for each row and code length: means over seeds, and training curves of a few seeds.
+
+    Returns:
+        A dictionary for each row and code length, with ``row`` (its number), ``bits``, ``seeds`` (number of runs),
+        ``value`` (mean and standard deviation of the metric, or None) and, if the runs have them, the data of
+        ``CHARTS`` and of the training curves ``loss`` and ``validation``. Numbers have four significant digits.
+    """
+    return [
+        _rounded(_group(number, bits, members, metric))
+        for number, row in enumerate(section.rows)
+        for bits, members in sorted(row.cells.items())
+    ]
+
+
+def lacking(drawn: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """Return, for each chart in ``CHARTS``, how many groups lack its data; charts that no group lacks are omitted."""
+    return {text: count for name, text in CHARTS.items() if (count := sum(name not in group for group in drawn))}
+
+
+def classes(members: Sequence[Result]) -> list[float | None] | None:
+    """Return the mean AP of each class over seeds.
+
+    A class without queries has None in the list. The result is None instead of a list if no class has a value.
+    """
+    tables = [result.metrics.get("per_class") for result in members]
+    maps = [table["map"] for table in tables if isinstance(table, dict) and isinstance(table.get("map"), list)]
+    alike = [values for values in maps if len(values) == len(maps[0])]
+    columns = list(zip(*alike, strict=True))
+    means = [statistics.fmean(column) if all(map(is_number, column)) else None for column in columns]
+    return means if any(mean is not None for mean in means) else None
+
+
+def class_names(section: Section) -> list[str]:
+    """Return the class names of the first run that has them; an empty list if no run has."""
+    for result in (result for row in section.rows for result in row.results):
+        names = result.metrics.get("class_names")
+        if isinstance(names, list) and all(isinstance(name, str) for name in names):
+            return names[:CLASSES]
+    return []
+
+
+def numbers(value: Any) -> list[float] | None:
+    """Return ``value`` if it is a list of finite numbers that a chart can show, otherwise None."""
+    if not isinstance(value, list) or not 0 < len(value) <= _LONG:
+        return None
+    return value if all(is_number(entry) for entry in value) else None
+
+
+def _group(number: int, bits: int, members: Sequence[Result], metric: str) -> dict[str, Any]:
+    cell = results.cell(members, metric)
+    group: dict[str, Any] = {
+        "row": number,
+        "bits": bits,
+        "seeds": len(members),
+        "value": [cell.mean, cell.deviation] if cell else None,
+        "precision": _by_k([result.metrics.get("precision_at_k") for result in members]),
+        "rank": _pair([result.metrics.get("pr_by_rank") for result in members]),
+        "radius": _pair([result.metrics.get("pr_by_radius") for result in members]),
+        "classes": (classes(members) or [])[:CLASSES],
+        "ones": _mean([sorted(ones) for result in members if (ones := _inside(result, "bit_balance", "ones"))]),
+        "distances": _distances(members),
+    }
+    curves = [(result.metrics["seed"], _steps(result.folder / runs.STEPS)) for result in members[:SEEDS]]
+    for name in _STEPS:
+        group[name] = [[seed, *found[name]] for seed, found in curves if name in found]
+    return {name: value for name, value in group.items() if value or name in ("row", "value")}
+
+
+def _inside(result: Result, *names: str) -> list[float] | None:
+    value: Any = result.metrics
+    for name in names:
+        value = value.get(name) if isinstance(value, dict) else None
+    return numbers(value)
+
+
+def _mean(lists: Sequence[Sequence[float]]) -> list[float] | None:
+    """Return the mean at each position, over the lists that are as long as the first; None if there is no list."""
+    if not lists:
+        return None
+    alike = [entry for entry in lists if len(entry) == len(lists[0])]
+    return [statistics.fmean(column) for column in zip(*alike, strict=True)]
+
+
+def _by_k(tables: Sequence[Any]) -> list[list[float]] | None:
+    """Return the cut-offs that all runs have, and the mean at each; None if there is no such cut-off."""
+    known = [
+        {
+            int(k): value
+            for k, value in table.items()
+            if len(k) < 10 and k.isdecimal() and int(k) > 0 and is_number(value)
+        }
+        for table in tables
+        if isinstance(table, dict)
+    ]
+    shared = sorted(set.intersection(*map(set, known))) if known else []
+    return [list(shared), [statistics.fmean(table[k] for table in known) for k in shared]] if shared else None
+
+
+def _pair(tables: Sequence[Any]) -> list[list[float]] | None:
+    """Return the mean recalls and the mean precisions, or None if no run has both."""
+    pairs = [
+        (recall, precision)
+        for table in tables
+        if isinstance(table, dict)
+        and (recall := numbers(table.get("recall")))
+        and (precision := numbers(table.get("precision")))
+        and len(recall) == len(precision)
+    ]
+    recall, precision = (_mean([pair[side] for pair in pairs]) for side in (0, 1))
+    return [recall, precision] if recall and precision else None
+
+
+def _distances(members: Sequence[Result]) -> list[list[float]] | None:
+    """Return the share of pairs at each distance, for pairs that share a label and for the others, or None."""
+    shares = []
+    for side in ("relevant", "other"):
+        counts = [found for result in members if (found := _inside(result, "distances", side)) and sum(found) > 0]
+        share = _mean([[count / sum(found) for count in found] for found in counts])
+        if share is None:
+            return None
+        shares.append(share)
+    return shares
+
+
+def _steps(file: Path) -> dict[str, list[list[float]]]:
+    """Read training loss and validation mAP: for each, the steps and the values. Damaged lines are skipped."""
+    found: dict[str, dict[int, float]] = {name: {} for name in _STEPS}
+    try:
+        if file.stat().st_size > STEPS_LIMIT:
+            return {}
+        lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return {}
+    for line in lines:
+        if not any(key in line for key in _STEPS.values()):
+            continue
+        try:
+            entry = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        step = entry.get("step") if isinstance(entry, dict) else None
+        if is_number(step):
+            for name, key in _STEPS.items():
+                if is_number(entry.get(key)):
+                    found[name][int(step)] = entry[key]
+    return {
+        name: [list(column) for column in zip(*_thinned(by_step), strict=True)]
+        for name, by_step in found.items()
+        if by_step
+    }
+
+
+def _thinned(by_step: Mapping[int, float]) -> list[tuple[int, float]]:
+    """Return at most ``POINTS`` of the points, including the last."""
+    points = sorted(by_step.items())
+    stride = -(-len(points) // POINTS)
+    return points[::-1][::stride][::-1]
+
+
+def _rounded(value: Any) -> Any:
+    """Round to four significant digits, as a chart cannot show more; non-finite values become None."""
+    if isinstance(value, dict):
+        return {name: _rounded(entry) for name, entry in value.items()}
+    if isinstance(value, list):
+        return [_rounded(entry) for entry in value]
+    if isinstance(value, float):
+        return float(f"{value:.4g}") if math.isfinite(value) else None
+    return value

@@ -1,0 +1,172 @@
+"""``deephash runs``: every run of some folders on a line, whatever became of it."""
+
+import contextlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.text import Text
+
+from deephash_cli import runs
+from deephash_cli.console import console, say, warn
+from deephash_cli.errors import ConfigError, DeephashError, first_line, hint
+from deephash_cli.files import csv_text, read_json
+from deephash_cli.runs import results
+
+COLUMNS = ("status", "method", "dataset", "bits", "seed", "map", "started", "minutes", "run")
+_RIGHT = ("bits", "seed", "map", "minutes")
+STATUSES = {"finished": "green", "running": "cyan", "failed": "red", "interrupted": "yellow"}
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A run in the list.
+
+    Attributes:
+        columns: What is shown of it, under ``COLUMNS``; nothing where it is not known.
+        settings: Its configuration under dotted names.
+        note: How far it has come, or why it failed.
+    """
+
+    columns: dict[str, Any]
+    settings: dict[str, Any]
+    note: str
+
+
+def list_runs(paths: Sequence[Path], wanted: Mapping[str, str], sort: str, reverse: bool, form: str) -> None:
+    """Print the runs at or below some paths.
+
+    Args:
+        paths: Run folders, or folders of runs.
+        wanted: Values, separated by commas, of settings under dotted names, or of columns: only those runs are listed.
+        sort: A column.
+        reverse: Largest first.
+        form: ``table``, ``csv`` or ``json``.
+
+    Raises:
+        ConfigError: If a path is no folder, there is no run, no run has such a setting, or ``sort`` is no column.
+    """
+    if sort not in COLUMNS:
+        raise ConfigError(f"--sort must be one of {', '.join(COLUMNS)}, got {sort}")
+    found, unreadable = [], []
+    for folder in results.find(paths):
+        try:
+            found.append(_read(folder))
+        except DeephashError as error:
+            unreadable.append(f"left out {folder}: {first_line(error)}")
+    if not found and not unreadable:
+        raise ConfigError(f"no run in {' '.join(map(str, paths))}: deephash train makes one")
+    known = {*COLUMNS}.union(*(run.settings for run in found))
+    for name in wanted:
+        if name not in known:
+            raise ConfigError(f"no run has a setting {name}{hint(name, known)}")
+    chosen = [run for run in found if all(_has(run, name, values) for name, values in wanted.items())]
+    chosen.sort(key=lambda run: _order(run.columns[sort]), reverse=reverse)
+    if form == "table":
+        _show(chosen, len(found))
+    else:
+        records = [{**run.columns, "note": run.note} for run in chosen]
+        text = json.dumps(records, indent=2, ensure_ascii=False) + "\n"
+        console.file.write(text if form == "json" else csv_text((*COLUMNS, "note"), records))
+    for line in unreadable:
+        warn(line)
+
+
+def _read(folder: Path) -> Listed:
+    """A run, as much as is there of it.
+
+    Raises:
+        ArtifactError: If its record or its settings cannot be read.
+    """
+    record = runs.read_record(folder)
+    settings = runs.flatten(runs.read_config(folder))
+    status = runs.status(folder, record)
+    seconds = runs.seconds(record)
+    value = None
+    if (folder / runs.METRICS).exists():
+        metrics = read_json(folder / runs.METRICS)
+        value = metrics.get("map") if isinstance(metrics, dict) else None
+    dataset, split = settings.get("dataset.name"), settings.get("dataset.protocol")
+    if file := settings.get("dataset.split_file"):
+        split = Path(str(file)).name
+    columns = {
+        "status": status,
+        "method": settings.get("method"),
+        "dataset": f"{dataset} {split}" if split else dataset,
+        "bits": settings.get("bits"),
+        "seed": settings.get("seed"),
+        "map": value if isinstance(value, float) else None,
+        "started": record["started"],
+        "minutes": None if seconds is None else round(seconds / 60, 1),
+        "run": str(folder),
+    }
+    note = str(record.get("error") or "")
+    if status in ("running", "interrupted"):
+        note = f"epoch {_epochs(folder)} of {settings.get('trainer.max_epochs')}"
+    return Listed(columns, settings, note)
+
+
+def _epochs(folder: Path) -> int:
+    """Epochs that a run has done, by its record of them."""
+    with contextlib.suppress(OSError, IndexError, ValueError, TypeError, KeyError):
+        return 1 + int(json.loads((folder / runs.STEPS).read_text(encoding="utf-8").splitlines()[-1])["epoch"])
+    return 0
+
+
+def _has(run: Listed, name: str, values: str) -> bool:
+    """Whether a setting, or a column, of a run is one of some values."""
+    here = [source[name] for source in (run.settings, run.columns) if name in source]
+    if name == "dataset":  # its name alone, too
+        here.append(run.settings.get("dataset.name"))
+    return any(_same(value, text) for value in here for text in values.split(","))
+
+
+def _same(value: Any, text: str) -> bool:
+    if str(value) == text:
+        return True
+    with contextlib.suppress(ValueError):
+        return isinstance(value, int | float) and not isinstance(value, bool) and float(text) == value
+    with contextlib.suppress(yaml.YAMLError):
+        return yaml.safe_load(text) == value
+    return False
+
+
+def _order(value: Any) -> tuple[bool, bool, Any]:
+    """A key that puts nothing first and numbers before texts."""
+    return (value is not None, isinstance(value, str), 0 if value is None else value)
+
+
+def _show(chosen: Sequence[Listed], of: int) -> None:
+    """A line for each run; on a terminal that is too narrow for where it is and its note, these are below it."""
+    heads = [name for name in COLUMNS if name != "run"]
+    cells = [heads, *([_cell(name, run.columns[name]) for name in heads] for run in chosen)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    places = ["run", *(": ".join(filter(None, (run.columns["run"], run.note))) for run in chosen)]
+    fits = sum(widths) + 2 * len(widths) + max(map(len, places)) <= console.width
+    for number, (line, place) in enumerate(zip(cells, places, strict=True)):
+        padded = [
+            cell.rjust(width) if name in _RIGHT else cell.ljust(width)
+            for name, cell, width in zip(heads, line, widths, strict=True)
+        ]
+        text = Text("  ".join(padded), "bold" if number == 0 else "")
+        if number and line[0] in STATUSES:
+            text.stylize(STATUSES[line[0]], 0, len(line[0]))
+        if fits or not console.is_terminal:
+            text.append(f"  {place}")
+        elif number:
+            text.append(f"\n    {place}")
+        console.print(text, soft_wrap=True)
+    kinds = [(status, sum(run.columns["status"] == status for run in chosen)) for status in STATUSES]
+    counts = ", ".join(f"{count} {status}" for status, count in kinds if count)
+    say(f"{len(chosen)} of {of} runs{f': {counts}' if counts else ''}; times are UTC")
+
+
+def _cell(name: str, value: Any) -> str:
+    if value is None:
+        return ""
+    if name == "started":
+        return value[:16].replace("T", " ")
+    return f"{value:.4f}" if name == "map" else " ".join(str(value).split())

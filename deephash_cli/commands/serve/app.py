@@ -1,0 +1,242 @@
+"""The web application: a page, and the HTTP interface that the page itself uses."""
+
+import io
+import threading
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import FastAPI, File, Form, HTTPException, Request, Response
+from fastapi import Path as InPath
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, JSONResponse
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from PIL import Image
+from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException as AnyHTTPException
+
+from deephash_cli import __version__
+from deephash_cli.commands.search import Searcher
+from deephash_cli.commands.serve.guard import Guard
+from deephash_cli.console import warn
+from deephash_cli.data.dataset import decode
+from deephash_cli.errors import DataError, DeephashError
+
+_HERE = Path(__file__).resolve().parent
+_MOST = 100  # largest number of images that a search can return, unless the default is larger
+_CHOICES = (5, 10, 20, 50, 100)  # numbers of images that the page offers
+_THUMBNAIL = 256  # longer side, in pixels
+_SMALL = 64  # pictures up to this size, in pixels, are sent without loss, because each pixel is visible
+
+
+class Query(BaseModel):
+    """The image as it was read: upright, before it is scaled for the network."""
+
+    width: int
+    height: int
+
+
+class Neighbour(BaseModel):
+    """An image of the database."""
+
+    id: str = Field(description="its name in the database")
+    distance: int = Field(description="bits in which its code differs from the query's")
+    labels: list[str] = Field(description="its classes; empty if it has none")
+    position: int = Field(description="its row in the database, from 0")
+    image: str = Field(description="address of a small picture of it")
+
+
+class Answer(BaseModel):
+    """The nearest images, sorted by distance; images at the same distance are in the order of the database."""
+
+    query: Query
+    bits: int = Field(description="code length, which is also the largest possible distance")
+    database: int = Field(description="number of images searched")
+    results: list[Neighbour]
+
+
+class Info(BaseModel):
+    """The database that is searched, and the limits of a search."""
+
+    title: str
+    bits: int
+    database: int
+    classes: list[str]
+    k: int = Field(description="number of images that a search returns by default")
+    max_k: int
+    max_bytes: int = Field(description="largest size of a request, in bytes")
+    version: str = Field(description="version of deephash")
+
+
+class Error(BaseModel):
+    """The reason why a request failed."""
+
+    error: str = Field(description="one sentence: what was expected, what was got, what to do")
+
+
+def create_app(searcher: Searcher, k: int, max_bytes: int) -> FastAPI:
+    """Make the application: the page at ``/``, the interface under ``/api``, its description at ``/docs``.
+
+    The description for programs is at ``/openapi.json``.
+
+    Args:
+        searcher: Searcher that answers the requests.
+        k: Number of images that a search returns by default.
+        max_bytes: Largest size of a request, in bytes.
+    """
+    most = min(searcher.n, max(k, _MOST))
+    k = min(k, most)
+    info = Info(
+        title=searcher.title,
+        bits=searcher.bits,
+        database=searcher.n,
+        classes=list(searcher.class_names),
+        k=k,
+        max_k=most,
+        max_bytes=max_bytes,
+        version=__version__,
+    )
+    one_at_a_time = threading.Lock()  # only one network at work, and one picture of up to a quarter of a GiB in memory
+    # No docs_url: FastAPI's own page would load its scripts from another server.
+    app = FastAPI(title="deephash serve", version=__version__, docs_url=None, redoc_url=None)
+    app.add_middleware(Guard, max_bytes=max_bytes)
+
+    # Functions without async run on threads: the server continues to answer while the network works.
+    @app.post(
+        "/api/search",
+        summary="Find the images nearest to an image",
+        response_description="The nearest images",
+        responses=_errors(400, 403, 413, 415, 422),
+    )
+    def search(
+        image: Annotated[bytes, File(description="a JPEG, PNG, WEBP, BMP or GIF file")],
+        k: Annotated[int, Form(ge=1, le=most, description="how many images to return")] = k,
+    ) -> Answer:
+        with one_at_a_time:
+            try:
+                picture = decode(image)
+            except DataError as error:
+                raise HTTPException(415, str(error)) from error
+            hits = searcher.find(picture, k)
+        return Answer(
+            query=Query(width=picture.width, height=picture.height),
+            bits=searcher.bits,
+            database=searcher.n,
+            results=[
+                Neighbour(
+                    id=hit.id,
+                    distance=hit.distance,
+                    labels=hit.labels,
+                    position=hit.position,
+                    image=f"/api/image/{hit.position}",
+                )
+                for hit in hits
+            ],
+        )
+
+    @app.get(
+        "/api/image/{position}",
+        summary="Get a small picture of an image in the database",
+        response_class=Response,
+        responses={200: {"content": {"image/webp": {}}, "description": "The picture"}, **_errors(404, 422)},
+    )
+    def image(
+        position: Annotated[int, InPath(ge=0, le=searcher.n - 1, description="its row in the database")],
+    ) -> Response:
+        with one_at_a_time:
+            picture = searcher.picture(searcher.database.ids[position])
+        if picture is None:
+            raise HTTPException(404, f"the picture of image {position} is not on this machine; only its code is")
+        return Response(_thumbnail(picture), media_type="image/webp")
+
+    @app.get("/api/info", summary="Describe the database and the limits of a search", response_description="Both")
+    def tell() -> Info:
+        return info
+
+    _add_pages(app, info)
+    _add_errors(app)
+    return app
+
+
+def _add_pages(app: FastAPI, info: Info) -> None:
+    """Add the pages for people: the search page and the description of the interface."""
+    environment = Environment(
+        loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    choices = sorted({info.k, *(choice for choice in _CHOICES if choice <= info.max_k)})
+    files = {
+        "/": ("text/html", environment.get_template("page.html").render(info=info, choices=choices)),
+        "/page.css": ("text/css", (_HERE / "page.css").read_text(encoding="utf-8")),
+        "/page.js": ("text/javascript", (_HERE / "page.js").read_text(encoding="utf-8")),
+    }
+
+    def page(request: Request) -> Response:
+        kind, text = files[request.url.path]
+        return Response(text, media_type=kind)
+
+    for path in files:
+        app.add_api_route(path, page, include_in_schema=False)
+
+    @app.get("/docs", include_in_schema=False)
+    def docs(request: Request) -> HTMLResponse:
+        template = environment.get_template("docs.html")
+        return HTMLResponse(template.render(info=info, spec=app.openapi(), address=request.base_url))
+
+
+def _add_errors(app: FastAPI) -> None:
+    """Answer every error, the framework's too, as JSON with one sentence that reveals nothing about this machine."""
+
+    @app.exception_handler(AnyHTTPException)
+    def refused(request: Request, error: AnyHTTPException) -> JSONResponse:
+        says = {
+            404: "there is nothing at this address; /docs lists what there is",
+            405: f"{request.method} cannot be used at this address; /docs lists what can",
+        }
+        # Starlette's own messages only repeat the name of the status.
+        sentence = says.get(error.status_code, error.detail) if error.detail in _NAMES else error.detail
+        return JSONResponse({"error": sentence}, error.status_code, error.headers)
+
+    @app.exception_handler(RequestValidationError)
+    def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+        return JSONResponse({"error": _sentence(error.errors()[0])}, 422)
+
+    @app.exception_handler(DeephashError)
+    def broken(_: Request, error: DeephashError) -> JSONResponse:
+        warn(str(error))  # it may name files of this machine
+        return JSONResponse({"error": "the server cannot answer this; its terminal says why"}, 500)
+
+    @app.exception_handler(Exception)
+    def failed(_request: Request, _error: Exception) -> JSONResponse:  # the server prints the traceback
+        return JSONResponse({"error": "the server has a bug; its terminal says where"}, 500)
+
+
+_NAMES = ("Not Found", "Method Not Allowed")
+
+
+def _sentence(problem: Any) -> str:
+    """Describe in one sentence what pydantic found wrong with a request."""
+    name, got = problem["loc"][-1], problem["input"]
+    if name == "image":
+        return "a search needs an image file in the form's field image, got none: curl -F image=@photo.jpg"
+    limits = problem.get("ctx", {})
+    bound = f", at least {limits['ge']}" if "ge" in limits else f", at most {limits['le']}" if "le" in limits else ""
+    return f"{name} must be a whole number{bound}, got {str(got)[:40]!r}"
+
+
+def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    meanings = {
+        400: "The form cannot be read, or the host name in the address is not one of the server's",
+        403: "The request comes from another web site",
+        404: "The picture is not on this machine",
+        413: "The upload is too large",
+        415: "The file is not an image that can be read",
+        422: "A value is missing or out of range",
+    }
+    return {status: {"model": Error, "description": meanings[status]} for status in statuses}
+
+
+def _thumbnail(picture: Image.Image) -> bytes:
+    small = picture.copy()
+    small.thumbnail((_THUMBNAIL, _THUMBNAIL))
+    file = io.BytesIO()
+    small.save(file, "WEBP", lossless=max(small.size) <= _SMALL, quality=85)
+    return file.getvalue()

@@ -1,0 +1,290 @@
+"""``deephash sync``: uploads what W&B logged offline, and logs a run anew from its folder where W&B's log was lost."""
+
+import contextlib
+import os
+import signal
+import ssl
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deephash_cli import runs
+from deephash_cli.console import say, warn
+from deephash_cli.errors import ArtifactError, ConfigError, DeephashError, first_line
+from deephash_cli.runs import results
+from deephash_cli.runs import wandb as dashboards
+
+PROJECT = "deephash"  # of runs that were not logged to W&B; conf/logger/wandb.yaml has the same
+SECONDS_TO_ANSWER = 10
+_LATE = 2
+LOGGERS = ("deephash_cli.training.loggers.WandbRun", "deephash_cli.tracking.WandbRun")  # the second: version 0.1
+# W&B's own patience with a server that fails is days; a second and a third try are enough here.
+_IMPATIENT = {f"WANDB__{part}_RETRY_MAX": "2" for part in ("GRAPHQL", "FILE_STREAM", "FILE_TRANSFER")}
+
+
+class _LateError(ArtifactError):
+    """An upload that did not end in time."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be done with one run.
+
+    Attributes:
+        folder: The run folder.
+        files: W&B's logs that are to be uploaded.
+        rebuild: Why the run is logged anew from its folder first; nothing if it is not.
+        nothing: Why there is nothing to do; nothing if there is.
+    """
+
+    folder: Path
+    files: tuple[Path, ...] = ()
+    rebuild: str | None = None
+    nothing: str | None = None
+
+
+def sync(
+    paths: Sequence[Path],
+    project: str | None,
+    entity: str | None,
+    dry_run: bool,
+    rebuild: bool,
+    seconds: float,
+) -> None:
+    """Upload the runs at or below some paths.
+
+    Args:
+        paths: Run folders, or folders of runs.
+        project: To upload to; ``None`` for that of each run's settings.
+        entity: User or team, likewise.
+        dry_run: Say what would be done, and do nothing.
+        rebuild: Log each run anew from its folder, whatever W&B has of it.
+        seconds: How long the upload of one run may take.
+
+    Raises:
+        ConfigError: If there is no run, or no key.
+        ArtifactError: If a run was not uploaded.
+    """
+    folders = results.find(paths)
+    if not folders:
+        raise ConfigError(f"no run in {' '.join(map(str, paths))}: give run folders, or folders of runs")
+    counts: dict[str, int] = dict.fromkeys(("uploaded", "rebuilt", "nothing to upload", "failed"), 0)
+    plans: list[Plan] = []
+    for folder in folders:
+        try:
+            plan = _plan(folder, rebuild)
+        except (DeephashError, OSError) as error:
+            _failed(counts, folder, error)
+            continue
+        if plan.nothing:
+            counts["nothing to upload"] += 1
+            say(f"nothing to upload: {folder}: {plan.nothing}")
+        else:
+            plans.append(plan)
+    if dry_run:
+        for plan in plans:
+            say(f"would upload: {plan.folder}: {_content(plan)}")
+    elif plans:
+        _do(plans, counts, project, entity, seconds)
+    total = {"would upload": len(plans)} if dry_run else {}
+    total |= {what: count for what, count in counts.items() if count}
+    say(", ".join(f"{what} {count}" for what, count in total.items()))
+    if counts["failed"]:
+        raise ArtifactError(f"{counts['failed']} of {len(folders)} runs failed; the same command again does the rest")
+
+
+def _do(plans: Sequence[Plan], counts: dict[str, int], project: str | None, entity: str | None, seconds: float) -> None:
+    offline = dashboards.forced_mode() in (dashboards.OFFLINE, dashboards.DISABLED)
+    if not offline:
+        _require_server()
+    late = 0  # uploads in a row that did not end: a server that hangs must not cost as many waits as there are runs
+    for plan in plans:
+        try:
+            if late == _LATE:
+                raise ArtifactError("not tried: the uploads before it did not end")
+            with closing(runs.Run(plan.folder)):
+                files = _rebuilt(plan.folder, project, entity) if plan.rebuild else plan.files
+                if not offline:
+                    _upload(plan.folder, files, project, entity, seconds)
+        except Exception as error:  # the next run may do better
+            late += isinstance(error, _LateError)
+            _failed(counts, plan.folder, error)
+            continue
+        late = 0
+        done = "uploaded" if not offline else "rebuilt" if plan.rebuild else "nothing to upload"
+        counts[done] += 1
+        say(f"{done}: {plan.folder}: {'WANDB_MODE keeps it offline' if offline else _content(plan)}")
+
+
+def _failed(counts: dict[str, int], folder: Path, error: BaseException) -> None:
+    counts["failed"] += 1
+    warn(f"failed: {folder}: {first_line(error)}")
+
+
+def _content(plan: Plan) -> str:
+    if plan.rebuild:
+        return f"logged anew from the run folder, as {plan.rebuild}"
+    size = sum(file.stat().st_size for log in plan.files for file in log.parent.rglob("*") if file.is_file())
+    return f"{plan.files[0].parent.name}, {size / 1e6:.1f} MB besides the codes"
+
+
+def _plan(folder: Path, rebuild: bool) -> Plan:
+    """Look what W&B has logged of a run, and what of it is uploaded."""
+    if runs.status(folder, runs.read_record(folder)) == "running":
+        return Plan(folder, nothing="it is running")
+    state = dashboards.status(folder)
+    logs = sorted((folder / dashboards.FOLDER).glob("offline-run-*/*.wandb"))
+    waiting = tuple(log for log in logs if not log.with_suffix(".wandb.synced").exists())
+    if rebuild:
+        return Plan(folder, rebuild="--rebuild says")
+    if not logs and (not _is_logged_to_wandb(folder) or state.get("status") == dashboards.DISABLED):
+        return Plan(folder, nothing="it was not logged to W&B, --rebuild does it now")
+    if state.get("status") == dashboards.ONLINE and state.get("whole"):
+        return Plan(folder, nothing="it was logged online")
+    if logs and not waiting:
+        return Plan(folder, nothing="it is uploaded")
+    if not logs:
+        return Plan(folder, rebuild="W&B did not get all of it" if state else "W&B's log is missing")
+    if state and not state.get("whole"):
+        return Plan(folder, rebuild="W&B's log is not whole")
+    if state.get("folder") not in (None, str(folder.absolute())):
+        return Plan(folder, rebuild="the folder was moved")  # W&B's log has absolute paths
+    if len(waiting) > 1:
+        return Plan(folder, rebuild="it was interrupted and resumed")
+    return Plan(folder, files=waiting)
+
+
+def _logger(settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The settings of W&B that a run was started with; none if it had another logger."""
+    logger = settings.get("logger")
+    return logger if isinstance(logger, Mapping) and logger.get("_target_") in LOGGERS else {}
+
+
+def _is_logged_to_wandb(folder: Path) -> bool:
+    return bool(_logger(runs.read_config(folder)))
+
+
+def _rebuilt(folder: Path, project: str | None, entity: str | None) -> tuple[Path, ...]:
+    """Log a run into W&B's offline format from what is in its folder, in place of the logs that are there.
+
+    Returns:
+        W&B's new log.
+    """
+    record, settings = runs.read_record(folder), runs.read_config(folder)
+    if not isinstance(record.get("id"), str):
+        raise ArtifactError(f"{runs.RECORD} has no id: it was written by another version or edited by hand")
+    logger, place = _logger(settings), folder / dashboards.FOLDER
+    for old in place.glob("offline-run-*"):
+        old.rename(_unused(place / f"replaced-{old.name}"))
+    session = dashboards.Session(
+        folder,
+        record["id"],
+        settings.get("group"),
+        runs.redact(settings),
+        dashboards.OFFLINE,
+        project or logger.get("project") or PROJECT,
+        entity or logger.get("entity"),
+        list(logger.get("tags") or ()),
+        again=True,
+    )
+    # Held by this process, a run that was killed looks as if it ran.
+    exit_code = runs.EXIT_CODES.get(record["status"], runs.EXIT_CODES["interrupted"])
+    try:
+        session.replay()
+        if (folder / runs.METRICS).exists():
+            session.log_results()
+    except BaseException:
+        session.finish(exit_code, is_whole=False)
+        raise
+    session.finish(exit_code)
+    if not (logs := tuple(place.glob("offline-run-*/*.wandb"))):
+        raise ArtifactError(f"W&B wrote no log into {place}")
+    return logs
+
+
+def _unused(path: Path) -> Path:
+    number = 0
+    while path.with_name(f"{path.name}{f'.{number}' if number else ''}").exists():
+        number += 1
+    return path.with_name(f"{path.name}{f'.{number}' if number else ''}")
+
+
+def _require_server() -> None:
+    """Find out in seconds whether anything can be uploaded at all.
+
+    Raises:
+        ConfigError: If there is no key.
+        ArtifactError: If the server does not answer.
+    """
+    url = dashboards.server()
+    if not dashboards.has_key():
+        raise ConfigError(f"there is no key for W&B at {url}: run `wandb login`, or set WANDB_API_KEY")
+    try:
+        with urllib.request.urlopen(f"{url.rstrip('/')}/graphql", timeout=SECONDS_TO_ANSWER):
+            pass
+    except (urllib.error.HTTPError, ssl.SSLError):
+        pass  # an answer all the same
+    except urllib.error.URLError as error:
+        if not isinstance(error.reason, ssl.SSLError):
+            raise ArtifactError(f"W&B at {url} does not answer ({error.reason}): nothing was uploaded") from error
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"W&B at {url} does not answer ({first_line(error)}): nothing was uploaded") from error
+
+
+def _upload(folder: Path, files: Sequence[Path], project: str | None, entity: str | None, seconds: float) -> None:
+    """Have W&B's own command upload a log.
+
+    Raises:
+        ArtifactError: If it did not, or not in time.
+    """
+    command = [sys.executable, "-P", "-m", "wandb", "sync", "--no-include-synced"]
+    for option, value in (("--project", project), ("--entity", entity)):
+        command += [option, value] if value else []
+    command += [str(file.parent.absolute()) for file in files]
+    said = _finish(command, {**dashboards.environment(folder), **_IMPATIENT}, seconds)
+    if said is None:
+        raise _LateError(f"it was not uploaded within {seconds:g} s: --timeout gives it more, what is there stays")
+    if not all(file.with_suffix(".wandb.synced").exists() for file in files):
+        lines = [line.removeprefix("wandb: ").removeprefix("ERROR ") for line in said.splitlines() if line.strip()]
+        errors = [line for line in said.splitlines() if "ERROR" in line]
+        reason = errors[0].removeprefix("wandb: ERROR ") if errors else lines[-1] if lines else "W&B does not say why"
+        raise ArtifactError(reason)
+
+
+def _finish(command: Sequence[str], environment: Mapping[str, str], seconds: float) -> str | None:
+    """Run a program without a terminal to its end, but not for longer than some time.
+
+    Args:
+        command: The program and its arguments.
+        environment: Variables that it has besides those of this process.
+        seconds: How long it may take.
+
+    Returns:
+        What it said; nothing if it did not end in time.
+    """
+    process = subprocess.Popen(
+        command,
+        env={**os.environ, **environment},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    )
+    try:
+        return process.communicate(timeout=seconds)[0]
+    except subprocess.TimeoutExpired:
+        return None
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # and what it has started
+        process.wait()
+        if process.stdout:
+            process.stdout.close()

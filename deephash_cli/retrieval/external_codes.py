@@ -1,0 +1,222 @@
+"""Codes and labels that another program wrote: .npy files in the formats that are common, read without a guess.
+
+Nothing is executed, and nothing is unpacked as a whole: arrays stay on disk and are looked at some rows at a time.
+"""
+
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from deephash_cli import npy
+from deephash_cli.errors import ArtifactError, ConfigError
+from deephash_cli.files import sha256_file
+from deephash_cli.npy import Labels, blocks, open_array, read_labels, without_truth_values
+from deephash_cli.retrieval.codes import BITS_LIMIT, CodeSet, pack, packed_width
+
+_REVERSED = np.packbits(np.unpackbits(np.arange(256, dtype=np.uint8), bitorder="big"), bitorder="little")
+
+
+class _Codes(NamedTuple):
+    packed: np.ndarray
+    bits: int
+    format: str
+
+
+def load(
+    query: Path,
+    database: Path,
+    query_labels: Path,
+    database_labels: Path,
+    bits: int | None = None,
+    bit_order: Literal["little", "big"] = "little",
+) -> tuple[CodeSet, CodeSet, dict[str, Any]]:
+    """Read both sides of a retrieval from arrays of anybody's.
+
+    Codes have a row an image: packed bytes (n, ceil(bits/8)) uint8, or a column a bit, as truth values, or as numbers
+    that are all -1 or 1, or all 0 or 1. Labels are class ids (n,) or (n, 1), or multi-hot (n, classes). Images have no
+    names here: a query that is in the database as well is not recognized there.
+
+    Args:
+        query: Codes of the searching side.
+        database: Codes of the searched side.
+        query_labels: Labels of the queries.
+        database_labels: Labels of the database.
+        bits: Code length. Arrays of uint8 need it: without, packed codes cannot be told from a column a bit.
+        bit_order: Of packed codes: ``little`` has bit 0 in the lowest place of its byte, as Faiss; ``big`` in the
+            highest, as ``np.packbits`` unless told otherwise.
+
+    Returns:
+        The query side, the database side, and where they come from: for each of the four files its name, SHA-256 and
+        format. Labels are multi-hot; or class numbers, if both sides have class ids, which may be far apart: then
+        ``classes`` has the id of each number.
+
+    Raises:
+        ArtifactError: If a file is damaged, holds something else, or does not fit the others.
+        ConfigError: If ``bits`` is needed, or ``bits`` or ``bit_order`` contradict a file.
+    """
+    query_codes, database_codes = (_read_codes(path, bits, bit_order) for path in (query, database))
+    if query_codes.bits != database_codes.bits:
+        raise ArtifactError(
+            f"{query} has codes of {query_codes.bits} bits but {database} of {database_codes.bits}: "
+            "both must come from the same model"
+        )
+    query_classes, database_classes = (read_labels(path) for path in (query_labels, database_labels))
+    files = {"query": query, "database": database, "query_labels": query_labels, "database_labels": database_labels}
+    for side, codes, labels in (
+        ("query", query_codes, query_classes),
+        ("database", database_codes, database_classes),
+    ):
+        if len(codes.packed) != len(labels.array):
+            raise ArtifactError(
+                f"{files[side]} has {len(codes.packed)} codes but {files[f'{side}_labels']} has labels of "
+                f"{len(labels.array)} images: each code needs the labels of its image, in the same order"
+            )
+    *labels_of_both, classes = _unite(query_classes, database_classes, query_labels, database_labels)
+    formats = (query_codes.format, database_codes.format, query_classes.format, database_classes.format)
+    source: dict[str, Any] = {
+        name: {"file": str(path), "sha256": sha256_file(path), "format": format_}
+        for (name, path), format_ in zip(files.items(), formats, strict=True)
+    }
+    if classes is not None:
+        source["classes"] = classes.tolist()
+    query_set, database_set = (
+        CodeSet(codes.packed, codes.bits, labels, ids=None)
+        for codes, labels in zip((query_codes, database_codes), labels_of_both, strict=True)
+    )
+    return query_set, database_set, source
+
+
+def _read_codes(path: Path, bits: int | None, bit_order: str) -> _Codes:
+    array = open_array(path, "codes", (2,))
+    columns, name = array.shape[1], array.dtype.name
+    if array.dtype == np.uint8:
+        if bits is None:
+            raise ConfigError(
+                f"{path} has {columns} columns of uint8, which may be packed codes or one bit a column: "
+                f"give the code length, such as bits={8 * columns} if it is packed or bits={columns} if not"
+            )
+        if columns == packed_width(bits):
+            return _Codes(_read_packed(path, array, bits, bit_order), bits, f"uint8 packed, {bit_order}")
+        if columns != bits:
+            raise ConfigError(
+                f"bits={bits} does not fit {path}, which has {columns} columns of uint8: codes of {bits} bits have "
+                f"{packed_width(bits)} if packed and {bits} if not"
+            )
+    elif bits not in (None, columns):
+        raise ConfigError(
+            f"bits={bits} does not fit {path}, which has {columns} columns of {name}, one a bit: leave bits out, "
+            "or give packed codes as uint8"
+        )
+    if columns > BITS_LIMIT:
+        raise ArtifactError(f"{path} must hold codes of at most {BITS_LIMIT} bits, got {columns} columns, one a bit")
+    packed, values = _read_columns(path, array)
+    return _Codes(packed, columns, f"{name}{values}")
+
+
+def _read_packed(path: Path, array: np.ndarray, bits: int, bit_order: str) -> np.ndarray:
+    """Packed codes in little bit order; not copied if they are so already."""
+    if spare := -bits % 8:
+        last = np.asarray(array[:, -1])
+        padding = {"little": last >> (8 - spare), "big": last & (2**spare - 1)}
+        if padding[bit_order].any():
+            row = int(padding[bit_order].astype(bool).argmax())
+            found = (
+                f"{path} must have zeros in the {spare} padding bits of codes of {bits} bits, "
+                f"got ones in row {row} with bit_order={bit_order}"
+            )
+            other = "big" if bit_order == "little" else "little"
+            if padding[other].any():
+                raise ArtifactError(f"{found}: the codes have another length, or are not packed codes")
+            raise ConfigError(f"{found}; with bit_order={other} they are zeros: set bit_order={other}")
+    if bit_order == "little":
+        return array if array.flags.c_contiguous else np.ascontiguousarray(array)
+    turned = np.empty(array.shape, np.uint8)
+    for rows in blocks(array):
+        turned[rows] = _REVERSED[array[rows]]
+    return turned
+
+
+def _read_columns(path: Path, array: np.ndarray) -> tuple[np.ndarray, str]:
+    """Pack codes that have a column a bit, and say which values stand for the bits."""
+    packed = np.empty((len(array), packed_width(array.shape[1])), np.uint8)
+    zero_at = None  # the first 0, which is no bit where others are -1
+    negative = False
+    for rows in blocks(array):
+        # Mapped anew each time: what was read leaves the process's memory together with its mapping.
+        block = without_truth_values(npy.load(path)[rows])
+        ones, zeros, negatives = block == 1, block == 0, block == -1
+        strange = ~(ones | zeros | negatives)
+        if strange.any():
+            raise _no_bit(path, without_truth_values(array), rows.start * array.shape[1] + int(strange.argmax()))
+        if zero_at is None and zeros.any():
+            zero_at = rows.start * array.shape[1] + int(zeros.argmax())
+        negative = negative or bool(negatives.any())
+        if negative and zero_at is not None:
+            raise _no_bit(path, array, zero_at)
+        packed[rows] = pack(ones)
+    if array.dtype == np.bool_:
+        return packed, ""
+    return packed, " -1/1" if negative else " 0/1" if zero_at is not None else " all 1"
+
+
+def _no_bit(path: Path, array: np.ndarray, position: int) -> ArtifactError:
+    row, column = divmod(position, array.shape[1])
+    value = array[row, column]
+    if np.isnan(value):
+        remedy = "NaN has no sign, so find out where it comes from"
+    elif array.dtype.kind == "f" or value == 0:
+        remedy = "threshold at 0 first: np.where(u >= 0, 1, -1)"
+    elif array.dtype == np.uint8:
+        columns = array.shape[1]
+        remedy = f"if they are packed, bits must be between {8 * columns - 7} and {8 * columns}"
+    else:
+        remedy = "packed codes must be of uint8"
+    beside = " beside -1, as torch.sign gives" if value == 0 else ""
+    return ArtifactError(
+        f"{path} must hold codes that are all -1 or 1, or all 0 or 1, got {value}{beside} in row {row}, "
+        f"column {column}: {remedy}"
+    )
+
+
+def _unite(
+    query: Labels, database: Labels, query_path: Path, database_path: Path
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Labels of both sides in the same terms: class numbers with the id of each, or multi-hot if one of them is."""
+    if query.array.ndim == database.array.ndim == 1:
+        classes = np.zeros(0, np.int64)
+        for labels in (query.array, database.array):
+            for rows in blocks(labels):
+                classes = np.union1d(classes, labels[rows].astype(np.int64))
+        return _numbers(query.array, classes), _numbers(database.array, classes), classes
+    if query.array.ndim == 1:
+        return _multi_hot(query, database, query_path, database_path), database.array, None
+    if database.array.ndim == 1:
+        return query.array, _multi_hot(database, query, database_path, query_path), None
+    if query.highest != database.highest:
+        raise ArtifactError(
+            f"{query_path} has labels of {query.highest + 1} classes but {database_path} of {database.highest + 1}: "
+            "both must have the same columns"
+        )
+    return query.array, database.array, None
+
+
+def _numbers(ids: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """The place of each class id among all that occur, which are sorted: ids may be far apart."""
+    numbers = np.empty(len(ids), np.int32 if len(classes) < 2**31 else np.int64)
+    for rows in blocks(ids):
+        numbers[rows] = np.searchsorted(classes, ids[rows].astype(np.int64))
+    return numbers
+
+
+def _multi_hot(ids: Labels, other: Labels, path: Path, other_path: Path) -> np.ndarray:
+    """Class ids as rows with a single one, in the columns of the other side."""
+    if ids.highest > other.highest:
+        raise ArtifactError(
+            f"{path} has class ids up to {ids.highest} but {other_path} is multi-hot with {other.highest + 1} classes: "
+            "give both as class ids, or both multi-hot with the same columns"
+        )
+    labels = np.zeros((len(ids.array), other.highest + 1), np.uint8)
+    for rows in blocks(ids.array):
+        labels[np.arange(rows.start, rows.stop), ids.array[rows].astype(np.int64)] = 1
+    return labels

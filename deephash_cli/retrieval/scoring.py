@@ -1,0 +1,260 @@
+"""All retrieval metrics of one pair of code sets, as one dictionary that JSON can hold."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeGuard
+
+import numpy as np
+from jaxtyping import Int64
+
+from deephash_cli.errors import ConfigError, DataError
+from deephash_cli.retrieval import metrics, ranking
+from deephash_cli.retrieval.codes import CodeSet, require_comparable
+
+# What becomes of a query without a relevant item in the database.
+ZERO_HITS = {
+    "zero": "a query without a relevant item in the database scores 0 and is counted",
+    "skip": "a query without a relevant item in the database is left out of every mean",
+}
+POLICIES = {
+    "ties": (
+        "every metric is an exact expectation over all orders of equally distant items, except: _stable keeps them in "
+        "database order; map_best and map_worst put relevant ones first and last"
+    ),
+    "map_at": (
+        "map_at_R and map_at_R_stable divide by the relevant items among the first R, map_at_R_min by R or, if they "
+        "are fewer, all relevant items, map_at_R_relevant by all of them; a database smaller than R is ranked whole"
+    ),
+    "within": (
+        "an empty Hamming ball has precision, recall and average precision 0; map_within_r divides by the relevant "
+        "items in the ball"
+    ),
+    "graded": (
+        "ndcg_at_k: gain 2^s - 1 for s shared labels, discount 1/log2(1 + rank), divided by the best order of the "
+        "database; acg_at_k: mean s among the first k"
+    ),
+    "k_beyond_database": "precision_at_k and acg_at_k divide by k even where the database is smaller than k",
+    "self_match": "a database item with the id of the query is left out of that query's ranking",
+    "confidence": "percentile bootstrap over queries, seed 0",
+}
+WITHOUT_LABELS = "there are no labels, so nothing is known to be relevant: only the codes themselves are described"
+BY_K = ("precision_at_k", "recall_at_k", "ndcg_at_k", "acg_at_k")
+SIDES = ("relevant", "other")  # of the pairs of a query and a database item
+LEVEL = 0.95
+RESAMPLES = 1000
+_HUGE = 1e300  # a whole number of JSON can be larger than any float
+HARDEST = 10
+CLASSES = 1000  # where there are more, there is no table by class
+
+
+def evaluate(
+    query: CodeSet,
+    database: CodeSet,
+    ks: Sequence[int],
+    map_at: Sequence[int],
+    radius: int,
+    zero_hits: str = "zero",
+    threads: int | None = None,
+) -> dict[str, Any]:
+    """Rank the database for every query and average every metric over all queries.
+
+    Labels of no classes are no labels: then there are the counts, what can be said of the codes alone, and a policy
+    ``labels`` that says so.
+
+    The same codes give the same numbers to the last digit, however many threads work on them.
+
+    Args:
+        query: The searching side.
+        database: The searched side.
+        ks: Cut-offs of precision, recall, NDCG and ACG; their order and repetitions do not matter.
+        map_at: Ranks R for ``map_at_<R>``.
+        radius: Radius of the Hamming ball for the metrics ``_within_<radius>`` and ``empty_ball_rate``.
+        zero_hits: What becomes of queries without a relevant item in the database, a key of ``ZERO_HITS``.
+        threads: As of `ranking.count`.
+
+    Raises:
+        ArtifactError: If the two sides differ in code length or in classes.
+        ConfigError: If a rank is below 1, the radius negative, or ``zero_hits`` unknown.
+        DataError: If there is no query or no database item, or with ``skip`` no query with a relevant item.
+    """
+    require_comparable(query, database)
+    for name, side in (("query", query), ("database", database)):
+        if not side.n:
+            raise DataError(f"evaluation needs at least one image on each side, but the {name} set is empty")
+    for name, ranks in (("k", ks), ("the R of map_at", map_at)):
+        for rank in ranks:
+            if rank < 1:
+                raise ConfigError(f"{name} must be between 1 and the database size {database.n}, got {rank}")
+    if radius < 0:
+        raise ConfigError(f"radius must be between 0 and the code length {query.bits}, got {radius}")
+    if zero_hits not in ZERO_HITS:
+        raise ConfigError(f"zero_hits must be {' or '.join(ZERO_HITS)}, got {zero_hits}")
+    if query.labels.shape[1:] == (0,):
+        return {**_statistics(database), **_counts(query, database), "policies": {"labels": WITHOUT_LABELS}}
+    ks, map_at = sorted(set(ks)), sorted(set(map_at))
+    curve = metrics.curve_ranks(database.n)
+
+    sides = (query.packed, database.packed, query.bits, query.labels, database.labels)
+    counts = ranking.count(*sides, exclude=self_matches(query, database), cuts=map_at, threads=threads)
+    values = _per_query(counts, ks, map_at, radius, curve)
+    relevant, distances = values.pop("relevant"), {side: values.pop(f"{side}_by_distance") for side in SIDES}
+    counted = relevant > 0 if zero_hits == "skip" else np.ones(query.n, np.bool_)
+    if not counted.any():
+        raise DataError("no query has a relevant item in the database: there is nothing to average with zero_hits=skip")
+    # The same sum for a metric on its own and as a point of a curve: along rows, not down columns.
+    means = {name: np.ascontiguousarray(value[counted].T).mean(axis=-1) for name, value in values.items()}
+
+    def by_k(name: str) -> dict[str, float]:
+        return {str(k): float(mean) for k, mean in zip(ks, means[name], strict=True)}
+
+    single = [name for name, value in values.items() if value.ndim == 1]
+    maps = ["map", *(f"map_at_{r}" for r in map_at)]
+    low, high = metrics.bootstrap_interval(
+        np.stack([values[name][counted] for name in maps], axis=1), LEVEL, RESAMPLES, seed=0
+    )
+    hardest = metrics.hardest(np.where(relevant > 0, values["map"], np.inf), min(HARDEST, int((relevant > 0).sum())))
+    return {
+        **{name: float(means[name]) for name in single},
+        "confidence": {
+            "level": LEVEL,
+            "resamples": RESAMPLES,
+            **{name: [float(low[i]), float(high[i])] for i, name in enumerate(maps)},
+        },
+        **{name: by_k(name) for name in BY_K},
+        "pr_by_radius": {
+            "radius": list(range(query.bits + 1)),
+            "precision": means["precision_by_radius"].tolist(),
+            "recall": means["recall_by_radius"].tolist(),
+        },
+        "pr_by_rank": {
+            "rank": curve,
+            "precision": means["precision_by_rank"].tolist(),
+            "recall": means["recall_by_rank"].tolist(),
+        },
+        "distances": {side: by_distance[counted].sum(axis=0).tolist() for side, by_distance in distances.items()},
+        "per_class": _per_class(values["map"][counted], query.labels[counted]),
+        "hardest_queries": [
+            {"query": int(row) if query.ids is None else query.ids[row], "average_precision": float(values["map"][row])}
+            for row in hardest
+        ],
+        **_statistics(database),
+        **_counts(query, database),
+        "queries_without_relevant": int((relevant == 0).sum()),
+        "k_beyond_database": [int(k) for k in ks if k > database.n],
+        "policies": {**POLICIES, "zero_hits": ZERO_HITS[zero_hits]},
+    }
+
+
+def numbers(metrics: Mapping[str, Any]) -> dict[str, int | float]:
+    """Every single number of a ``metrics.json`` under a name of its own, such as ``precision_at_100``.
+
+    Whatever is missing, not finite or of another shape, as somebody may have edited it, is left out.
+    """
+    found = dict(metrics)
+    for name in BY_K:
+        found |= {f"{name.removesuffix('k')}{k}": value for k, value in _inside(metrics, name).items()}
+    for name in ("bit_balance", "bit_correlation"):
+        found |= {f"{name}_{part}": value for part, value in _inside(metrics, name).items()}
+    for name, bounds in _inside(metrics, "confidence").items():
+        if isinstance(bounds, list) and len(bounds) == 2:
+            found |= {f"{name}_low": bounds[0], f"{name}_high": bounds[1]}
+    found["validation_map"] = _inside(metrics, "validation").get("map")
+    return {name: value for name, value in found.items() if is_number(value)}
+
+
+def is_number(value: Any) -> TypeGuard[int | float]:
+    """Whether a value of a JSON file is a finite number that a float can hold. Truth values are not numbers."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _HUGE
+
+
+def _inside(metrics: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    value = metrics.get(name)
+    return value if isinstance(value, Mapping) else {}
+
+
+def _statistics(database: CodeSet) -> dict[str, Any]:
+    """What can be said of codes alone."""
+    ones = metrics.bit_balance(database.packed, database.bits)
+    balance = np.abs(ones - 0.5)
+    correlation = np.abs(metrics.bit_correlation(database.packed, database.bits))
+    pairs = correlation[np.triu_indices(database.bits, k=1)]
+    return {
+        "bit_balance": {
+            "mean_deviation": float(balance.mean()),
+            "max_deviation": float(balance.max()),
+            "ones": ones.tolist(),
+        },
+        "bit_correlation": {
+            "mean_absolute": float(pairs.mean()) if pairs.size else 0.0,
+            "max_absolute": float(pairs.max(initial=0)),
+        },
+        "unique_code_ratio": metrics.unique_ratio(database.packed),
+    }
+
+
+def _counts(query: CodeSet, database: CodeSet) -> dict[str, int]:
+    return {"queries": query.n, "database": database.n, "bits": query.bits}
+
+
+def self_matches(query: CodeSet, database: CodeSet) -> Int64[np.ndarray, " q"]:
+    """Position in the database of each query's own id, or -1 where it is not there."""
+    found = np.full(query.n, -1)
+    if query.ids is not None and database.ids is not None:
+        rows = {name: row for row, name in enumerate(query.ids)}
+        for position, name in enumerate(database.ids):
+            if (row := rows.get(name)) is not None:
+                found[row] = position
+    return found
+
+
+def _per_class(average_precisions: np.ndarray, labels: np.ndarray) -> dict[str, list[Any]] | None:
+    """Mean average precision of the queries of each class, in the order of class numbers; null for a class without."""
+    classes = labels.shape[1] if labels.ndim == 2 else 1 + int(labels.max(initial=-1))
+    if classes > CLASSES:
+        return None
+    means, queries = metrics.mean_by_class(average_precisions, labels, classes)
+    return {
+        "map": [mean if n else None for mean, n in zip(means.tolist(), queries, strict=True)],
+        "queries": queries.tolist(),
+    }
+
+
+def _per_query(
+    counts: Iterable[ranking.Counts], ks: Sequence[int], map_at: Sequence[int], radius: int, curve: Sequence[int]
+) -> dict[str, np.ndarray]:
+    """Every metric of every query: (q,), or (q, cut-offs), or (q, distances)."""
+    ranks = [*ks, *curve]
+    parts = []
+    for part in counts:
+        h = metrics.Histograms.of_shared(part.shared)
+        precision, recall = metrics.precision_at(h, ranks), metrics.recall_at(h, ranks)
+        stable = part.precision_sums / np.maximum(part.hits, 1)
+        values = {
+            "relevant": h.relevant.sum(axis=1),
+            "relevant_by_distance": h.relevant,
+            "other_by_distance": h.total - h.relevant,
+            "map": metrics.average_precision(h),
+            "map_stable": stable[:, -1],
+            "map_best": metrics.average_precision_best(h),
+            "map_worst": metrics.average_precision_worst(h),
+        }
+        for i, r in enumerate(map_at):
+            values[f"map_at_{r}"] = metrics.average_precision_at(h, r)
+            values[f"map_at_{r}_stable"] = stable[:, i]
+            values[f"map_at_{r}_min"] = metrics.average_precision_at(h, r, "min")
+            values[f"map_at_{r}_relevant"] = metrics.average_precision_at(h, r, "relevant")
+        values |= {
+            f"map_within_{radius}": metrics.average_precision_within(h, radius),
+            f"precision_within_{radius}": metrics.precision_within(h, radius),
+            f"recall_within_{radius}": metrics.recall_within(h, radius),
+            "empty_ball_rate": metrics.empty_ball(h, radius),
+            "precision_at_k": precision[:, : len(ks)],
+            "recall_at_k": recall[:, : len(ks)],
+            "ndcg_at_k": metrics.ndcg_at(part.shared, ks),
+            "acg_at_k": metrics.acg_at(part.shared, ks),
+            "precision_by_radius": metrics.precision_by_radius(h),
+            "recall_by_radius": metrics.recall_by_radius(h),
+            "precision_by_rank": precision[:, len(ks) :],
+            "recall_by_rank": recall[:, len(ks) :],
+        }
+        parts.append(values)
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

@@ -1,0 +1,369 @@
+"""A run folder's W&B run: how it begins and ends, and what of a finished run is logged. W&B is imported when used.
+
+Everything is read from the run folder, so what is logged as a run ends and what is logged again later is the same.
+"""
+
+import contextlib
+import io
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from deephash_cli import console, runs
+from deephash_cli.errors import ArtifactError, DeephashError, first_line
+from deephash_cli.files import read_json, write_json
+from deephash_cli.retrieval import scoring
+from deephash_cli.runs import gallery as run_gallery
+
+FOLDER = "wandb"  # in the run folder
+STATUS = "status.json"  # in that folder: what became of the W&B run
+OFFLINE, ONLINE, DISABLED, FAILED = "offline", "online", "disabled", "failed"
+SECONDS_TO_BEGIN = 30
+SECONDS_TO_END = 120  # what is not uploaded by then stays in the run folder, for deephash sync
+CODES_LIMIT = 500 * 10**6  # bytes of a codes folder that is logged whole
+
+_INSIDE = {"WANDB_DATA_DIR": "data", "WANDB_CACHE_DIR": "cache"}
+_MODES = {"run": ONLINE, "dryrun": OFFLINE}  # other words of W&B's for the same
+_BY_K = ("precision_at_k", "recall_at_k")
+_STEP = "trainer/global_step"
+# Green and red that the colour-blind can tell apart; grey where nothing is known to be relevant.
+_FRAMES = {True: (0, 158, 115), False: (213, 94, 0), None: (128, 128, 128)}
+
+
+class Session:
+    """A W&B run that this process writes to, everything of it inside the run folder, until ``finish``.
+
+    Args:
+        folder: The run folder.
+        identity: W&B's id of the run.
+        group: Of the sweep, if any.
+        config: The resolved configuration, secrets hidden.
+        mode: ``auto`` (online if there is a key, else offline), ``online``, ``offline``, ``disabled``. The
+            environment's ``WANDB_MODE`` comes first.
+        project: Project that the run is listed in.
+        entity: User or team; ``None`` for the key's default.
+        tags: To filter by, besides data set, method and code length.
+        again: Whether the whole run is logged once more, in place of what W&B has under this id; otherwise the run of
+            this id is gone on with.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        identity: str,
+        group: str | None,
+        config: Mapping[str, Any],
+        mode: str,
+        project: str,
+        entity: str | None,
+        tags: list[str],
+        again: bool = False,
+    ):
+        self._folder = folder
+        self._before = {name: os.environ.get(name) for name in _INSIDE}
+        (folder / FOLDER).mkdir(exist_ok=True)
+        self._is_whole = again or _is_whole(folder)
+        self._mode = FAILED
+        facts = {
+            "project": project, "entity": entity, "tags": _tags(config, tags), "group": group, "config": dict(config),
+            "id": identity, "name": folder.absolute().name, "job_type": "train", "dir": str(folder.absolute()),
+            "resume": None if again else "allow",
+        }  # fmt: skip
+        try:
+            os.environ |= environment(folder)
+            self.run = self._begin(OFFLINE if again else _mode(mode), facts)
+            self._define()
+        except BaseException as error:
+            self._note(first_line(error), is_whole=False)
+            self._leave()
+            raise
+        self._note(None, is_whole=False)  # as long as it may be killed
+
+    def _begin(self, mode: str, facts: dict[str, Any]) -> Any:
+        import wandb
+
+        settings = wandb.Settings(
+            silent=True, console="off", x_disable_meta=True, save_code=False, init_timeout=SECONDS_TO_BEGIN,
+            finish_timeout=SECONDS_TO_END, finish_timeout_raises=True,
+        )  # fmt: skip
+        try:
+            run = wandb.init(mode=mode, settings=settings, **facts)  # type: ignore[arg-type]
+            self._mode = mode
+        except Exception as error:  # no key, no network, a server that does not answer: the run goes on
+            console.warn(
+                f"W&B cannot be used online ({first_line(error)}): logging offline into {self._folder / FOLDER}"
+            )
+            run = wandb.init(mode="offline", settings=settings, **facts)
+            self._mode = OFFLINE
+        return run
+
+    def _define(self) -> None:
+        """Say what each curve is drawn over. ``eval/map_by_bits`` has one point; a group of runs makes the curve."""
+        for step, names, options in (
+            (_STEP, ("train/*", "validation/*", "lr/*", "time/*"), {}),
+            ("eval/k", tuple(f"eval/{name}" for name in _BY_K), {"summary": "none"}),
+            ("eval/bits", ("eval/map_by_bits",), {"summary": "none"}),
+        ):
+            self.run.define_metric(step)
+            for name in names:
+                self.run.define_metric(name, step_metric=step, **options)
+
+    def replay(self) -> None:
+        """Log the steps that the run's record has."""
+        file = self._folder / runs.STEPS
+        for line in file.read_text().splitlines() if file.exists() else ():
+            with contextlib.suppress(ValueError, TypeError, KeyError):  # a line that was not written to its end
+                numbers = json.loads(line)
+                step = int(numbers.pop("step")) - 1
+                numbers.pop("time", None)
+                self.run.log({**numbers, _STEP: step})
+
+    def log_results(self) -> None:
+        """Log what the folder of a finished run has: numbers, tables, curves, retrieved images, codes.
+
+        What cannot be logged is left out with a warning; the rest is there.
+        """
+        metrics = read_json(self._folder / runs.METRICS)
+        for what, log in (
+            ("numbers", lambda: self._log_numbers(metrics)),
+            ("curves over k", lambda: self._log_over_k(metrics)),
+            ("tables", lambda: self.run.log(_tables(metrics))),
+            ("retrieved images", self._log_panels),
+            ("codes", self._log_codes),
+        ):
+            try:
+                log()
+            except Exception as error:  # of files that somebody may have edited, and of a service that may be gone
+                self._is_whole = False
+                console.warn(f"W&B did not get the {what}: {first_line(error)}")
+
+    def finish(self, exit_code: int, is_whole: bool = True) -> None:
+        """End the W&B run, marked failed unless ``exit_code`` is 0, so that the next job of a sweep gets its own.
+
+        Args:
+            exit_code: Of the run.
+            is_whole: Whether everything was logged that there is.
+        """
+        try:
+            self.run.finish(exit_code=exit_code)
+            self._note(None, is_whole=self._is_whole and is_whole)
+        except BaseException as error:
+            self._note(first_line(error), is_whole=False)
+            raise
+        finally:
+            self._leave()
+
+    def _log_numbers(self, metrics: Mapping[str, Any]) -> None:
+        self.run.summary.update({f"eval/{name}": value for name, value in scoring.numbers(metrics).items()})
+
+    def _log_over_k(self, metrics: Mapping[str, Any]) -> None:
+        for k in metrics.get(_BY_K[0], {}):  # none without labels
+            self.run.log({"eval/k": int(k), **{f"eval/{name}": metrics[name][k] for name in _BY_K}})
+        if "map" in metrics:
+            self.run.log({"eval/bits": metrics["bits"], "eval/map_by_bits": metrics["map"]})
+
+    def _log_panels(self) -> None:
+        import wandb
+
+        panels = [wandb.Image(image, caption=caption) for image, caption in _panels(self._folder)]
+        if panels:
+            self.run.log({"eval/retrieval": panels})
+
+    def _log_codes(self) -> None:
+        import wandb
+
+        files = sorted(
+            file for file in (self._folder / runs.CODES).glob("[!.]*") if file.is_file() and not file.is_symlink()
+        )
+        size = sum(file.stat().st_size for file in files)
+        if size > CODES_LIMIT:
+            note = f"{size // 10**6} MB of codes stay in the run folder: more than {CODES_LIMIT // 10**6}"
+            self.run.summary["eval/codes_left_out"] = note
+            return
+        artifact = wandb.Artifact(f"codes-{self.run.id}", type="codes")
+        for file in (*files, self._folder / runs.METRICS):
+            artifact.add_file(str(file))
+        self.run.log_artifact(artifact)
+
+    def _note(self, reason: str | None, is_whole: bool) -> None:
+        """Write down what became of the W&B run."""
+        record = {
+            "status": FAILED if reason else self._mode,
+            "reason": reason,
+            "whole": is_whole and not reason,
+            "folder": str(self._folder.absolute()),
+        }
+        with contextlib.suppress(DeephashError):  # a full disk is the run's trouble, which it finds out itself
+            write_json(self._folder / FOLDER / STATUS, runs.redact(record))
+
+    def _leave(self) -> None:
+        """Leave the next run of this process neither variables nor W&B's service, which knows this folder."""
+        with contextlib.suppress(Exception, SystemExit):  # the second where the service says that it failed
+            import wandb
+
+            wandb.teardown()
+        for name, value in self._before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """Variables by which W&B keeps everything of a run in its folder."""
+    return {variable: str((folder / FOLDER / name).absolute()) for variable, name in _INSIDE.items()}
+
+
+def status(folder: Path) -> dict[str, Any]:
+    """What became of the W&B run of a run folder.
+
+    Returns:
+        ``status`` (``online``, ``offline``, ``disabled``, ``failed``), ``reason`` if it failed, whether W&B's log is
+        ``whole``, and the ``folder`` that it was written in. Nothing if there never was a W&B run.
+    """
+    try:
+        record = read_json(folder / FOLDER / STATUS)
+    except ArtifactError:
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def server() -> str:
+    """Address of the W&B server: of the environment, else of W&B's own settings."""
+    if url := os.environ.get("WANDB_BASE_URL"):
+        return url
+    import wandb
+
+    url = wandb.setup().settings.base_url
+    wandb.teardown()  # or the run to come would have the settings of this moment
+    return url
+
+
+def has_key() -> bool:
+    """Whether there is a key for the server, where W&B itself looks for one."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    from netrc import NetrcParseError, netrc
+    from urllib.parse import urlsplit
+
+    own = os.environ.get("WANDB_BASE_URL")
+    hosts = [urlsplit(server()).netloc, *([] if own else ["api.wandb.ai"])]  # the second: keys of an earlier version
+    try:
+        known = netrc(os.environ.get("NETRC"))
+    except (OSError, NetrcParseError):
+        return False
+    return any(known.authenticators(host) is not None for host in hosts)
+
+
+def forced_mode() -> str | None:
+    """The mode that the environment's ``WANDB_MODE`` asks for, if any."""
+    mode = os.environ.get("WANDB_MODE")
+    return _MODES.get(mode, mode) if mode else None
+
+
+def _mode(wanted: str) -> str:
+    """What W&B is started as. The environment wins over the configuration."""
+    if forced := forced_mode():
+        if wanted not in ("auto", forced):
+            console.say(f"W&B is {forced}: WANDB_MODE={forced} is set and wins over logger.mode={wanted}")
+        return forced
+    if wanted == "auto":
+        return ONLINE if has_key() else OFFLINE
+    return wanted
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether W&B's log has all that was logged before now."""
+    steps = folder / runs.STEPS
+    return bool(status(folder).get("whole")) or not (steps.exists() and steps.stat().st_size)
+
+
+def _tags(config: Mapping[str, Any], tags: list[str]) -> list[str]:
+    """The user's, and those that every run has; W&B takes 64 characters and no tag twice."""
+    own = (config["dataset"]["name"], config["method"], f"{config['bits']} bits")
+    return list(dict.fromkeys(str(tag)[:64] for tag in (*own, *tags)))
+
+
+def _tables(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Tables, and charts of tables, under W&B's names."""
+    import wandb
+
+    ones = metrics["bit_balance"]["ones"]
+    balance = wandb.Table(["bit", "ones"], [[bit, share] for bit, share in enumerate(ones)])
+    shown: dict[str, Any] = {
+        "eval/bit_balance": wandb.plot.bar(balance, "bit", "ones", title="share of ones of each bit"),
+        "eval/results": _results(metrics),
+    }
+    if "map" not in metrics:  # there are no labels
+        return shown
+    by_k = [name for name in scoring.BY_K if name in metrics]
+    rows: list[Any] = [[int(k), *(metrics[name][k] for name in by_k)] for k in metrics["precision_at_k"]]
+    table = wandb.Table(["k", *(name.removesuffix("_at_k") for name in by_k)], rows)
+    shown["eval/at_k"] = wandb.plot.line(table, "k", "precision", title="precision at k")
+    for name, step in (("pr_by_rank", "rank"), ("pr_by_radius", "radius")):
+        columns: list[Any] = [step, "precision", "recall"]
+        rows = [list(row) for row in zip(*(metrics[name][column] for column in columns), strict=True)]
+        title = f"precision and recall by {step}"
+        shown[f"eval/{name}"] = wandb.plot.line(wandb.Table(columns, rows), "recall", "precision", title=title)
+    if distances := metrics.get("distances"):
+        shown["eval/distances"] = wandb.plot.line_series(
+            list(range(len(distances["relevant"]))),
+            [distances["relevant"], distances["other"]],
+            keys=["share a label", "do not"],
+            title="pairs at each distance",
+            xname="distance",
+        )
+    if per_class := metrics.get("per_class"):
+        names = metrics.get("class_names") or [str(number) for number in range(len(per_class["map"]))]
+        rows = [list(row) for row in zip(names, per_class["map"], per_class["queries"], strict=True)]
+        shown["eval/per_class"] = wandb.Table(["class", "map", "queries"], rows)
+    return shown
+
+
+def _results(metrics: Mapping[str, Any]) -> Any:
+    """One row; those of the runs of a project are a table of results."""
+    import wandb
+
+    row: dict[Any, Any] = {
+        "method": metrics["method"],
+        "bits": metrics["bits"],
+        "dataset": metrics["dataset"],
+        "split": metrics["split"]["name"],
+        "split_sha256": metrics["split"]["sha256"],
+        "seed": metrics["seed"],
+        "map": metrics.get("map"),
+        "precision_at_100": metrics.get("precision_at_k", {}).get("100"),
+    }
+    return wandb.Table(list(row), [list(row.values())])
+
+
+def _panels(folder: Path) -> Iterator[tuple[Any, str]]:
+    """A picture for each query of the run's retrieval sheet, its results framed green (right) or red, and a caption.
+
+    Raises:
+        ArtifactError: If the gallery is damaged.
+    """
+    from PIL import Image, ImageDraw
+
+    if not run_gallery.exists(folder):
+        return
+    gallery = run_gallery.read(folder)
+    tile = gallery.tile
+    with Image.open(io.BytesIO(gallery.image), formats=("WEBP",)) as file:
+        sheet = file.convert("RGB")
+    for row, query in enumerate(gallery.queries):
+        panel = sheet.crop((0, row * tile, sheet.width, (row + 1) * tile))
+        pen = ImageDraw.Draw(panel)
+        for column, result in enumerate(query["results"], start=1):
+            box = (column * tile, 0, (column + 1) * tile - 1, tile - 1)
+            pen.rectangle(box, outline=_FRAMES[result["relevant"]], width=max(2, tile // 16))
+        yield panel, _caption(query)
+
+
+def _caption(query: Mapping[str, Any]) -> str:
+    found = "; ".join(f"{', '.join(result['labels'])} at {result['distance']}" for result in query["results"])
+    precision = query["average_precision"]
+    facts = [f"average precision {precision:.4f}"] if precision is not None else []  # of data without labels
+    return f"{query['id']} ({', '.join(query['labels'])}), {query['kind']}: {'; '.join([*facts, f'found: {found}'])}"

@@ -1,0 +1,112 @@
+"""Which images some of a run's queries bring back: what a report and a dashboard show of its codes."""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int64, UInt8
+from PIL import Image, ImageOps
+
+from deephash_cli import runs
+from deephash_cli.data.dataset import ImageFiles, RetrievalDataset, Vectors
+from deephash_cli.retrieval import metrics, ranking, scoring
+from deephash_cli.retrieval.codes import CodeSet, load_codes
+from deephash_cli.runs import gallery as run_gallery
+
+TILE = 64  # pixels of a side, at most
+RESULTS = 10
+HARDEST = 6
+DRAWN = 6
+TIES = "by distance, ties in database order; a query's own image is left out"
+
+
+def write(folder: Path, dataset: RetrievalDataset, hardest: Sequence[str]) -> None:
+    """Search for some queries with the codes of a run, and keep what they find beside them.
+
+    ``retrieval.json`` has the queries and, nearest first, their results: ids, names of labels, distances, what shares a
+    label. ``retrieval.webp`` has their images in a grid: a row for each query, itself first. Nothing is written of a
+    data set without images, or without anything to find.
+
+    Args:
+        folder: A run folder with codes.
+        dataset: What they were made from.
+        hardest: Ids of the queries that find least, in order; the first ``HARDEST`` are shown, and ``DRAWN`` others.
+    """
+    if isinstance(dataset.images, Vectors):
+        return
+    query, database, _ = load_codes(folder / runs.CODES)
+    chosen = _choose(_ids(query), hardest)
+    own = scoring.self_matches(query, database)[chosen]
+    k = min(RESULTS, database.n - int((own >= 0).any()))
+    if k == 0:
+        return
+    distances, positions = ranking.nearest(query.packed[chosen], database.packed, query.bits, k + 1)
+    precisions = _average_precisions(query, database, chosen, own)
+    row_of = {name: row for row, name in enumerate(dataset.ids)}
+
+    def described(name: str) -> dict[str, Any]:
+        labels = np.flatnonzero(dataset.labels[row_of[name]])
+        return {"id": name, "labels": [dataset.class_names[label] for label in labels]}
+
+    queries, names = [], []
+    for number, row in enumerate(chosen.tolist()):
+        name = _ids(query)[row]
+        found = [
+            (_ids(database)[position], distance)
+            for position, distance in zip(positions[number].tolist(), distances[number].tolist(), strict=True)
+            if position != own[number]
+        ][:k]
+        shares = (dataset.labels[[row_of[result] for result, _ in found]] & dataset.labels[row_of[name]]).any(axis=1)
+        results = [
+            {**described(result), "distance": distance, "relevant": bool(is_right) if precisions else None}
+            for (result, distance), is_right in zip(found, shares, strict=True)
+        ]
+        kind = "hardest" if name in hardest[:HARDEST] else "drawn"
+        precision = precisions[number] if precisions else None
+        queries.append({**described(name), "average_precision": precision, "kind": kind, "results": results})
+        names.append([name, *(result for result, _ in found)])
+    tiles = _tiles(dataset, np.array([[row_of[name] for name in row] for row in names]))
+    run_gallery.write(folder, run_gallery.Gallery(tiles.shape[2], k, TIES, queries, _grid(tiles)))
+
+
+def _ids(side: CodeSet) -> list[str]:
+    assert side.ids is not None  # those of a run have ids
+    return side.ids
+
+
+def _choose(ids: Sequence[str], hardest: Sequence[str]) -> Int64[np.ndarray, " q"]:
+    """Rows of the hardest queries, and of others drawn at random, the same ones for every run on a split."""
+    row_of = {name: row for row, name in enumerate(ids)}
+    first = [row_of[name] for name in hardest[:HARDEST]]
+    drawn = [row for row in np.random.default_rng(0).permutation(len(ids)).tolist() if ids[row] not in hardest]
+    return np.array(first + drawn[:DRAWN])
+
+
+def _average_precisions(
+    query: CodeSet, database: CodeSet, rows: Int64[np.ndarray, " q"], own: Int64[np.ndarray, " q"]
+) -> list[float]:
+    """Of each of these queries; of none where there are no labels."""
+    if query.labels.shape[1] == 0:
+        return []
+    sides = (query.packed[rows], database.packed, query.bits, query.labels[rows], database.labels)
+    shared = np.concatenate([part.shared for part in ranking.count(*sides, exclude=own)])
+    return metrics.average_precision(metrics.Histograms.of_shared(shared)).tolist()
+
+
+def _tiles(dataset: RetrievalDataset, rows: Int64[np.ndarray, "q k"]) -> UInt8[np.ndarray, "q k tile tile 3"]:
+    images = dataset.images
+    assert not isinstance(images, Vectors)
+    pixels = images.batch(rows.ravel(), TILE) if isinstance(images, ImageFiles) else images.batch(rows.ravel())
+    shown = pixels.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy()
+    tile = min(TILE, *shown.shape[1:3])
+    squares = [np.asarray(ImageOps.fit(Image.fromarray(image), (tile, tile))) for image in shown]
+    return np.stack(squares).reshape(*rows.shape, tile, tile, 3)
+
+
+def _grid(tiles: UInt8[np.ndarray, "q k tile tile 3"]) -> bytes:
+    q, k, tile, _, _ = tiles.shape
+    file = io.BytesIO()
+    Image.fromarray(tiles.transpose(0, 2, 1, 3, 4).reshape(q * tile, k * tile, 3)).save(file, "WEBP", quality=80)
+    return file.getvalue()

@@ -1,0 +1,527 @@
+"""The command line: help, verbs, exit codes, and every kind of typing error."""
+
+import logging
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from conftest import METHODS, QUICK
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from deephash_cli import __version__, choices
+from deephash_cli.cli import arguments as verbs
+from deephash_cli.cli import checking
+from deephash_cli.cli import main as cli
+from deephash_cli.errors import ConfigError
+
+HEAVY = ("torch", "hydra", "numpy", "omegaconf", "rich", "wandb")
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_it_was():
+    """Hydra's --info adds a handler that writes to the standard output of the moment."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+def python(code: str, before: Sequence[str] = (), **environment: str) -> subprocess.CompletedProcess:
+    """Run code in a fresh interpreter, in the current folder."""
+    return subprocess.run(
+        [*before, sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+    )
+
+
+def refused(result, code=2) -> str:
+    """The sentence of a command that was refused: one line, no traceback, nothing left behind."""
+    assert result.code == code, result
+    assert result.err.startswith("error: ")
+    assert result.err.count("\n") == 1, result.err
+    assert result.err.endswith("\n")
+    assert not any(Path("runs").glob("**/run.json"))
+    return result.err
+
+
+# Help
+
+
+def test_without_arguments_it_says_what_there_is(deephash):
+    result = deephash()
+    assert result.code == 0
+    for verb, text in cli.VERBS.items():
+        assert f"  {verb}" in result.out
+        assert text in result.out
+    assert sum(line.startswith("  deephash ") for line in result.out.splitlines()) == len(cli.EXAMPLES.splitlines())
+    assert result == deephash("--help") == deephash("-h") == deephash("help")
+
+
+def test_the_help_of_train_lists_every_group_and_choice(deephash):
+    result = deephash("train", "--help")
+    assert result.code == 0
+    lines = {line.split()[0]: line for line in result.out.splitlines() if line.startswith("  ")}
+    for group in (folder.name for folder in choices.CONF_DIR.iterdir() if folder.is_dir()):
+        for file in (choices.CONF_DIR / group).glob("*.yaml"):
+            listed = file.stem in lines[group].replace(",", " ").split()
+            assert listed != file.stem.startswith("_"), file
+
+
+def test_the_help_of_eval_lists_its_settings(deephash):
+    result = deephash("eval", "-h")
+    assert result.code == 0
+    for key in ("run", "codes", "output", "ks", "map_at", "radius"):
+        assert f"\n  {key}=" in result.out
+
+
+@pytest.mark.parametrize("verb", ["train", *cli.TASKS])
+def test_the_settings_in_the_help_exist(deephash, verb):
+    """Help is written by hand, so it could rot."""
+    from omegaconf import OmegaConf
+
+    config = checking.check(verb, ["dataset=image_folder"] if verb == "train" else [], None, multirun=False)
+    text = cli.verb_help(verb).split("settings" if verb == "train" else "Settings:")[1].split("Examples")[0]
+    keys = [line.split("=")[0].strip() for line in text.splitlines() if "=" in line and line.startswith("  ")]
+    assert len(keys) >= 3
+    for key in keys:
+        missing = object()
+        assert OmegaConf.select(config, key, default=missing) is not missing, key
+
+
+def test_every_example_in_the_help_is_a_command_that_is_understood():
+    texts = [cli.EXAMPLES, *(cli.verb_help(verb).split("Examples:")[1] for verb in (*cli.TASKS, *verbs.RUN))]
+    for line in "\n".join(texts).splitlines():
+        if not line.strip():
+            continue
+        command = line.strip().split("   ")[0].split("| xargs -P 4 -I{} ")[-1].replace("{}", "0").split()
+        assert command[:1] == ["deephash"]
+        verb, rest = command[1], [cli.normalize(argument, command[1]) for argument in command[2:]]
+        if verb in verbs.RUN:
+            assert verbs.parser(verb).parse_intermixed_args(rest)
+            continue
+        parsed = cli._parse(verb, rest)
+        if verb == "methods":
+            continue
+        overrides, _ = cli.take_dataset(verb, [text for text in parsed.overrides if "<" not in text], None)
+        checking.check(verb, overrides, None, multirun=bool(parsed.multirun))
+
+
+def test_help_and_versions_import_nothing_heavy():
+    """Help is there in a tenth of a second, not in eight."""
+    code = f"""
+import sys
+from deephash_cli.cli import main as cli
+for arguments in ([], ["train", "--help"], ["eval", "--help"], ["--version"], ["tran"], ["-sc", "query=bash"]):
+    cli.run(arguments)
+print("heavy:", [name for name in {HEAVY} if name in sys.modules])
+"""
+    result = python(code, COMP_LINE="deephash t")
+    assert result.stdout.endswith("heavy: []\n"), result
+
+
+def test_version(deephash):
+    result = deephash("--version")
+    assert result.code == 0
+    assert result.out.startswith(f"deephash {__version__} (torch ")
+    assert deephash("train", "--version") == result
+
+
+@pytest.mark.parametrize(("typed", "hint"), [("tran", "train"), ("evall", "eval"), ("xyz", None), ("-m", None)])
+def test_unknown_verb(deephash, typed, hint):
+    message = refused(deephash(typed))
+    assert repr(typed) in message
+    assert f"verbs: {', '.join(cli.VERBS)}" in message
+    assert (f"did you mean {hint!r}?" in message) == (hint is not None)
+
+
+def test_help_into_a_pipe_that_closes_ends_quietly():
+    code = "import sys; from deephash_cli.cli.main import main; sys.argv = ['deephash', 'train', '--help']; main()"
+    command = f'"{sys.executable}" -c "{code}" | head -1'
+    result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
+    assert result.stdout.startswith("deephash train")
+    assert result.stdout.count("\n") == 1
+    assert result.stderr == ""
+
+
+# Completion
+
+
+@pytest.mark.parametrize(
+    ("line", "answer"),
+    [
+        ("deephash ", " ".join(cli.VERBS)),
+        ("deephash t", "train"),
+        ("deephash ev", "eval"),
+        ("deephash x", ""),
+        ("deephash methods it", "itq"),
+    ],
+)
+def test_completion_of_verbs(deephash, monkeypatch, line, answer):
+    monkeypatch.setenv("COMP_LINE", line)
+    result = deephash("-sc", "query=bash")
+    assert (result.code, result.out.split()) == (0, answer.split())
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("deephash train bits=", {"bits=12", "bits=48", "bits=256"}),
+        ("deephash train method=dp", {"method=dpsh"}),
+        ("deephash train optimizer.l", {"optimizer.lr="}),
+    ],
+)
+def test_completion_of_settings(deephash, monkeypatch, line, expected):
+    monkeypatch.setenv("COMP_LINE", line)
+    monkeypatch.setenv("COMP_POINT", str(len(line)))
+    result = deephash("-sc", "query=bash")
+    assert result.code == 0
+    assert expected <= set(result.out.split())
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_can_be_installed(deephash, shell):
+    result = deephash("-sc", f"install={shell}")
+    assert result.code == 0
+    assert result.out.strip()
+
+
+# What is typed
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("bits=48", "bits='48'"),
+        ("bits=12,24", "bits='12','24'"),
+        ("bits=12,abc", "bits='12',abc"),
+        ("bits=-8", "bits='-8'"),
+        ("bits=1.5", "bits='1.5'"),
+        ("bits='48'", "bits='48'"),
+        ("bits='12','24'", "bits='12','24'"),
+        ("bits=abc", "bits=abc"),
+        ("bits=", "bits="),
+        ("bits=[12]", "bits=[12]"),
+        ("bits=choice(12,24)", "bits=choice(12,24)"),
+        ("+bits=48", "+bits=48"),
+        ("seed=48", "seed=48"),
+        ("bitsize=48", "bitsize=48"),
+        ("model.bits=48", "model.bits=48"),
+        ("bits", "bits"),
+        ("", ""),
+    ],
+)
+def test_quote_bits(typed, meant):
+    assert cli.quote_bits(typed) == meant
+    assert cli.quote_bits(meant) == meant
+
+
+def test_a_plus_before_a_group_is_no_mistake():
+    assert cli.normalize("+experiment=fashion_small_cnn") == "experiment=fashion_small_cnn"
+    assert cli.normalize("+bits=12") == "bits='12'"
+    assert cli.normalize("+trainer.fast_dev_run=true") == "+trainer.fast_dev_run=true"
+    assert cli.normalize("+experiment") == "+experiment"
+
+
+def test_an_experiment_with_and_without_plus(deephash):
+    one, other = (deephash("train", f"{plus}experiment=fashion_small_cnn", "--cfg", "job") for plus in ("", "+"))
+    assert one == other
+    assert "name: small_cnn" in one.out
+
+
+def test_cfg_prints_the_configuration_with_the_changes(deephash):
+    result = deephash("train", "bits=24", "optimizer.lr=0.5", "--cfg", "job", "seed=7")
+    assert (result.code, result.err) == (0, "")
+    assert {"bits: 24", "seed: 7", "method: dpsh", "  lr: 0.5"} <= set(result.out.splitlines())
+    assert list(Path().iterdir()) == []
+
+
+def test_info_shows_the_defaults(deephash):
+    result = deephash("train", "--info", "defaults")
+    assert result.code == 0
+    assert "method/dpsh" in result.out
+
+
+def test_hydras_options_may_stand_anywhere(deephash):
+    Path("mine/bits").mkdir(parents=True)
+    Path("mine/bits/20.yaml").write_text("# @package _global_\nbits: 20\n")
+    for arguments in (
+        ("--config-dir", "mine", "bits=20", "--cfg", "job"),
+        ("bits=20", "--cfg", "job", "--config-dir=mine"),
+        ("bits=20", "--config-dir", "mine", "seed=0", "--cfg", "job"),
+    ):
+        result = deephash("train", *arguments)
+        assert result.code == 0, result
+        assert "bits: 20\n" in result.out
+
+
+def test_a_code_length_of_ones_own_is_checked_like_any_other(deephash):
+    Path("mine/bits").mkdir(parents=True)
+    Path("mine/bits/20.yaml").write_text("# @package _global_\nbits: 20\n")
+    Path("mine/bits/0.yaml").write_text("# @package _global_\nbits: 0\n")
+    assert checking.check("train", ["bits='20'"], "mine", multirun=False).bits == 20
+    assert "bits must be a whole number, from 1 to 4096, got 0" in refused(
+        deephash("train", "--config-dir", "mine", "bits=0")
+    )
+    assert ", 20" in refused(deephash("train", "--config-dir", "mine", "bits=21"))
+
+
+REFUSED = {
+    "a misspelt key": (["bitz=48"], "unknown key 'bitz'; did you mean 'bits'?"),
+    "a misspelt choice": (["method=dpshh"], "method has no choice 'dpshh'; did you mean 'dpsh'?"),
+    "a choice that is a path": (["dataset=/etc/passwd"], "dataset has no choice"),
+    "a part of others": (["model=_torchvision"], "name"),
+    "bits: text": (["bits=abc"], "bits must be a whole number from 1 to 4096, got abc"),
+    "bits: zero": (["bits=0"], "from 1 to 4096, got 0"),
+    "bits: negative": (["bits=-8"], "got -8"),
+    "bits: fraction": (["bits=1.5"], "got 1.5"),
+    "bits: huge": (["bits=1000000000"], "got 1000000000"),
+    "bits: nothing": (["bits="], "bits must be"),
+    "bits: null": (["bits=null"], "got null"),
+    "bits: boolean": (["bits=true"], "got true"),
+    "bits: list": (["bits=[12]"], "got [12]"),
+    "bits: no such file": (["bits=20"], "'bits: 20' to <folder>/bits/20.yaml and add --config-dir <folder>"),
+    "bits: unfinished": (["bits=x("], "could not read 'bits=x('"),
+    "bits: sweep without -m": (["bits=12,24"], "add -m"),
+    "seed: text": (["seed=abc"], "seed must be a whole number (such as 0), got 'abc'"),
+    "seed: negative": (["seed=-1"], "seed must be a whole number, from 0 to 2147483647, got -1"),
+    "seed: fraction": (["seed=1.5"], "seed must be a whole number"),
+    "seed: boolean": (["seed=true"], "seed must be a whole number"),
+    "seed: null": (["seed=null"], "seed must not be empty"),
+    "seed: removed": (["~seed"], "seed cannot be removed"),
+    "group removed": (["~trainer"], "trainer cannot be left out"),
+    "epochs: zero": (["trainer.max_epochs=0"], "trainer.max_epochs must be a whole number, at least 1, got 0"),
+    "epochs: text": (["trainer.max_epochs=x"], "trainer.max_epochs must be a whole number (such as 30), got 'x'"),
+    "epochs: boolean": (["trainer.max_epochs=true"], "trainer.max_epochs must be a whole number"),
+    "a number instead of settings": (["loader=1"], "loader must be a group of settings"),
+    "a flag that is a number": (["model.frozen=3"], "model.frozen must be true or false (such as True), got 3"),
+    "a rate below zero": (["optimizer.lr=-1"], "optimizer.lr must be a number, at least 0, got -1"),
+    "a rate that is none": (["optimizer.lr=nan"], "optimizer.lr must be a number, at least 0, got nan"),
+    "a rate that is text": (["optimizer.lr=fast"], "optimizer.lr must be a number (such as 0.001), got 'fast'"),
+    "batches of one": (["loader.batch_size=1"], "loader.batch_size must be a whole number, at least 2, got 1"),
+    "rank zero": (["metrics.ks=[1,0]"], "metrics.ks must be a list of whole numbers, at least 1"),
+    "rank negative": (["metrics.ks=[-5]"], "metrics.ks must be a list of whole numbers, at least 1"),
+    "ranks that are no list": (["metrics.ks=5"], "metrics.ks must be a list"),
+    "R zero": (["dataset.map_at=[0]"], "dataset.map_at must be a list of whole numbers, at least 1"),
+    "precision that is not tried": (
+        ["trainer.precision=bf16-true"],
+        "trainer.precision must be 32-true or bf16-mixed or 16-mixed, got bf16-true",
+    ),
+    "radius negative": (["metrics.radius=-1"], "metrics.radius must be a whole number, at least 0, got -1"),
+    "a folder that is a number": (["run_dir=3"], "run_dir must be text, got 3"),
+    "unknown below a group": (["optimizer.lrr=1"], "unknown key 'optimizer.lrr'; did you mean 'optimizer.lr'?"),
+    "unknown deep below": (["trainer.foo.bar=1"], "unknown key"),
+    "unknown, added by force": (["+foo=1"], "unknown key 'foo'"),
+    "no value": (["bits"], "could not read 'bits'"),
+    "no key": (["=3"], "could not read '=3'"),
+    "interpolation to nothing": (["seed=${foo}"], "foo"),
+    "environment without it": (["seed=${oc.env:NO_SUCH_VARIABLE}"], "NO_SUCH_VARIABLE"),
+    "a protocol that is none": (["model=small_cnn", "dataset.protocol=s3"], "did you mean s2?"),
+    "resume nothing": (["resume=nonsense"], "resume must be auto, none or a run folder, got 'nonsense'"),
+    "resume empty": (["resume="], "resume must be auto, none or a run folder"),
+    "unknown option": (["--foo"], "unrecognized arguments: --foo"),
+    "another configuration": (["--config-name", "eval"], "deephash has no --config-name"),
+    "another configuration folder": (["--config-path", "/tmp"], "deephash has no --config-path"),
+    "a pickled run": (["--experimental-rerun", "x"], "deephash has no --experimental-rerun"),
+    "no such folder": (["--config-dir", "nowhere"], "--config-dir nowhere is not a folder"),
+    "cfg of a sweep": (["-m", "bits=12,24", "--cfg", "job"], "leave out -m"),
+    "one bad value of a sweep": (["-m", "seed=0,1,-1"], "got -1"),
+    "one bad length of a sweep": (["-m", "bits=12,abc"], "got abc"),
+    "a range of lengths": (["-m", "bits=range(1,3)"], "got range(1,3)"),
+    "a choice somewhere else": (["+trainer@seed=cpu"], "leave out @seed"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_work_is_refused_in_one_sentence(deephash, case):
+    arguments, sentence = REFUSED[case]
+    assert sentence in refused(deephash("train", *arguments))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ([], "needs run=<run folder> or codes=<codes folder>"),
+        (["run=a", "codes=b"], "only one of the two"),
+        (["-m", "run=a"], "deephash eval has no sweeps"),
+        (["run=a", "ks=[0]"], "ks must be a list of whole numbers"),
+        (["run=a", "ks=5"], "ks must be a list of whole numbers"),
+        (["run=a", "radius=-1"], "radius must be a whole number, at least 0, got -1"),
+        (["run=a", "radius=x"], "radius must be a whole number"),
+        (["run=3"], "run must be text, got 3"),
+        (["rum=a"], "unknown key 'rum'; did you mean 'run'?"),
+        (["run=a", "radius=1.5"], "radius must be a whole number, at least 0, got 1.5"),
+        (["dataset=cifar10"], "unknown key 'dataset'; did you mean 'database'?; there are: bit_order, bits, codes,"),
+    ],
+)
+def test_what_eval_refuses(deephash, arguments, sentence):
+    assert sentence in refused(deephash("eval", *arguments))
+
+
+def test_a_sweep_does_not_take_up_one_folder(deephash):
+    Path("somewhere").mkdir()
+    assert "resume=auto or resume=none with -m" in refused(deephash("train", "-m", "resume=somewhere"))
+
+
+def test_unknown_arguments_of_a_part_leave_no_folder(deephash, photos):
+    assert "unexpected keyword argument 'foo'" in refused(deephash("train", *photos, "+trainer.foo=1"))
+
+
+@pytest.mark.parametrize("arguments", [["bits=abc"], ["trainer.max_epochs=0"]])
+def test_torch_is_not_imported_to_refuse_a_command(arguments):
+    code = f"""
+import sys
+from deephash_cli.cli import main as cli
+print(cli.run(["train", *{arguments!r}]), "torch" in sys.modules)
+"""
+    result = python(code)
+    assert result.stdout == "2 False\n", result
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+
+
+def test_missing_data_are_named_with_the_places_and_the_remedy(deephash):
+    message = refused(deephash("train", "dataset=cifar10", *QUICK), code=3)
+    assert "data/cifar10" in message
+    assert os.environ["DEEPHASH_CACHE_DIR"] in message
+    assert "dataset.download=true" in message
+    assert "dataset.root=<folder>" in message
+
+
+def test_a_folder_that_is_not_there(deephash):
+    message = refused(deephash("train", "dataset=image_folder", "dataset.root=nowhere", *QUICK), code=3)
+    assert "dataset.root=nowhere is not a folder" in message
+
+
+def test_a_run_folder_that_holds_something(deephash, photos):
+    Path("full").mkdir()
+    Path("full/thesis.tex").write_text("years of work")
+    message = refused(deephash("train", *photos, "run_dir=full"))
+    assert "run_dir=full is not empty" in message
+    assert [file.name for file in Path("full").iterdir()] == ["thesis.tex"]
+
+
+def test_a_run_folder_that_is_a_file(deephash, photos):
+    Path("file").write_text("")
+    refused(deephash("train", *photos, "run_dir=file"))
+    refused(deephash("train", *photos, "runs=file"))
+    refused(deephash("train", "-m", *photos, "runs=file", "seed=0,1"))
+
+
+def test_a_read_only_folder_is_refused_before_any_work(photos, tmp_path):
+    """Root may write anywhere, so a test as root gives that up first."""
+    place = tmp_path / "locked"
+    place.mkdir(mode=0o555)
+    code = f"""
+from deephash_cli.cli import main as cli
+print(cli.run(["train", *{photos!r}, "runs={place}/runs"]))
+print(cli.run(["train", *{photos!r}, "run_dir={place}/run"]))
+print(cli.run(["train", "-m", "seed=0,1", *{photos!r}, "runs={place}/runs"]))
+"""
+    drop = []
+    if os.getuid() == 0:
+        if not shutil.which("setpriv"):
+            pytest.skip("root without setpriv cannot give up its right to write anywhere")
+        drop = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
+    result = python(code, drop)
+    assert result.stdout == "2\n2\n2\n", result
+    assert "Traceback" not in result.stderr
+    assert result.stderr.count("is read-only; set runs=<folder> or run_dir=<folder>\n") == 3
+    assert list(place.iterdir()) == []
+
+
+def test_a_bug_keeps_its_traceback(deephash, photos, monkeypatch):
+    from deephash_cli.commands import train
+
+    def broken(*_, **__):
+        raise ZeroDivisionError("nobody thought of this")
+
+    monkeypatch.setattr(train, "make_split", broken)
+    result = deephash("train", *photos)
+    assert result.code == 1
+    assert "Traceback" in result.err
+    assert "ZeroDivisionError: nobody thought of this" in result.err
+
+
+def test_ctrl_c_between_the_lines(deephash, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "print_help", interrupted)
+    assert deephash().code == 130
+
+
+def test_signal_handlers_are_put_back(deephash, photos):
+    import signal
+
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGPIPE)]
+    assert deephash("eval", "run=nowhere").code == 4
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGPIPE)] == before
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_is_a_choice_that_the_command_line_knows(method):
+    config = checking.check("train", [f"method={method}"], None, multirun=False)
+    assert config.method == method
+
+
+# Fuzzing
+
+KEYS = st.sampled_from(
+    ["bits", "seed", "method", "dataset", "trainer", "trainer.max_epochs", "optimizer.lr", "metrics.ks", "run_dir",
+     "resume", "group", "dataset.root", "loader", "hydra.job.name", "hydra/launcher", "experiment", "logger", "x", "",
+     "bits.x", "model.network", "allowed_targets", "model.network.backbone.weights"]
+)  # fmt: skip
+TEXTS = st.text("abc012-+.,:'\"\\()[]{}$ =~@/*?!#%\n\t\x00é", max_size=12)
+VALUES = st.one_of(
+    TEXTS,
+    st.text(max_size=8),
+    st.integers().map(str),
+    st.floats().map(str),
+    st.sampled_from(["null", "true", "[]", "{}", "[1,2]", "{a:1}", "12", "dpsh", "cpu", "${seed}", "${x}", "${seed",
+                     "${oc.env:HOME}", "choice(1,2)", "range(1,3)", "glob(*)", "interval(0,1)", "auto", "1,2", "'48'",
+                     "shuffle(12,24)", "int('1')", "../trainer/cpu", "[dpsh]", "${oc.decode:'[1'}", "${.}"]),
+)  # fmt: skip
+OVERRIDES = st.one_of(
+    st.tuples(st.sampled_from(["", "", "+", "++", "~"]), KEYS, st.sampled_from(["=", "=", ""]), VALUES).map("".join),
+    TEXTS,
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.sampled_from(["train", "eval"]), st.lists(OVERRIDES, min_size=1, max_size=3), st.booleans())
+@example("train", ["bits=\x00"], False)
+@example("train", ["dataset=" + "a" * 300], False)
+@example("train", ["-x=1"], False)
+@example("train", ["method=[dpsh]"], False)
+@example("train", ["trainer@x=cpu"], False)
+@example("train", ["~trainer=auto"], False)
+@example("train", ["seed=glob(*)"], True)
+@example("eval", ["ks=choice(1)"], True)
+def test_no_command_gives_a_traceback(verb, overrides, multirun):
+    import contextlib
+
+    with contextlib.suppress(ConfigError):
+        checking.check(verb, [cli.normalize(override) for override in overrides], None, multirun)
+
+
+@pytest.mark.slow
+def test_a_screen_that_knows_neither_colours_nor_unicode_and_is_narrow(photos):
+    """The table of a sweep has a plus-minus sign."""
+    command = ["deephash", "train", "-m", "seed=0,1", "bits=8", *photos]
+    code = f"import sys; from deephash_cli.cli import main as cli; sys.argv = {command!r}"
+    plain = {"PYTHONIOENCODING": "ascii", "NO_COLOR": "1", "TERM": "dumb", "COLUMNS": "60", "LC_ALL": "C"}
+    result = python(f"{code}; cli.main()", **plain)
+    assert result.returncode == 0, result
+    assert result.stderr == ""
+    assert "\x1b" not in result.stdout
+    assert re.search(r"\d\.\d{4} \?", result.stdout)

@@ -1,0 +1,298 @@
+"""Codes of any images: the same as the run's own, whatever the order, the interruptions, the number of processes."""
+
+import csv
+import io
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import write_photos
+from PIL import Image
+
+from deephash_cli import runs
+from deephash_cli.data.dataset import MAX_PIXELS
+from deephash_cli.files import read_json
+from deephash_cli.retrieval.codes import CodeSet, join_databases, open_side, save_database
+
+FAST = ("num_workers=0", "accelerator=cpu")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file of a folder, also the hidden ones."""
+    return {file.relative_to(folder).as_posix(): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def codes_of_run(run: Path) -> dict[str, bytes]:
+    sides = [open_side(run / runs.CODES, side) for side in ("query", "database")]
+    return {name: side.packed[i].tobytes() for side in sides for i, name in enumerate(side.ids)}
+
+
+def write_bad(folder: Path, kind: str) -> None:
+    """An image file that is unusual or broken in one way."""
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 30, 3)).astype(np.uint8)
+    image, file = Image.fromarray(pixels), folder / f"{kind}.jpg"
+    if kind == "truncated":
+        image.save(file)
+        file.write_bytes(file.read_bytes()[:400])
+    elif kind == "html":
+        file.write_text("<html>404</html>")
+    elif kind == "empty":
+        file.touch()
+    elif kind == "cmyk":
+        image.convert("CMYK").save(file)
+    elif kind == "sixteen":
+        Image.fromarray(pixels[..., 0].astype(np.uint16) * 256).save(folder / "sixteen.png")
+    elif kind == "rotated":
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        image.save(file, exif=exif)
+    else:
+        assert kind == "bomb"
+        Image.new("1", (10_000, MAX_PIXELS // 10_000 + 1)).save(folder / "bomb.png")
+
+
+UNREADABLE, READABLE = ("truncated", "html", "empty", "bomb"), ("cmyk", "sixteen", "rotated")
+
+
+@pytest.fixture
+def encode(deephash, hashed):
+    def call(*arguments):
+        return deephash("encode", f"run={hashed.run}", *FAST, *arguments)
+
+    return call
+
+
+def test_the_codes_of_a_run_come_out_again(encode, hashed):
+    result = encode(f"input={hashed.photos}", "output=codes", "shard_size=25", "batch_size=7")
+    assert (result.code, result.err) == (0, "")
+    assert "codes of 60 images, 12 bits: codes" in result.out
+    made, expected = open_side(Path("codes")), codes_of_run(hashed.run)
+    assert list(made.ids) == sorted(expected)
+    assert [code.tobytes() for code in made.packed] == [expected[name] for name in made.ids]
+    assert made.manifest["provenance"]["method"] == "itq"
+    assert {file.name for file in Path("codes").iterdir()} == {
+        "encode.json", "database.npy", "database_labels.npy", "database_ids.txt", "manifest.json", "skipped.csv"
+    }  # fmt: skip
+
+
+def test_a_second_time_nothing_is_made(encode, hashed):
+    settings = (f"input={hashed.photos}", "output=codes")
+    assert encode(*settings).code == 0
+    before = {file: file.stat().st_mtime_ns for file in Path("codes").iterdir()}
+    assert encode(*settings).code == 0
+    assert {file: file.stat().st_mtime_ns for file in Path("codes").iterdir()} == before
+
+
+def test_shards_in_any_order_give_the_same_bytes(encode, hashed):
+    settings = (f"input={hashed.photos}", "shard_size=25")
+    assert encode(*settings, "output=whole").code == 0
+    result = encode(*settings, "output=parts", "shards=[2]")
+    assert "1 of 3 shards are in parts, 2 are missing" in result.out
+    assert encode(*settings, "output=parts", "shards=[0]").code == 0
+    assert not Path("parts/manifest.json").exists()
+    assert "codes of 60 images" in encode(*settings, "output=parts", "shards=[1]").out
+    assert contents(Path("parts")) == contents(Path("whole"))
+
+
+def test_a_damaged_shard_is_made_again(encode, hashed):
+    settings = (f"input={hashed.photos}", "shard_size=25")
+    encode(*settings, "output=whole")
+    encode(*settings, "output=parts", "shards=[0,1]")
+    file = Path("parts/shards/000001/database.npy")
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    result = encode(*settings, "output=parts")
+    assert result.err.startswith("warning: made again:")
+    assert contents(Path("parts")) == contents(Path("whole"))
+    joined = Path("parts/database_ids.txt")
+    joined.write_text(joined.read_text().replace("bag/000.jpg", "bag/00x.jpg"))
+    assert "made again" in encode(*settings, "output=parts").err
+    assert contents(Path("parts")) == contents(Path("whole"))
+
+
+def test_images_that_cannot_be_read_are_left_out_and_listed(encode, hashed, tmp_path):
+    photos = shutil.copytree(hashed.photos, tmp_path / "all")
+    for kind in UNREADABLE + READABLE:
+        write_bad(photos / "bag", kind)
+    result = encode(f"input={photos}", "output=codes", "shard_size=25", "bad_images=skip")
+    assert result.code == 0
+    assert result.err == "warning: 4 images could not be read and are left out: codes/skipped.csv says why\n"
+    made = open_side(Path("codes"))
+    names = {f"bag/{kind}.{'png' if kind in ('bomb', 'sixteen') else 'jpg'}" for kind in UNREADABLE + READABLE}
+    left_out = {row["id"]: row["reason"] for row in csv.DictReader(io.StringIO(Path("codes/skipped.csv").read_text()))}
+    assert left_out.keys() == {name for name in names if name[4:-4] in UNREADABLE}
+    assert "pixels, more than" in left_out["bag/bomb.png"]
+    assert set(made.ids) == {*codes_of_run(hashed.run), *names} - left_out.keys()
+    expected = codes_of_run(hashed.run)
+    for name, code in zip(made.ids, made.packed, strict=True):
+        assert code.tobytes() == expected.get(name, code.tobytes())  # nothing has moved
+
+
+def test_or_it_stops_at_the_first(encode, hashed, tmp_path):
+    photos = shutil.copytree(hashed.photos, tmp_path / "all")
+    write_bad(photos / "coat", "html")
+    settings = (f"input={photos}", "output=codes", "shard_size=20")
+    result = encode(*settings)
+    assert result.code == 3
+    assert result.err.count("\n") == 1
+    assert "coat/html.jpg cannot be read" in result.err
+    assert "bad_images=skip leaves out such files" in result.err
+    assert len(list(Path("codes/shards").iterdir())) >= 2  # nothing that was done is lost
+    (photos / "coat" / "html.jpg").unlink()
+    write_photos(tmp_path / "more", classes=("coat",), each=1)
+    shutil.copy(tmp_path / "more/coat/000.jpg", photos / "coat" / "html.jpg")
+    assert encode(*settings).code == 0
+
+
+def test_none_can_be_read(encode, tmp_path):
+    (tmp_path / "photos").mkdir()
+    write_bad(tmp_path / "photos", "html")
+    result = encode(f"input={tmp_path / 'photos'}", "output=codes", "bad_images=skip")
+    assert result.code == 3
+    assert "none of the 1 images can be read; the first: html.jpg" in result.err
+
+
+def test_a_list_and_a_data_set(encode, hashed):
+    Path("list.txt").write_text("coat/003.jpg\nbag/000.jpg\n")
+    assert encode("input=list.txt", f"root={hashed.photos}", "output=listed").code == 0
+    assert list(open_side(Path("listed")).ids) == ["coat/003.jpg", "bag/000.jpg"]
+    result = encode("dataset=image_folder", f"dataset.root={hashed.photos}", "output=labelled")
+    assert result.code == 0
+    labelled = open_side(Path("labelled"))
+    assert labelled.manifest["provenance"]["class_names"] == ["bag", "boot", "coat"]
+    assert labelled.labels.sum(axis=0).tolist() == [20, 20, 20]
+
+
+def test_vectors(deephash, tmp_path):
+    rng = np.random.default_rng(0)
+    np.save("x.npy", rng.standard_normal((80, 16)).astype(np.float32))
+    data = ("dataset=vectors", "dataset.vectors=x.npy")
+    assert deephash("train", "method=lsh", "bits=12", *data, "logger=none", "run_dir=run").code == 0
+    Path("x.npy").rename("y.npy")  # what the run learned from need not be where it was
+    result = deephash("encode", "run=run", "input=y.npy", "output=codes")
+    assert (result.code, result.err) == (0, "")
+    made, expected = open_side(Path("codes")), codes_of_run(Path("run"))
+    assert [code.tobytes() for code in made.packed] == [expected[name] for name in made.ids]
+    np.save("z.npy", rng.standard_normal((8, 9)).astype(np.float32))
+    assert "does not fit z.npy" in deephash("encode", "run=run", "input=z.npy", "output=other").err.replace(
+        f"{Path.cwd()}/", ""
+    )
+
+
+def test_there_can_be_more_shards_than_open_files(tmp_path):
+    rng = np.random.default_rng(0)
+    parts = [tmp_path / f"{number}" for number in range(60)]
+    for number, part in enumerate(parts):
+        side = CodeSet(
+            rng.integers(0, 256, (2, 2)).astype(np.uint8), 16, np.zeros((2, 0), np.uint8), [f"{number}a", f"{number}b"]
+        )
+        save_database(part, side, {})
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with Path(os.devnull).open() as next_file:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (next_file.fileno() + 20, before[1]))
+    try:
+        join_databases(tmp_path / "all", parts, {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    joined = open_side(tmp_path / "all")
+    assert list(joined.ids) == [f"{number}{letter}" for number in range(60) for letter in "ab"]
+    assert joined.packed.tolist() == [row for part in parts for row in open_side(part).packed.tolist()]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "sentence"),
+    [
+        (["output=c"], 2, "needs input=<folder, list or vectors.npy>, or dataset=<name>, got neither"),
+        (["input=x"], 2, "needs output=<folder>"),
+        (["input=nowhere", "output=c"], 3, "it does not exist (a data set by its name is dataset=<name>)"),
+        (["input={photos}", "output={photos}"], 2, "is not empty and holds no encode.json"),
+        (["input={photos}", "output=c", "shards=[9]"], 2, "shards must be between 0 and 0, got 9"),
+        (["input={photos}", "output=c", "shards=[x]"], 2, "shards must be a list of whole numbers"),
+        (["input={photos}", "output=c", "bad_images=ask"], 2, "bad_images must be stop or skip, got ask"),
+        (["input=x.npy", "output=c"], 2, "encodes images, and the input holds vectors"),
+    ],
+)
+def test_what_cannot_work_is_said_in_one_sentence(encode, hashed, arguments, code, sentence):
+    np.save("x.npy", np.zeros((3, 4), np.float32))
+    result = encode(*(argument.format(photos=hashed.photos) for argument in arguments))
+    assert result.code == code
+    assert sentence in result.err
+    assert result.err.startswith("error: ")
+    assert result.err.count("\n") == 1
+
+
+def test_another_input_does_not_get_into_the_same_folder(encode, hashed):
+    assert encode(f"input={hashed.photos}", "output=codes").code == 0
+    result = encode(f"input={hashed.photos / 'bag'}", "output=codes")
+    assert result.code == 2
+    assert "begun with other settings or another input (images, ids differ)" in result.err
+
+
+def test_a_run_that_was_changed_after_its_codes_is_refused(deephash, hashed, tmp_path):
+    run = shutil.copytree(hashed.run, tmp_path / "run")
+    manifest = run / "codes" / "manifest.json"
+    digest = read_json(manifest)["provenance"]["checkpoint"]["sha256"]
+    manifest.write_text(manifest.read_text().replace(digest, "0" * 64))
+    result = deephash("encode", f"run={run}", f"input={hashed.photos}", "output=codes", *FAST)
+    assert result.code == 4
+    assert "is not the checkpoint that the codes" in result.err
+    manifest.unlink()
+    assert "has no codes yet" in deephash("encode", f"run={run}", f"input={hashed.photos}", "output=c").err
+
+
+def test_a_run_folder_cannot_have_code_executed(deephash, hashed, tmp_path):
+    run = shutil.copytree(hashed.run, tmp_path / "run")
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace("deephash_cli.models.small_cnn", "os.getcwd"))
+    result = deephash("encode", f"run={run}", f"input={hashed.photos}", "output=codes", *FAST)
+    assert result.code == 2
+    assert "which is none of the parts that deephash trusts" in result.err
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-c", "from deephash_cli.cli.main import main; main()", "encode", *arguments]
+
+
+@pytest.mark.slow
+def test_killed_five_times_it_gives_the_same_bytes(encode, hashed, tmp_path):
+    photos = write_photos(tmp_path / "photos", each=200)
+    for number, kind in enumerate(4 * (UNREADABLE[:2] + READABLE)):
+        (photos / f"more{number}").mkdir()
+        write_bad(photos / f"more{number}", kind)
+    settings = (f"input={photos}", "shard_size=20", "batch_size=5", "bad_images=skip", "num_workers=1")
+    assert encode(*settings, "output=whole").code == 0
+    call = command(f"run={hashed.run}", "accelerator=cpu", *settings, "output=killed")
+    random.seed(0)
+    kills = 0
+    while kills < 5:
+        process = subprocess.Popen(call, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        done = len(list(Path("killed").glob("shards/0*")))
+        while process.poll() is None and len(list(Path("killed").glob("shards/0*"))) < done + random.randint(1, 4):
+            time.sleep(0.002)
+        assert process.poll() is None, "it was to be killed in the middle"
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        kills += 1
+    assert not Path("killed/manifest.json").exists()
+    subprocess.run(call, check=True, timeout=100, capture_output=True)
+    assert contents(Path("killed")) == contents(Path("whole"))
+
+
+@pytest.mark.slow
+def test_ray_and_several_processes_give_the_same_bytes(encode, hashed):
+    settings = (f"input={hashed.photos}", "shard_size=8")
+    assert encode(*settings, "output=plain").code == 0
+    # in a process of its own: Ray has warnings that are errors here
+    call = command(f"run={hashed.run}", *FAST, *settings, "output=ray", "launcher=ray", "workers=2")
+    done = subprocess.run(call, timeout=250, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert contents(Path("ray")) == contents(Path("plain"))
+    assert encode(*settings, "output=two", "devices=2").code == 0
+    assert contents(Path("two")) == contents(Path("plain"))

@@ -1,0 +1,205 @@
+"""``deephash eval``: the same numbers from the codes on disk, without torch, and no numbers from damaged codes."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import QUICK, write_photos
+
+from deephash_cli import runs
+from deephash_cli.cli import main as cli
+from deephash_cli.retrieval.codes import CodeSet, load_codes, pack, save_codes
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run that nobody changes."""
+    place = tmp_path_factory.mktemp("trained")
+    photos = write_photos(place / "photos")
+    folder = place / "run"
+    command = ["dataset=image_folder", f"dataset.root={photos}", *QUICK, "bits=12", f"run_dir={folder}"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        patch.setenv("DEEPHASH_CACHE_DIR", str(place / "cache"))
+        assert cli.run(["train", *command]) == 0
+    return folder
+
+
+@pytest.fixture
+def run(trained, tmp_path):
+    """A copy of it."""
+    return Path(shutil.copytree(trained, tmp_path / "elsewhere" / "moved run"))
+
+
+def test_the_numbers_are_those_of_the_training_to_the_last_digit(deephash, trained):
+    result = deephash("eval", f"run={trained}", "output=again.json")
+    assert result.code == 0, result
+    assert Path("again.json").read_bytes() == (trained / runs.METRICS).read_bytes()
+    metrics = json.loads(Path("again.json").read_text())
+    for name in ("map", "map_stable", "empty_ball_rate"):
+        assert repr(metrics[name]) in result.out
+    assert f"{metrics['queries']} queries, {metrics['database']} database items" in result.out
+
+
+def test_from_the_codes_alone(deephash, trained, tmp_path):
+    shutil.copytree(trained / runs.CODES, tmp_path / "only codes")
+    result = deephash("eval", f"codes='{tmp_path / 'only codes'}'", "output=again.json")
+    assert result.code == 0, result
+    assert Path("again.json").read_bytes() == (trained / runs.METRICS).read_bytes()
+
+
+def test_a_run_that_was_moved(deephash, trained, run):
+    shutil.rmtree(run / runs.CHECKPOINTS)
+    result = deephash("eval", f"run='{run}'", "output=again.json")
+    assert result.code == 0, result
+    assert Path("again.json").read_bytes() == (trained / runs.METRICS).read_bytes()
+
+
+def test_it_writes_nothing_unless_asked_to(deephash, trained):
+    before = {file: file.stat().st_mtime_ns for file in trained.rglob("*")}
+    assert deephash("eval", f"run={trained}").code == 0
+    assert {file: file.stat().st_mtime_ns for file in trained.rglob("*")} == before
+    assert list(Path().iterdir()) == []
+
+
+def test_it_needs_no_torch(trained):
+    code = f"""
+import sys
+from deephash_cli.cli import main as cli
+code = cli.run(["eval", "run={trained}"])
+print(code, sorted({{name.split(".")[0] for name in sys.modules}} & {{"torch", "pytorch_lightning", "wandb", "timm"}}))
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=os.environ)
+    assert result.stdout.splitlines()[-1] == "0 []", result
+
+
+def test_other_cut_offs(deephash, trained):
+    result = deephash("eval", f"run={trained}", "output=m.json", "ks=[7,3,3]", "map_at=[10]", "radius=3")
+    assert result.code == 0, result
+    metrics = json.loads(Path("m.json").read_text())
+    before = json.loads((trained / runs.METRICS).read_text())
+    assert list(metrics["precision_at_k"]) == list(metrics["recall_at_k"]) == ["3", "7"]
+    assert "map_at_10" in metrics
+    assert "precision_within_3" in metrics
+    assert "precision_within_2" not in metrics
+    assert metrics["map"] == before["map"]
+    assert metrics["pr_by_radius"] == before["pr_by_radius"]
+
+
+def test_cut_offs_beyond_the_database_are_flagged(deephash, trained):
+    assert deephash("eval", f"run={trained}", "output=m.json", "ks=[1,1000000000000]", "radius=0").code == 0
+    metrics = json.loads(Path("m.json").read_text())
+    assert metrics["k_beyond_database"] == [1000000000000]
+    assert metrics["recall_at_k"]["1000000000000"] == pytest.approx(1)
+
+
+@pytest.mark.parametrize("file", ["query.npy", "query_labels.npy", "query_ids.txt", "database.npy", "manifest.json"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "empty", "gone"])
+def test_damaged_codes_give_no_numbers(deephash, run, file, damage):
+    path = run / runs.CODES / file
+    content = bytearray(path.read_bytes())
+    if damage == "flip":
+        position = 5 if file == "manifest.json" else -3
+        content[position] ^= 1
+        path.write_bytes(content)
+    elif damage == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(content[: -5 if damage == "cut" else 0])
+    result = deephash("eval", f"run='{run}'", "output=m.json")
+    assert result.code == 4, result
+    assert result.err.startswith("error: ")
+    assert result.err.count("\n") == 1
+    assert file in result.err
+    assert not Path("m.json").exists()
+
+
+@pytest.mark.parametrize("argument", ["run=nowhere", "codes=nowhere", "run=.", "codes=."])
+def test_what_is_no_run_and_what_are_no_codes(deephash, argument):
+    result = deephash("eval", argument)
+    assert result.code == 4
+    assert result.err.startswith("error: ")
+    assert result.err.count("\n") == 1
+
+
+def test_codes_of_unknown_origin_are_refused_in_one_sentence(deephash, tmp_path):
+    """Another program may write the format, but must say what the numbers will be of."""
+    codes = CodeSet(pack(np.eye(4, 8, dtype=bool)), 8, np.eye(4, 2, dtype=np.uint8), list("abcd"))
+    for provenance in ({}, {"provenance": None, "evaluation": []}, {"provenance": {"method": "x"}, "evaluation": "ks"}):
+        save_codes(tmp_path / "codes", codes, codes, provenance)
+        result = deephash("eval", f"codes={tmp_path / 'codes'}")
+        assert result.code == 4
+        assert "manifest.json must give" in result.err
+
+
+@pytest.mark.parametrize(("kept", "typed", "left_out"), [
+    (None, None, False), ("zero", None, False), ("skip", None, True), (None, "skip", True), ("skip", "zero", False),
+])  # fmt: skip
+def test_what_becomes_of_queries_without_a_relevant_item(deephash, tmp_path, kept, typed, left_out):
+    """As the manifest says, unless the command does; manifests of before there was a choice say nothing."""
+    codes = np.eye(4, 8, dtype=bool)
+    query = CodeSet(pack(codes), 8, np.array([[1, 0], [1, 0], [0, 1], [0, 1]], np.uint8), list("abcd"))
+    database = CodeSet(pack(codes), 8, np.array([[1, 0]] * 4, np.uint8), list("efgh"))
+    facts = {
+        "method": "m",
+        "module": {},
+        "model": "m",
+        "dataset": "d",
+        "split": {"name": "s", "sha256": "0"},
+        "seed": 0,
+    }
+    evaluation = {"ks": [1], "map_at": [], "radius": 2, **({"zero_hits": kept} if kept else {})}
+    save_codes(tmp_path / "codes", query, database, {"provenance": facts, "evaluation": evaluation})
+    arguments = [f"zero_hits={typed}"] if typed else []
+    result = deephash("eval", f"codes={tmp_path / 'codes'}", "output=m.json", *arguments)
+    assert result.code == 0, result
+    metrics = json.loads(Path("m.json").read_text())
+    assert metrics["queries_without_relevant"] == 2
+    assert metrics["map"] == (1 if left_out else 0.5)
+    assert f"2 queries: {metrics['policies']['zero_hits']}" in result.out
+    assert "source" not in metrics
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"zero_hits": "ignore"},
+        {"zero_hits": []},
+        {"ks": 5},
+        {"ks": [0]},
+        {"map_at": ["1"]},
+        {"radius": 1.5},
+        {"radius": -1},
+    ],
+)
+def test_a_manifest_that_was_edited(deephash, run, change):
+    path = run / runs.CODES / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["evaluation"] |= change
+    path.write_text(json.dumps(manifest))
+    result = deephash("eval", f"run='{run}'", "output=m.json")
+    assert result.code == 4, result
+    assert "manifest.json must give under evaluation lists ks and map_at" in result.err
+    assert result.err.count("\n") == 1
+    assert not Path("m.json").exists()
+
+
+def test_a_place_where_nothing_can_be_written(deephash, trained):
+    result = deephash("eval", f"run={trained}", "output=nowhere/m.json")
+    assert result.code == 4
+    assert "could not write nowhere/m.json" in result.err
+
+
+def test_the_manifest_says_all_that_is_needed(trained):
+    query, database, manifest = load_codes(trained / runs.CODES)
+    assert (query.n, database.n, query.bits) == (6, 54, 12)
+    assert manifest["provenance"]["method"] == "dpsh"
+    split = json.loads((trained / runs.SPLIT).read_text())
+    assert manifest["provenance"]["split"]["sha256"] == split["sha256"]
+    assert query.ids == split["query"]
+    assert database.ids == split["database"]

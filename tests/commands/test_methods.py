@@ -1,0 +1,128 @@
+"""``deephash methods``: the table and the pages, and that nothing in them can rot."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import METHODS
+from hydra.utils import get_class
+from omegaconf import OmegaConf
+
+from deephash_cli import choices
+from deephash_cli.commands.methods import catalogue, document, page
+from deephash_cli.methods.base import ShallowHasher
+
+ENTRIES = {entry.name: entry for entry in catalogue(None)}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_is_read_from_the_source_is_what_the_class_says(method):
+    entry = ENTRIES[method]
+    config = OmegaConf.load(choices.CONF_DIR / "method" / f"{method}.yaml")
+    found = get_class(config.module._target_)
+    assert entry.supervision == found.supervision
+    assert (entry.inputs == "features") == issubclass(found, ShallowHasher)
+    assert entry.file == f"deephash_cli/methods/{method}.py"
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_cites_a_paper_and_gives_its_equation(method):
+    entry = ENTRIES[method]
+    assert 1990 < int(entry.year) < 2100
+    assert all(len(text) > 3 for text in (entry.paper, entry.authors, entry.venue))
+    assert re.search(r"^ {4}\S", entry.text, re.MULTILINE)  # an indented equation
+
+
+def test_the_table_lists_every_method(deephash):
+    result = deephash("methods")
+    assert (result.code, result.err) == (0, "")
+    lines = [line for line in result.out.splitlines() if line.startswith("│ ")]
+    rows = {line.split()[1]: line for line in lines if line.split()[1] != "│"}
+    assert set(METHODS) <= set(rows)
+    assert "no labels" in rows["itq"]
+    assert "features" in rows["itq"]
+    assert "images or features" in rows["dpsh"]
+    assert "2016" in rows["dpsh"]
+
+
+def test_a_page_has_paper_equation_and_settings(deephash):
+    result = deephash("methods", "dpsh")
+    assert result.code == 0
+    assert "(Li, Wang and Kang, IJCAI 2016)" in result.out
+    assert "t_ij = <u_i, u_j> / 2" in result.out
+    assert "quantization_weight: 0.1" in result.out  # of the loss, which has a file of its own
+    assert result.out.strip() == page(ENTRIES["dpsh"]).strip()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["methods", "tiq"], "there is no method 'tiq'; did you mean 'itq'?"),
+        (["methods", "itq", "lsh"], "deephash methods takes the name of one method, got itq lsh"),
+        (["methods", "-m"], "deephash methods has no sweeps"),
+        (["methods", "--config-dir", "nowhere"], "--config-dir nowhere is not a folder"),
+    ],
+)
+def test_what_cannot_be_listed_is_said(deephash, arguments, message):
+    result = deephash(*arguments)
+    assert result.code == 2
+    assert message in result.err
+
+
+def test_a_method_of_the_users_own_is_listed(deephash, tmp_path, monkeypatch):
+    (tmp_path / "method").mkdir()
+    (tmp_path / "method" / "mine.yaml").write_text("# @package _global_\nmodule:\n  _target_: my_package.mine.Mine\n")
+    (tmp_path / "method" / "lost.yaml").write_text("# @package _global_\nmodule:\n  _target_: my_package.lost.Lost\n")
+    package = tmp_path / "code" / "my_package"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "mine.py").write_text(
+        '"""MINE: My Own Hashing (Doe and Roe, CVPR 2031)."""\n'
+        "from deephash_cli.methods import base\n"
+        'class Mine(base.ShallowHasher):\n    supervision = "pairs"\n    raise SystemExit("imported")\n'
+    )
+    monkeypatch.syspath_prepend(tmp_path / "code")
+    result = deephash("methods", "--config-dir", str(tmp_path))
+    assert result.code == 0
+    assert "My Own Hashing (Doe and Roe, CVPR)" in result.out
+    assert "there is no module my_package.lost" in result.out
+    mine = catalogue(tmp_path)[-1]
+    assert (mine.supervision, mine.inputs, mine.year) == ("pairs", "features", "2031")
+
+
+def test_what_a_method_learns_from_and_on_is_inherited(tmp_path, monkeypatch):
+    """Over files, whatever the names of the classes; a class that is only called like ours is another one."""
+    (tmp_path / "method").mkdir()
+    for name, base in (
+        ("direct", "from deephash_cli.methods.itq import ITQ as Start\n"),
+        ("second", "import direct as d\nStart = None\nfrom direct import Direct as Start\n"),
+        ("deep", "from deephash_cli.methods.dpsh import DPSH as Start\n"),
+        ("namesake", "class ShallowHasher:\n    supervision = 'pairs'\nStart = None\n"),
+    ):
+        ancestor = "ShallowHasher" if name == "namesake" else "Start"
+        (tmp_path / f"{name}.py").write_text(f"{base}\nclass {name.title()}({ancestor}):\n    pass\n")
+        yaml = f"# @package _global_\nmodule:\n  _target_: {name}.{name.title()}\n"
+        (tmp_path / "method" / f"{name}.yaml").write_text(yaml)
+    monkeypatch.syspath_prepend(tmp_path)
+    entries = {entry.name: (entry.supervision, entry.inputs) for entry in catalogue(tmp_path)}
+    assert entries["direct"] == entries["second"] == ("none", "features")
+    assert entries["deep"] == entries["namesake"] == ("pairs", "images")
+
+
+def test_a_method_without_a_class_is_refused(deephash, tmp_path):
+    (tmp_path / "method").mkdir()
+    (tmp_path / "method" / "mine.yaml").write_text("loss: null\n")
+    result = deephash("methods", "--config-dir", str(tmp_path))
+    assert result.code == 2
+    assert "mine.yaml must give a class under module._target_" in result.err
+
+
+def test_the_table_needs_no_torch():
+    code = "import sys; from deephash_cli.cli.main import run; run(['methods']); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60).returncode == 0
+
+
+def test_the_document_is_up_to_date():
+    assert (Path(__file__).parents[2] / "docs" / "methods.md").read_text() == document(), "make docs writes it anew"

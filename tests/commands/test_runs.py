@@ -1,0 +1,154 @@
+"""``deephash runs``: every run on a line, whatever became of it; which are listed, in which order."""
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import pytest
+from conftest import QUICK
+from rich.console import Console
+from rich.text import Text
+from synthetic import write_run
+
+from deephash_cli import runs
+from deephash_cli.commands import runs as listing
+
+
+@pytest.fixture
+def some():
+    """Runs of every kind under ``runs``."""
+    times = {"started": "2026-01-03T00:00:00+00:00", "ended": "2026-01-03T00:01:30+00:00"}
+    write_run("runs/a", value=0.25, record=times)
+    data = {"name": "toys", "protocol": "s1"}
+    write_run("runs/b", method="itq", bits=24, value=0.75, changes={"dataset": data})
+    failed = {"status": "failed", "error": "no space left", "started": "2026-01-02T00:00:00+00:00"}
+    write_run("runs/c", method="itq", bits=48, seed=3, record=failed)
+    write_run("runs/d", changes={"optimizer": {"lr": 0.01}}, record={"status": "running"})
+    for name in "cd":
+        Path(f"runs/{name}/metrics.json").unlink()
+    Path("runs/d/metrics.jsonl").write_text('{"step": 40, "epoch": 0.0}\n{"step": 80, "epoch": 1.0}\n')
+
+
+def listed(deephash, *arguments):
+    result = deephash("runs", *arguments, "--format", "json")
+    assert (result.code, result.err) == (0, "")
+    return json.loads(result.out)
+
+
+def names(deephash, *arguments):
+    return [Path(run["run"]).name for run in listed(deephash, *arguments)]
+
+
+@pytest.mark.usefixtures("some")
+def test_every_run_says_what_has_become_of_it(deephash):
+    found = {Path(run["run"]).name: run for run in listed(deephash)}
+    assert found["a"] == {
+        "status": "finished", "method": "dpsh", "dataset": None, "bits": 12, "seed": 0, "map": 0.25,
+        "started": "2026-01-03T00:00:00+00:00", "minutes": 1.5, "run": "runs/a", "note": "",
+    }  # fmt: skip
+    assert found["b"]["dataset"] == "toys s1"
+    assert (found["c"]["status"], found["c"]["map"], found["c"]["note"]) == ("failed", None, "no space left")
+    assert (found["d"]["status"], found["d"]["note"]) == ("interrupted", "epoch 2 of 3")
+
+    run = runs.Run(Path("runs/d"))
+    assert listed(deephash, "status=running")[0]["run"] == "runs/d"
+    run.close()
+
+
+@pytest.mark.usefixtures("some")
+@pytest.mark.parametrize(
+    ("wanted", "expected"),
+    [
+        (("method=itq",), "bc"),
+        (("method=itq,dpsh", "status=finished"), "ab"),
+        (("bits=12,48",), "acd"),
+        (("optimizer.lr=1e-2",), "d"),
+        (("dataset=toys",), "b"),
+        (("dataset=toys s1",), "b"),
+        (("dataset.protocol=s1",), "b"),
+        (("status=running",), ""),
+        (("runs/a", "runs/b", "seed=0"), "ab"),
+    ],
+)
+def test_only_those_with_a_value(deephash, wanted, expected):
+    assert sorted(names(deephash, *wanted)) == list(expected)
+
+
+@pytest.mark.usefixtures("some")
+def test_in_some_order(deephash):
+    assert names(deephash)[-2:] == ["c", "a"]
+    assert names(deephash, "--sort", "map")[-2:] == ["a", "b"]
+    assert names(deephash, "--sort", "map", "--reverse")[:2] == ["b", "a"]
+    assert names(deephash, "--sort", "bits")[-1] == "c"
+
+
+@pytest.mark.usefixtures("some")
+def test_the_table_and_the_csv_have_the_same_runs(deephash):
+    table = deephash("runs").out
+    assert "4 of 4 runs: 2 finished, 1 failed, 1 interrupted; times are UTC" in table
+    assert "no space left" in table
+    assert "0.7500" in table
+    lines = list(csv.DictReader(io.StringIO(deephash("runs", "--format", "csv").out)))
+    assert [line["run"] for line in lines] == [run["run"] for run in listed(deephash)]
+    assert [line["bits"] for line in lines] == [str(run["bits"]) for run in listed(deephash)]
+
+
+@pytest.mark.usefixtures("some")
+def test_a_narrow_terminal_has_where_a_run_is_on_a_line_of_its_own(monkeypatch):
+    for width, expected in ((60, "\n    runs/c: no space left\n"), (200, "  runs/c: no space left\n")):
+        screen = io.StringIO()
+        monkeypatch.setattr(listing, "console", Console(file=screen, force_terminal=True, width=width))
+        listing.list_runs([Path("runs")], {}, "started", False, "table")
+        assert expected in Text.from_ansi(screen.getvalue()).plain
+
+
+def test_text_is_data(deephash):
+    write_run("runs/a", method="[red]=cmd()[/]", record={"status": "failed", "error": "=cmd() [blink]x[/]"})
+    assert "[red]=cmd()[/]" in deephash("runs").out
+    assert ",'=cmd() [blink]x[/]" in deephash("runs", "--format", "csv").out
+
+
+def test_what_cannot_be_read_is_named(deephash):
+    write_run("runs/a")
+    write_run("runs/b")
+    Path("runs/b/run.json").write_text("{")
+    result = deephash("runs")
+    assert result.code == 0
+    assert "1 of 1 runs" in result.out
+    assert result.err.startswith("warning: left out runs/b: runs/b/run.json is not valid JSON")
+
+
+@pytest.mark.usefixtures("some")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("methd=itq",), "no run has a setting methd; did you mean 'method'?"),
+        (("--sort", "mpa"), "--sort must be one of status, method,"),
+        (("nothing",), "nothing is not a folder: give run folders, or folders of runs"),
+        (("--format", "word"), "argument --format: invalid choice: 'word'"),
+        (("empty",), "no run in empty: deephash train makes one"),
+    ],
+)
+def test_what_cannot_work_is_said_in_a_sentence(deephash, arguments, message):
+    Path("empty").mkdir()
+    result = deephash("runs", *arguments)
+    assert (result.code, result.out) == (2, "")
+    assert result.err.startswith(f"error: {message}")
+    assert result.err.count("\n") == 1
+
+
+def test_without_any_run_it_says_so(deephash, monkeypatch):
+    assert deephash("runs").err == "error: there is no runs here: give run folders, or folders of runs\n"
+    write_run("elsewhere/a")
+    monkeypatch.setenv("DEEPHASH_OUTPUT_DIR", "elsewhere")
+    assert "1 of 1 runs" in deephash("runs").out
+
+
+def test_a_real_run(deephash):
+    assert (
+        deephash("train", *QUICK, "model=small_cnn", "trainer.max_epochs=1", "trainer.limit_train_batches=2").code == 0
+    )
+    (run,) = listed(deephash, "dataset=fashion_mini")
+    assert (run["status"], run["method"], run["dataset"]) == ("finished", "dpsh", "fashion_mini s1")
+    assert 0 < run["map"] < 1

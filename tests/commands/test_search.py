@@ -1,0 +1,200 @@
+"""Searching with an image: the nearest by the codes of the run, in a table, in JSON, in a picture."""
+
+import io
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from deephash_cli import runs
+from deephash_cli.errors import ConfigError
+from deephash_cli.inference import contact_sheet as sheets
+from deephash_cli.retrieval import ranking
+from deephash_cli.retrieval.codes import open_side
+
+
+@pytest.fixture
+def search(deephash, hashed):
+    """Search in the run, and read the results back."""
+
+    def call(*arguments):
+        result = deephash("search", f"run={hashed.run}", "output=found.json", *arguments)
+        assert (result.code, result.err) == (0, "")
+        return json.loads(Path("found.json").read_text())["queries"], result.out
+
+    return call
+
+
+def expected(run, side, name, k):
+    """The slow twin: every distance, sorted by it and by position; the image itself left out."""
+    query, database = open_side(run / runs.CODES, side), open_side(run / runs.CODES)
+    code = query.packed[list(query.ids).index(name)]
+    distances = np.bitwise_count(np.asarray(database.packed) ^ code).sum(axis=1, dtype=int)
+    order = np.lexsort((np.arange(len(distances)), distances)).tolist()
+    order = [i for i in order if database.ids[i] != name]
+    return [(database.ids[i], int(distances[i])) for i in order[:k]]
+
+
+def test_a_file_finds_what_its_code_is_near(search, hashed):
+    name = open_side(hashed.run / runs.CODES, "query").ids[0]
+    (query,), out = search(f"query={hashed.photos / name}", "k=7")
+    found = [(result["id"], result["distance"]) for result in query["results"]]
+    assert found == expected(hashed.run, "query", name, 7)
+    assert query["labels"] == [name.split("/")[0]]  # the folder has the name of a class
+    assert all(result["relevant"] == (result["labels"] == query["labels"]) for result in query["results"])
+    for position, distance in found:
+        assert f" {distance} │ {position} " in out
+
+
+def test_an_id_is_left_out_of_its_own_results(search, hashed):
+    name = open_side(hashed.run / runs.CODES).ids[3]
+    (query,), _ = search(f"query={name}", "k=100", "picture=null")
+    found = [(result["id"], result["distance"]) for result in query["results"]]
+    assert found == expected(hashed.run, "database", name, 100)
+    assert len(found) == 53
+    assert not Path("search.png").exists()
+
+
+@pytest.mark.parametrize("index", ["exact", "flat"])
+def test_a_radius_is_inclusive_and_finds_all(search, hashed, index):
+    pytest.importorskip("faiss")
+    name = open_side(hashed.run / runs.CODES).ids[0]
+    ranked = expected(hashed.run, "database", name, 54)
+    radius = ranked[30][1]
+    (query,), out = search(f"query={name}", "k=5", f"radius={radius}", f"index={index}")
+    within = [(name, distance) for name, distance in ranked if distance <= radius]
+    assert [(result["id"], result["distance"]) for result in query["results"]] == within
+    assert f"... and {len(within) - 5} more within {radius}" in out
+
+
+def test_an_index_that_was_saved(deephash, search, hashed):
+    pytest.importorskip("faiss")
+    assert deephash("index", f"run={hashed.run}", "kind=ivf", "output=ivf.faiss", "ivf.probes=30").code == 0
+    name = open_side(hashed.run / runs.CODES, "query").ids[0]
+    (query,), _ = search(f"query={name}", "index=ivf.faiss")
+    found = [(result["id"], result["distance"]) for result in query["results"]]
+    assert found == expected(hashed.run, "query", name, 10)
+
+
+def test_other_codes_are_searched_in(deephash, search, hashed):
+    settings = ("num_workers=0", "accelerator=cpu")
+    assert (
+        deephash("encode", f"run={hashed.run}", f"input={hashed.photos / 'bag'}", "output=codes", *settings).code == 0
+    )
+    (query,), _ = search("codes=codes", f"query={hashed.photos / 'bag' / '004.jpg'}", "k=20")
+    assert {"id": "004.jpg", "distance": 0} in [{k: r[k] for k in ("id", "distance")} for r in query["results"]]
+    assert {result["relevant"] for result in query["results"]} == {None}  # there are no labels
+    with Image.open("search.png") as picture:
+        assert len(np.unique(np.asarray(picture).reshape(-1, 3), axis=0)) > 1000  # photos were drawn
+
+
+def test_a_folder_is_many_queries(search, hashed):
+    queries, out = search(f"query={hashed.photos}", "k=3")
+    assert [query["query"] for query in queries] == sorted(query["query"] for query in queries)
+    assert len(queries) == 60
+    assert "... and 40 queries more" in out
+    assert queries[0]["labels"] == ["bag"]
+
+
+def test_the_picture_shows_query_and_results(search, hashed):
+    name = open_side(hashed.run / runs.CODES, "query").ids[0]
+    search(f"query={hashed.photos / name}", "k=4", "picture=four.webp")
+    with Image.open("four.webp") as picture:
+        assert picture.format == "WEBP"
+        assert picture.size == (5 * 144 + 8 + 24, 186)
+
+
+def test_frames_tell_right_from_wrong():
+    tiles = [sheets.Tile(Image.new("RGB", (30, 30), "blue"), "t", "n", right) for right in (None, True, False)]
+    with Image.open(
+        io.BytesIO(sheets.contact_sheet([[*tiles, sheets.Tile(None, "t" * 90, "n\n", True)]], ".png"))
+    ) as i:
+        frames = [i.convert("RGB").getpixel((x, 60)) for x in (9, 177, 321, 465)]
+    assert frames == [(200, 200, 200), (26, 150, 65), (215, 25, 28), (26, 150, 65)]
+    with pytest.raises(ConfigError, match=r"picture must end in .png, .webp, .jpg, .jpeg, got .gif"):
+        sheets.contact_sheet([tiles], ".gif")
+
+
+def test_more_than_ten_results_go_into_rows():
+    tiles = [sheets.Tile(None, "t", "n", None)] * 24
+    with Image.open(io.BytesIO(sheets.contact_sheet([tiles], ".png"))) as picture:
+        assert picture.size == (11 * 144 + 8 + 24, 3 * 178 + 8)
+
+
+def test_without_a_run_the_newest_finished_one_is_taken(deephash, hashed, monkeypatch):
+    shutil.copytree(hashed.run, "runs/one")
+    result = deephash("search", "query=bag/000.jpg", "picture=null")
+    assert result.code == 0
+    assert result.out.startswith("runs/one: itq, 12 bits, image_folder, 54 images\n")
+    record = Path("runs/one/run.json")
+    record.write_text(record.read_text().replace('"finished"', '"failed"'))
+    assert "there is no finished run under runs here" in deephash("search", "query=bag/000.jpg").err
+
+
+def test_codes_of_another_network_are_refused(deephash, hashed):
+    codes = Path(shutil.copytree(hashed.run / "codes", "other"))
+    manifest = json.loads((codes / "manifest.json").read_text())
+    manifest["provenance"]["checkpoint"]["sha256"] = "0" * 64
+    (codes / "manifest.json").write_text(json.dumps(manifest))
+    result = deephash("search", f"run={hashed.run}", "codes=other", "query=bag/000.jpg")
+    assert result.code == 4
+    assert "were made with another network" in result.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "sentence"),
+    [
+        ([], 2, "needs query="),
+        (["query=nowhere"], 3, "is neither a file, nor a folder, nor the id of an image"),
+        (["query=page.jpg"], 3, "cannot be read: it is none of JPEG"),
+        (["query=x.npy"], 2, "holds vectors, and the run hashes images"),
+        (["query=empty"], 3, "holds no image"),
+        (["query={photo}", "k=0"], 2, "k must be a whole number, at least 1, got 0"),
+        (["query={photo}", "picture=a.tiff"], 2, "picture must end in"),
+        (["query={photo}", "index=tree"], 2, "an index is one of exact, flat, ivf, hnsw, multihash, or a file"),
+    ],
+)
+def test_what_cannot_work_is_said_in_one_sentence(deephash, hashed, arguments, code, sentence):
+    Path("page.jpg").write_text("<html>")
+    Path("empty").mkdir()
+    np.save("x.npy", np.zeros((1, 3), np.float32))
+    filled = (argument.format(photo=hashed.photos / "bag" / "000.jpg") for argument in arguments)
+    result = deephash("search", f"run={hashed.run}", *filled)
+    assert result.code == code
+    assert sentence in result.err
+    assert result.err.count("\n") == 1
+
+
+def test_a_folder_of_codes_cannot_show_other_files(deephash, hashed, tmp_path):
+    """Names in a folder from elsewhere are not followed out of the folder of images, nor is anything built."""
+    (tmp_path / "photos").mkdir()
+    shutil.copy(hashed.photos / "bag" / "000.jpg", tmp_path / "secret.jpg")
+    from deephash_cli.commands.search import Pictures
+
+    pictures = Pictures({"root": str(tmp_path / "photos")})
+    assert pictures.get("../secret.jpg") is None
+    assert pictures.get(str(tmp_path / "secret.jpg")) is None
+    codes = Path(shutil.copytree(hashed.run / "codes", "foreign"))
+    manifest = json.loads((codes / "manifest.json").read_text())
+    manifest["source"] = {"dataset": {"_target_": "os.getcwd"}}
+    (codes / "manifest.json").write_text(json.dumps(manifest))
+    result = deephash("search", f"run={hashed.run}", "codes=foreign", "query=bag/000.jpg")
+    assert result.code == 2
+    assert "which is none of the parts that deephash trusts" in result.err
+
+
+def test_the_search_is_the_one_of_faiss(search, hashed):
+    faiss = pytest.importorskip("faiss")
+    database = open_side(hashed.run / runs.CODES)
+    index = faiss.IndexBinaryFlat(16)
+    index.add(np.ascontiguousarray(database.packed))
+    query = open_side(hashed.run / runs.CODES, "query")
+    distances, _ = index.search(np.ascontiguousarray(query.packed), 10)
+    ours, positions = ranking.nearest(query.packed, database.packed, 12, 10)
+    assert (distances == ours).all()
+    (found,), _ = search(f"query={query.ids[0]}", "picture=null")
+    assert [result["position"] for result in found["results"]] == positions[0].tolist()
+    assert [result["distance"] for result in found["results"]] == distances[0].tolist()

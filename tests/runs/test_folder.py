@@ -1,0 +1,287 @@
+"""The run folder: names, locks, records, what makes two runs the same, and what is hidden."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deephash_cli import __version__, runs
+from deephash_cli.errors import ArtifactError, ConfigError
+
+
+def make(root: Path, fingerprint: str = "f", status: str | None = None, started: str | None = None) -> Path:
+    """A run that was started, and perhaps ended."""
+    run = runs.create(root, "data-method-8-s0", None)
+    run.start("seed: 0\n", fingerprint, ["seed=0"])
+    if status:
+        run.end(status)
+    if started:
+        record = runs.read_record(run.path)
+        (run.path / runs.RECORD).write_text(json.dumps({**record, "started": started}))
+    run.close()
+    return run.path
+
+
+# Names
+
+
+def test_fifty_runs_at_once_get_fifty_folders(tmp_path):
+    with ThreadPoolExecutor(16) as pool:
+        made = list(pool.map(lambda _: runs.create(tmp_path / "runs", "name", None), range(50)))
+    for run in made:
+        run.close()
+    assert len({run.path for run in made}) == 50
+    assert all(re.fullmatch(r"name-\d{8}-\d{6}-[0-9a-f]{4}", run.path.name) for run in made)
+
+
+def test_a_clash_of_names_is_an_error_and_never_a_shared_folder(tmp_path, monkeypatch):
+    class Frozen(runs.folder.datetime.datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return cls(2030, 1, 1, tzinfo=tz)
+
+    monkeypatch.setattr(runs.folder.datetime, "datetime", Frozen)
+    monkeypatch.setattr(runs.folder.secrets, "token_hex", lambda _: "same")
+    runs.create(tmp_path, "name", None).close()
+    with pytest.raises(ConfigError, match="cannot make a run folder"):
+        runs.create(tmp_path, "name", None)
+
+
+def test_a_folder_of_ones_own_is_made_with_its_parents(tmp_path):
+    run = runs.create(tmp_path / "unused", "name", str(tmp_path / "a" / "b c" / "ü"))
+    assert run.path.is_dir()
+    assert not (tmp_path / "unused").exists()
+    run.close()
+
+
+def test_a_folder_of_ones_own_must_be_empty(tmp_path):
+    (tmp_path / "x").write_text("")
+    with pytest.raises(ConfigError, match="is not empty: choose another folder, or resume="):
+        runs.create(tmp_path / "unused", "name", str(tmp_path))
+    assert [file.name for file in tmp_path.iterdir()] == ["x"]
+
+
+@pytest.mark.parametrize("run_dir", [None, "file/below"])
+def test_a_place_where_no_folder_can_be(tmp_path, run_dir):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="cannot make a run folder at "):
+        runs.create(tmp_path / "file", "name", run_dir and str(tmp_path / run_dir))
+
+
+def test_check_writable_makes_nothing(tmp_path):
+    runs.check_writable(tmp_path / "a" / "b")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="is not a folder; set runs=<folder>"):
+        runs.check_writable(tmp_path / "file" / "below")
+
+
+# The lock
+
+
+def test_two_writers_of_one_folder(tmp_path):
+    run = runs.create(tmp_path, "name", None)
+    with pytest.raises(ConfigError, match=rf"is in use by process {os.getpid()} on .* since .*: wait for it to end"):
+        runs.Run(run.path)
+    run.close()
+    runs.Run(run.path).close()
+
+
+def test_the_lock_of_a_dead_process_is_no_lock(tmp_path):
+    code = f"""
+import os
+from pathlib import Path
+from deephash_cli import runs
+run = runs.create(Path({str(tmp_path)!r}), "name", None)
+print(run.path, flush=True)
+os.kill(os.getpid(), 9)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    folder = Path(result.stdout.strip())
+    assert (folder / ".lock").read_text().startswith("process ")
+    runs.Run(folder).close()
+
+
+# Records
+
+
+def test_a_record_tells_how_a_run_went(tmp_path):
+    folder = make(tmp_path)
+    record = runs.read_record(folder)
+    assert record["status"] == "running"
+    assert record["process"] == os.getpid()
+    assert record["overrides"] == ["seed=0"]
+    assert record["versions"]["deephash"] == __version__
+    assert (folder / runs.CONFIG).read_text() == "seed: 0\n"
+
+    run = runs.Run(folder)
+    assert run.start("seed: 0\n", "f", ["seed=0"]) == record["id"], "a resumed run keeps its id"
+    run.end("failed", "why")
+    run.close()
+    record = runs.read_record(folder)
+    assert (record["status"], record["error"]) == ("failed", "why")
+    assert record["started"] <= record["ended"]
+
+
+def test_leftovers_of_a_killed_process_are_removed(tmp_path):
+    folder = make(tmp_path)
+    for name in (".run.json.abc.tmp", "checkpoints/.last.ckpt.abc.tmp"):
+        (folder / name).write_text("half")
+    run = runs.Run(folder)
+    run.start("seed: 0\n", "f", [])
+    run.close()
+    assert not list(folder.rglob("*.tmp"))
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "[]", "{}", '{"status": "finished"}', "not json",
+     '{"status": 1, "started": 2, "fingerprint": 3, "overrides": 4}',
+     '{"status": "finished", "started": "x", "fingerprint": "f", "overrides": [1]}', "\x00", "[" * 10000],
+)  # fmt: skip
+def test_a_record_that_is_none_is_refused_and_passed_over(tmp_path, content):
+    good = make(tmp_path, status="finished")
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / runs.RECORD).write_text(content)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ArtifactError):
+        runs.read_record(tmp_path / "bad")
+    assert [path for path, _ in runs.scan(tmp_path)] == [good]
+    assert runs.find(tmp_path, "f") == good
+
+
+def test_find_prefers_a_finished_run_then_the_newest(tmp_path):
+    assert runs.find(tmp_path / "nowhere", "f") is None
+    make(tmp_path, "other", "finished")
+    assert runs.find(tmp_path, "f") is None
+    old = make(tmp_path, status="interrupted", started="2030-01-01T00:00:00+00:00")
+    assert runs.find(tmp_path, "f") == old
+    new = make(tmp_path, status="failed", started="2030-01-02T00:00:00+00:00")
+    assert runs.find(tmp_path, "f") == new
+    done = make(tmp_path, status="finished", started="2029-01-01T00:00:00+00:00")
+    assert runs.find(tmp_path, "f") == done
+
+
+# What makes two runs the same
+
+SETTINGS = {
+    "seed": 0,
+    "bits": 48,
+    "runs": "runs",
+    "run_dir": None,
+    "resume": "none",
+    "group": None,
+    "logger": {"mode": "auto"},
+    "trainer": {"max_epochs": 3, "max_time": None},
+    "loader": {"batch_size": 8, "num_workers": 0, "pin_memory": False},
+    "checkpoint": {"every_n_epochs": 1},
+    "metrics": {"ks": [1, 5]},
+    "optimizer": {"lr": 0.1},
+}
+
+
+def changed(name: str, value: object) -> dict:
+    copy = json.loads(json.dumps(SETTINGS))
+    *parents, last = name.split(".")
+    node = copy
+    for parent in parents:
+        node = node[parent]
+    node[last] = value
+    return copy
+
+
+@pytest.mark.parametrize("name", list(runs.flatten(SETTINGS)))
+def test_a_fingerprint_changes_with_every_setting_that_matters(name):
+    same = any(name == key or name.startswith(f"{key}.") for key in runs.INCIDENTAL)
+    other = changed(name, "something else")
+    assert (runs.fingerprint(other) == runs.fingerprint(SETTINGS)) == same
+    assert bool(runs.forbidden_changes(SETTINGS, other)) != any(
+        name == key or name.startswith(f"{key}.") for key in runs.RESUMABLE
+    )
+
+
+def test_a_fingerprint_does_not_depend_on_the_order_but_on_the_version(monkeypatch):
+    before = runs.fingerprint(SETTINGS)
+    assert runs.fingerprint(dict(reversed(SETTINGS.items()))) == before
+    assert re.fullmatch("[0-9a-f]{16}", before)
+    monkeypatch.setattr("deephash_cli.runs.folder.__version__", "9.9")
+    assert runs.fingerprint(SETTINGS) != before
+
+
+def test_a_setting_whose_name_only_begins_alike_matters():
+    assert runs.fingerprint({**SETTINGS, "runs_of_luck": 1}) != runs.fingerprint(SETTINGS)
+
+
+def test_forbidden_changes_are_named_with_both_values():
+    assert runs.forbidden_changes(SETTINGS, changed("optimizer.lr", 0.2)) == ["optimizer.lr: 0.1 -> 0.2"]
+    assert runs.forbidden_changes(SETTINGS, {**SETTINGS, "new": 1}) == ["new: None -> 1"]
+    assert runs.forbidden_changes(SETTINGS, changed("trainer.max_epochs", 99)) == []
+
+
+NESTED = st.recursive(
+    st.none() | st.integers() | st.text(max_size=3),
+    lambda inner: st.dictionaries(st.text("abc", min_size=1, max_size=3), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@given(st.dictionaries(st.text("abc", min_size=1, max_size=3), NESTED, max_size=4))
+def test_flatten_loses_nothing(settings):
+    rebuilt: dict = {}
+    for name, value in runs.flatten(settings).items():
+        *parents, last = name.split(".")
+        node = rebuilt
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = value
+    assert rebuilt == settings
+    assert runs.forbidden_changes(settings, settings) == []
+
+
+# Secrets
+
+
+def test_secrets_are_hidden_by_the_name_of_a_setting():
+    hidden = runs.redact(
+        {"api_key": "k", "a": {"Password": "p", "b": 1}, "token": "", "list": [{"secret": "s"}], "c": "x"}
+    )
+    assert hidden == {
+        "api_key": "<hidden>",
+        "a": {"Password": "<hidden>", "b": 1},
+        "token": "",
+        "list": [{"secret": "<hidden>"}],
+        "c": "x",
+    }
+
+
+def test_secrets_of_the_environment_are_hidden_wherever_they_got_to(monkeypatch):
+    monkeypatch.setenv("MY_TOKEN", "hunter2hunter2")
+    monkeypatch.setenv("MY_KEYS", "short")
+    monkeypatch.setenv("MY_NAME", "somebody-else")
+    settings = {
+        "project": "hunter2hunter2",
+        "url": "https://u:hunter2hunter2@host",
+        "tags": ["hunter2hunter2", "short"],
+    }
+    assert runs.redact({**settings, "name": "somebody-else"}) == {
+        "project": "<hidden>",
+        "url": "<hidden>",
+        "tags": ["<hidden>", "short"],
+        "name": "somebody-else",
+    }
+
+
+def test_secrets_in_what_was_typed_are_hidden(tmp_path, monkeypatch):
+    monkeypatch.setenv("MY_TOKEN", "hunter2hunter2")
+    run = runs.create(tmp_path, "name", None)
+    run.start("seed: 0\n", "f", ["+logger.api_key=abc", "run_dir=hunter2hunter2", "seed=0"])
+    run.close()
+    assert runs.read_record(run.path)["overrides"] == ["+logger.api_key=<hidden>", "run_dir=<hidden>", "seed=0"]

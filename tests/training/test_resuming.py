@@ -1,0 +1,484 @@
+"""Interrupted runs: whatever ended them, the run that goes on ends in the bytes of one that was never interrupted.
+
+All runs here shuffle, shift and mirror their images and drop out units, so that each random number matters.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import QUICK, write_photos
+
+from deephash_cli import runs
+from deephash_cli.cli import main as cli
+from deephash_cli.errors import Stopped
+from deephash_cli.files import read_json
+from deephash_cli.methods.base import HashingModule
+from deephash_cli.training.checkpoints import LAST, PREVIOUS, newest_valid, read_checkpoint
+from deephash_cli.training.inputs import Source
+
+# 54 training images: batches of 16, 16, 16 and 6.
+SETTINGS = (
+    *QUICK,
+    "bits=12",
+    "loader.batch_size=16",
+    "model.network.hidden_units=16",
+    "model.network.dropout=0.5",
+    "head.epochs=1",
+    "ema.decay=0.9",
+    "trainer.max_epochs=4",
+    "dataset=image_folder",
+)
+
+
+@pytest.fixture(scope="module")
+def train(tmp_path_factory):
+    """``train("run_dir=...")``: a command line that trains as SETTINGS say, on the same photos every time."""
+    photos = write_photos(tmp_path_factory.mktemp("data") / "photos")
+    return lambda *overrides: ["train", *SETTINGS, f"dataset.root={photos}", *overrides]
+
+
+@pytest.fixture(scope="module")
+def whole(train, tmp_path_factory):
+    """The run folder of one that was not interrupted."""
+    place = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DEEPHASH_CACHE_DIR", str(place / "cache"))
+        assert cli.run(train(f"run_dir={place / 'run'}")) == 0
+    return place / "run"
+
+
+@pytest.fixture(autouse=True)
+def _signals():
+    """The command line takes over the signals of its process; this process is pytest's."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+class at:  # noqa: N801  reads as a sentence
+    """``with at(epoch, batch, act):`` call ``act(module)`` when that batch starts."""
+
+    def __init__(self, epoch, batch, act):
+        self.moment, self.act, self.patch = (epoch, batch), act, pytest.MonkeyPatch()
+
+    def __enter__(self):
+        start = HashingModule.on_train_batch_start
+
+        def hook(module, batch, batch_idx):
+            if (module.current_epoch, batch_idx) == self.moment:
+                self.act(module)
+            return start(module, batch, batch_idx)
+
+        self.patch.setattr(HashingModule, "on_train_batch_start", hook)
+
+    def __exit__(self, *_):
+        self.patch.undo()
+
+
+def stop(module):
+    raise Stopped(130)
+
+
+def digests(folder):
+    files = sorted((folder / "codes").glob("*.npy"))
+    assert len(files) == 4
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+def state(folder, name=LAST):
+    return read_checkpoint(folder / "checkpoints" / name)["state_dict"]
+
+
+def assert_same(folder, whole):
+    assert digests(folder) == digests(whole)
+    one, other = state(folder), state(whole)
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert read_json(folder / "run.json")["status"] == "finished"
+    mine, theirs = read_json(folder / "metrics.json"), read_json(whole / "metrics.json")
+    assert {name for name in theirs if mine[name] != theirs[name]} <= {"checkpoint"}  # its file has times in it
+    assert_each_epoch_once(folder, whole)
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_each_epoch_once(folder, whole):
+    def comparable(line):
+        return {name: value for name, value in line.items() if not name.startswith("time")}
+
+    assert [comparable(line) for line in lines(folder)] == [comparable(line) for line in lines(whole)]
+    assert [line["epoch"] for line in lines(folder)] == list(range(len(lines(whole))))
+
+
+def status(folder):
+    return read_json(folder / "run.json")["status"]
+
+
+@pytest.fixture(scope="module")
+def interrupted(train, tmp_path_factory):
+    """The run folder of one that was stopped after two of four epochs."""
+    place = tmp_path_factory.mktemp("interrupted")
+    with pytest.MonkeyPatch.context() as patch, at(2, 0, stop):
+        patch.setenv("DEEPHASH_CACHE_DIR", str(place / "cache"))
+        assert cli.run(train(f"run_dir={place / 'run'}")) == 130
+    return place / "run"
+
+
+@pytest.fixture
+def stopped(interrupted, tmp_path):
+    """A copy of it: a run folder may be moved."""
+    folder = tmp_path / "run"
+    shutil.copytree(interrupted, folder)
+    assert status(folder) == "interrupted"
+    assert read_checkpoint(folder / "checkpoints" / LAST)["epoch"] == 1
+    assert not (folder / "metrics.json").exists()
+    return folder
+
+
+def test_two_whole_runs_are_the_same(train, whole, deephash, tmp_path):
+    assert deephash(*train(f"run_dir={tmp_path / 'run'}")).code == 0
+    assert_same(tmp_path / "run", whole)
+
+
+def test_another_seed_is_another_run(train, whole, deephash, tmp_path):
+    assert deephash(*train(f"run_dir={tmp_path / 'run'}", "seed=1")).code == 0
+    assert not torch.equal(state(tmp_path / "run")["u_buffer"], state(whole)["u_buffer"])
+
+
+# stopping and going on
+
+
+def test_a_run_that_was_stopped_goes_on_to_the_same_bytes(train, stopped, whole, deephash):
+    identity = read_json(stopped / "run.json")["id"]
+    result = deephash(*train(f"run_dir={stopped}", "resume=auto"))
+    assert result.code == 0
+    assert_same(stopped, whole)
+    assert read_json(stopped / "run.json")["id"] == identity
+
+
+def test_a_folder_alone_is_enough_to_go_on(stopped, whole, deephash):
+    assert deephash("train", f"resume={stopped}").code == 0
+    assert_same(stopped, whole)
+
+
+def test_without_a_folder_the_run_is_found_by_its_settings(train, whole, deephash):
+    with at(2, 3, stop):
+        assert deephash(*train()).code == 130
+    (folder,) = Path("runs").glob("image_folder-*")
+    assert deephash(*train("resume=auto", "seed=1")).code == 0  # another run: a folder of its own
+    assert status(folder) == "interrupted"
+    assert deephash(*train("resume=auto")).code == 0
+    assert_same(folder, whole)
+    assert len(list(Path("runs").glob("image_folder-*"))) == 2
+
+
+def test_without_an_earlier_run_it_starts(train, whole, deephash, tmp_path):
+    assert deephash(*train(f"run_dir={tmp_path / 'run'}", "resume=auto")).code == 0
+    assert_same(tmp_path / "run", whole)
+
+
+def test_a_run_can_be_stopped_again_and_again(train, whole, deephash, tmp_path):
+    folder = tmp_path / "run"
+    for epoch, batch in ((0, 2), (1, 1), (3, 3)):
+        with at(epoch, batch, stop):
+            assert deephash(*train(f"run_dir={folder}", "resume=auto")).code == 130
+    assert deephash(*train(f"run_dir={folder}", "resume=auto")).code == 0
+    assert_same(folder, whole)
+
+
+def test_a_run_can_be_stopped_while_it_encodes(train, whole, deephash, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(Source, "codes", lambda source, *_: stop(source))
+        assert deephash(*train(f"run_dir={folder}")).code == 130
+    assert read_checkpoint(folder / "checkpoints" / LAST)["epoch"] == 3
+    assert deephash(*train(f"run_dir={folder}", "resume=auto")).code == 0
+    assert_same(folder, whole)
+
+
+def test_a_finished_run_is_not_done_again(train, stopped, deephash, monkeypatch):
+    assert deephash(*train(f"run_dir={stopped}", "resume=auto")).code == 0
+    before = {path: path.stat().st_mtime_ns for path in stopped.rglob("*") if path.is_file()}
+    monkeypatch.setattr(HashingModule, "on_train_batch_start", lambda *_: pytest.fail("it trains"))
+    for resume in (train(f"run_dir={stopped}", "resume=auto"), ["train", f"resume={stopped}"]):
+        result = deephash(*resume)
+        assert result.code == 0
+        assert f"already done: {stopped}" in result.out
+    assert {path: path.stat().st_mtime_ns for path in stopped.rglob("*") if path.is_file()} == before
+
+
+def test_more_epochs_go_on_from_a_finished_run_to_the_same_bytes(train, deephash, tmp_path):
+    for name, epochs in (("short", 2), ("long", 3)):
+        settings = (f"trainer.max_epochs={epochs}", "scheduler=constant")  # a cosine depends on the number of epochs
+        assert deephash(*train(f"run_dir={tmp_path / name}", *settings)).code == 0
+    assert deephash("train", f"resume={tmp_path / 'short'}", "trainer.max_epochs=3").code == 0
+    assert read_json(tmp_path / "short" / "metrics.json")["epochs"] == 3
+    assert_same(tmp_path / "short", tmp_path / "long")
+
+
+def test_other_settings_are_another_run(train, stopped, deephash):
+    before = (stopped / "run.json").read_bytes()
+    for named in (train(f"run_dir={stopped}", "resume=auto"), ["train", f"resume={stopped}"]):
+        result = deephash(*named, "optimizer.lr=0.5", "seed=7", "trainer.max_epochs=6")
+        assert result.code == 2
+        assert "optimizer.lr: 0.001 -> 0.5; seed: 0 -> 7" in result.err
+        assert "max_epochs" not in result.err
+        assert (stopped / "run.json").read_bytes() == before
+
+
+def test_a_new_run_does_not_write_into_the_folder_of_another(train, stopped, deephash):
+    result = deephash(*train(f"run_dir={stopped}"))
+    assert result.code == 2
+    assert f"resume={stopped}" in result.err
+
+
+def test_other_images_are_another_run(train, stopped, deephash):
+    root = Path(read_json(stopped / "run.json")["overrides"][-2].partition("=")[2])
+    moved = root / "bag" / "000.jpg"
+    moved.rename(root / "bag" / "other.jpg")
+    try:
+        result = deephash(*train(f"run_dir={stopped}", "resume=auto"))
+    finally:
+        (root / "bag" / "other.jpg").rename(moved)
+    assert result.code in (3, 4)
+    assert "split.json" in result.err
+
+
+# damage
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "no sidecar"])
+def test_a_damaged_last_checkpoint_gives_way_to_the_one_before(train, stopped, whole, deephash, damage):
+    last = stopped / "checkpoints" / LAST
+    content = last.read_bytes()
+    if damage == "truncate":
+        last.write_bytes(content[: len(content) // 2])
+    elif damage == "flip":
+        last.write_bytes(content[:1000] + bytes([content[1000] ^ 1]) + content[1001:])
+    else:
+        last.with_name(f"{LAST}.json").unlink()
+    result = deephash(*train(f"run_dir={stopped}", "resume=auto"))
+    assert result.code == 0
+    assert "skipped a checkpoint" in result.err
+    assert str(last) in result.err
+    assert_same(stopped, whole)
+
+
+def test_with_both_damaged_the_run_starts_over_and_says_so(train, stopped, whole, deephash):
+    for name in (LAST, PREVIOUS):
+        (stopped / "checkpoints" / name).write_bytes(b"")
+    result = deephash(*train(f"run_dir={stopped}", "resume=auto"))
+    assert result.code == 0
+    assert result.err.count("skipped a checkpoint") == 2
+    assert_same(stopped, whole)
+
+
+def test_a_line_that_was_cut_off_is_left_out(train, stopped, whole, deephash):
+    with (stopped / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 9, "time": 1.0, "epo')
+    assert deephash(*train(f"run_dir={stopped}", "resume=auto")).code == 0
+    assert_same(stopped, whole)
+
+
+# signals
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_the_run_in_order(train, whole, deephash, tmp_path, number, code):
+    folder = tmp_path / "run"
+    with at(2, 1, lambda _: os.kill(os.getpid(), number)):
+        result = deephash(*train(f"run_dir={folder}"))
+    assert result.code == code
+    assert "Traceback" not in result.err
+    assert f"resume={folder}" in result.out
+    assert status(folder) == "interrupted"
+    assert deephash(*train(f"run_dir={folder}", "resume=auto")).code == 0
+    assert_same(folder, whole)
+
+
+# two at once
+
+
+def test_a_folder_in_use_is_refused(train, stopped, deephash):
+    other = runs.Run(stopped)
+    try:
+        result = deephash(*train(f"run_dir={stopped}", "resume=auto"))
+    finally:
+        other.close()
+    assert result.code == 2
+    assert f"{stopped} is in use by process {os.getpid()} on " in result.err
+    assert status(stopped) == "interrupted"
+    assert deephash(*train(f"run_dir={stopped}", "resume=auto")).code == 0
+
+
+# divergence
+
+
+def poison(module):
+    with torch.no_grad():
+        module.network.hash_layer.weight[0, 0] = float("nan")
+
+
+def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_last_good_weights(train, whole, deephash, tmp_path):
+    folder = tmp_path / "run"
+    with at(2, 1, poison):
+        result = deephash(*train(f"run_dir={folder}"))
+    assert result.code == 5
+    assert "the loss is nan in epoch 2, batch 1" in result.err
+    assert "optimizer.lr" in result.err
+    record = read_json(folder / "run.json")
+    assert (record["status"], "the loss is nan" in record["error"]) == ("failed", True)
+    assert not (folder / "codes" / "manifest.json").exists()
+    assert read_checkpoint(folder / "checkpoints" / LAST)["epoch"] == 1
+    assert all(torch.isfinite(value).all() for value in state(folder).values())
+    assert deephash(*train(f"run_dir={folder}", "resume=auto")).code == 0
+    assert_same(folder, whole)
+
+
+@pytest.mark.parametrize("validation", ["validation.queries=0", "validation.queries=6"])
+def test_weights_that_are_no_numbers_at_the_end_of_an_epoch_are_not_saved(
+    train, deephash, tmp_path, monkeypatch, validation
+):
+    def poison_last(module, outputs, batch, batch_idx):
+        if (module.current_epoch, batch_idx) == (1, module.trainer.num_training_batches - 1):
+            poison(module)
+
+    monkeypatch.setattr(HashingModule, "on_train_batch_end", poison_last)
+    result = deephash(*train(f"run_dir={tmp_path / 'run'}", validation))
+    assert result.code == 5
+    assert status(tmp_path / "run") == "failed"
+    for name in (LAST, "best.ckpt") if validation.endswith("6") else (LAST,):
+        assert read_checkpoint(tmp_path / "run" / "checkpoints" / name)["epoch"] == 0
+        assert all(torch.isfinite(value).all() for value in state(tmp_path / "run", name).values())
+
+
+def test_a_learning_rate_that_explodes_is_divergence(train, deephash, tmp_path):
+    result = deephash(*train(f"run_dir={tmp_path / 'run'}", "optimizer.lr=1e30", "model.backbone_lr=1e30"))
+    assert result.code == 5
+    assert "lower optimizer.lr" in result.err
+    assert "Traceback" not in result.err
+    for file in (tmp_path / "run" / "checkpoints").glob("*.ckpt"):
+        assert all(torch.isfinite(value).all() for value in state(tmp_path / "run", file.name).values())
+
+
+# kill -9
+
+DYING = """
+import os, signal, sys
+from pathlib import Path
+from deephash_cli.cli import main as cli
+from deephash_cli.methods.base import HashingModule
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+seen = 0
+replace = Path.replace
+def rename(self, target):
+    global seen
+    seen += Path(target).name == "{name}"
+    if seen == {time}:
+        die()
+    return replace(self, target)
+
+start = HashingModule.on_train_batch_start
+def batch(module, batch, batch_idx):
+    if (module.current_epoch, batch_idx) == {batch}:
+        die()
+    return start(module, batch, batch_idx)
+
+Path.replace, HashingModule.on_train_batch_start = rename, batch
+sys.exit(cli.run(sys.argv[1:]))
+"""
+NEVER = (99, 99)
+# The moment: what kills it, and the last epoch in a valid checkpoint after that.
+MOMENTS = {
+    "in the middle of an epoch": ({"name": "", "time": 99, "batch": (2, 2)}, 1),
+    "between writing and renaming a checkpoint": ({"name": LAST, "time": 3, "batch": NEVER}, 1),
+}
+MORE_MOMENTS = {
+    "between a checkpoint and its digest": ({"name": f"{LAST}.json", "time": 3, "batch": NEVER}, 1),
+    "between codes and manifest": ({"name": "manifest.json", "time": 2, "batch": NEVER}, 3),  # the first is of features
+}
+
+
+def kill(train, moments, place):
+    """Start runs in processes of their own, side by side, and wait until each is killed at its moment."""
+    processes = {}
+    for number, (name, (when, _)) in enumerate(moments.items()):
+        folder = place / str(number)
+        command = [sys.executable, "-c", DYING.format(**when), *train(f"run_dir={folder}")]
+        environment = {**os.environ, "DEEPHASH_CACHE_DIR": str(place / f"cache{number}")}
+        processes[name] = folder, subprocess.Popen(command, env=environment, cwd=place, stdout=subprocess.PIPE)
+    for name, (_, process) in processes.items():
+        process.communicate(timeout=200)
+        assert process.returncode == -signal.SIGKILL, name
+    return {name: folder for name, (folder, _) in processes.items()}
+
+
+def assert_goes_on(train, folder, epoch, whole, deephash):
+    assert status(folder) == "running"  # it could not say goodbye
+    assert not (folder / "codes" / "manifest.json").exists()
+    valid = newest_valid(folder / "checkpoints", lambda _: None)
+    assert read_checkpoint(valid)["epoch"] == epoch
+    assert deephash(*train(f"run_dir={folder}", "resume=auto")).code == 0
+    assert_same(folder, whole)
+    assert not list(folder.rglob("*.tmp"))
+
+
+@pytest.fixture(scope="module")
+def killed(train, tmp_path_factory):
+    return kill(train, MOMENTS, tmp_path_factory.mktemp("killed"))
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_killed_run_goes_on_to_the_same_bytes(train, killed, whole, deephash, moment):
+    assert_goes_on(train, killed[moment], MOMENTS[moment][1], whole, deephash)
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_other_moments_goes_on_to_the_same_bytes(train, whole, deephash, tmp_path):
+    for moment, folder in kill(train, MORE_MOMENTS, tmp_path).items():
+        assert_goes_on(train, folder, MORE_MOMENTS[moment][1], whole, deephash)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_from_outside_ends_a_process_in_order(train, whole, deephash, tmp_path, number, code):
+    folder = tmp_path / "run"
+    program = DYING.format(name="", time=99, batch=(2, 1)).replace("signal.SIGKILL", f"signal.{number.name}")
+    command = [sys.executable, "-c", program, *train(f"run_dir={folder}")]
+    done = subprocess.run(command, capture_output=True, check=False)
+    assert done.returncode == code
+    assert b"Traceback" not in done.stderr
+    assert status(folder) == "interrupted"
+    assert deephash(*train(f"run_dir={folder}", "resume=auto")).code == 0
+    assert_same(folder, whole)
+
+
+@pytest.mark.slow
+def test_two_processes_on_one_folder(train, deephash, tmp_path):
+    folder = tmp_path / "run"
+    program = DYING.format(name="", time=99, batch=(1, 1))
+    program = program.replace("os.kill(os.getpid(), signal.SIGKILL)", "sys.stdin.read(1)")
+    command = [sys.executable, "-c", program, *train(f"run_dir={folder}")]
+    first = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    for line in first.stdout:  # its first epoch is done, it waits in the second
+        if "epoch 1" in line:
+            break
+    result = deephash(*train(f"run_dir={folder}", "resume=auto"))
+    assert result.code == 2
+    assert f"{folder} is in use by process {first.pid} on " in result.err
+    first.communicate("\n")
+    assert first.returncode == 0

@@ -8,7 +8,7 @@ import pytest
 from conftest import QUICK, write_photos
 from PIL import Image
 
-from deephash_cli import choices, runs
+from deephash_cli import runs
 from deephash_cli.data.cifar10 import CLASS_NAMES
 from deephash_cli.files import sha256_file
 from deephash_cli.retrieval.codes import load_codes, unpack
@@ -203,12 +203,7 @@ def test_a_split_of_other_data_is_refused(deephash, photos, tmp_path):
 
 @pytest.mark.parametrize("bits", [1, 12, 36, 65])
 def test_odd_code_lengths(deephash, photos, bits):
-    settings = [f"bits={bits}", "trainer.max_epochs=1"]
-    if str(bits) not in choices.choices("bits"):
-        Path("mine/bits").mkdir(parents=True)
-        Path(f"mine/bits/{bits}.yaml").write_text(f"# @package _global_\nbits: {bits}\n")
-        settings += ["--config-dir", "mine"]
-    run = trained(deephash, *photos, *settings)
+    run = trained(deephash, *photos, f"bits={bits}", "trainer.max_epochs=1")
     assert complete(run)["bits"] == bits
     query, database, _ = load_codes(run / runs.CODES)
     assert query.packed.shape[1] == -(-bits // 8)

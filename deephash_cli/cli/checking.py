@@ -9,83 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from deephash_cli.choices import CONF_DIR, choices, group_names
+from deephash_cli.cli.limits import LISTS, LONGEST, OPTIONAL, RANGES, TEXTS, WORDS
 from deephash_cli.errors import ConfigError, first_line, hint, short
-
-# Lowest and highest value of settings that have them; None: no limit.
-RANGES: dict[str, tuple[float, float | None]] = {
-    "bits": (1, 4096),
-    "seed": (0, 2**31 - 1),
-    "dataset.split_seed": (0, 2**31 - 1),
-    "trainer.max_epochs": (1, None),
-    "loader.batch_size": (2, None),
-    "loader.eval_batch_size": (1, None),
-    "loader.num_workers": (0, None),
-    "model.image_size": (8, None),
-    "model.network.hidden_units": (0, None),
-    "model.network.dropout": (0, 1),
-    "head.epochs": (0, None),
-    "head.lr": (0, None),
-    "head.batch_size": (2, None),
-    "ema.decay": (0, 1),
-    "optimizer.lr": (0, None),
-    "optimizer.weight_decay": (0, None),
-    "model.backbone_lr": (0, None),
-    "loss.quantization_weight": (0, None),
-    "validation.queries": (0, None),
-    "validation.every_n_epochs": (1, None),
-    "checkpoint.every_n_epochs": (1, None),
-    "checkpoint.every_seconds": (0, None),
-    "metrics.radius": (0, None),
-    "radius": (0, None),
-    "pixels": (8, None),
-    "k": (1, None),
-    "shard_size": (1, None),
-    "batch_size": (1, None),
-    "num_workers": (0, None),
-    "devices": (1, None),
-    "workers": (1, None),
-    "gpus_per_worker": (0, None),
-    "port": (0, 65535),
-    "max_bytes": (1, None),
-    "queries": (1, None),
-    "ivf.lists": (1, None),
-    "ivf.probes": (1, None),
-    "ivf.train_per_list": (1, None),
-    "ivf.seed": (0, 2**31 - 1),
-    "hnsw.m": (2, 256),
-    "hnsw.ef_construction": (1, None),
-    "hnsw.ef_search": (1, None),
-    "multihash.hashes": (1, None),
-    "multihash.hash_bits": (1, 32),
-    "multihash.flips": (0, 4),
-}
-# Settings that are one of a few words.
-WORDS: dict[str, tuple[str, ...]] = {
-    "bit_order": ("little", "big"),
-    "kind": ("flat", "ivf", "hnsw", "multihash"),
-    "zero_hits": ("zero", "skip"),
-    "metrics.zero_hits": ("zero", "skip"),
-    "side": ("database", "query"),
-    "to": (
-        "faiss", "parquet", "safetensors", "postgres", "pgvector", "opensearch", "milvus", "torch_export", "onnx",
-    ),
-    "trainer.precision": ("32-true", "bf16-mixed", "16-mixed"),
-    "bad_images": ("stop", "skip"),
-    "accelerator": ("auto", "cpu", "gpu"),
-    "launcher": ("local", "ray"),
-}  # fmt: skip
-# Lists of whole numbers, and the lowest that may be in one.
-LISTS = {"metrics.ks": 1, "dataset.map_at": 1, "ks": 1, "map_at": 1, "shards": 0}
-# Settings without a default that are text.
-TEXTS = (
-    "run_dir", "runs", "resume", "group", "dataset.root", "dataset.file", "dataset.split_file", "dataset.train",
-    "dataset.query", "dataset.database", "dataset.vectors", "dataset.labels", "dataset.ids", "run", "codes", "output",
-    "query", "database", "query_labels", "database_labels", "input", "root", "picture", "check_output",
-)  # fmt: skip
-
-
-# Settings with a default that can be left empty.
-OPTIONAL = ("picture",)
 
 
 def check(verb: str, overrides: Sequence[str], config_dir: str | None, multirun: bool) -> Any:
@@ -108,6 +33,10 @@ def check(verb: str, overrides: Sequence[str], config_dir: str | None, multirun:
     from hydra.core.override_parser.types import IntervalSweep, Override
     from hydra.errors import HydraException, OverrideParseException
     from omegaconf import OmegaConf
+
+    from deephash_cli.cli import lengths
+
+    lengths.register(config_dir)
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
@@ -195,7 +124,7 @@ def _check_choice(override: Any) -> None:
         if not isinstance(choice, str | QuotedString):
             text = override.get_value_string()
             if group == "bits":
-                raise ConfigError(_explain_bits(text, choices(group)))
+                raise ConfigError(_explain_bits(text))
             raise ConfigError(f"{group} must be the name of a choice, got {text}; it has: {', '.join(choices(group))}")
 
 
@@ -272,7 +201,7 @@ def _explain(verb: str, message: str, config_dir: str | None, chosen: Sequence[s
         if config_dir and (Path(config_dir) / group).is_dir():
             exist += sorted(file.stem for file in (Path(config_dir) / group).glob("*.yaml"))
         if group == "bits":
-            return _explain_bits(choice, exist)
+            return _explain_bits(choice)
         return f"{group} has no choice {choice!r}{hint(choice, exist)}; it has: {', '.join(exist)}"
     if match := re.search(r"Could not (?:override|delete from config\.) '([^']+)'|Key '([^']+)' is not in", message):
         key = match[1] or match[2]
@@ -290,13 +219,8 @@ def _explain(verb: str, message: str, config_dir: str | None, chosen: Sequence[s
     return message.strip().splitlines()[0]
 
 
-def _explain_bits(choice: str, exist: Sequence[str]) -> str:
-    if not re.fullmatch(r"\d+", choice) or not 1 <= int(choice) <= RANGES["bits"][1]:  # type: ignore[operator]
-        return f"bits must be a whole number from 1 to {RANGES['bits'][1]}, got {choice}; there are: {', '.join(exist)}"
-    return (
-        f"there is no bits/{choice}.yaml; code lengths that exist: {', '.join(exist)}. For another one write the two "
-        f"lines '# @package _global_' and 'bits: {choice}' to <folder>/bits/{choice}.yaml and add --config-dir <folder>"
-    )
+def _explain_bits(choice: str) -> str:
+    return f"bits must be a whole number from 1 to {LONGEST}, got {choice or 'no value'}"
 
 
 def _known_keys(verb: str, chosen: Sequence[str]) -> list[str]:

@@ -22,6 +22,7 @@ from deephash_cli import __version__
 from deephash_cli.choices import CONF_DIR, choices, group_names
 from deephash_cli.cli import arguments as verbs
 from deephash_cli.cli.checking import check
+from deephash_cli.cli.limits import LONGEST
 from deephash_cli.errors import ArtifactError, ConfigError, DeephashError, Stopped, SweepError, hint
 from deephash_cli.stopping import stopping
 
@@ -165,7 +166,8 @@ def print_version() -> None:
 
 def print_verb_help(verb: str) -> None:
     """Print what can be chosen and set, read from the configuration folder."""
-    groups = "\n".join(f"  {name:<12}{', '.join(choices(name))}" for name in group_names())
+    more = {"bits": f", or any whole number from 1 to {LONGEST}"}
+    groups = "\n".join(f"  {name:<12}{', '.join(choices(name))}{more.get(name, '')}" for name in group_names())
     _print(verb_help(verb).replace("{groups}", f"Groups and their choices:\n{groups}"))
 
 

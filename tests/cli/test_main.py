@@ -264,15 +264,32 @@ def test_hydras_options_may_stand_anywhere(deephash):
         assert "bits: 20\n" in result.out
 
 
-def test_a_code_length_of_ones_own_is_checked_like_any_other(deephash):
-    Path("mine/bits").mkdir(parents=True)
-    Path("mine/bits/20.yaml").write_text("# @package _global_\nbits: 20\n")
+@pytest.mark.parametrize("bits", [1, 20, 257, 4096])
+def test_any_code_length_works_without_a_file(deephash, bits):
+    assert checking.check("train", [f"bits='{bits}'"], None, multirun=False).bits == bits
+    result = deephash("train", f"bits={bits}", "--cfg", "job")
+    assert (result.code, result.err) == (0, "")
+    assert f"bits: {bits}\n" in result.out
+
+
+def test_a_code_length_may_stand_in_a_file_of_ones_own(deephash):
+    Path("mine/experiment").mkdir(parents=True)
+    Path("mine/experiment/odd.yaml").write_text('# @package _global_\ndefaults:\n  - override /bits: "21"\n')
+    assert checking.check("train", ["experiment=odd"], "mine", multirun=False).bits == 21
+    Path("mine/bits").mkdir()
+    Path("mine/bits/20.yaml").write_text("# @package _global_\nbits: 20\nseed: 7\n")  # which comes first
+    assert checking.check("train", ["bits='20'"], "mine", multirun=False).seed == 7
     Path("mine/bits/0.yaml").write_text("# @package _global_\nbits: 0\n")
-    assert checking.check("train", ["bits='20'"], "mine", multirun=False).bits == 20
     assert "bits must be a whole number, from 1 to 4096, got 0" in refused(
         deephash("train", "--config-dir", "mine", "bits=0")
     )
-    assert ", 20" in refused(deephash("train", "--config-dir", "mine", "bits=21"))
+
+
+@pytest.mark.parametrize(("typed", "got"), [("5000", "5000"), ("020", "020"), ("", "no value"), ("[20]", "[20]")])
+def test_what_is_no_code_length_is_refused(deephash, typed, got):
+    assert f"bits must be a whole number from 1 to 4096, got {got}" in refused(deephash("train", f"bits={typed}"))
+    if typed.isdecimal():
+        assert f"4096, got {got}" in refused(deephash("train", "-m", f"bits=20,{typed}"))
 
 
 REFUSED = {
@@ -289,7 +306,6 @@ REFUSED = {
     "bits: null": (["bits=null"], "got null"),
     "bits: boolean": (["bits=true"], "got true"),
     "bits: list": (["bits=[12]"], "got [12]"),
-    "bits: no such file": (["bits=20"], "'bits: 20' to <folder>/bits/20.yaml and add --config-dir <folder>"),
     "bits: unfinished": (["bits=x("], "could not read 'bits=x('"),
     "bits: sweep without -m": (["bits=12,24"], "add -m"),
     "seed: text": (["seed=abc"], "seed must be a whole number (such as 0), got 'abc'"),

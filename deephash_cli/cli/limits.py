@@ -1,0 +1,77 @@
+"""Limits of settings: ranges of numbers, words, lists and texts that the configuration itself cannot say."""
+
+LONGEST = 4096  # bits of a code
+
+# Lowest and highest value of settings that have them; None: no limit.
+RANGES: dict[str, tuple[float, float | None]] = {
+    "bits": (1, LONGEST),
+    "seed": (0, 2**31 - 1),
+    "dataset.split_seed": (0, 2**31 - 1),
+    "trainer.max_epochs": (1, None),
+    "loader.batch_size": (2, None),
+    "loader.eval_batch_size": (1, None),
+    "loader.num_workers": (0, None),
+    "model.image_size": (8, None),
+    "model.network.hidden_units": (0, None),
+    "model.network.dropout": (0, 1),
+    "head.epochs": (0, None),
+    "head.lr": (0, None),
+    "head.batch_size": (2, None),
+    "ema.decay": (0, 1),
+    "optimizer.lr": (0, None),
+    "optimizer.weight_decay": (0, None),
+    "model.backbone_lr": (0, None),
+    "loss.quantization_weight": (0, None),
+    "validation.queries": (0, None),
+    "validation.every_n_epochs": (1, None),
+    "checkpoint.every_n_epochs": (1, None),
+    "checkpoint.every_seconds": (0, None),
+    "metrics.radius": (0, None),
+    "radius": (0, None),
+    "pixels": (8, None),
+    "k": (1, None),
+    "shard_size": (1, None),
+    "batch_size": (1, None),
+    "num_workers": (0, None),
+    "devices": (1, None),
+    "workers": (1, None),
+    "gpus_per_worker": (0, None),
+    "port": (0, 65535),
+    "max_bytes": (1, None),
+    "queries": (1, None),
+    "ivf.lists": (1, None),
+    "ivf.probes": (1, None),
+    "ivf.train_per_list": (1, None),
+    "ivf.seed": (0, 2**31 - 1),
+    "hnsw.m": (2, 256),
+    "hnsw.ef_construction": (1, None),
+    "hnsw.ef_search": (1, None),
+    "multihash.hashes": (1, None),
+    "multihash.hash_bits": (1, 32),
+    "multihash.flips": (0, 4),
+}
+# Settings that are one of a few words.
+WORDS: dict[str, tuple[str, ...]] = {
+    "bit_order": ("little", "big"),
+    "kind": ("flat", "ivf", "hnsw", "multihash"),
+    "zero_hits": ("zero", "skip"),
+    "metrics.zero_hits": ("zero", "skip"),
+    "side": ("database", "query"),
+    "to": (
+        "faiss", "parquet", "safetensors", "postgres", "pgvector", "opensearch", "milvus", "torch_export", "onnx",
+    ),
+    "trainer.precision": ("32-true", "bf16-mixed", "16-mixed"),
+    "bad_images": ("stop", "skip"),
+    "accelerator": ("auto", "cpu", "gpu"),
+    "launcher": ("local", "ray"),
+}  # fmt: skip
+# Lists of whole numbers, and the lowest that may be in one.
+LISTS = {"metrics.ks": 1, "dataset.map_at": 1, "ks": 1, "map_at": 1, "shards": 0}
+# Settings without a default that are text.
+TEXTS = (
+    "run_dir", "runs", "resume", "group", "dataset.root", "dataset.file", "dataset.split_file", "dataset.train",
+    "dataset.query", "dataset.database", "dataset.vectors", "dataset.labels", "dataset.ids", "run", "codes", "output",
+    "query", "database", "query_labels", "database_labels", "input", "root", "picture", "check_output",
+)  # fmt: skip
+# Settings with a default that can be left empty.
+OPTIONAL = ("picture",)

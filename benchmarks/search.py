@@ -143,7 +143,8 @@ def write(folder: str, n: str) -> None:
     """Write a folder of codes with names."""
     import numpy as np
 
-    from deephash_cli.retrieval.codes import CodeSet, save_database
+    from deephash_cli.retrieval.codes import CodeSet
+    from deephash_cli.retrieval.codes_folder import save_database
 
     names = [f"images/{i // 1000:06}/{i:010}.jpg" for i in range(int(n))]
     save_database(Path(folder), CodeSet(make(int(n), True, 1), BITS, np.zeros((int(n), 0), np.uint8), names), {})
@@ -152,7 +153,7 @@ def write(folder: str, n: str) -> None:
 def search(folder: str) -> None:
     """Open a folder of codes and search it; print the peak memory of this process after each step, and the seconds."""
     from deephash_cli.retrieval import ranking
-    from deephash_cli.retrieval.codes import open_side
+    from deephash_cli.retrieval.codes_folder import open_side
 
     queries = make(QUERIES, True, 2)
     ranking.nearest(queries[:1], queries, BITS, 1)  # compiled

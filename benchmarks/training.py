@@ -18,9 +18,9 @@ from pytorch_lightning import Callback, Trainer
 
 from deephash_cli import console
 from deephash_cli.cli.checking import check
-from deephash_cli.commands.train import Job, _prepare, _trainer
 from deephash_cli.data.loaders import EpochSampler
 from deephash_cli.methods.base import BufferedModule
+from deephash_cli.training.fit import Job, make_trainer, prepare
 from deephash_cli.training.inputs import Loading, Source
 from deephash_cli.training.instantiate import build, build_module
 
@@ -56,7 +56,7 @@ class Case:
         config = check("train", ["trainer.max_epochs=1", *COMMON, *settings], None, multirun=False)
         self.folder = folder
         self.config = config
-        self.job: Job = _prepare(config, {})
+        self.job: Job = prepare(config, {})
         self.timer = EpochTime()
         trainer = self._new_trainer()
         self.source = Source(self.job.dataset, self.job.network, trainer.strategy.root_device, Loading(**config.loader))
@@ -66,7 +66,7 @@ class Case:
         self.optimizer = self._optimizer_of(self.bare)
 
     def _new_trainer(self) -> Trainer:
-        return _trainer(self.config, self.folder, list, [self.timer])
+        return make_trainer(self.config, self.folder, list, [self.timer])
 
     def _new_module(self) -> BufferedModule:
         torch.manual_seed(0)

@@ -1,5 +1,6 @@
 """Find the configuration folder, its groups and their choices. Imports nothing heavy: help and completion use it."""
 
+import pkgutil
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent
@@ -20,3 +21,12 @@ def choices(group: str) -> list[str]:
         (name for name in names if not name.rsplit("/", 1)[-1].startswith("_")),
         key=lambda name: (int(name), "") if name.isdecimal() else (0, name),
     )
+
+
+def modules(folder: str) -> list[str]:
+    """Return the names of the modules in a folder of this package, sorted, without importing them.
+
+    A name that starts with an underscore is a helper of the others.
+    """
+    found = (module.name for module in pkgutil.iter_modules([str(PACKAGE / folder)]))
+    return sorted(name for name in found if not name.startswith("_"))

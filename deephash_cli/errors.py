@@ -1,6 +1,7 @@
 """Errors that users can cause. Each has one sentence (what was expected, what was got, what to do) and an exit code."""
 
 import difflib
+import sys
 from collections.abc import Iterable
 
 
@@ -66,3 +67,8 @@ def hint(word: str, known: Iterable[str]) -> str:
     """Suggest the known word closest to an unknown one, as a question to append to a message; "" if none is close."""
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def print_error(error: DeephashError) -> None:
+    """Show an error on the screen as one sentence."""
+    sys.stderr.write(f"error: {error}\n")

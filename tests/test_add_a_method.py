@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 
 from deephash_cli import methods
-from deephash_cli.cli import checking
-from deephash_cli.cli import main as cli
+from deephash_cli.cli import arguments, checking, launch
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "docs" / "add-a-method.md").read_text()
@@ -119,8 +118,10 @@ def test_the_commands_exist(tmp_path):
         if words[0] == "make":
             assert words[1] in targets
         elif words[0] == "deephash":
-            parsed = cli._parse(words[1], [word for word in words[2:] if word not in ("--config-dir", "my_conf")])
-            overrides = [cli.normalize(text) for text in parsed.overrides if not text.startswith("resume=runs/<")]
+            parsed = launch.parse_options(
+                words[1], [word for word in words[2:] if word not in ("--config-dir", "my_conf")]
+            )
+            overrides = [arguments.normalize(text) for text in parsed.overrides if not text.startswith("resume=runs/<")]
             checking.check(words[1], overrides, str(tmp_path / "my_conf"), multirun=bool(parsed.multirun))
             seen += 1
         else:

@@ -8,8 +8,7 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from deephash_cli import choices
-from deephash_cli.cli import checking
-from deephash_cli.cli import main as cli
+from deephash_cli.cli import arguments, checking, limits, verbs
 
 GROUPS = choices.group_names()
 CHOICES = [(group, choice) for group in GROUPS for choice in choices.choices(group)]
@@ -18,7 +17,7 @@ FILES = sorted(choices.CONF_DIR.rglob("*.yaml"))
 
 @functools.cache
 def compose(*overrides: str) -> DictConfig:
-    return checking.check("train", [cli.normalize(override) for override in overrides], None, multirun=False)
+    return checking.check("train", [arguments.normalize(override) for override in overrides], None, multirun=False)
 
 
 @pytest.mark.parametrize(("group", "choice"), CHOICES)
@@ -116,14 +115,14 @@ def test_every_range_belongs_to_a_setting():
     """A range for a key that was renamed would guard nothing."""
     absent = object()
     configs = [compose(f"{group}={choice}") for group, choice in CHOICES if group in ("dataset", "loss", "optimizer")]
-    configs += [checking.check(verb, [], None, multirun=False) for verb in cli.TASKS]
-    for key in [*checking.RANGES, *checking.LISTS, *checking.TEXTS, *checking.WORDS]:
+    configs += [checking.check(verb, [], None, multirun=False) for verb in verbs.names() if verbs.is_composed(verb)]
+    for key in [*limits.RANGES, *limits.LISTS, *limits.TEXTS, *limits.WORDS]:
         assert any(OmegaConf.select(config, key, default=absent) is not absent for config in configs), key
 
 
 def test_the_defaults_lie_within_their_ranges_and_are_whole_numbers_or_fractions():
     config = compose()
-    for key in checking.RANGES:
+    for key in limits.RANGES:
         value = OmegaConf.select(config, key)
         assert value is None or (isinstance(value, int | float) and not isinstance(value, bool)), key
 

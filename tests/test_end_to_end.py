@@ -11,7 +11,8 @@ from PIL import Image
 from deephash_cli import runs
 from deephash_cli.data.cifar10 import CLASS_NAMES
 from deephash_cli.files import sha256_file
-from deephash_cli.retrieval.codes import load_codes, unpack
+from deephash_cli.retrieval.codes import unpack
+from deephash_cli.retrieval.codes_folder import load_codes
 
 ONE_EPOCH = (*QUICK, "trainer.max_epochs=1", "bits=12")
 

@@ -15,7 +15,7 @@ from conftest import write_photos
 from deephash_cli import processes
 from deephash_cli.errors import DeephashError
 from deephash_cli.files import read_json
-from deephash_cli.retrieval.codes import load_codes
+from deephash_cli.retrieval.codes_folder import load_codes
 from deephash_cli.runs import CHECKPOINTS, CODES
 from deephash_cli.training.checkpoints import LAST, read_checkpoint
 

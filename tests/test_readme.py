@@ -7,9 +7,7 @@ from pathlib import Path
 import pytest
 
 from deephash_cli import choices
-from deephash_cli.cli import arguments as verbs
-from deephash_cli.cli import checking
-from deephash_cli.cli import main as cli
+from deephash_cli.cli import arguments, checking, launch, verbs
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -74,16 +72,16 @@ def test_every_command_is_checked_or_named_as_unchecked():
 @pytest.mark.parametrize("words", LINES, ids=" ".join)
 def test_every_command_is_understood(words):
     verb, *rest = words
-    assert verb in cli.VERBS
+    assert verb in verbs.names()
     if verb == "methods":
         assert set(rest) <= set(choices.choices("method"))
         return
-    if verb in verbs.RUN:
-        assert verbs.parser(verb).parse_intermixed_args(rest)
+    if not verbs.is_composed(verb):
+        assert arguments.parse(verb, rest)
         return
     flags = [word for word in rest if word.startswith("-")]
-    normal = [cli.normalize(word, verb) for word in rest]
-    settings, _ = cli.take_dataset(verb, [word for word in normal if "=" in word and "<" not in word], None)
+    normal = [arguments.normalize(word, verb) for word in rest]
+    settings, _ = launch.take_dataset(verb, [word for word in normal if "=" in word and "<" not in word], None)
     assert set(flags) <= {"-m", "--help", "--cfg", "--check"}
     checking.check(verb, settings, None, multirun="-m" in flags)
 

@@ -15,9 +15,10 @@ from test_conf import CHOICES, compose
 
 import deephash_cli
 from deephash_cli import runs
+from deephash_cli.cli import launch
 from deephash_cli.cli import main as cli
 from deephash_cli.errors import ConfigError
-from deephash_cli.training.instantiate import require_trusted
+from deephash_cli.training.trust import require_trusted
 
 PACKAGE = Path(deephash_cli.__file__).parent
 SOURCES = {file.relative_to(PACKAGE).as_posix(): file for file in sorted(PACKAGE.rglob("*.py"))}
@@ -47,7 +48,7 @@ def test_nothing_is_loaded_or_run_unguarded(name):
         last = function.rsplit(".", 1)[-1]
         if function == "torch.load":
             assert arguments.get("weights_only") == "True", function
-            assert name in ("training/checkpoints.py", "models/network.py")
+            assert name in ("training/checkpoints.py", "models/backbones.py")
         elif function == "np.load":
             assert arguments.get("allow_pickle") == "False", function
             assert name == "npy.py"
@@ -55,12 +56,12 @@ def test_nothing_is_loaded_or_run_unguarded(name):
             assert arguments.get("filter") == "'data'", function
         elif function == "yaml.load":  # as safe_load, but compiled
             assert arguments.get("Loader") == "_ConfigLoader"
-            assert issubclass(runs.folder._ConfigLoader, runs.folder._SAFE)
-            assert runs.folder._SAFE in (yaml.SafeLoader, yaml.CSafeLoader)
+            assert issubclass(runs.settings._ConfigLoader, runs.settings._SAFE)
+            assert runs.settings._SAFE in (yaml.SafeLoader, yaml.CSafeLoader)
         elif function == "subprocess.Popen":  # of the very command that the caller names, never a line for a shell
             assert name in ("processes.py", "commands/sync.py")
         elif last.startswith(("read_index", "deserialize_index")):  # once the digest was compared, or just written
-            assert name in ("retrieval/indexes.py", "commands/export/faiss_index.py")
+            assert name in ("retrieval/indexes/__init__.py", "commands/export/codes/faiss.py")
         elif function == "torch.hub.download_url_to_file":
             assert "hash_prefix" in arguments
         else:
@@ -129,7 +130,7 @@ FOREIGN = [
     "torch.serialization.load", "torch.nn.modules.module.os.system", "torch.os.system", "torch.optim.os.system",
     "deephash_cli.files.write_text", "deephash_cli.data.download.download", "deephash_cli.data.cifar10.fetch",
     "deephash_cli.models.torch.load", "deephash_cli.models.torch.hub.load", "deephash_cli.training.loggers.os.system",
-    "deephash_cli.data.cifar10.read_pickle", "deephash_cli.commands.train.train", "deephash_cli.runs.shutil.rmtree",
+    "deephash_cli.data.cifar10.read_pickle", "deephash_cli.training.fit.train", "deephash_cli.runs.shutil.rmtree",
     "deephash_cli.methods.no_such_method.Mine", "pytorch_lightning.Trainer.test", "hydra.utils.instantiate", "",
 ]  # fmt: skip
 
@@ -195,7 +196,7 @@ FORBIDDEN = [
 
 @pytest.mark.parametrize("override", FORBIDDEN)
 def test_what_a_folder_may_not_decide_is_dropped(override):
-    assert cli._settings_of(Path("run"), ["seed=1", override, "bits='8'"]) == ["seed=1", "bits='8'"]
+    assert launch._settings_of(Path("run"), ["seed=1", override, "bits='8'"]) == ["seed=1", "bits='8'"]
 
 
 def test_a_folder_cannot_configure_anything_but_its_run(deephash, poisoned, tmp_path):

@@ -3,6 +3,7 @@
 Hydra has no close matches, accepts any type, and invites a misspelt key to be added. Here each is one sentence.
 """
 
+import importlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -164,7 +165,7 @@ def _check_values(config: Any, defaults: Any, overrides: Sequence[str]) -> None:
                 if not isinstance(value, allowed) or (kind in (int, float) and isinstance(value, bool)):
                     raise ConfigError(f"{key} must be {name} (such as {default}), got {value!r}")
                 break
-    for key, (low, high) in RANGES.items():
+    for key, (low, high) in _ranges(config).items():
         value = OmegaConf.select(config, key, throw_on_missing=False)
         if value is None:
             continue
@@ -187,6 +188,16 @@ def _check_values(config: Any, defaults: Any, overrides: Sequence[str]) -> None:
             raise ConfigError(
                 f"{key} must be a list of whole numbers, at least {lowest}, such as [1,10], got {short(str(value))}"
             )
+
+
+def _ranges(config: Any) -> dict[str, tuple[float, float | None]]:
+    """Return the limits of numbers, with those of the kinds of indexes that have settings in a configuration."""
+    ranges = dict(RANGES)
+    for kind in WORDS["kind"]:
+        if kind in config:
+            limits = importlib.import_module(f"deephash_cli.retrieval.indexes.{kind}").RANGES
+            ranges |= {f"{kind}.{name}": limit for name, limit in limits.items()}
+    return ranges
 
 
 def _explain(verb: str, message: str, config_dir: str | None, chosen: Sequence[str]) -> str:

@@ -1,5 +1,7 @@
 """Limits of settings: ranges of numbers, words, lists and texts that the configuration itself cannot say."""
 
+from deephash_cli.choices import modules
+
 LONGEST = 4096  # bits of a code
 
 # Lowest and highest value of settings that have them; None: no limit.
@@ -39,27 +41,15 @@ RANGES: dict[str, tuple[float, float | None]] = {
     "port": (0, 65535),
     "max_bytes": (1, None),
     "queries": (1, None),
-    "ivf.lists": (1, None),
-    "ivf.probes": (1, None),
-    "ivf.train_per_list": (1, None),
-    "ivf.seed": (0, 2**31 - 1),
-    "hnsw.m": (2, 256),
-    "hnsw.ef_construction": (1, None),
-    "hnsw.ef_search": (1, None),
-    "multihash.hashes": (1, None),
-    "multihash.hash_bits": (1, 32),
-    "multihash.flips": (0, 4),
 }
 # Settings that are one of a few words.
 WORDS: dict[str, tuple[str, ...]] = {
     "bit_order": ("little", "big"),
-    "kind": ("flat", "ivf", "hnsw", "multihash"),
+    "kind": tuple(modules("retrieval/indexes")),
     "zero_hits": ("zero", "skip"),
     "metrics.zero_hits": ("zero", "skip"),
     "side": ("database", "query"),
-    "to": (
-        "faiss", "parquet", "safetensors", "postgres", "pgvector", "opensearch", "milvus", "torch_export", "onnx",
-    ),
+    "to": (*modules("commands/export/codes"), *modules("commands/export/network")),
     "trainer.precision": ("32-true", "bf16-mixed", "16-mixed"),
     "bad_images": ("stop", "skip"),
     "accelerator": ("auto", "cpu", "gpu"),

@@ -1,5 +1,6 @@
 """``deephash compare``: a table of runs, method by code length, on the terminal or as CSV, Markdown, JSON or LaTeX."""
 
+import argparse
 import html
 import json
 from collections.abc import Callable, Sequence
@@ -10,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from deephash_cli.console import console, say, warn
+from deephash_cli.errors import ConfigError
 from deephash_cli.files import csv_text, write_text
 from deephash_cli.runs import results
 from deephash_cli.runs.results import Cell, Section
@@ -18,6 +20,24 @@ _LATEX = str.maketrans({
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
     **{character: f"\\{character}" for character in "&%$#_{}"},
 })  # fmt: skip
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Say which arguments the verb has."""
+    parser.add_argument("paths", nargs="+", type=Path, metavar="run folder")
+    parser.add_argument("--metric", default="map")
+    parser.add_argument("--format")
+    parser.add_argument("--output", type=Path)
+
+
+def run(parsed: argparse.Namespace) -> None:
+    """Run ``deephash compare``."""
+    form: str = parsed.format or ("table" if parsed.output is None else ENDINGS.get(parsed.output.suffix, "table"))
+    if form not in ("table", *FORMATS):
+        raise ConfigError(f"--format must be one of table, {', '.join(FORMATS)}, got {form}")
+    if parsed.output is not None and form == "table":
+        raise ConfigError(f"--output {parsed.output} must end in {', '.join(ENDINGS)}, or add --format")
+    compare(parsed.paths, parsed.metric, form, parsed.output)
 
 
 def compare(paths: Sequence[Path], metric: str, form: str, output: Path | None) -> None:

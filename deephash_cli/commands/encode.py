@@ -5,99 +5,37 @@ not made again, so any number of processes, or a scheduler, can make any shards 
 all are there they are joined into one folder of codes.
 """
 
-import dataclasses
-import hashlib
-import json
-import logging
-import os
-import shutil
-import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
-import torch
-from jaxtyping import UInt8
-from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning import LightningModule, Trainer
-from pytorch_lightning.callbacks import BasePredictionWriter
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
-from deephash_cli import console, processes, runs
+from deephash_cli import processes, runs
 from deephash_cli.console import progress, say, warn
-from deephash_cli.data.dataset import ImageFiles, RetrievalDataset, Vectors, decode
-from deephash_cli.data.image_folder import images_below
-from deephash_cli.data.image_list import lines
-from deephash_cli.data.vectors import vectors
-from deephash_cli.errors import ArtifactError, ConfigError, DataError, DeephashError, first_line
-from deephash_cli.files import alone, atomic_folder, csv_text, read_json, write_json, write_text
-from deephash_cli.inference.encoder import load_encoder, prepare
-from deephash_cli.models import packed_codes
-from deephash_cli.retrieval import codes
-from deephash_cli.retrieval.codes import CodeSet
-from deephash_cli.retrieval.scoring import CLASSES
-from deephash_cli.training.instantiate import build
-
-PLAN = "encode.json"
-SHARDS = "shards"
-SKIPPED = "skipped.csv"
-_COLUMNS = ("id", "reason")
-
-# What the first of several processes starts the others with.
-FOLLOW = (sys.executable, "-P", "-c", "from deephash_cli.commands.encode import follow; follow()")
+from deephash_cli.errors import ConfigError
+from deephash_cli.inference.ray_workers import encode_with_ray
+from deephash_cli.inference.shards import SKIPPED, Task, Work
+from deephash_cli.retrieval import codes_folder
 
 
-@dataclass(frozen=True)
-class Task:
-    """What is to be encoded, and how: the same in every process that takes part.
-
-    Attributes:
-        run: The run folder whose network encodes.
-        input: A folder of images, a list of image files, or a .npy file of vectors.
-        source: Instead of ``input`` the node that builds a data set, as YAML.
-        root: The folder that the paths in a list start from; ``None``: the list's own.
-        output: The folder of codes to be made.
-        shard_size: Images in a shard.
-        batch_size: Images that go through the network at once.
-        num_workers: Processes that decode image files.
-        bad_images: ``stop`` at the first file that cannot be read, or ``skip`` them and list them.
-        allowed_targets: Packages whose classes the run may build, besides deephash's own.
-    """
-
-    run: str
-    input: str | None
-    source: str | None
-    root: str | None
-    output: str
-    shard_size: int
-    batch_size: int
-    num_workers: int
-    bad_images: str
-    allowed_targets: list[str]
-
-
-def encode(config: DictConfig, source: DictConfig | None = None) -> dict[str, Any]:
-    """The verb.
+def run(config: DictConfig, source: DictConfig | None = None) -> dict[str, Any]:
+    """Run ``deephash encode``.
 
     Args:
-        config: Its configuration.
-        source: The node of a data set to encode, instead of ``config.input``.
+        config: The configuration of the verb.
+        source: The node of a data set to encode instead of ``config.input``; None for the input.
 
     Returns:
-        How many images there are, how many were skipped, and how many shards are still missing.
+        The number of images, the number skipped (None while shards are missing), and the number of missing shards.
     """
     if (config.input is None) == (source is None):
         got = "neither" if source is None else "both"
         raise ConfigError(f"deephash encode needs input=<folder, list or vectors.npy>, or dataset=<name>, got {got}")
     if config.output is None:
         raise ConfigError("deephash encode needs output=<folder> for the codes")
-    run = runs.given_or_latest(config.run)
+    run_folder = runs.given_or_latest(config.run)
     task = Task(
-        run=str(run.absolute()),
+        run=str(run_folder.absolute()),
         input=_absolute(config.input),
         source=None if source is None else OmegaConf.to_yaml(source, resolve=True),
         root=_absolute(config.root),
@@ -118,437 +56,20 @@ def encode(config: DictConfig, source: DictConfig | None = None) -> dict[str, An
     if missing:
         with progress(f"encoding, {work.unit}", sum(work.size(number) for number in missing)) as show:
             if config.launcher == "ray":
-                _with_ray(task, missing, config.workers, config.gpus_per_worker, work.size, show)
+                encode_with_ray(task, missing, config.workers, config.gpus_per_worker, work.size, show)
             else:
                 work.encode(missing, config.accelerator, config.devices, show)
     left = work.conclude()
     if left:
         say(f"{work.shards - left} of {work.shards} shards are in {config.output}, {left} are missing")
         return {"images": len(work.dataset), "skipped": None, "missing_shards": left}
-    manifest = codes.read_manifest(Path(task.output), ("database",))
+    manifest = codes_folder.read_manifest(Path(task.output), ("database",))
     count, skipped = manifest["database"]["count"], manifest["skipped"]
     say(f"codes of {count} {work.unit}, {manifest['bits']} bits: {config.output}")
     if skipped:
         warn(f"{skipped} images could not be read and are left out: {Path(config.output) / SKIPPED} says why")
-    say(f"search them: deephash search run={run} codes={config.output} query=<image>")
+    say(f"search them: deephash search run={run_folder} codes={config.output} query=<image>")
     return {"images": count, "skipped": skipped, "missing_shards": 0}
-
-
-def follow() -> None:
-    """Encode beside the process that has started this one."""
-    console.be_silent()
-    given = json.loads(processes.task_of_this_process())
-    try:
-        work = Work(Task(**given["task"]))
-        work.encode(given["shards"], given["accelerator"], given["devices"], lambda _: None)
-    except DeephashError as error:  # which the first process tells of
-        sys.exit(error.exit_code)
-
-
-class Batch(NamedTuple):
-    """Images of one shard that go through the network together; images of one size are one tensor."""
-
-    shard: int
-    last: bool  # of its shard
-    rows: list[int]  # of those that can be read, in their order
-    places: list[list[int]]  # for each tensor, where its images are among these rows
-    inputs: list[Tensor]
-    bad: list[tuple[int, str]]  # rows of the others, and why
-
-
-class Work:
-    """An input, a network, and the shards that one makes of the other.
-
-    Args:
-        task: What is to be done.
-
-    Raises:
-        DeephashError: If the input or the run cannot be used.
-    """
-
-    def __init__(self, task: Task):
-        self.task = task
-        self.folder = Path(task.output)
-        file = Path(task.input) if task.input and task.input.endswith(".npy") else None
-        self.encoder = load_encoder(Path(task.run), task.allowed_targets, file)
-        self.dataset = _read_input(task)
-        holds = "vectors" if isinstance(self.dataset.images, Vectors) else "images"
-        self.unit = holds
-        if holds != self.encoder.takes:
-            raise ConfigError(f"{task.run} encodes {self.encoder.takes}, and the input holds {holds}")
-        self.shards = -(-len(self.dataset) // task.shard_size)
-
-    def begin(self) -> None:
-        """Write down what the folder is to hold, or compare with what was written down before.
-
-        Raises:
-            ConfigError: If codes of something else are there.
-        """
-        provenance = self.encoder.provenance
-        plan = {
-            "run": provenance["run"],
-            "checkpoint": provenance["checkpoint"]["sha256"],
-            "images": len(self.dataset),
-            "ids": _digest(self.dataset.ids),
-            "shard_size": self.task.shard_size,
-            "batch_size": self.task.batch_size,
-            "bad_images": self.task.bad_images,
-        }
-        file = self.folder / PLAN
-        if file.exists():
-            before = read_json(file)
-            changed = [name for name in plan if not isinstance(before, dict) or before.get(name) != plan[name]]
-            if changed:
-                raise ConfigError(
-                    f"{self.folder} was begun with other settings or another input ({', '.join(changed)} differ): "
-                    "choose another output, or remove that folder"
-                )
-            return
-        if self.folder.is_dir() and any(self.folder.iterdir()):
-            raise ConfigError(f"output={self.folder} is not empty and holds no {PLAN}: choose another folder")
-        try:
-            (self.folder / SHARDS).mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(f"cannot make output={self.folder}: {error.strerror or error}") from error
-        write_json(file, plan)
-
-    def rows(self, shard: int) -> range:
-        """Which images a shard has."""
-        start = shard * self.task.shard_size
-        return range(start, min(start + self.task.shard_size, len(self.dataset)))
-
-    def size(self, shard: int) -> int:
-        """How many images a shard has."""
-        return len(self.rows(shard))
-
-    def place(self, shard: int) -> Path:
-        """Where a shard is, or will be."""
-        return self.folder / SHARDS / f"{shard:06d}"
-
-    def has(self, shard: int) -> bool:
-        """Whether a shard is there and undamaged. A damaged one is removed: it can always be made again."""
-        if not self.place(shard).exists():
-            return False
-        try:
-            codes.open_side(self.place(shard))
-            return True
-        except ArtifactError as error:
-            warn(f"made again: {error}")
-            shutil.rmtree(self.place(shard))
-            return False
-
-    def is_complete(self) -> bool:
-        """Whether the joined codes are there and undamaged."""
-        if not (self.folder / codes.MANIFEST).exists():
-            return False
-        try:
-            codes.open_side(self.folder)
-            return True
-        except ArtifactError as error:
-            warn(f"made again: {error}")
-            (self.folder / codes.MANIFEST).unlink()
-            return False
-
-    def encode(self, shards: Sequence[int], accelerator: str, devices: int, show: Callable[[int], None]) -> None:
-        """Make shards; several processes make a part of them each.
-
-        Args:
-            shards: Which are missing.
-            accelerator: Of Lightning: ``auto``, ``cpu``, ``gpu``.
-            devices: How many.
-            show: Told the number of images that are done.
-
-        Raises:
-            DataError: If a file cannot be read and these are not to be skipped.
-        """
-        with console.quiet_lightning():
-            trainer = _trainer(accelerator, devices, "auto" if devices == 1 else "ddp")
-            given = {"task": dataclasses.asdict(self.task), "shards": list(shards)}
-            task = json.dumps({**given, "accelerator": accelerator, "devices": devices})
-            with processes.team(trainer.world_size, trainer.strategy.root_device, FOLLOW, task):
-                own = list(shards)[processes.rank() :: processes.count()]
-                trainer.callbacks.append(_Writer(self, show))  # type: ignore[attr-defined]
-                trainer.predict(_Predicting(self.encoder), self._batches(own), return_predictions=False)
-
-    def _batches(self, shards: Sequence[int]) -> "DataLoader[Batch]":
-        slices = [
-            (shard, rows[start : start + self.task.batch_size], start + self.task.batch_size >= len(rows))
-            for shard in shards
-            for rows in [self.rows(shard)]
-            for start in range(0, len(rows), self.task.batch_size)
-        ]
-        workers = 0 if self.dataset.images.in_memory else self.task.num_workers
-        batches = _Batches(self.dataset, self.encoder.image_size, slices)
-        return DataLoader(batches, batch_size=None, num_workers=workers, collate_fn=_as_it_is)  # type: ignore[arg-type]
-
-    def write(self, shard: int, packed: UInt8[np.ndarray, "n bytes"], rows: list[int], bad: list[tuple[int, str]]):
-        """Let a shard appear, whole; if another process was faster, it made the same."""
-        ids = [self.dataset.ids[row] for row in rows]
-        part = CodeSet(packed, self.encoder.bits, self.dataset.labels[rows], ids)
-        skipped = [{"id": self.dataset.ids[row], "reason": reason} for row, reason in bad]
-        place = self.place(shard)
-        try:
-            if not place.exists():
-                with atomic_folder(place) as draft:
-                    write_text(draft / SKIPPED, csv_text(_COLUMNS, skipped))
-                    codes.save_database(draft, part, {"skipped": len(bad)})
-        except ArtifactError:
-            if not place.exists():
-                raise
-
-    def conclude(self) -> int:
-        """Join the shards when all are there.
-
-        Returns:
-            How many are missing.
-
-        Raises:
-            DataError: If no image could be read.
-        """
-        with alone(self.folder / PLAN):  # the others wait, and find it done
-            if not self.is_complete():
-                missing = sum(not self.has(number) for number in range(self.shards))
-                if missing:
-                    return missing
-                self._join()
-            shutil.rmtree(self.folder / SHARDS, ignore_errors=True)
-        return 0
-
-    def _join(self) -> None:
-        places = [self.place(number) for number in range(self.shards)]
-        manifests = [codes.read_manifest(place, ("database",)) for place in places]
-        skipped = sum(manifest["skipped"] for manifest in manifests)
-        if not any(manifest["database"]["count"] for manifest in manifests):
-            first = (places[0] / SKIPPED).read_text().splitlines()[1]
-            raise DataError(f"none of the {skipped} images can be read; the first: {first}")
-        for leftover in self.folder.glob(".*.tmp"):  # of a process that was killed while it joined them
-            leftover.unlink(missing_ok=True)
-        records = [line for place in places for line in (place / SKIPPED).read_text().splitlines(keepends=True)[1:]]
-        write_text(self.folder / SKIPPED, csv_text(_COLUMNS, []) + "".join(records))
-        names = self.dataset.class_names
-        origin = {**self.encoder.provenance, "encoded": self.dataset.name}
-        if 0 < len(names) <= CLASSES:
-            origin["class_names"] = names
-        codes.join_databases(self.folder, places, {"provenance": origin, "source": self._source(), "skipped": skipped})
-
-    def _source(self) -> dict[str, Any]:
-        """Where the images are, for whoever wants to show them."""
-        if self.task.source is not None:
-            return {"dataset": OmegaConf.to_container(OmegaConf.create(self.task.source))}
-        images = self.dataset.images
-        return {"root": str(images.root)} if isinstance(images, ImageFiles) else {}
-
-
-class _Batches(Dataset[Batch]):
-    """Batches by number. Files that cannot be read are told of, and do not end a worker process."""
-
-    def __init__(self, dataset: RetrievalDataset, size: int, slices: list[tuple[int, range, bool]]):
-        self.images = dataset.images
-        self.size = size
-        self.slices = slices
-
-    def __len__(self) -> int:
-        return len(self.slices)
-
-    def __getitem__(self, number: int) -> Batch:
-        shard, rows, last = self.slices[number]
-        if not isinstance(self.images, ImageFiles):
-            return Batch(shard, last, list(rows), [list(range(len(rows)))], [self.images.batch(np.array(rows))], [])
-        good: list[int] = []
-        bad: list[tuple[int, str]] = []
-        sizes: dict[tuple[int, ...], tuple[list[int], list[Tensor]]] = {}
-        for row in rows:
-            try:
-                image = prepare(decode(self.images.path(row), at_least=self.size), self.size)
-            except DataError as error:
-                bad.append((row, str(error)))
-                continue
-            places, tensors = sizes.setdefault(tuple(image.shape), ([], []))
-            places.append(len(good))
-            tensors.append(image)
-            good.append(row)
-        groups = sizes.values()
-        return Batch(shard, last, good, [places for places, _ in groups], [torch.stack(t) for _, t in groups], bad)
-
-
-def _as_it_is(batch: Batch) -> Batch:
-    """Torch would take a batch apart."""
-    return batch
-
-
-class _Predicting(LightningModule):
-    """Packed codes of batches."""
-
-    def __init__(self, encoder: torch.nn.Module):
-        super().__init__()
-        self.encoder = encoder
-
-    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        """Move the images; the rest is for the CPU."""
-        return batch._replace(inputs=[images.to(device, non_blocking=True) for images in batch.inputs])
-
-    def predict_step(self, batch: Batch, batch_idx: int) -> UInt8[np.ndarray, "n bytes"]:
-        """Codes of the images that can be read, in their order."""
-        packed = np.empty((len(batch.rows), codes.packed_width(self.encoder.bits)), np.uint8)  # type: ignore[arg-type]
-        for places, images in zip(batch.places, batch.inputs, strict=True):
-            packed[places] = packed_codes(self.encoder(images).cpu())
-        return packed
-
-
-class _Writer(BasePredictionWriter):
-    """Write each shard when its last batch is done."""
-
-    def __init__(self, work: Work, show: Callable[[int], None]):
-        super().__init__("batch")
-        self.work = work
-        self.show = show
-        self.done = 0
-        self.parts: list[np.ndarray] = []
-        self.rows: list[int] = []
-        self.bad: list[tuple[int, str]] = []
-
-    def write_on_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        prediction: Any,
-        batch_indices: Any,
-        batch: Batch,
-        batch_idx: int,
-        dataloader_idx: int,
-    ) -> None:
-        """Take the codes of a batch.
-
-        Raises:
-            DataError: If a file cannot be read and these are not to be skipped.
-        """
-        if batch.bad and self.work.task.bad_images == "stop":
-            raise DataError(f"{batch.bad[0][1]}, or bad_images=skip leaves out such files and lists them")
-        self.parts.append(prediction)
-        self.rows += batch.rows
-        self.bad += batch.bad
-        self.done += len(batch.rows) + len(batch.bad)
-        if batch.last:
-            self.work.write(batch.shard, np.concatenate(self.parts), self.rows, self.bad)
-            self.parts, self.rows, self.bad = [], [], []
-        self.show(self.done * processes.count())  # the other processes are as far
-
-
-class RayWorker:
-    """Makes shards in a process of Ray's.
-
-    Args:
-        task: The fields of `Task`.
-        accelerator: ``gpu`` if the worker has one, else ``cpu``.
-    """
-
-    def __init__(self, task: dict[str, Any], accelerator: str):
-        console.be_silent()
-        self.accelerator = accelerator
-        self.work = Work(Task(**task))
-
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
-        """Make the shards whose numbers come in; what went wrong goes back as text."""
-        try:
-            self.work.encode(batch["shard"].tolist(), self.accelerator, 1, lambda _: None)
-            error = ""
-        except DeephashError as failed:
-            error = f"{failed.exit_code} {failed}"
-        return {"shard": batch["shard"], "error": np.array([error] * len(batch["shard"]))}
-
-
-def _with_ray(
-    task: Task,
-    missing: list[int],
-    workers: int,
-    gpus: float,
-    size: Callable[[int], int],
-    show: Callable[[int], None],
-) -> None:
-    """Make shards with Ray Data: on this machine, or on the cluster that ``RAY_ADDRESS`` names.
-
-    Raises:
-        ConfigError: If Ray is not installed.
-        DataError: If a file cannot be read and these are not to be skipped.
-    """
-    try:
-        import ray
-        import ray.data
-    except ImportError as error:
-        raise ConfigError("launcher=ray needs Ray: pip install 'deephash[ray]'") from error
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # it warns of what Ray Data does itself
-    if not ray.is_initialized():
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    shards = ray.data.from_items([{"shard": number} for number in missing], override_num_blocks=len(missing))
-    made = shards.map_batches(
-        RayWorker,
-        fn_constructor_args=(dataclasses.asdict(task), "gpu" if gpus else "cpu"),
-        batch_size=1,
-        compute=ray.data.ActorPoolStrategy(size=min(workers, len(missing))),
-        num_gpus=gpus or None,
-    )
-    done = 0
-    for row in made.iter_rows():
-        if row["error"]:
-            raise DataError(row["error"].partition(" ")[2])
-        done += size(row["shard"])
-        show(done)
-
-
-def _trainer(accelerator: str, devices: int, strategy: str) -> Trainer:
-    try:
-        return Trainer(
-            accelerator=accelerator,
-            devices=devices,
-            strategy=strategy,
-            logger=False,
-            plugins=[LightningEnvironment()],  # processes.team is the environment, whatever cluster this is
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            use_distributed_sampler=False,
-        )
-    except (ValueError, TypeError, RuntimeError) as error:
-        raise ConfigError(f"accelerator={accelerator} devices={devices}: {first_line(error)}") from error
-
-
-def _read_input(task: Task) -> RetrievalDataset:
-    """The images or vectors to be encoded.
-
-    Raises:
-        DataError: If there are none.
-    """
-    if task.source is not None:
-        return build(OmegaConf.create(task.source))
-    place = Path(str(task.input))
-    if place.suffix == ".npy":
-        return vectors(str(place), labels=None, ids=None)
-    if place.is_dir():
-        found, others = images_below(place)
-        if others:
-            warn(f"{others} files under {place} are hidden or no images by their ending: left out")
-        return _unlabelled(place.name, [path.relative_to(place) for path in found], place)
-    if place.is_file():
-        names = [line.strip() for line in lines(place) if line.strip()]
-        return _unlabelled(place.stem, [Path(name) for name in names], Path(task.root or place.parent))
-    raise DataError(
-        f"input={place} must be a folder of images, a text file with one path a line, or vectors as .npy; it does not "
-        "exist (a data set by its name is dataset=<name>)"
-    )
-
-
-def _unlabelled(name: str, paths: list[Path], root: Path) -> RetrievalDataset:
-    ids = [path.as_posix() for path in paths]
-    return RetrievalDataset(name, ids, np.zeros((len(ids), 0), np.uint8), [], ImageFiles(paths, root))
-
-
-def _digest(ids: Sequence[str]) -> str:
-    digest = hashlib.sha256()
-    for name in ids:
-        digest.update(f"{name}\n".encode())
-    return digest.hexdigest()
 
 
 def _absolute(path: str | None) -> str | None:

@@ -19,7 +19,7 @@ from deephash_cli.console import console, say
 from deephash_cli.errors import ConfigError
 from deephash_cli.files import write_json
 from deephash_cli.retrieval import indexes, ranking
-from deephash_cli.retrieval.codes import Database, open_side
+from deephash_cli.retrieval.codes_folder import Database, open_side
 from deephash_cli.runs import codes_folder
 
 ENDING = ".faiss"
@@ -27,7 +27,7 @@ _REPEATS = 3  # timed passes, of which the fastest counts
 _WARM = 8  # queries before them
 
 
-def index(config: DictConfig) -> dict[str, Any] | None:
+def run(config: DictConfig) -> dict[str, Any] | None:
     """Build an index, save it, and measure it if asked to.
 
     Returns:

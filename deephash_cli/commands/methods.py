@@ -1,5 +1,6 @@
 """``deephash methods``: what there is, read from the configuration folder and the sources without importing them."""
 
+import argparse
 import ast
 import importlib.util
 import re
@@ -26,6 +27,21 @@ Notation: n training images, K bits, labels y_i of 0 and 1 for each class; u_i i
 binary one of +1 and -1 with sgn(0) = +1; s_ij is 1 where two images share a label, else 0. X are features, one row an
 image.
 """
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Say which arguments the verb has."""
+    parser.add_argument("names", nargs="*", metavar="method")
+    parser.add_argument("--config-dir", type=Path)
+
+
+def run(parsed: argparse.Namespace) -> None:
+    """Run ``deephash methods``."""
+    if len(parsed.names) > 1:
+        raise ConfigError(f"deephash methods takes the name of one method, got {' '.join(parsed.names)}")
+    if parsed.config_dir is not None and not parsed.config_dir.is_dir():
+        raise ConfigError(f"--config-dir {parsed.config_dir} is not a folder")
+    show_methods(parsed.config_dir, *(parsed.names or [None]))
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """``deephash runs``: every run of some folders on a line, whatever became of it."""
 
+import argparse
 import contextlib
 import json
 from collections.abc import Mapping, Sequence
@@ -34,6 +35,25 @@ class Listed:
     columns: dict[str, Any]
     settings: dict[str, Any]
     note: str
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Say which arguments the verb has."""
+    parser.add_argument("words", nargs="*")
+    parser.add_argument("--sort", default="started")
+    parser.add_argument("--reverse", action="store_true")
+    parser.add_argument("--format", default="table", choices=("table", "csv", "json"))
+
+
+def run(parsed: argparse.Namespace) -> None:
+    """Run ``deephash runs``."""
+    wanted = [word for word in parsed.words if "=" in word and not Path(word).is_dir()]
+    paths = [Path(word) for word in parsed.words if word not in wanted]
+    default = runs.default_root()
+    if not paths and not default.is_dir():
+        raise ConfigError(f"there is no {default} here: give run folders, or folders of runs")
+    settings = dict(word.split("=", 1) for word in wanted)
+    list_runs(paths or [default], settings, parsed.sort, parsed.reverse, parsed.format)
 
 
 def list_runs(paths: Sequence[Path], wanted: Mapping[str, str], sort: str, reverse: bool, form: str) -> None:

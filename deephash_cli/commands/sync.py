@@ -1,5 +1,6 @@
 """``deephash sync``: uploads what W&B logged offline, and logs a run anew from its folder where W&B's log was lost."""
 
+import argparse
 import contextlib
 import os
 import signal
@@ -19,6 +20,7 @@ from deephash_cli.console import say, warn
 from deephash_cli.errors import ArtifactError, ConfigError, DeephashError, first_line
 from deephash_cli.runs import results
 from deephash_cli.runs import wandb as dashboards
+from deephash_cli.stopping import stopping
 
 PROJECT = "deephash"  # of runs that were not logged to W&B; conf/logger/wandb.yaml has the same
 SECONDS_TO_ANSWER = 10
@@ -47,6 +49,24 @@ class Plan:
     files: tuple[Path, ...] = ()
     rebuild: str | None = None
     nothing: str | None = None
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Say which arguments the verb has."""
+    parser.add_argument("paths", nargs="+", type=Path, metavar="run folder")
+    parser.add_argument("--project")
+    parser.add_argument("--entity")
+    parser.add_argument("--dry-run", action="store_true")
+    parser.add_argument("--rebuild", action="store_true")
+    parser.add_argument("--timeout", type=float, default=600)
+
+
+def run(parsed: argparse.Namespace) -> None:
+    """Run ``deephash sync``."""
+    if not 0 < parsed.timeout < float("inf"):
+        raise ConfigError(f"--timeout must be a number of seconds above 0, got {parsed.timeout:g}")
+    with stopping():
+        sync(parsed.paths, parsed.project, parsed.entity, parsed.dry_run, parsed.rebuild, parsed.timeout)
 
 
 def sync(

@@ -16,9 +16,10 @@ from deephash_cli.data.small_images import MAX_SIDE
 from deephash_cli.errors import ArtifactError
 from deephash_cli.files import read_json
 from deephash_cli.models import HashingNetwork, NoBackbone
-from deephash_cli.retrieval import codes
+from deephash_cli.retrieval import codes_folder
 from deephash_cli.training import checkpoints
-from deephash_cli.training.instantiate import build, build_module, is_learned, require_trusted
+from deephash_cli.training.instantiate import build, build_module, is_learned
+from deephash_cli.training.trust import require_trusted
 
 _HALF = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 _OF_A_RUN = ("method", "module", "model", "dataset", "seed", "epochs", "checkpoint", "versions")  # of its provenance
@@ -75,10 +76,10 @@ def load_encoder(run: Path, allowed_targets: Sequence[str] = (), vectors: Path |
         ConfigError: If it wants to build something that is not trusted.
     """
     record = runs.read_record(run)
-    manifest_file = run / runs.CODES / codes.MANIFEST
+    manifest_file = run / runs.CODES / codes_folder.MANIFEST
     if not manifest_file.is_file():
         raise ArtifactError(f"{run} has no codes yet: its status is {runs.status(run, record)}; deephash train ends it")
-    provenance = codes.read_manifest(run / runs.CODES)["provenance"]
+    provenance = codes_folder.read_manifest(run / runs.CODES)["provenance"]
     settings = runs.read_config(run)
     require_trusted(settings, also=allowed_targets)
     try:

@@ -1,16 +1,18 @@
-"""Hashing networks. The names here stand in the configuration of every run, so they stay."""
+"""Hashing networks and their backbones. The configuration of every run names them here, so the names stay."""
 
-from deephash_cli.models.network import (
+from deephash_cli.models.backbones import (
     PACKAGED_WEIGHTS,
-    Backbone,
-    HashingNetwork,
     NoBackbone,
     SmallCNN,
-    Standardization,
-    packed_codes,
     small_cnn,
     timm_backbone,
     torchvision_backbone,
+)
+from deephash_cli.models.network import (
+    Backbone,
+    HashingNetwork,
+    Standardization,
+    packed_codes,
 )
 
 __all__ = [

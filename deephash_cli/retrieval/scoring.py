@@ -1,14 +1,16 @@
 """All retrieval metrics of one pair of code sets, as one dictionary that JSON can hold."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeGuard
 
 import numpy as np
 from jaxtyping import Int64
 
-from deephash_cli.errors import ConfigError, DataError
-from deephash_cli.retrieval import metrics, ranking
+from deephash_cli.errors import ArtifactError, ConfigError, DataError
+from deephash_cli.retrieval import metrics, ranking, scoring
 from deephash_cli.retrieval.codes import CodeSet, require_comparable
+from deephash_cli.retrieval.codes_folder import MANIFEST, load_codes
 
 # What becomes of a query without a relevant item in the database.
 ZERO_HITS = {
@@ -44,6 +46,9 @@ RESAMPLES = 1000
 _HUGE = 1e300  # a whole number of JSON can be larger than any float
 HARDEST = 10
 CLASSES = 1000  # where there are more, there is no table by class
+
+_FACTS = {"method", "module", "model", "dataset", "split", "seed"}  # of a manifest's provenance
+SETTINGS = ("ks", "map_at", "radius", "zero_hits")  # of its evaluation; early ones have no zero_hits
 
 
 def evaluate(
@@ -258,3 +263,44 @@ def _per_query(
         }
         parts.append(values)
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def score(folder: Path, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Metrics of a codes folder, with what its manifest says of where the codes come from.
+
+    Args:
+        folder: A codes folder.
+        overrides: ``ks``, ``map_at``, ``radius`` and ``zero_hits`` to use instead of the ones in the manifest; ``None``
+            keeps them.
+
+    Raises:
+        ArtifactError: If the codes are damaged, or of unknown origin.
+    """
+    query, database, manifest = load_codes(folder)
+    for name, needed in (("provenance", _FACTS), ("evaluation", {*SETTINGS} - {"zero_hits"})):
+        missing = needed - set(manifest.get(name) or ())
+        if missing:
+            raise ArtifactError(f"{folder / MANIFEST} must give {', '.join(sorted(missing))} under {name}, got none")
+    settings = {"zero_hits": "zero", **manifest["evaluation"]}
+    if not _is_evaluation(settings):
+        raise ArtifactError(
+            f"{folder / MANIFEST} must give under evaluation lists ks and map_at of whole numbers from 1, a radius "
+            "from 0, and zero_hits zero or skip, got something else: it was edited by hand"
+        )
+    settings = settle(settings, overrides)
+    return {**scoring.evaluate(query, database, **settings), **manifest["provenance"]}
+
+
+def _is_evaluation(settings: Mapping[str, Any]) -> bool:
+    lists = all(
+        isinstance(settings[name], list) and all(type(rank) is int and rank >= 1 for rank in settings[name])
+        for name in ("ks", "map_at")
+    )
+    radius = settings["radius"]
+    return lists and type(radius) is int and radius >= 0 and settings["zero_hits"] in list(scoring.ZERO_HITS)
+
+
+def settle(settings: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of an evaluation, replaced by the overrides that are not None."""
+    chosen = {**settings, **{name: value for name, value in overrides.items() if value is not None}}
+    return {name: chosen[name] for name in SETTINGS}

@@ -2,11 +2,8 @@
 
 import datetime
 import fcntl
-import hashlib
-import json
 import os
 import platform
-import re
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,15 +11,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
 
-import yaml
-from yaml.constructor import ConstructorError
-
 from deephash_cli import __version__
-from deephash_cli.errors import ArtifactError, ConfigError, first_line
+from deephash_cli.errors import ArtifactError, ConfigError
 from deephash_cli.files import read_json, write_json, write_text
+from deephash_cli.runs.settings import CONFIG, hide_in_override
 
 RECORD = "run.json"
-CONFIG = "config.yaml"
 METRICS = "metrics.json"
 STEPS = "metrics.jsonl"
 HEAD_STEPS = "head.jsonl"
@@ -33,83 +27,6 @@ RETRIEVAL_IMAGE = "retrieval.webp"
 CHECKPOINTS = "checkpoints"
 
 EXIT_CODES = {"finished": 0, "failed": 1, "interrupted": 130}  # that a dashboard is told
-
-# Settings that say where and how a run is computed and logged, not what it computes.
-INCIDENTAL = (
-    "run_dir",
-    "runs",
-    "resume",
-    "allowed_targets",
-    "group",
-    "logger",
-    "gallery",
-    "loader.num_workers",
-    "loader.pin_memory",
-)
-# Settings that a resumed run may change besides those: how long and on what it trains.
-RESUMABLE = (*INCIDENTAL, "trainer", "checkpoint", "metrics")
-
-_CONFIG_LIMIT = 2**20  # bytes
-_CONFIG_DEPTH = 100
-_SAFE: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the compiled one takes a tenth of the time
-
-_SECRET = re.compile(r"key|token|secret|password", re.IGNORECASE)
-
-
-def fingerprint(config: Mapping[str, Any]) -> str:
-    """Digest of the settings that decide a run's result, and of the version that computes it."""
-    content = {name: value for name, value in flatten(config).items() if not belongs(name, INCIDENTAL)}
-    return hashlib.sha256(json.dumps([__version__, content], sort_keys=True).encode()).hexdigest()[:16]
-
-
-def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings under dotted names."""
-    flat: dict[str, Any] = {}
-    for name, value in config.items():
-        if isinstance(value, Mapping) and value:
-            flat.update(flatten(value, f"{prefix}{name}."))
-        else:
-            flat[f"{prefix}{name}"] = value
-    return flat
-
-
-def redact(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy in which secrets are hidden: by the name of a setting, or by a secret of the environment in its value."""
-    return {
-        name: "<hidden>" if value and _SECRET.search(name) and not isinstance(value, Mapping) else _hide(value)
-        for name, value in config.items()
-    }
-
-
-def _hide(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return redact(value)
-    if isinstance(value, list):
-        return [_hide(item) for item in value]
-    if isinstance(value, str) and any(secret in value for secret in _secrets()):
-        return "<hidden>"
-    return value
-
-
-def _secrets() -> list[str]:
-    """Values of environment variables whose name speaks of a secret; short ones would be found in harmless text."""
-    return [value for name, value in os.environ.items() if len(value) >= 8 and _SECRET.search(name)]
-
-
-def hide_in_override(override: str) -> str:
-    """A setting as it was typed, its value hidden if it is a secret."""
-    name, _, value = override.partition("=")
-    return f"{name}=<hidden>" if value and (_SECRET.search(name) or _hide(value) != value) else override
-
-
-def forbidden_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """Settings that a resumed run must keep and that differ all the same, as ``name: old -> new``."""
-    old, new = flatten(before), flatten(after)
-    return [
-        f"{name}: {old.get(name)} -> {new.get(name)}"
-        for name in sorted(old.keys() | new.keys())
-        if old.get(name) != new.get(name) and not belongs(name, RESUMABLE)
-    ]
 
 
 def versions() -> dict[str, str]:
@@ -231,51 +148,6 @@ def read_record(folder: Path) -> dict[str, Any]:
     return record
 
 
-class _ConfigLoader(_SAFE):
-    """Safe YAML in which no key may stand twice: one of the two values would be ignored in silence."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        mapping = super().construct_mapping(node, deep)
-        if len(mapping) != len(node.value):
-            keys = [key.value for key, _ in node.value]
-            twice = next((key for key in keys if keys.count(key) > 1), keys[-1])
-            raise ConstructorError(None, None, f"the key {twice!r} occurs twice", node.start_mark)
-        return mapping
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """Read the settings of a run as plain values. Nothing in the file is resolved, expanded or built.
-
-    Args:
-        folder: The run folder. It may come from somebody else.
-
-    Raises:
-        ArtifactError: If ``config.yaml`` is missing, too large, not YAML, not a mapping, or has aliases, which can
-            turn a few hundred bytes into more settings than fit into memory.
-    """
-    file = Path(folder) / CONFIG
-    try:
-        if file.stat().st_size > _CONFIG_LIMIT:
-            raise ArtifactError(f"{file} must have at most {_CONFIG_LIMIT} bytes, as any configuration of a run has")
-        text = file.read_text(encoding="utf-8")
-        depth = 0
-        for event in yaml.parse(text, Loader=_SAFE):
-            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-            if isinstance(event, yaml.AliasEvent):
-                raise ArtifactError(f"{file} has YAML aliases, which deephash does not write: it was edited by hand")
-            if depth > _CONFIG_DEPTH:
-                raise ArtifactError(f"{file} is nested deeper than {_CONFIG_DEPTH} levels: it was edited by hand")
-        content = yaml.load(text, Loader=_ConfigLoader)
-    except yaml.MarkedYAMLError as error:
-        line = "" if error.problem_mark is None else f" in line {error.problem_mark.line + 1}"
-        raise ArtifactError(f"{file} cannot be read as YAML: {error.problem}{line}") from error
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ArtifactError(f"{file} cannot be read as a configuration: {first_line(error)}") from error
-    if not isinstance(content, dict):
-        raise ArtifactError(f"{file} is not the configuration of a run")
-    return content
-
-
 def default_root() -> Path:
     """The folder that runs are written to unless the command says otherwise, as conf/train.yaml has it."""
     return Path(os.environ.get("DEEPHASH_OUTPUT_DIR") or "runs")
@@ -354,11 +226,6 @@ def scan(root: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
             yield record_file.parent, read_record(record_file.parent)
         except ArtifactError:
             continue
-
-
-def belongs(name: str, keys: Sequence[str]) -> bool:
-    """Whether a dotted name is one of some settings, or below one."""
-    return any(name == key or name.startswith(f"{key}.") for key in keys)
 
 
 def _lock(folder: Path) -> IO[str]:

@@ -12,7 +12,8 @@ from PIL import Image, ImageOps
 from deephash_cli import runs
 from deephash_cli.data.dataset import ImageFiles, RetrievalDataset, Vectors
 from deephash_cli.retrieval import metrics, ranking, scoring
-from deephash_cli.retrieval.codes import CodeSet, load_codes
+from deephash_cli.retrieval.codes import CodeSet
+from deephash_cli.retrieval.codes_folder import load_codes
 from deephash_cli.runs import gallery as run_gallery
 
 TILE = 64  # pixels of a side, at most

@@ -15,8 +15,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from deephash_cli import __version__, choices
-from deephash_cli.cli import arguments as verbs
-from deephash_cli.cli import checking
+from deephash_cli.cli import arguments, checking, launch, verbs
 from deephash_cli.cli import main as cli
 from deephash_cli.errors import ConfigError
 
@@ -60,9 +59,8 @@ def refused(result, code=2) -> str:
 def test_without_arguments_it_says_what_there_is(deephash):
     result = deephash()
     assert result.code == 0
-    for verb, text in cli.VERBS.items():
-        assert f"  {verb}" in result.out
-        assert text in result.out
+    for verb in verbs.names():
+        assert f"\n  {verb:9}{verbs.summary(verb)}\n" in result.out
     assert sum(line.startswith("  deephash ") for line in result.out.splitlines()) == len(cli.EXAMPLES.splitlines())
     assert result == deephash("--help") == deephash("-h") == deephash("help")
 
@@ -84,7 +82,7 @@ def test_the_help_of_eval_lists_its_settings(deephash):
         assert f"\n  {key}=" in result.out
 
 
-@pytest.mark.parametrize("verb", ["train", *cli.TASKS])
+@pytest.mark.parametrize("verb", [verb for verb in verbs.names() if verbs.is_composed(verb)])
 def test_the_settings_in_the_help_exist(deephash, verb):
     """Help is written by hand, so it could rot."""
     from omegaconf import OmegaConf
@@ -99,20 +97,18 @@ def test_the_settings_in_the_help_exist(deephash, verb):
 
 
 def test_every_example_in_the_help_is_a_command_that_is_understood():
-    texts = [cli.EXAMPLES, *(cli.verb_help(verb).split("Examples:")[1] for verb in (*cli.TASKS, *verbs.RUN))]
+    texts = [cli.EXAMPLES, *(verbs.help_text(verb).split("Examples:")[1] for verb in verbs.names())]
     for line in "\n".join(texts).splitlines():
-        if not line.strip():
+        if not line.strip() or line.strip() == "{examples}":
             continue
         command = line.strip().split("   ")[0].split("| xargs -P 4 -I{} ")[-1].replace("{}", "0").split()
         assert command[:1] == ["deephash"]
-        verb, rest = command[1], [cli.normalize(argument, command[1]) for argument in command[2:]]
-        if verb in verbs.RUN:
-            assert verbs.parser(verb).parse_intermixed_args(rest)
+        verb, rest = command[1], [arguments.normalize(argument, command[1]) for argument in command[2:]]
+        if not verbs.is_composed(verb):
+            assert arguments.parse(verb, rest)
             continue
-        parsed = cli._parse(verb, rest)
-        if verb == "methods":
-            continue
-        overrides, _ = cli.take_dataset(verb, [text for text in parsed.overrides if "<" not in text], None)
+        parsed = launch.parse_options(verb, rest)
+        overrides, _ = launch.take_dataset(verb, [text for text in parsed.overrides if "<" not in text], None)
         checking.check(verb, overrides, None, multirun=bool(parsed.multirun))
 
 
@@ -140,7 +136,7 @@ def test_version(deephash):
 def test_unknown_verb(deephash, typed, hint):
     message = refused(deephash(typed))
     assert repr(typed) in message
-    assert f"verbs: {', '.join(cli.VERBS)}" in message
+    assert f"verbs: {', '.join(verbs.names())}" in message
     assert (f"did you mean {hint!r}?" in message) == (hint is not None)
 
 
@@ -159,7 +155,7 @@ def test_help_into_a_pipe_that_closes_ends_quietly():
 @pytest.mark.parametrize(
     ("line", "answer"),
     [
-        ("deephash ", " ".join(cli.VERBS)),
+        ("deephash ", " ".join(verbs.names())),
         ("deephash t", "train"),
         ("deephash ev", "eval"),
         ("deephash x", ""),
@@ -221,15 +217,15 @@ def test_completion_can_be_installed(deephash, shell):
     ],
 )
 def test_quote_bits(typed, meant):
-    assert cli.quote_bits(typed) == meant
-    assert cli.quote_bits(meant) == meant
+    assert arguments.quote_bits(typed) == meant
+    assert arguments.quote_bits(meant) == meant
 
 
 def test_a_plus_before_a_group_is_no_mistake():
-    assert cli.normalize("+experiment=fashion_small_cnn") == "experiment=fashion_small_cnn"
-    assert cli.normalize("+bits=12") == "bits='12'"
-    assert cli.normalize("+trainer.fast_dev_run=true") == "+trainer.fast_dev_run=true"
-    assert cli.normalize("+experiment") == "+experiment"
+    assert arguments.normalize("+experiment=fashion_small_cnn") == "experiment=fashion_small_cnn"
+    assert arguments.normalize("+bits=12") == "bits='12'"
+    assert arguments.normalize("+trainer.fast_dev_run=true") == "+trainer.fast_dev_run=true"
+    assert arguments.normalize("+experiment") == "+experiment"
 
 
 def test_an_experiment_with_and_without_plus(deephash):
@@ -254,12 +250,12 @@ def test_info_shows_the_defaults(deephash):
 def test_hydras_options_may_stand_anywhere(deephash):
     Path("mine/bits").mkdir(parents=True)
     Path("mine/bits/20.yaml").write_text("# @package _global_\nbits: 20\n")
-    for arguments in (
+    for typed in (
         ("--config-dir", "mine", "bits=20", "--cfg", "job"),
         ("bits=20", "--cfg", "job", "--config-dir=mine"),
         ("bits=20", "--config-dir", "mine", "seed=0", "--cfg", "job"),
     ):
-        result = deephash("train", *arguments)
+        result = deephash("train", *typed)
         assert result.code == 0, result
         assert "bits: 20\n" in result.out
 
@@ -456,12 +452,11 @@ print(cli.run(["train", "-m", "seed=0,1", *{photos!r}, "runs={place}/runs"]))
 
 
 def test_a_bug_keeps_its_traceback(deephash, photos, monkeypatch):
-    from deephash_cli.commands import train
 
     def broken(*_, **__):
         raise ZeroDivisionError("nobody thought of this")
 
-    monkeypatch.setattr(train, "make_split", broken)
+    monkeypatch.setattr("deephash_cli.training.fit.make_split", broken)
     result = deephash("train", *photos)
     assert result.code == 1
     assert "Traceback" in result.err
@@ -527,7 +522,7 @@ def test_no_command_gives_a_traceback(verb, overrides, multirun):
     import contextlib
 
     with contextlib.suppress(ConfigError):
-        checking.check(verb, [cli.normalize(override) for override in overrides], None, multirun)
+        checking.check(verb, [arguments.normalize(override) for override in overrides], None, multirun)
 
 
 @pytest.mark.slow

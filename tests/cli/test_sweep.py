@@ -10,7 +10,6 @@ from conftest import write_photos
 
 from deephash_cli import runs
 from deephash_cli.cli import sweep
-from deephash_cli.commands import train
 from deephash_cli.errors import DivergedError, Stopped, SweepError
 
 GRID = ("-m", "bits=8,12", "seed=0,1")
@@ -116,14 +115,14 @@ def test_a_job_without_its_data(deephash, photos, tmp_path):
 
 
 def test_a_bug_in_one_job_keeps_its_traceback(deephash, photos, monkeypatch):
-    whole = train.make_split
+    whole = fit.make_split
 
     def broken(protocol, dataset, seed):
         if seed == 1:
             raise ZeroDivisionError("nobody thought of this")
         return whole(protocol, dataset, seed)
 
-    monkeypatch.setattr(train, "make_split", broken)
+    monkeypatch.setattr("deephash_cli.training.fit.make_split", broken)
     result = deephash("train", "-m", "dataset.split_seed=1,2", "bits=8", *photos)
     assert result.code == 6
     assert "Traceback" in result.err
@@ -133,7 +132,7 @@ def test_a_bug_in_one_job_keeps_its_traceback(deephash, photos, monkeypatch):
 
 
 def test_an_interrupted_sweep_goes_on_where_it_stopped(deephash, photos, monkeypatch):
-    whole = train.save_codes
+    whole = fit.save_codes
     calls = []
 
     def stop_in_the_third(*arguments):
@@ -142,7 +141,7 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(deephash, photos, monkeyp
             raise Stopped(130)
         return whole(*arguments)
 
-    monkeypatch.setattr(train, "save_codes", stop_in_the_third)
+    monkeypatch.setattr("deephash_cli.training.fit.save_codes", stop_in_the_third)
     grid = ("-m", "seed=0,1,2", "bits=8", *photos)
     stopped = deephash("train", *grid)
     assert stopped.code == 130
@@ -155,7 +154,7 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(deephash, photos, monkeyp
     done = [made[8, 0], made[8, 1]]
     before = times(done)
 
-    monkeypatch.setattr(train, "save_codes", whole)
+    monkeypatch.setattr("deephash_cli.training.fit.save_codes", whole)
     resumed = deephash("train", *grid)
     assert resumed.code == 0, resumed
     assert folders() == made, "the third was taken up in its own folder"

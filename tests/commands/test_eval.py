@@ -13,7 +13,8 @@ from conftest import QUICK, write_photos
 
 from deephash_cli import runs
 from deephash_cli.cli import main as cli
-from deephash_cli.retrieval.codes import CodeSet, load_codes, pack, save_codes
+from deephash_cli.retrieval.codes import CodeSet, pack
+from deephash_cli.retrieval.codes_folder import load_codes, save_codes
 
 
 @pytest.fixture(scope="module")

@@ -17,13 +17,13 @@ import pytest
 from omegaconf import OmegaConf
 
 from deephash_cli import choices, files
-from deephash_cli.cli import checking
-from deephash_cli.cli import main as cli
+from deephash_cli.cli import limits, verbs
 from deephash_cli.commands import export
 from deephash_cli.commands.export import source
 from deephash_cli.errors import ArtifactError, ConfigError, DivergedError
-from deephash_cli.retrieval import codes
-from deephash_cli.retrieval.codes import CodeSet, pack, save_codes
+from deephash_cli.retrieval import codes_folder
+from deephash_cli.retrieval.codes import CodeSet, pack
+from deephash_cli.retrieval.codes_folder import save_codes
 from deephash_cli.retrieval.ranking import nearest
 
 LENGTHS = (12, 36, 48, 64)
@@ -52,7 +52,7 @@ def write_codes(folder, bits=12, n=300, classes=3):
 def call(**settings):
     """Call the verb without the command line."""
     defaults = OmegaConf.load(choices.CONF_DIR / "export.yaml")
-    export.export(OmegaConf.merge(defaults, settings))
+    export.run(OmegaConf.merge(defaults, settings))
 
 
 @pytest.fixture
@@ -141,7 +141,7 @@ def test_safetensors(exported, bits, classes):
 
 @pytest.mark.parametrize("bits", LENGTHS)
 def test_opensearch(exported, bits, monkeypatch):
-    monkeypatch.setattr(export.opensearch, "_PART", 4000)
+    monkeypatch.setattr("deephash_cli.commands.export.codes.opensearch._PART", 4000)
     database, folder, said = exported("opensearch", bits)
     parts = sorted(folder.glob("bulk-*.ndjson"))
     assert len(parts) > 3
@@ -186,7 +186,7 @@ def cluster():
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 def test_the_opensearch_script_sends_everything(exported, cluster, monkeypatch):
-    monkeypatch.setattr(export.opensearch, "_PART", 10_000)
+    monkeypatch.setattr("deephash_cli.commands.export.codes.opensearch._PART", 10_000)
     _, folder, _ = exported("opensearch", 12, table="photos")
     environment = {**os.environ, "OPENSEARCH": f"http://127.0.0.1:{cluster.server_port}", "no_proxy": "*"}
     run = {"env": environment, "timeout": 60, "capture_output": True, "text": True}
@@ -371,10 +371,10 @@ def test_no_codes_at_all(exported, target):
 
 
 def test_the_command_line_its_help_and_the_documentation_know_every_target():
-    assert checking.WORDS["to"] == (*export.CODES, *export.NETWORKS)
+    assert limits.WORDS["to"] == (*export.CODES, *export.NETWORKS)
     documentation = (Path(__file__).parents[2] / "docs" / "export.md").read_text()
-    for target in checking.WORDS["to"]:
-        assert f"\n  {target} " in cli.verb_help("export")
+    for target in limits.WORDS["to"]:
+        assert f"\n  {target} " in verbs.help_text("export")
         assert f"\n| `{target}` |" in documentation
 
 
@@ -397,7 +397,7 @@ def test_the_command_line(deephash):
     assert result.out.startswith("made: 300 codes of 12 bits for safetensors, ")
     assert result.out.endswith("; checked: read codes.safetensors back; every code and id is the same\n")
     for arguments, sentence in (
-        (["to=npz"], "error: to must be faiss or parquet or safetensors or "),
+        (["to=npz"], "error: to must be faiss or milvus or opensearch or parquet or "),
         (["side=train"], "error: side must be database or query, got train\n"),
         (["to=faiss", "table=5"], "and no digit first, got '5'\n"),
     ):
@@ -409,7 +409,7 @@ def test_the_command_line(deephash):
 REFUSED = {
     "no target": (
         {"codes": "codes", "output": "made"},
-        "needs to=<target>, one of faiss, parquet, safetensors, postgres",
+        "needs to=<target>, one of faiss, milvus, opensearch, parquet, pgvector, postgres",
     ),
     "no output": ({"codes": "codes", "to": "faiss"}, "needs output=<folder>"),
     "no codes": ({"to": "faiss", "output": "made"}, "needs run=<run folder> or codes=<folder of codes>, got neither"),
@@ -478,7 +478,7 @@ def test_codes_that_are_too_long(target, limit):
 @pytest.mark.parametrize(("bits", "rows"), [(12, 65_536), (512, 65_536), (4096, 8192)])
 def test_of_long_codes_fewer_are_in_memory_at_once(bits, rows):
     write_codes(Path("codes"), bits, n=5)
-    assert source.Source(codes.open_side(Path("codes")), "database", "codes").rows == rows
+    assert source.Source(codes_folder.open_side(Path("codes")), "database", "codes").rows == rows
 
 
 @pytest.mark.parametrize("value", ["NaN", '"\\ud800"'])
@@ -486,7 +486,7 @@ def test_a_manifest_that_is_not_quite_json(value):
     write_codes(Path("codes"))
     manifest = Path("codes/manifest.json")
     manifest.write_text(manifest.read_text().replace('"provenance"', f'"x": {value}, "provenance"'))
-    with pytest.raises(ArtifactError, match=r"manifest\.json has what JSON has not: "):
+    with pytest.raises(ArtifactError, match=r"manifest\.json contains a value that JSON cannot represent: "):
         call(codes="codes", to="postgres", output="made")
     assert [path.name for path in Path().iterdir()] == ["codes"]
 

@@ -10,11 +10,12 @@ from searching import SETTINGS, codes, twin
 from synthetic import write_run
 
 from deephash_cli import runs
-from deephash_cli.cli import main as cli
+from deephash_cli.cli import arguments
 from deephash_cli.commands import index as indexing
 from deephash_cli.files import read_json
 from deephash_cli.retrieval import indexes
-from deephash_cli.retrieval.codes import CodeSet, open_side, save_codes, save_database
+from deephash_cli.retrieval.codes import CodeSet
+from deephash_cli.retrieval.codes_folder import open_side, save_codes, save_database
 
 BITS = 20
 
@@ -118,8 +119,8 @@ def test_nothing_lies_within_the_radius(deephash, tmp_path):
 
 REFUSED = {
     "no codes": (["kind=ivf"], 2, "deephash index needs run=<run folder> or codes=<folder of codes>, got neither"),
-    "another kind": (["codes=codes", "kind=pq"], 2, "kind must be flat or ivf or hnsw or multihash, got pq"),
-    "exact": (["codes=codes", "kind=exact"], 2, "kind must be flat or ivf or hnsw or multihash, got exact"),
+    "another kind": (["codes=codes", "kind=pq"], 2, "kind must be flat or hnsw or ivf or multihash, got pq"),
+    "exact": (["codes=codes", "kind=exact"], 2, "kind must be flat or hnsw or ivf or multihash, got exact"),
     "another ending": (["codes=codes", "output=database.npy"], 2, "output must be a file that ends in .faiss"),
     "no such folder": (
         ["codes=codes", "output=no/it.faiss"],
@@ -157,6 +158,6 @@ def test_too_many_lists_and_a_database_of_one_code(deephash, folder, tmp_path):
 
 
 def test_check_is_an_option_of_index_only():
-    assert cli.normalize("--check", "index") == "check=true"
-    assert cli.normalize("check=true", "index") == "check=true"
-    assert cli.normalize("--check", "train") == "--check"
+    assert arguments.normalize("--check", "index") == "check=true"
+    assert arguments.normalize("check=true", "index") == "check=true"
+    assert arguments.normalize("--check", "train") == "--check"

@@ -61,7 +61,7 @@ def test_a_page_has_paper_equation_and_settings(deephash):
     [
         (["methods", "tiq"], "there is no method 'tiq'; did you mean 'itq'?"),
         (["methods", "itq", "lsh"], "deephash methods takes the name of one method, got itq lsh"),
-        (["methods", "-m"], "deephash methods has no sweeps"),
+        (["methods", "-m"], "unrecognized arguments: -m; deephash methods --help lists what there is"),
         (["methods", "--config-dir", "nowhere"], "--config-dir nowhere is not a folder"),
     ],
 )

@@ -13,7 +13,7 @@ from deephash_cli import runs
 from deephash_cli.errors import ConfigError
 from deephash_cli.inference import contact_sheet as sheets
 from deephash_cli.retrieval import ranking
-from deephash_cli.retrieval.codes import open_side
+from deephash_cli.retrieval.codes_folder import open_side
 
 
 @pytest.fixture
@@ -154,7 +154,7 @@ def test_codes_of_another_network_are_refused(deephash, hashed):
         (["query=empty"], 3, "holds no image"),
         (["query={photo}", "k=0"], 2, "k must be a whole number, at least 1, got 0"),
         (["query={photo}", "picture=a.tiff"], 2, "picture must end in"),
-        (["query={photo}", "index=tree"], 2, "an index is one of exact, flat, ivf, hnsw, multihash, or a file"),
+        (["query={photo}", "index=tree"], 2, "an index is one of exact, flat, hnsw, ivf, multihash, or a file"),
     ],
 )
 def test_what_cannot_work_is_said_in_one_sentence(deephash, hashed, arguments, code, sentence):
@@ -172,7 +172,7 @@ def test_a_folder_of_codes_cannot_show_other_files(deephash, hashed, tmp_path):
     """Names in a folder from elsewhere are not followed out of the folder of images, nor is anything built."""
     (tmp_path / "photos").mkdir()
     shutil.copy(hashed.photos / "bag" / "000.jpg", tmp_path / "secret.jpg")
-    from deephash_cli.commands.search import Pictures
+    from deephash_cli.inference.searcher import Pictures
 
     pictures = Pictures({"root": str(tmp_path / "photos")})
     assert pictures.get("../secret.jpg") is None

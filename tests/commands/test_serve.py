@@ -20,10 +20,10 @@ from fastapi.testclient import TestClient
 from PIL import Image
 from synthetic import write_run
 
-from deephash_cli.commands import search, serve
-from deephash_cli.commands.search import Hit, Searcher
+from deephash_cli.commands import serve
 from deephash_cli.commands.serve.app import create_app
 from deephash_cli.errors import ArtifactError
+from deephash_cli.inference.searcher import Hit, Searcher
 
 NASTY = "<img src=x onerror=alert(1)>"
 HERE = "http://127.0.0.1:8000"
@@ -356,7 +356,7 @@ def test_without_its_packages_it_says_what_to_install(deephash, monkeypatch):
 def test_what_cannot_be_searched(deephash, monkeypatch, searcher, change, code, says):
     write_run("runs/one")
     vars(searcher).update(change)
-    monkeypatch.setattr(search, "open_searcher", lambda *_: searcher)
+    monkeypatch.setattr("deephash_cli.inference.searcher.open_searcher", lambda *_: searcher)
     result = deephash("serve", "port=0")
     assert (result.code, result.err.count("\n")) == (code, 1)
     assert result.err.startswith(f"error: {says}")
@@ -367,8 +367,8 @@ import sys
 sys.path[:0] = {tests!r}
 import test_serve
 from deephash_cli.cli import main as cli
-from deephash_cli.commands import search
-search.open_searcher = lambda *_: test_serve.Fake()
+from deephash_cli.inference import searcher
+searcher.open_searcher = lambda *_: test_serve.Fake()
 sys.argv = ["deephash", "serve", "port=0"]
 cli.main()
 """

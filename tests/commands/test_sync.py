@@ -567,7 +567,7 @@ def test_an_interrupted_run_is_marked_so(deephash, command, monkeypatch):
     def interrupted(*_):
         raise Stopped(143)
 
-    monkeypatch.setattr("deephash_cli.commands.eval.score", interrupted)
+    monkeypatch.setattr("deephash_cli.retrieval.scoring.score", interrupted)
     assert deephash("train", *command, "run_dir=run", "trainer.max_epochs=1").code == 143
     assert runs.read_record(Path("run"))["status"] == "interrupted"
     assert summary(Path("run"))["exit_code"] == 130

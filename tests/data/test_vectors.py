@@ -18,7 +18,7 @@ from deephash_cli.data.protocol import hold_out_validation, load_split, make_spl
 from deephash_cli.data.vectors import vectors
 from deephash_cli.errors import ArtifactError, ConfigError, DataError
 from deephash_cli.models import NoBackbone
-from deephash_cli.retrieval.codes import load_codes
+from deephash_cli.retrieval.codes_folder import load_codes
 
 N, D, CLASSES = 90, 16, 3
 rng = np.random.default_rng(0)

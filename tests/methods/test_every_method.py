@@ -13,13 +13,13 @@ from hydra.utils import get_class
 from omegaconf import OmegaConf
 
 from deephash_cli import choices, methods
-from deephash_cli.cli import checking
+from deephash_cli.cli import arguments, checking
 from deephash_cli.cli import main as cli
 from deephash_cli.data.image_folder import image_folder
 from deephash_cli.data.protocol import load_split
 from deephash_cli.files import read_json
 from deephash_cli.methods.base import HashingModule
-from deephash_cli.retrieval.codes import load_codes, open_side
+from deephash_cli.retrieval.codes_folder import load_codes, open_side
 from deephash_cli.training.checkpoints import LAST, VerifiedCheckpointIO, read_checkpoint
 from deephash_cli.training.instantiate import build, build_module
 
@@ -35,7 +35,7 @@ LEARNED = [method for method in METHODS if issubclass(class_of(method), HashingM
 
 def compose(method, *overrides):
     return checking.check(
-        "train", [cli.normalize(text) for text in (f"method={method}", *SETTINGS, *overrides)], None, False
+        "train", [arguments.normalize(text) for text in (f"method={method}", *SETTINGS, *overrides)], None, False
     )
 
 

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from deephash_cli.errors import ArtifactError
 from deephash_cli.retrieval import codes
-from deephash_cli.retrieval.codes import CodeSet, binarize, load_codes, pack, require_comparable, save_codes, unpack
+from deephash_cli.retrieval.codes import CodeSet, binarize, pack, require_comparable, unpack
+from deephash_cli.retrieval.codes_folder import load_codes, save_codes
 
 FILES = [
     "query.npy",
@@ -291,7 +292,7 @@ def test_a_crash_between_files_leaves_an_incomplete_folder(tmp_path, monkeypatch
     def crash(path):
         raise OSError("power cut")
 
-    monkeypatch.setattr(codes, "sha256_file", crash)
+    monkeypatch.setattr("deephash_cli.retrieval.codes_folder.sha256_file", crash)
     with pytest.raises(OSError, match="power cut"):
         save(tmp_path, bits=24)
     assert_refused(tmp_path, f"{tmp_path} has no manifest.json: the codes are incomplete or this is not a codes folder")

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from deephash_cli import npy
 from deephash_cli.errors import ArtifactError, ConfigError
 from deephash_cli.retrieval import external_codes as foreign
-from deephash_cli.retrieval.codes import CodeSet, pack, save_codes, unpack
+from deephash_cli.retrieval.codes import CodeSet, pack, unpack
+from deephash_cli.retrieval.codes_folder import save_codes
 
 NAMES = ("query", "database", "query_labels", "database_labels")
 FILES = [f"{name}={name}.npy" for name in NAMES]

@@ -13,7 +13,8 @@ from searching import SETTINGS, codes, twin
 from deephash_cli.errors import ArtifactError, ConfigError
 from deephash_cli.files import read_json, sha256_file, write_json
 from deephash_cli.retrieval import indexes, ranking
-from deephash_cli.retrieval.codes import CodeSet, open_side, save_database
+from deephash_cli.retrieval.codes import CodeSet
+from deephash_cli.retrieval.codes_folder import open_side, save_database
 
 FAISS = ("flat", "ivf", "hnsw", "multihash")
 

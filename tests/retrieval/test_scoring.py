@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deephash_cli.cli import checking
+from deephash_cli.cli import limits
 from deephash_cli.errors import ArtifactError, ConfigError, DataError
 from deephash_cli.retrieval import ranking, scoring
-from deephash_cli.retrieval.codes import CodeSet, load_codes, pack, save_codes
+from deephash_cli.retrieval.codes import CodeSet, pack
+from deephash_cli.retrieval.codes_folder import load_codes, save_codes
 from deephash_cli.retrieval.kernels import vectorized
 from deephash_cli.retrieval.scoring import evaluate, self_matches
 
@@ -342,7 +343,7 @@ def test_nothing_asked_beyond_the_basics():
 
 
 def test_the_command_line_knows_the_same_words():
-    assert checking.WORDS["zero_hits"] == checking.WORDS["metrics.zero_hits"] == tuple(scoring.ZERO_HITS)
+    assert limits.WORDS["zero_hits"] == limits.WORDS["metrics.zero_hits"] == tuple(scoring.ZERO_HITS)
 
 
 def test_refusals():

@@ -212,7 +212,7 @@ def test_a_fingerprint_does_not_depend_on_the_order_but_on_the_version(monkeypat
     before = runs.fingerprint(SETTINGS)
     assert runs.fingerprint(dict(reversed(SETTINGS.items()))) == before
     assert re.fullmatch("[0-9a-f]{16}", before)
-    monkeypatch.setattr("deephash_cli.runs.folder.__version__", "9.9")
+    monkeypatch.setattr("deephash_cli.runs.settings.__version__", "9.9")
     assert runs.fingerprint(SETTINGS) != before
 
 

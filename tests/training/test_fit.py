@@ -19,7 +19,7 @@ from deephash_cli.files import read_json, sha256_file
 from deephash_cli.methods.base import HashingModule
 from deephash_cli.methods.dpsh import DPSH
 from deephash_cli.models import HashingNetwork, SmallCNN, packed_codes
-from deephash_cli.retrieval.codes import load_codes
+from deephash_cli.retrieval.codes_folder import load_codes
 from deephash_cli.stopping import stopper
 from deephash_cli.training.checkpoints import BEST, LAST, read_checkpoint
 from deephash_cli.training.inputs import Loading, Source
@@ -489,7 +489,7 @@ def test_an_end_that_cannot_be_written_down_does_not_hide_its_cause(deephash, ph
         monkeypatch.setattr("deephash_cli.runs.folder.write_json", full_disk)
         raise error
 
-    monkeypatch.setattr("deephash_cli.commands.train._train_and_evaluate", fail)
+    monkeypatch.setattr("deephash_cli.training.fit.fit", fail)
     result = deephash("train", *photos, "method=itq", "bits=8", "run_dir=run")
     assert result.code == code
     assert "warning: could not write run/run.json: No space left on device" in result.err

@@ -8,7 +8,8 @@ from PIL import Image
 from deephash_cli.data.dataset import ImageFiles, ImageTensor, RetrievalDataset, Vectors
 from deephash_cli.files import read_json
 from deephash_cli.retrieval import metrics, ranking
-from deephash_cli.retrieval.codes import CodeSet, pack, save_codes, unpack
+from deephash_cli.retrieval.codes import CodeSet, pack, unpack
+from deephash_cli.retrieval.codes_folder import save_codes
 from deephash_cli.training import gallery
 
 N = 40

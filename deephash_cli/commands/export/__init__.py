@@ -1,38 +1,31 @@
 """``deephash export``: write codes, or the network that makes them, to files that other engines can load.
 
-A target is a function that writes into an empty folder, reads the result back, and returns how it was checked. To add a
-target, write such a function in a module beside this one, and add a line to `CODES` or `NETWORKS`.
+A target is a module of ``codes/`` or ``network/``, named as it is typed. Its function ``write`` writes into an empty
+folder, reads the result back, and returns how it was checked. No list names it: the folder is the list.
 """
 
+import importlib
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from omegaconf import DictConfig
 
 from deephash_cli import runs
-from deephash_cli.commands.export import faiss_index, milvus, network, opensearch, postgres, tables
+from deephash_cli.choices import modules
 from deephash_cli.commands.export.source import Source
 from deephash_cli.console import say
 from deephash_cli.errors import ArtifactError, ConfigError, first_line
 from deephash_cli.files import atomic_folder
-from deephash_cli.retrieval.codes import MANIFEST, open_side
+from deephash_cli.retrieval.codes_folder import MANIFEST, open_side
 
-CODES = {
-    "faiss": faiss_index.write,
-    "parquet": tables.write_parquet,
-    "safetensors": tables.write_safetensors,
-    "postgres": postgres.write,
-    "pgvector": postgres.write_pgvector,
-    "opensearch": opensearch.write,
-    "milvus": milvus.write,
-}
-NETWORKS = {"torch_export": network.write_torch_export, "onnx": network.write_onnx}
+CODES, NETWORKS = modules("commands/export/codes"), modules("commands/export/network")
 _TABLE = re.compile(r"[a-z_][a-z0-9_]{0,62}")  # needs no quoting in any engine; PostgreSQL truncates longer names
 
 
-def export(config: DictConfig) -> None:
-    """The verb."""
+def run(config: DictConfig) -> None:
+    """Run ``deephash export``."""
     if config.to is None:
         raise ConfigError(f"deephash export needs to=<target>, one of {', '.join([*CODES, *NETWORKS])}")
     if config.output is None:
@@ -47,7 +40,9 @@ def export(config: DictConfig) -> None:
         if config.run is None or config.codes is not None:
             raise ConfigError(f"to={config.to} exports the network of a run: it needs run=<run folder>, and no codes=")
         with atomic_folder(output) as folder:
-            checked = NETWORKS[config.to](Path(config.run), folder, list(config.allowed_targets), config.pixels)
+            checked = _writer("network", config.to)(
+                Path(config.run), folder, list(config.allowed_targets), config.pixels
+            )
             size = _size(folder)
         say(f"{output}: network, {size}; checked: {checked}")
         return
@@ -56,9 +51,11 @@ def export(config: DictConfig) -> None:
     try:
         json.dumps(database.manifest, ensure_ascii=False, allow_nan=False).encode()
     except ValueError as error:  # it goes into files of other programs, which are stricter than Python
-        raise ArtifactError(f"{codes / MANIFEST} has what JSON has not: {first_line(error)}") from error
+        raise ArtifactError(
+            f"{codes / MANIFEST} contains a value that JSON cannot represent: {first_line(error)}"
+        ) from error
     with atomic_folder(output) as folder:
-        checked = CODES[config.to](Source(database, config.side, table), folder)
+        checked = _writer("codes", config.to)(Source(database, config.side, table), folder)
         size = _size(folder)
     say(f"{output}: {database.n} codes of {database.bits} bits for {config.to}, {size}; checked: {checked}")
 
@@ -66,3 +63,7 @@ def export(config: DictConfig) -> None:
 def _size(folder: Path) -> str:
     count = sum(file.stat().st_size for file in folder.iterdir())
     return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
+
+
+def _writer(folder: str, target: str) -> Callable[..., str]:
+    return importlib.import_module(f"{__name__}.{folder}.{target}").write

@@ -1,6 +1,7 @@
 """The source of every export: one side of a codes folder, read in blocks of rows, and its description."""
 
 import importlib
+import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,8 @@ import numpy as np
 from deephash_cli.console import progress
 from deephash_cli.errors import ArtifactError, ConfigError, first_line
 from deephash_cli.files import write_json, write_text
-from deephash_cli.retrieval.codes import Database, packed_width
+from deephash_cli.retrieval.codes import packed_width
+from deephash_cli.retrieval.codes_folder import Database
 
 ROWS = 2**16  # rows in memory at a time, fewer if codes are long: some megabytes, whatever the size of the database
 _BYTES = 2**22
@@ -61,6 +63,14 @@ class Source:
         kept = {name: value for name, value in self.database.manifest.items() if name not in _OF_THE_FOLDER}
         classes = self.database.labels.shape[1]
         return {"side": self.side, "count": self.database.n, "classes": classes, "bit_order": "little", **kept}
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """Facts to store beside the columns of a file: text as it is, every other value as JSON."""
+        return {
+            name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            for name, value in {"format": "deephash codes", **self.facts}.items()
+        }
 
     def blocks(self, task: str) -> Iterator[Block]:
         """Yield all items in order; ``task`` is the label of the progress bar."""

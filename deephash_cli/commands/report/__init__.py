@@ -1,5 +1,6 @@
 """``deephash report``: write the tables, charts and galleries of runs to one HTML file that needs no network."""
 
+import argparse
 import base64
 import datetime
 import hashlib
@@ -42,6 +43,18 @@ _TITLES = {
     "loss": "Training loss",
     "validation": "mAP of the validation queries",
 }
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Say which arguments the verb has."""
+    parser.add_argument("paths", nargs="+", type=Path, metavar="run folder")
+    parser.add_argument("--metric", default="map")
+    parser.add_argument("-o", "--output", type=Path, default=Path("report.html"))
+
+
+def run(parsed: argparse.Namespace) -> None:
+    """Run ``deephash report``."""
+    report(parsed.paths, parsed.metric, parsed.output, parsed.command)
 
 
 def report(paths: Sequence[Path], metric: str, output: Path, command: str) -> None:

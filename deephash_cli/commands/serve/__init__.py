@@ -16,9 +16,9 @@ HOST = "127.0.0.1"  # this machine only: whoever can reach the server can use it
 _PACKAGES = {"fastapi": "FastAPI", "uvicorn": "uvicorn", "python_multipart": "python-multipart"}
 
 
-def serve(config: DictConfig) -> None:
+def run(config: DictConfig) -> None:
     """Run ``deephash serve`` until it is stopped."""
-    run = runs.given_or_latest(config.run)
+    folder = runs.given_or_latest(config.run)
     for module, name in _PACKAGES.items():
         if find_spec(module) is None:
             raise ConfigError(f"deephash serve needs {name}: pip install 'deephash[serve]'")
@@ -26,17 +26,17 @@ def serve(config: DictConfig) -> None:
         # Imported here because it takes seconds; an occupied port is reported before that.
         import uvicorn
 
-        from deephash_cli.commands.search import open_searcher
         from deephash_cli.commands.serve.app import create_app
+        from deephash_cli.inference.searcher import open_searcher
 
-        say(f"loading {run} ...")
+        say(f"loading {folder} ...")
         codes = None if config.codes is None else Path(config.codes)
         settings = cast(dict[str, Any], OmegaConf.to_container(config))
-        searcher = open_searcher(run, codes, config.index, settings, list(config.allowed_targets))
+        searcher = open_searcher(folder, codes, config.index, settings, list(config.allowed_targets))
         if searcher.encoder.takes != "images":
-            raise ConfigError(f"{run} hashes vectors, but the page takes images: give a run that hashes images")
+            raise ConfigError(f"{folder} hashes vectors, but the page takes images: give a run that hashes images")
         if searcher.n == 0:
-            raise ArtifactError(f"there is nothing to search: {codes or run} has no codes of images")
+            raise ArtifactError(f"there is nothing to search: {codes or folder} has no codes of images")
         # Opens the data set of the pictures now: for some data sets that takes seconds, too long for a request.
         if searcher.picture(searcher.database.ids[0]) is None:
             warn("the images of the database are not available: the page will show only their names")

@@ -15,11 +15,11 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException as AnyHTTPException
 
 from deephash_cli import __version__
-from deephash_cli.commands.search import Searcher
 from deephash_cli.commands.serve.guard import Guard
 from deephash_cli.console import warn
 from deephash_cli.data.dataset import decode
 from deephash_cli.errors import DataError, DeephashError
+from deephash_cli.inference.searcher import Searcher
 
 _HERE = Path(__file__).resolve().parent
 _MOST = 100  # largest number of images that a search can return, unless the default is larger

@@ -1,4 +1,4 @@
-"""Export the network of a run, from images to packed codes, as a torch.export program or as ONNX.
+"""Export the network of a run, from images to packed codes: what all targets share.
 
 Packing is part of the graph, so that it runs without deephash. Where deephash raises an error for NaN, a graph cannot;
 therefore it also returns the continuous codes.
@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deephash_cli.commands.export.source import optional
 from deephash_cli.errors import ArtifactError, ConfigError, first_line
 from deephash_cli.files import write_json, write_text
 from deephash_cli.retrieval.codes import packed_width
@@ -21,95 +20,25 @@ if TYPE_CHECKING:
 _SMALL = {"cifar10": 32, "fashion_mini": 28, "fashion_mnist": 28}
 # Allowed difference of continuous codes in another program. A bit may differ if its value is closer to 0 than this.
 _CLOSE = 1e-2
-
 _TAIL = """
 images: uint8 (n, 3, {side}, {side}), RGB, any n: the central square of a picture, resized (bilinear, antialiased).
 {note}codes: uint8 (n, {width}), {bits} bits: bit i is bit i % 8 (worth 2 ** (i % 8)) of byte i // 8; padding is 0.
 u: float32 (n, {bits}), the continuous codes; bit i is u[i] >= 0. Where u is NaN, the bit is 0: check u.
 source.json says which network this is.
 """
-_TORCH = """\
-The network as a torch.export program. Needs torch in the version of source.json or newer; on the CPU:
-
-    import torch
-    encoder = torch.export.load("encoder.pt2").module()
-    codes, u = encoder(torch.zeros(1, 3, {side}, {side}, dtype=torch.uint8))
-    print(codes.shape)
-"""
-_ONNX = """\
-The network as ONNX. Needs onnxruntime and numpy, or any program that reads ONNX:
-
-    import numpy, onnxruntime
-    encoder = onnxruntime.InferenceSession("encoder.onnx")
-    codes, u = encoder.run(None, {{"images": numpy.zeros((1, 3, {side}, {side}), numpy.uint8)}})
-    print(codes.shape)
-"""
 
 
-def write_torch_export(run: Path, folder: Path, allowed_targets: Sequence[str], pixels: int | None) -> str:
-    """Write ``encoder.pt2``.
+def load(run: Path, allowed_targets: Sequence[str], pixels: int | None) -> tuple["Encoder", int]:
+    """Load the network of a run, and return it with the side in pixels of the images that its graph takes.
 
     Args:
         run: Run folder.
-        folder: Empty folder to write into.
         allowed_targets: Packages besides deephash's own whose classes the run may build.
-        pixels: Side of the images that the graph takes, in pixels; None: that of the images in the run.
-
-    Returns:
-        How the result was checked, for the user.
+        pixels: The side; None for that of the images that the run had.
 
     Raises:
-        ArtifactError: If the run is not finished, if its network cannot be exported, or if the written network gives
-            other codes.
+        ConfigError: If the run hashes vectors.
     """
-    import torch
-
-    encoder, side = _load(run, allowed_targets, pixels)
-    torch.export.save(_program(encoder, side), folder / "encoder.pt2")
-    _describe(encoder, side, folder, _TORCH)
-    with _quiet():
-        again = torch.export.load(folder / "encoder.pt2").module()
-    return _check(encoder, encoder, side, again)
-
-
-def write_onnx(run: Path, folder: Path, allowed_targets: Sequence[str], pixels: int | None) -> str:
-    """Write ``encoder.onnx``. Arguments, result and errors are those of `write_torch_export`.
-
-    The graph computes in single precision even if the run used half: other engines support few operations in half.
-
-    Raises:
-        ConfigError: If onnx and onnxscript are not installed.
-    """
-    import torch
-
-    optional("onnx", "onnx")
-    optional("onnxscript", "onnx")
-    from deephash_cli.inference.encoder import Encoder
-
-    encoder, side = _load(run, allowed_targets, pixels)
-    trainer = {**encoder.settings["trainer"], "precision": "32-true"}
-    single = Encoder(encoder.network, {**encoder.settings, "trainer": trainer}, encoder.provenance)
-    path = folder / "encoder.onnx"
-    try:
-        with _quiet():
-            made: Any = torch.onnx.export(
-                _program(single, side), dynamo=True, input_names=["images"], output_names=["codes", "u"], verbose=False
-            )
-        made.save(path)
-    except torch.onnx.errors.OnnxExporterError as error:
-        raise ArtifactError(f"this network cannot be written as ONNX: {first_line(error)}") from error
-    _describe(encoder, side, folder, _ONNX)
-    try:
-        import onnxruntime
-    except ImportError:
-        return "nothing, because onnxruntime is not installed (pip install onnxruntime)"
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return _check(
-        single, encoder, side, lambda images: map(torch.from_numpy, session.run(None, {"images": images.numpy()}))
-    )
-
-
-def _load(run: Path, allowed_targets: Sequence[str], pixels: int | None) -> tuple["Encoder", int]:
     from deephash_cli.inference.encoder import load_encoder
 
     encoder = load_encoder(run, allowed_targets)
@@ -118,7 +47,7 @@ def _load(run: Path, allowed_targets: Sequence[str], pixels: int | None) -> tupl
     return encoder, pixels or _SMALL.get(encoder.settings["dataset"]["name"], encoder.image_size)
 
 
-def _program(encoder: "Encoder", side: int) -> Any:
+def program(encoder: "Encoder", side: int) -> Any:
     """Trace the network as a graph for any number of images."""
     import torch
     from torch import Tensor, nn
@@ -137,14 +66,22 @@ def _program(encoder: "Encoder", side: int) -> Any:
 
     images = torch.zeros(2, 3, side, side, dtype=torch.uint8)
     try:
-        with _quiet():
+        with quiet():
             shapes = ({0: torch.export.Dim("n", min=1)},)
             return torch.export.export(Packed().eval(), (images,), dynamic_shapes=shapes)
     except Exception as error:  # a third-party network can make the tracer fail in any way
         raise ArtifactError(f"torch.export cannot trace this network: {first_line(error)}") from error
 
 
-def _describe(encoder: "Encoder", side: int, folder: Path, loader: str) -> None:
+def describe(encoder: "Encoder", side: int, folder: Path, loader: str) -> None:
+    """Write ``README.txt``, which starts with how to load the network, and ``source.json``.
+
+    Args:
+        encoder: The exported network.
+        side: Side in pixels of the images that the graph takes.
+        folder: Folder to write into.
+        loader: Text on how to load the network.
+    """
     width = packed_width(encoder.bits)
     note = "" if side == encoder.image_size else f"The graph resizes them to {encoder.image_size} pixels a side.\n"
     text = loader.format(side=side) + _TAIL.format(side=side, width=width, bits=encoder.bits, note=note)
@@ -152,7 +89,7 @@ def _describe(encoder: "Encoder", side: int, folder: Path, loader: str) -> None:
     write_json(folder / "source.json", {"bits": encoder.bits, "bit_order": "little", **encoder.provenance})
 
 
-def _check(encoder: "Encoder", trained: "Encoder", side: int, again: Callable[[Any], Any]) -> str:
+def check(encoder: "Encoder", trained: "Encoder", side: int, again: Callable[[Any], Any]) -> str:
     """Run the written network on images of noise, in batches of one and of several.
 
     Args:
@@ -186,6 +123,6 @@ def _check(encoder: "Encoder", trained: "Encoder", side: int, again: Callable[[A
     return f"ran it on noise; values within {largest:.1g} of the network's, {flipped} of {count} bits unlike the run's"
 
 
-def _quiet() -> warnings.catch_warnings:
+def quiet() -> warnings.catch_warnings:
     """Ignore warnings: exporters warn about their own internals."""
     return warnings.catch_warnings(action="ignore")

@@ -6,6 +6,7 @@ five times slower than codes of 64 bits, so all codes are padded to whole machin
 distance.
 """
 
+import importlib
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
@@ -16,26 +17,21 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 
 from deephash_cli import __version__
+from deephash_cli.choices import modules
 from deephash_cli.errors import ArtifactError, ConfigError, hint
 from deephash_cli.files import atomic_write, read_json, sha256_file, write_json
 from deephash_cli.retrieval import ranking
-from deephash_cli.retrieval.codes import Database, packed_width
+from deephash_cli.retrieval.codes import packed_width
+from deephash_cli.retrieval.codes_folder import Database
 
 FORMAT = 1
-KINDS = ("exact", "flat", "ivf", "hnsw", "multihash")
+KINDS = ("exact", *modules("retrieval/indexes"))
 MISSING = -1  # distance and position of a result that an index did not find
 
-_CLASSES = {
-    "flat": "IndexBinaryFlat",
-    "ivf": "IndexBinaryIVF",
-    "hnsw": "IndexBinaryHNSW",
-    "multihash": "IndexBinaryMultiHash",
-}
 _CODES = "database.npy"  # the file in a codes folder whose codes are indexed
 _RECORD = {"kind": str, "settings": dict, "bits": int, "count": int, "sha256": str, "bytes": int, "codes_sha256": str}
 _RECORD_LIMIT = 2**20
 _WORD = 8  # bytes
-_LONGEST_HASH = 32
 _TOGETHER = 64  # queries that a radius search passes to faiss at a time
 
 Found = tuple[Int64[np.ndarray, " hits"], Int64[np.ndarray, " hits"]]
@@ -170,8 +166,18 @@ Index = Exact | Faiss
 
 
 def has_radius(kind: str) -> bool:
-    """Whether indexes of a kind have a radius search: faiss has none for an HNSW graph."""
-    return kind != "hnsw"
+    """Whether indexes of a kind can find everything within a radius."""
+    return kind == Exact.kind or kind_of(kind).HAS_RADIUS
+
+
+def kind_of(name: str) -> ModuleType:
+    """Return the module of a kind of index: one beside this file, which alone makes the kind.
+
+    It has ``FAISS_CLASS``, the name of faiss's class; ``HAS_RADIUS``, whether it can find all within a radius;
+    ``RANGES``, the limits of its settings in ``conf/_index.yaml``; and ``build(faiss, codes, bits, settings)``, which
+    returns an index of ``codes`` (n, bytes) uint8 in whole words, and the settings with the numbers that it chose.
+    """
+    return importlib.import_module(f"{__name__}.{name}")
 
 
 def open_or_build(what: str, database: Database, settings: Mapping[str, Mapping[str, Any]]) -> Index:
@@ -214,58 +220,12 @@ def build(kind: str, packed: UInt8[np.ndarray, "n bytes"], bits: int, settings: 
     ranking.check_side("database", packed, bits)
     if not len(packed):
         raise ConfigError(f"an index of kind {kind} needs codes, got a database without any: use exact")
-    made = {"flat": _flat, "ivf": _ivf, "hnsw": _hnsw, "multihash": _multihash}[kind]
-    inner, used = made(_whole_words(packed), bits, settings)
+    inner, used = kind_of(kind).build(_load_faiss(), _whole_words(packed), bits, settings)
     return Faiss(kind, bits, used, inner)
 
 
 # One function per kind of index. Each takes the codes in whole words, their length and the settings. It returns the
 # faiss index and the settings that were used: numbers left open are filled in, and too large ones reduced.
-
-
-def _flat(codes: np.ndarray, _bits: int, _settings: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
-    inner = _load_faiss().IndexBinaryFlat(8 * codes.shape[1])
-    inner.add(codes)
-    return inner, {}
-
-
-def _ivf(codes: np.ndarray, _bits: int, settings: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
-    faiss, n, width = _load_faiss(), len(codes), 8 * codes.shape[1]
-    lists = settings["lists"] if settings["lists"] is not None else min(n, round(4 * n**0.5))
-    if lists > n:
-        raise ConfigError(f"ivf.lists must be at most the number of codes, {n}, got {lists}: leave it out")
-    inner = faiss.IndexBinaryIVF(faiss.IndexBinaryFlat(width), width, lists)
-    inner.nprobe = min(settings["probes"], lists)
-    inner.cp.seed = settings["seed"]
-    inner.cp.min_points_per_centroid = 1  # faiss warns below 39 by default, which is a matter of taste
-    inner.cp.max_points_per_centroid = settings["train_per_list"]
-    inner.train(codes)
-    inner.add(codes)
-    return inner, {**settings, "lists": lists, "probes": inner.nprobe}
-
-
-def _hnsw(codes: np.ndarray, _bits: int, settings: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
-    inner = _load_faiss().IndexBinaryHNSW(8 * codes.shape[1], settings["m"])
-    inner.hnsw.efConstruction = settings["ef_construction"]
-    inner.hnsw.efSearch = settings["ef_search"]
-    inner.add(codes)
-    return inner, dict(settings)
-
-
-def _multihash(codes: np.ndarray, bits: int, settings: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
-    hash_bits, hashes = settings["hash_bits"], settings["hashes"]
-    if hash_bits is None:  # about as many buckets as items
-        hash_bits = max(1, min(round(np.log2(len(codes))), bits // (hashes or 1), _LONGEST_HASH))
-    hashes = hashes or max(1, bits // hash_bits)
-    if hashes * hash_bits > bits:  # padding bits are equal in all codes and cannot distinguish them
-        raise ConfigError(
-            f"multihash.hashes times multihash.hash_bits must be at most the {bits} bits of a code, "
-            f"got {hashes} times {hash_bits}"
-        )
-    inner = _load_faiss().IndexBinaryMultiHash(8 * codes.shape[1], hashes, hash_bits)
-    inner.nflip = min(settings["flips"], hash_bits)
-    inner.add(codes)
-    return inner, {"hashes": hashes, "hash_bits": hash_bits, "flips": inner.nflip}
 
 
 def _whole_words(packed: UInt8[np.ndarray, "n bytes"]) -> UInt8[np.ndarray, "n padded"]:
@@ -347,7 +307,7 @@ def load(path: Path, database: Database) -> Faiss:
     except RuntimeError as error:
         raise ArtifactError(f"{path} cannot be read by faiss {faiss.__version__}: build it again") from error
     found = type(inner).__name__, inner.d, inner.ntotal
-    if found != (_CLASSES[record["kind"]], -(-packed_width(database.bits) // _WORD) * 8 * _WORD, database.n):
+    if found != (kind_of(record["kind"]).FAISS_CLASS, -(-packed_width(database.bits) // _WORD) * 8 * _WORD, database.n):
         raise ArtifactError(f"{path} is not the index that {_record_path(path).name} describes: it was edited by hand")
     return Faiss(record["kind"], database.bits, record["settings"], inner)
 
@@ -366,7 +326,7 @@ def _read_record(path: Path) -> dict[str, Any]:
             f"{record_path} has format {record['format']}, but this deephash reads {FORMAT}: build the index again"
         )
     wrong = [name for name, kind in _RECORD.items() if type(record.get(name)) is not kind]
-    if not wrong and record["kind"] not in _CLASSES:
+    if not wrong and record["kind"] not in KINDS[1:]:
         wrong = ["kind"]
     if wrong:
         raise ArtifactError(f"{record_path} must give {', '.join(wrong)}, got something else: it was edited by hand")

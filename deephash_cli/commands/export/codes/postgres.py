@@ -17,7 +17,6 @@ from deephash_cli.files import write_text
 from deephash_cli.retrieval.codes import pack, unpack
 
 _ID_BYTES = 2600  # the most that an index row can hold
-_INDEXED_BITS = 64_000  # the longest code that pgvector can index
 
 _MEANINGS = {"\\": "\\", "t": "\t", "n": "\n", "r": "\r"}  # what a letter after a backslash stands for
 _ESCAPES = str.maketrans({meaning: f"\\{letter}" for letter, meaning in _MEANINGS.items()})
@@ -30,7 +29,7 @@ CREATE TABLE "{table}" (
     code bit({bits}) NOT NULL
 );
 """
-_LOAD = """\
+LOAD = """\
 -- Creates and fills the table; on an error no change is kept. In this folder: psql -d <database> -f load.sql
 {note}\\set ON_ERROR_STOP on
 BEGIN;
@@ -39,7 +38,7 @@ BEGIN;
 {after}COMMIT;
 ANALYZE "{table}";
 """
-_VARIABLES = """\
+VARIABLES = """\
 --   psql -d <database> -v k=10 -v query={example} -f query.sql
 {note}\\set ON_ERROR_STOP on
 \\if :{{?k}}
@@ -58,18 +57,7 @@ FROM "{table}"
 ORDER BY distance, position
 LIMIT :k;
 """
-_VECTOR_QUERY = """\
--- The k nearest items of a query, approximately: found with the index. pgvector 0.7.0 or newer.
--- A larger hnsw.ef_search (from k to 1000) finds more of the true nearest items; without the index the result is exact.
-{variables}SET hnsw.ef_search = 100;
-SELECT id, position, distance
-FROM (
-    SELECT id, position, code <~> B:'query' AS distance FROM "{table}" ORDER BY code <~> B:'query' LIMIT :k
-) AS found
-ORDER BY distance, position;
-"""
-_UNTRIED = "-- This file follows the documentation of pgvector; it was never run against a server.\n"
-_README = """\
+README = """\
 Codes of type bit({bits}) for {engine}. Needs psql, but not deephash.
 
     psql -d <database> -f load.sql                                    creates the table "{table}"; run it in this folder
@@ -98,53 +86,22 @@ def write(source: Source, folder: Path) -> str:
     settings = {
         "table": source.table,
         "bits": source.bits,
-        "example": _bit_strings(source.first()[None], source.bits)[0],
+        "example": bit_strings(source.first()[None], source.bits)[0],
     }
-    variables = _VARIABLES.format(note="", **settings)
-    write_text(folder / "load.sql", _LOAD.format(note="", before="", after="", **settings))
+    variables = VARIABLES.format(note="", **settings)
+    write_text(folder / "load.sql", LOAD.format(note="", before="", after="", **settings))
     write_text(folder / "query.sql", _QUERY.format(variables=variables, **settings))
-    source.describe(folder, _README.format(engine="PostgreSQL 14 or newer", note="", **settings))
-    return _write_table(source, folder)
+    source.describe(folder, README.format(engine="PostgreSQL 14 or newer", note="", **settings))
+    return write_table(source, folder)
 
 
-def write_pgvector(source: Source, folder: Path) -> str:
-    """Write the same files as `write` for PostgreSQL with pgvector, using its operator and an HNSW index.
-
-    Args:
-        source: Codes to export.
-        folder: Empty folder to write into.
-
-    Returns:
-        How the result was checked, for the user.
-
-    Raises:
-        ArtifactError: If the codes or an id are too long, or if ``codes.copy`` is read back with other codes.
-    """
-    if source.bits > _INDEXED_BITS:
-        raise ArtifactError(
-            f"pgvector can index codes of at most {_INDEXED_BITS} bits, got {source.bits}: use to=postgres"
-        )
-    settings = {
-        "table": source.table,
-        "bits": source.bits,
-        "example": _bit_strings(source.first()[None], source.bits)[0],
-    }
-    variables = _VARIABLES.format(note=_UNTRIED, **settings)
-    before = "CREATE EXTENSION IF NOT EXISTS vector;\n"
-    after = f'CREATE INDEX ON "{source.table}" USING hnsw (code bit_hamming_ops);\n'
-    write_text(folder / "load.sql", _LOAD.format(note=_UNTRIED, before=before, after=after, **settings))
-    write_text(folder / "query.sql", _VECTOR_QUERY.format(variables=variables, **settings))
-    note = "\nload.sql and query.sql follow the documentation of pgvector; they were never run against a server.\n"
-    source.describe(folder, _README.format(engine="PostgreSQL with pgvector 0.7.0 or newer", note=note, **settings))
-    return f"{_write_table(source, folder)}; never run against a server with pgvector"
-
-
-def _write_table(source: Source, folder: Path) -> str:
+def write_table(source: Source, folder: Path) -> str:
+    """Write ``table.sql`` and ``codes.copy``, read the codes back, and return how they were checked."""
     write_text(folder / "table.sql", _TABLE.format(table=source.table, bits=source.bits))
     path = folder / "codes.copy"
     with path.open("w", encoding="utf-8", newline="") as file:
         for block in source.blocks("writing"):
-            codes = _bit_strings(block.packed, source.bits)
+            codes = bit_strings(block.packed, source.bits)
             for position, (code, name) in enumerate(zip(codes, block.ids, strict=True), block.rows.start):
                 if "\0" in name or len(name.encode()) > _ID_BYTES:
                     raise ArtifactError(
@@ -155,7 +112,7 @@ def _write_table(source: Source, folder: Path) -> str:
     return source.compare(_read_copy(path, source), path)
 
 
-def _bit_strings(packed: np.ndarray, bits: int) -> list[str]:
+def bit_strings(packed: np.ndarray, bits: int) -> list[str]:
     """Convert packed codes to text of 0 and 1, bit 0 first."""
     text = (unpack(packed, bits).view(np.uint8) + ord("0")).tobytes().decode("ascii")
     return [text[start : start + bits] for start in range(0, len(text), bits)]

@@ -1,0 +1,45 @@
+"""The verbs: each is a module of ``commands/`` with a text in ``help/`` and, if Hydra composes it, a file in ``conf/``.
+
+Nothing of this imports a verb: help and completion have to be quick.
+"""
+
+import importlib
+from pathlib import Path
+from types import ModuleType
+
+from deephash_cli.choices import CONF_DIR, modules
+
+_HELP = Path(__file__).resolve().parent / "help"
+# The order in which a newcomer meets them; a verb that is not here comes after these.
+_ORDER = (
+    "train", "eval", "encode", "search", "index", "export", "serve", "compare", "report", "runs", "sync", "methods",
+)  # fmt: skip
+
+
+def names() -> list[str]:
+    """Return all verbs in the order in which the help lists them."""
+    found = modules("commands")
+    return [*(verb for verb in _ORDER if verb in found), *(verb for verb in found if verb not in _ORDER)]
+
+
+def is_composed(verb: str) -> bool:
+    """Whether Hydra composes the settings of a verb; otherwise it takes paths and options."""
+    return (CONF_DIR / f"{verb}.yaml").is_file()
+
+
+def help_text(verb: str) -> str:
+    """Return the help of a verb: usage, summary, settings, examples, with ``{groups}`` and ``{examples}`` in it."""
+    return (_HELP / f"{verb}.txt").read_text(encoding="utf-8").rstrip()
+
+
+def summary(verb: str) -> str:
+    """Return one line that says what a verb does: the one below the usage in its help."""
+    return help_text(verb).split("\n\n")[1]
+
+
+def load(verb: str) -> ModuleType:
+    """Import the module of a verb.
+
+    It has ``run(config)`` if Hydra composes the verb; otherwise ``add_arguments(parser)`` and ``run(parsed)``.
+    """
+    return importlib.import_module(f"deephash_cli.commands.{verb}")

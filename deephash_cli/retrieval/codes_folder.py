@@ -1,0 +1,354 @@
+"""A folder of codes on disk, which is complete or refused."""
+
+import contextlib
+import json
+import mmap
+import stat
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+from jaxtyping import UInt8
+
+from deephash_cli.errors import ArtifactError, short
+from deephash_cli.files import atomic_write, read_json, sha256_file, write_json
+from deephash_cli.npy import map_array, read_header
+from deephash_cli.retrieval.codes import BITS_LIMIT, CodeSet, is_count, packed_width, require_comparable
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+_OWN_KEYS = ("format", "bits", "bit_order", "query", "database", "files")
+_SIDES = ("query", "database")
+_MANIFEST_LIMIT = 2**20
+_BLOCK = 2**24  # bytes of a text file to look through at once
+
+
+def save_codes(folder: Path, query: CodeSet, database: CodeSet, provenance: Mapping[str, Any]) -> None:
+    """Write both sides into ``folder``, the manifest last: a folder without one is incomplete and is refused later.
+
+    Args:
+        folder: Made if it does not exist. Codes that it holds are replaced.
+        query: The searching side, with ids and multi-hot labels.
+        database: The searched side, likewise.
+        provenance: What the codes come from (method, model, dataset, ...), added to the manifest as it is.
+
+    Raises:
+        ArtifactError: If the two sides do not fit each other, or the folder cannot be written to.
+        ValueError: If a side has no ids or no multi-hot labels, or if ``provenance`` uses a key of the manifest's own
+            or cannot be written as JSON.
+    """
+    require_comparable(query, database)
+    _save(Path(folder), {"query": query, "database": database}, provenance)
+
+
+def save_database(folder: Path, database: CodeSet, provenance: Mapping[str, Any]) -> None:
+    """Write the searched side alone, as `save_codes` writes it beside the other; errors are the same."""
+    _save(Path(folder), {"database": database}, provenance)
+
+
+def join_databases(folder: Path, parts: Sequence[Path], provenance: Mapping[str, Any]) -> None:
+    """Put the searched sides of several folders into one, in their order, a part at a time.
+
+    Args:
+        folder: Made if it does not exist. Codes that it holds are replaced.
+        parts: Folders that `save_database` wrote, with codes of one length and labels of one width.
+        provenance: As of `save_codes`.
+
+    Raises:
+        ArtifactError: If a part is damaged, or the folder cannot be written to.
+    """
+    manifests = [read_manifest(part, ("database",)) for part in parts]
+    bits, classes = manifests[0]["bits"], manifests[0]["database"]["classes"]
+    count = sum(manifest["database"]["count"] for manifest in manifests)
+    _begin(folder)
+    names = _file_names("database")
+    with contextlib.ExitStack() as files:
+        codes, labels, ids = (files.enter_context(atomic_write(folder / name)) for name in names)
+        for file, width in ((codes, packed_width(bits)), (labels, classes)):
+            header = {"descr": "|u1", "fortran_order": False, "shape": (count, width)}
+            np.lib.format.write_array_header_1_0(file, header)
+        for part in parts:  # all at once would be more open files than a process may have
+            side = open_side(part)
+            codes.write(np.ascontiguousarray(side.packed).data)
+            labels.write(np.ascontiguousarray(side.labels).data)
+            ids.write((part / names[2]).read_bytes())
+    _write_manifest(folder, bits, {"database": (count, classes)}, provenance)
+
+
+def _save(folder: Path, sides: Mapping[str, CodeSet], provenance: Mapping[str, Any]) -> None:
+    for side, codes in sides.items():
+        if codes.ids is None or codes.labels.ndim != 2:
+            raise ValueError(f"a codes folder needs ids and multi-hot labels, got a {side} side without")
+    if taken := sorted(set(provenance) & set(_OWN_KEYS)):
+        raise ValueError(f"provenance must leave the manifest's own keys alone, got {', '.join(taken)}")
+    try:
+        json.dumps(dict(provenance), allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"provenance must be JSON, got something else: {error}") from error
+    _begin(folder)
+    for side, codes in sides.items():
+        codes_name, labels_name, ids_name = _file_names(side)
+        for name, array in ((codes_name, codes.packed), (labels_name, codes.labels)):
+            with atomic_write(folder / name) as file:
+                np.save(file, np.ascontiguousarray(array), allow_pickle=False)
+        with atomic_write(folder / ids_name) as file:
+            file.writelines(f"{name}\n".encode() for name in codes.ids or ())
+    counts = {side: (codes.n, codes.labels.shape[1]) for side, codes in sides.items()}
+    _write_manifest(folder, next(iter(sides.values())).bits, counts, provenance)
+
+
+def _begin(folder: Path) -> None:
+    """Make the folder. Beside new files an old manifest would say "damaged" after a crash, none says "incomplete"."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / MANIFEST).unlink(missing_ok=True)
+    except OSError as error:
+        raise ArtifactError(f"could not write to {folder}: {error.strerror or error}") from error
+
+
+def _write_manifest(
+    folder: Path, bits: int, counts: Mapping[str, tuple[int, int]], provenance: Mapping[str, Any]
+) -> None:
+    """Complete a folder: each side's number of images and of classes, and the digest of each file."""
+    names = [name for side in counts for name in _file_names(side)]
+    manifest = {
+        "format": FORMAT,
+        "bits": bits,
+        "bit_order": "little",
+        **{side: {"count": count, "classes": classes} for side, (count, classes) in counts.items()},
+        "files": {
+            name: {"sha256": sha256_file(folder / name), "bytes": (folder / name).stat().st_size} for name in names
+        },
+        **provenance,
+    }
+    write_json(folder / MANIFEST, manifest)
+
+
+def load_codes(folder: Path) -> tuple[CodeSet, CodeSet, dict[str, Any]]:
+    """Open a folder that `save_codes` wrote. Arrays stay on disk (memory-mapped, read-only) until they are used.
+
+    Returns:
+        The query side, the database side, and the manifest.
+
+    Raises:
+        ArtifactError: If the folder is incomplete, damaged, of a newer format, or no codes folder at all.
+    """
+    folder = Path(folder)
+    manifest = read_manifest(folder, _SIDES)
+    query, database = (_load_side(folder, side, manifest) for side in _SIDES)
+    require_comparable(query, database)
+    return query, database, manifest
+
+
+@dataclass(frozen=True, eq=False)
+class Database:
+    """Codes to search in. All of it stays on disk until it is used, names as well.
+
+    Attributes:
+        packed: Codes (n, bytes) uint8, as `pack` makes them.
+        bits: Code length.
+        labels: Multi-hot labels (n, classes) uint8; no columns where nothing is labelled.
+        ids: Names of the images.
+        manifest: What the folder says of them.
+    """
+
+    packed: np.ndarray
+    bits: int
+    labels: np.ndarray
+    ids: "Lines"
+    manifest: dict[str, Any]
+
+    @property
+    def n(self) -> int:
+        """Number of images."""
+        return len(self.packed)
+
+
+def open_side(folder: Path, side: str = "database") -> Database:
+    """Open one side of a folder that `save_codes` or `save_database` wrote, without reading its names.
+
+    Raises:
+        ArtifactError: If the folder is incomplete, damaged, of a newer format, or no codes folder at all.
+    """
+    folder = Path(folder)
+    manifest = read_manifest(folder, (side,))
+    codes_name, labels_name, ids_name = _verified_names(folder, side, manifest)
+    count, classes, bits = manifest[side]["count"], manifest[side]["classes"], manifest["bits"]
+    packed = _open_array(folder / codes_name, (count, packed_width(bits)))
+    labels = _open_array(folder / labels_name, (count, classes))
+    if bits % 8 and (packed[:, -1] >> (bits % 8)).any():
+        raise ArtifactError(f"{folder / codes_name} must have zeros in the padding bits of its codes, got ones")
+    return Database(packed, bits, labels, Lines(folder / ids_name, count), manifest)
+
+
+class Lines(Sequence[str]):
+    """The lines of a text file by number, read when they are asked for: 8 bytes a line in memory.
+
+    Args:
+        path: The file, UTF-8.
+        count: How many it must have.
+
+    Raises:
+        ArtifactError: If it has another number of lines, or cannot be read.
+    """
+
+    def __init__(self, path: Path, count: int):
+        self._path = path
+        ends = [np.zeros(1, np.int64)]
+        try:
+            with path.open("rb") as file:
+                size = path.stat().st_size
+                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
+        except OSError as error:
+            raise ArtifactError(f"could not read {path}: {error.strerror or error}") from error
+        self._bytes = np.frombuffer(mapped, np.uint8)
+        ends += (
+            np.flatnonzero(self._bytes[start : start + _BLOCK] == ord("\n")) + (start + 1)
+            for start in range(0, size, _BLOCK)
+        )
+        self._ends = np.concatenate(ends)
+        if len(self) != count or self._ends[-1] != size:
+            raise ArtifactError(f"{path} must have {count} lines, each with its end, got {len(self)}: it was truncated")
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        """A line without its end, or several.
+
+        Raises:
+            ArtifactError: If it is not UTF-8.
+            IndexError: If there is no such line.
+        """
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"line {index} of {len(self)}")
+        start, end = self._ends[index % len(self)], self._ends[index % len(self) + 1]
+        try:
+            return self._bytes[start : end - 1].tobytes().decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise ArtifactError(f"{self._path} is not UTF-8 text: {error.reason} in line {index}") from error
+
+
+def read_manifest(folder: Path, sides: Sequence[str] = _SIDES) -> dict[str, Any]:
+    """What a codes folder says of itself, without a look at its files.
+
+    Raises:
+        ArtifactError: If there is none, it is damaged, of a newer format, or lacks one of the sides.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise ArtifactError(f"{folder} has no {MANIFEST}: the codes are incomplete or this is not a codes folder")
+    manifest = read_json(path, limit=_MANIFEST_LIMIT)
+    if not isinstance(manifest, dict) or not is_count(manifest.get("format")):
+        raise ArtifactError(f"{path} has no format number: it was damaged or is not the manifest of a codes folder")
+    version = manifest["format"]
+    if version > FORMAT:
+        raise ArtifactError(
+            f"{path} has format {version}, written by a newer deephash; this one reads format {FORMAT}: update it"
+        )
+    if version != FORMAT:
+        raise ArtifactError(f"{path} has format {version}, expected {FORMAT}: it was damaged or edited by hand")
+    if not is_count(manifest.get("bits")) or not 1 <= manifest["bits"] <= BITS_LIMIT:
+        raise ArtifactError(
+            f"{path} must give bits between 1 and {BITS_LIMIT}, got {short(repr(manifest.get('bits')))}"
+        )
+    if manifest.get("bit_order") != "little":
+        raise ArtifactError(f"{path} must have bit_order 'little', got {short(repr(manifest.get('bit_order')))}")
+    for side in sides:
+        part = manifest.get(side)
+        if not isinstance(part, dict) or not all(is_count(part.get(key)) for key in ("count", "classes")):
+            raise ArtifactError(f"{path} must give count and classes of the {side}, got {short(repr(part))}")
+    files = manifest.get("files")
+    for name in (name for side in sides for name in _file_names(side)):
+        entry = files.get(name) if isinstance(files, dict) else None
+        if not isinstance(entry, dict) or not is_count(entry.get("bytes")) or not isinstance(entry.get("sha256"), str):
+            raise ArtifactError(f"{path} must give bytes and sha256 of {name}, got {short(repr(entry))}")
+    return manifest
+
+
+def _load_side(folder: Path, side: str, manifest: dict[str, Any]) -> CodeSet:
+    codes_name, labels_name, ids_name = _verified_names(folder, side, manifest)
+    count, classes, bits = manifest[side]["count"], manifest[side]["classes"], manifest["bits"]
+    packed = _open_array(folder / codes_name, (count, packed_width(bits)))
+    labels = _open_array(folder / labels_name, (count, classes))
+    ids = _read_ids(folder / ids_name, count)
+    try:
+        return CodeSet(packed=packed, bits=bits, labels=labels, ids=ids)
+    except ArtifactError as error:
+        raise ArtifactError(f"{folder}, {side} side: {error}") from error
+
+
+def _verified_names(folder: Path, side: str, manifest: dict[str, Any]) -> tuple[str, str, str]:
+    """Files of a side, each compared with its digest."""
+    names = _file_names(side)  # ours: a manifest from elsewhere cannot make us open another file
+    for name in names:
+        _verify(folder / name, manifest["files"][name])
+    return names
+
+
+def _verify(path: Path, entry: dict[str, Any]) -> None:
+    try:
+        status = path.stat()
+        # Reading a pipe or a device could wait for ever.
+        if not stat.S_ISREG(status.st_mode):
+            raise ArtifactError(f"{path} is not a plain file")
+        if status.st_size != entry["bytes"]:
+            raise ArtifactError(
+                f"{path} has {status.st_size} bytes but {MANIFEST} says {entry['bytes']}: it was truncated or replaced"
+            )
+        digest = sha256_file(path)
+    except FileNotFoundError as error:
+        raise ArtifactError(f"{path} does not exist: the codes are incomplete") from error
+    except OSError as error:
+        raise ArtifactError(f"could not read {path}: {error.strerror or error}") from error
+    if digest != entry["sha256"]:
+        raise ArtifactError(f"{path} has not the sha256 that {MANIFEST} gives: it was damaged or replaced")
+
+
+def _open_array(path: Path, expected: tuple[int, int]) -> UInt8[np.ndarray, "n columns"]:
+    """Map an array of unsigned bytes, after its header was found to be exactly the expected one."""
+    header = read_header(path)
+    if header.version != (1, 0):
+        raise ArtifactError(f"{path} has .npy version {header.version[0]}.{header.version[1]}, expected 1.0")
+    if header.dtype != np.dtype("u1"):
+        raise ArtifactError(f"{path} must hold unsigned bytes (|u1), got {short(repr(header.dtype.str))}")
+    if header.fortran_order:
+        raise ArtifactError(f"{path} must be in C order, got Fortran order")
+    if header.shape != expected:
+        raise ArtifactError(f"{path} has shape {short(repr(header.shape))} but {MANIFEST} says {expected}")
+    return map_array(path, header)
+
+
+def _read_ids(path: Path, count: int) -> list[str]:
+    ids: list[str] = []
+    lines = position = 0
+    line = b"\n"
+    try:
+        with path.open("rb") as file:
+            # Text files would also split at a carriage return, which is refused later.
+            for line in file:
+                lines += 1
+                if lines <= count:
+                    ids.append(line.decode("utf-8").removesuffix("\n"))
+                position += len(line)
+    except OSError as error:
+        raise ArtifactError(f"could not read {path}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise ArtifactError(f"{path} is not UTF-8 text: {error.reason} at byte {position + error.start}") from error
+    if not line.endswith(b"\n"):
+        raise ArtifactError(f"{path} must end with a line break: it was truncated")
+    if lines != count:
+        raise ArtifactError(f"{path} has {lines} ids but {MANIFEST} says {count}")
+    return ids
+
+
+def _file_names(side: str) -> tuple[str, str, str]:
+    return f"{side}.npy", f"{side}_labels.npy", f"{side}_ids.txt"

@@ -1,0 +1,395 @@
+"""Train a network and encode with it: `train` is the whole of a run, step by step, and `fit` its longest step."""
+
+import contextlib
+import functools
+import json
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from jaxtyping import Int
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
+from lightning_fabric.utilities.exceptions import MisconfigurationException
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning import Callback, Trainer, seed_everything
+from pytorch_lightning.callbacks import EMAWeightAveraging
+from pytorch_lightning.loggers import Logger
+from torch import Tensor
+
+from deephash_cli import console, processes, runs
+from deephash_cli.console import say
+from deephash_cli.data.dataset import RetrievalDataset, Vectors
+from deephash_cli.data.protocol import Split, hold_out_validation, load_split, make_split
+from deephash_cli.errors import ArtifactError, ConfigError, DataError, DeephashError, Stopped, first_line
+from deephash_cli.files import read_json, sha256_file, write_json, write_text
+from deephash_cli.models import HashingNetwork, NoBackbone
+from deephash_cli.retrieval import scoring
+from deephash_cli.retrieval.codes_folder import save_codes
+from deephash_cli.retrieval.scoring import CLASSES
+from deephash_cli.training import checkpoints, gallery, loggers, resuming
+from deephash_cli.training.inputs import Loading, Source
+from deephash_cli.training.instantiate import build, build_module, is_learned, target_of
+from deephash_cli.training.trust import require_trusted
+
+# What the first of several processes starts the others with.
+FOLLOW = (sys.executable, "-P", "-c", "from deephash_cli.training.fit import follow; follow()")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a run is made of before it has a folder."""
+
+    config: DictConfig
+    settings: dict[str, Any]  # the same, resolved, secrets hidden: what is written down
+    dataset: RetrievalDataset
+    split: Split
+    network: HashingNetwork
+
+
+def train(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
+    """Do a run from its configuration to its metrics, in the order in which the steps stand here.
+
+    Args:
+        config: The composed configuration.
+        overrides: The settings as they were typed, kept in the run folder so that the run can be resumed.
+
+    Returns:
+        The metrics, and the run folder under ``run_dir``.
+    """
+    settings = _settings(config)
+    earlier = resuming.earlier_run(settings)
+    if earlier and resuming.is_done(earlier, config.trainer.max_epochs):
+        say(f"already done: {earlier}")
+        return {**read_json(earlier / runs.METRICS), "run_dir": str(earlier)}
+    runs.check_writable(earlier or Path(config.run_dir or config.runs))
+    job = prepare(config, settings)
+    with _run_folder(config, earlier) as run, _recorded(run, job, overrides) as identity:
+        resuming.keep_split(run.path, job.split, job.dataset)
+        with _dashboard(run.path, identity, job) as dashboard:
+            with console.quiet_lightning():
+                fit(run.path, job, dashboard)
+            metrics = scoring.score(run.path / runs.CODES, {})
+            if config.gallery:
+                gallery.write(run.path, job.dataset, [entry["query"] for entry in metrics.get("hardest_queries", ())])
+            write_json(run.path / runs.METRICS, metrics)
+    return {**metrics, "run_dir": str(run.path)}
+
+
+def prepare(config: DictConfig, settings: dict[str, Any]) -> Job:
+    """Load the data set, divide it, and build the network: what has to fit before a run gets a folder.
+
+    Args:
+        config: The composed configuration.
+        settings: The same as plain values, with secrets hidden.
+
+    Raises:
+        ConfigError: If the settings do not fit each other.
+        DataError: If the data are missing, damaged, or do not fit the method.
+    """
+    seed_everything(config.seed, verbose=False)
+    dataset = load_dataset(OmegaConf.to_yaml(config.dataset.source, resolve=True))
+    _require_fitting(config, dataset)
+    if config.dataset.split_file:
+        split = load_split(Path(config.dataset.split_file), dataset)
+    else:
+        split = make_split(config.dataset.protocol, dataset, config.dataset.split_seed)
+    return Job(config, settings, dataset, split, build(config.model.network, bits=config.bits))
+
+
+def fit(folder: Path, job: Job, dashboard: Logger | None) -> None:
+    """Train the network of a job and write the codes of its queries and database.
+
+    Args:
+        folder: The run folder. Training continues from its newest valid checkpoint, if it has one.
+        job: What to train, on what.
+        dashboard: A logger that gets every number besides the record in the folder; None for the record alone.
+
+    Raises:
+        ConfigError: If the settings do not fit each other, such as more devices than images.
+        DivergedError: If the loss or the codes are not finite.
+    """
+    config, split = job.config, job.split
+    train_rows, validation_rows = split.train, np.empty(0, np.int64)
+    if config.validation.queries:
+        train_rows, validation_rows = hold_out_validation(split, job.dataset, config.validation.queries, config.seed)
+    checkpoint = checkpoints.newest_valid(folder / runs.CHECKPOINTS, console.warn)
+    steps_done = checkpoints.read_checkpoint(checkpoint)["global_step"] if checkpoint else 0
+    keeping = checkpoints.EpochCheckpoints(
+        folder / runs.CHECKPOINTS,
+        config.checkpoint.every_n_epochs,
+        config.checkpoint.every_seconds,
+        monitor="validation/map" if len(validation_rows) else None,
+    )
+    trainer = make_trainer(
+        config,
+        folder,
+        lambda: [loggers.RecordLogger(folder / runs.STEPS, steps_done), *([dashboard] if dashboard else [])],
+        [
+            loggers.EpochReport(len(train_rows)),
+            keeping,
+            *([EMAWeightAveraging(decay=config.ema.decay)] if config.ema.decay else []),
+        ],
+    )
+    fewest = min(len(rows) for rows in (split.query, split.database, validation_rows) if len(rows))
+    if fewest < trainer.world_size:
+        raise ConfigError(
+            f"each of {trainer.world_size} devices needs an image of every part to encode, got a part of {fewest}: "
+            "lower trainer.devices"
+        )
+    task = json.dumps({"folder": str(folder.absolute()), "config": OmegaConf.to_yaml(config, resolve=True)})
+    with processes.team(trainer.world_size, trainer.strategy.root_device, FOLLOW, task):
+        if config.compile:
+            job.network.backbone.compile()
+        source = Source(job.dataset, job.network, trainer.strategy.root_device, Loading(**config.loader))
+        module = build_module(config, job.network, source.labels[train_rows])
+        if config.head.epochs and not job.network.frozen and not checkpoint:
+            module.load_state_dict(_learn_head(folder, job, source, train_rows))
+        training = source.shuffled(train_rows, config.seed) if is_learned(config) else source.at_once(train_rows)
+        validation = None
+        if len(validation_rows):
+            validation = [source.in_order(processes.own_share(rows)) for rows in (validation_rows, train_rows)]
+        trainer.fit(module, training, validation, ckpt_path=checkpoint)
+
+        chosen, best = (folder / runs.CHECKPOINTS / name for name in (checkpoints.LAST, checkpoints.BEST))
+        if best.exists():
+            chosen = best
+        elif validation:
+            console.warn("the training ended before its first validation: the result is that of the last epoch")
+        module.load_state_dict(checkpoints.read_checkpoint(chosen)["state_dict"])
+        precision = trainer.precision_plugin.forward_context
+        query, database = (source.codes(rows, precision) for rows in (split.query, split.database))
+        if trainer.is_global_zero:
+            save_codes(
+                folder / runs.CODES, query, database, _provenance(job, trainer.current_epoch, chosen, keeping.best)
+            )
+
+
+def follow() -> None:
+    """Train and encode as one of several processes. The process that started this one alone prints and writes."""
+    console.be_silent()
+    task = json.loads(processes.task_of_this_process() or "null")
+    if task is None:
+        return
+    config = cast(DictConfig, OmegaConf.create(task["config"]))
+    try:
+        with console.quiet_lightning():
+            fit(Path(task["folder"]), prepare(config, {}), None)
+    except DeephashError as error:  # which the first process has as well
+        sys.exit(error.exit_code)
+
+
+def _settings(config: DictConfig) -> dict[str, Any]:
+    """Return the configuration as plain values with secrets hidden, after what the run may build was checked.
+
+    Raises:
+        ConfigError: If a run folder to be resumed would build something that is not trusted, or another program has
+            started several of these processes.
+    """
+    settings = runs.redact(cast(dict[str, Any], OmegaConf.to_container(config, resolve=True)))
+    if config.resume not in ("auto", "none"):
+        require_trusted(settings, also=config.allowed_targets)
+    processes.require_alone("train")
+    if not is_learned(config):  # fitted in one step by one process, whatever the other methods of a sweep have
+        for name, value in {"max_epochs": 1, "devices": 1, "num_nodes": 1, "strategy": "auto"}.items():
+            OmegaConf.update(config.trainer, name, value, force_add=True)  # a trainer of the user's may not name it
+            settings["trainer"][name] = value
+    return settings
+
+
+@contextlib.contextmanager
+def _run_folder(config: DictConfig, earlier: Path | None) -> Iterator[runs.Run]:
+    """Open the folder of an earlier run, or make a new one, which is removed again if nothing can come of it."""
+    name = f"{config.dataset.name}-{config.method}-{config.bits}-s{config.seed}".replace("/", "_")
+    run = runs.Run(earlier) if earlier else runs.create(Path(config.runs), name, config.run_dir)
+    try:
+        yield run
+    except (ConfigError, DataError):
+        if not earlier:
+            run.discard()  # the command could not work, so there was no run
+        raise
+    except ArtifactError:
+        if not (run.path / runs.RECORD).exists():
+            run.discard()  # its record could not be written, so nothing in it can be resumed
+        raise
+    finally:
+        run.close()
+
+
+@contextlib.contextmanager
+def _recorded(run: runs.Run, job: Job, overrides: Sequence[str]) -> Iterator[str]:
+    """Write down that a run has started and how it ended. Yields the run's id."""
+    yaml = OmegaConf.to_yaml(OmegaConf.create(job.settings))
+    identity = run.start(yaml, runs.fingerprint(job.settings), overrides)
+    try:
+        yield identity
+        run.end("finished")
+    except Stopped:
+        with _second_to_the_cause():
+            run.end("interrupted")
+        say(f"interrupted: resume={run.path} continues after the last finished epoch")
+        raise
+    except BaseException as error:
+        with _second_to_the_cause():
+            run.end("failed", first_line(error))
+            if not isinstance(error, DeephashError):
+                write_text(run.path / "error.txt", traceback.format_exc())
+        raise
+
+
+@contextlib.contextmanager
+def _second_to_the_cause() -> Iterator[None]:
+    """Warn if the end of a run cannot be written down: the error that ended the run is the one to be shown."""
+    try:
+        yield
+    except ArtifactError as error:
+        console.warn(str(error))
+
+
+@contextlib.contextmanager
+def _dashboard(folder: Path, identity: str, job: Job) -> Iterator[Logger | None]:
+    """Open the logger of a job's configuration, and close it with the metrics that the folder has at the end."""
+    dashboard = loggers.copies_to(
+        build(job.config.logger), run_dir=folder, identity=identity, group=job.config.group, config=job.settings
+    )
+    try:
+        yield dashboard
+    except BaseException as error:
+        loggers.conclude(dashboard, None, runs.EXIT_CODES["interrupted" if isinstance(error, Stopped) else "failed"])
+        raise
+    loggers.conclude(dashboard, read_json(folder / runs.METRICS), 0)
+
+
+@functools.lru_cache(maxsize=1)
+def load_dataset(source: str) -> RetrievalDataset:
+    """The data set of a node of the configuration, as YAML. The last one is kept: the runs of a sweep share it."""
+    return build(OmegaConf.create(source))
+
+
+def _require_fitting(config: DictConfig, dataset: RetrievalDataset) -> None:
+    """Compare what the data set has with what the model and the method take, before anything is computed.
+
+    Raises:
+        ConfigError: If the model takes images and the data set holds vectors, or the other way round; if a head is to
+            be learned first where nothing else is.
+        DataError: If the method learns from labels and there are none.
+    """
+    backbone = target_of(OmegaConf.select(config, "model.network.backbone"))
+    holds = "vectors" if isinstance(dataset.images, Vectors) else "images"
+    takes = "vectors" if backbone is NoBackbone else "images"
+    if holds != takes:
+        raise ConfigError(
+            f"dataset={config.dataset.name} holds {holds}, model={config.model.name} takes {takes}: leave out model="
+        )
+    if config.head.epochs and config.model.frozen:
+        raise ConfigError(
+            f"head.epochs={config.head.epochs} goes with model.frozen=false, got model.frozen=true: leave it out and "
+            "set trainer.max_epochs"
+        )
+    if not dataset.class_names and getattr(target_of(config.module), "supervision", "none") != "none":
+        raise DataError(
+            f"method={config.method} learns from labels, and data set {dataset.name} has none: give it labels, with "
+            "vectors dataset.labels=<file.npy>, or choose a method that needs none, such as method=itq"
+        )
+
+
+def _learn_head(folder: Path, job: Job, source: Source, rows: Int[np.ndarray, "n"]) -> dict[str, Tensor]:
+    """Train what is above the backbone, on the backbone's features, before the backbone is fine-tuned.
+
+    Gradients of a head that knows nothing spoil pretrained features (Kumar et al., Fine-Tuning can Distort Pretrained
+    Features and Underperform Out-of-Distribution, ICLR 2022).
+
+    Returns:
+        The state that the method goes on with: network, buffers.
+    """
+    head = job.config.head
+    config = cast(DictConfig, OmegaConf.merge(job.config, {"optimizer": {"lr": head.lr}}))
+    changes = {"strategy": "ddp_find_unused_parameters_true"} if processes.count() > 1 else {}  # those of the backbone
+    trainer = make_trainer(
+        config,
+        folder,
+        lambda: [loggers.RecordLogger(folder / runs.HEAD_STEPS, 0)],
+        [loggers.EpochReport(len(rows), "head: ")],
+        max_epochs=head.epochs,
+        max_time=None,
+        **changes,
+    )
+    module = build_module(config, job.network, source.labels[rows])
+    trainer.fit(module, source.shuffled_features(rows, head.batch_size, config.seed))
+    return module.state_dict()
+
+
+def _provenance(job: Job, epochs: int, checkpoint: Path, best: float) -> dict[str, Any]:
+    """Where the codes come from and how they are to be measured: all that ``deephash eval`` has to know."""
+    config, split = job.config, job.split
+    validated = checkpoint.name == checkpoints.BEST
+    names = job.dataset.class_names
+    return {
+        "provenance": {
+            "method": config.method,
+            "module": job.settings["module"],
+            "model": config.model.name,
+            "dataset": config.dataset.name,
+            "split": {
+                "name": split.name,
+                "version": split.version,
+                "seed": split.seed,
+                "sha256": split.sha256,
+                **split.flags,
+            },
+            "seed": config.seed,
+            "epochs": epochs,
+            **({"class_names": names} if 0 < len(names) <= CLASSES else {}),
+            "selection": "best on validation queries" if validated else "last epoch",
+            "validation": {"queries": config.validation.queries, "map": best} if validated else None,
+            **_inputs(job),
+            "checkpoint": {"file": f"{runs.CHECKPOINTS}/{checkpoint.name}", "sha256": sha256_file(checkpoint)},
+            "versions": runs.versions(),
+        },
+        "evaluation": {
+            "ks": list(config.metrics.ks),
+            "map_at": list(config.dataset.map_at),
+            "radius": config.metrics.radius,
+            "zero_hits": config.metrics.zero_hits,
+        },
+    }
+
+
+def _inputs(job: Job) -> dict[str, Any]:
+    """What codes were made from."""
+    images = job.dataset.images
+    if isinstance(images, Vectors):
+        return {"views": "none: vectors as they are", "vectors": {"sha256": images.digest()}}
+    views = "two, features averaged: the image and its mirror image" if job.network.mirrored else "one"
+    return {"views": f"{views}; shorter side resized, centre crop"}
+
+
+def make_trainer(
+    config: DictConfig,
+    folder: Path,
+    make_loggers: Callable[[], list[Logger]],
+    callbacks: list[Callback],
+    **changes: Any,
+) -> Trainer:
+    """The trainer of a configuration, ``changes`` made. Only the process that the user started has its loggers."""
+    create = build(config.trainer, _partial_=True)
+    try:
+        return create(
+            logger=make_loggers() if processes.is_first() else False,
+            callbacks=callbacks,
+            default_root_dir=folder,
+            # processes.team is the environment, whatever cluster this is
+            plugins=[checkpoints.VerifiedCheckpointIO(), LightningEnvironment()],
+            check_val_every_n_epoch=config.validation.every_n_epochs,
+            **changes,
+            enable_checkpointing=False,  # EpochCheckpoints does it
+            enable_progress_bar=False,  # EpochReport does it
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,  # the order of an epoch is EpochSampler's
+        )
+    except (MisconfigurationException, ValueError, TypeError) as error:
+        raise ConfigError(f"trainer: {first_line(error)}") from error

@@ -11,6 +11,7 @@ from conftest import write_photos
 from deephash_cli import runs
 from deephash_cli.cli import sweep
 from deephash_cli.errors import DivergedError, Stopped, SweepError
+from deephash_cli.training import fit
 
 GRID = ("-m", "bits=8,12", "seed=0,1")
 

@@ -18,14 +18,12 @@ from torch.utils.data import DataLoader
 from deephash_cli import processes
 from deephash_cli.data.loaders import Batch
 from deephash_cli.errors import ConfigError, DataError, DivergedError, first_line
-from deephash_cli.methods.parts import gpu_counts
 from deephash_cli.methods.parts.hash_layers import FeatureScaling
 from deephash_cli.models import Backbone, HashingNetwork, packed_codes
-from deephash_cli.retrieval import metrics, ranking
 
 
 class Hasher(LightningModule):
-    """A network that gives continuous codes, and its validation on held-out queries.
+    """A network that gives continuous codes.
 
     Args:
         network: Backbone and hash layer, giving continuous codes.
@@ -47,38 +45,16 @@ class Hasher(LightningModule):
             _require_pairs(train_labels)
         self.network = network
         self.seed = seed
-        self._validation: tuple[list[tuple[np.ndarray, np.ndarray]], ...] = ([], [])
         self.register_buffer("train_labels", train_labels, persistent=False)  # the data set provides them on a resume
         self.train_labels: Tensor
 
-    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int) -> None:
-        """Keep the codes of the held-out queries (loader 0) and of the training set (loader 1) until the epoch ends.
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> UInt8[Tensor, "n bytes"]:
+        """Return the packed codes of a batch, which ``training.validation`` collects.
 
         Raises:
             DivergedError: If an output of the network is NaN.
         """
-        codes = packed_codes(self.network(batch.inputs).float().cpu())
-        self._validation[dataloader_idx].append((codes, batch.labels.cpu().numpy().astype(np.uint8)))
-
-    def on_validation_epoch_end(self) -> None:
-        """Log the tie-aware mAP of the held-out queries."""
-        (queries, query_labels), (database, labels) = (
-            tuple(self._of_all_processes(part) for part in zip(*side, strict=True)) for side in self._validation
-        )
-        self._validation = ([], [])
-        value = 0.0
-        if processes.rank() == 0:
-            sides = (queries, database, self.network.bits, query_labels, labels)
-            if self.device.type == "cuda":
-                shared = gpu_counts.count(*sides, device=self.device)
-            else:
-                shared = np.concatenate([part.shared for part in ranking.count(*sides)])
-            value = float(metrics.average_precision(metrics.Histograms.of_shared(shared)).mean())
-        self.log("validation/map", processes.from_first(value))
-
-    def _of_all_processes(self, parts: tuple[np.ndarray, ...]) -> np.ndarray:
-        rows = torch.from_numpy(np.concatenate(parts)).to(self.device)
-        return processes.of_all(rows).cpu().numpy()
+        return torch.from_numpy(packed_codes(self.network(batch.inputs).float().cpu()))
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """Move a batch to a device, without Lightning's recursive search for tensors."""

@@ -34,6 +34,7 @@ from deephash_cli.training import checkpoints, gallery, loggers, resuming
 from deephash_cli.training.inputs import Loading, Source
 from deephash_cli.training.instantiate import build, build_module, is_learned, target_of
 from deephash_cli.training.trust import require_trusted
+from deephash_cli.training.validation import Validation
 
 # What the first of several processes starts the others with.
 FOLLOW = (sys.executable, "-P", "-c", "from deephash_cli.training.fit import follow; follow()")
@@ -129,6 +130,7 @@ def fit(folder: Path, job: Job, dashboard: Logger | None) -> None:
         folder,
         lambda: [loggers.RecordLogger(folder / runs.STEPS, steps_done), *([dashboard] if dashboard else [])],
         [
+            *([Validation()] if len(validation_rows) else []),
             loggers.EpochReport(len(train_rows)),
             keeping,
             *([EMAWeightAveraging(decay=config.ema.decay)] if config.ema.decay else []),

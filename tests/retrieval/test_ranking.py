@@ -12,10 +12,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from deephash_cli.methods.parts import gpu_counts
 from deephash_cli.retrieval import ranking
 from deephash_cli.retrieval.codes import pack
 from deephash_cli.retrieval.kernels import compiled, vectorized
+from deephash_cli.training import gpu_counts
 
 BITS = [1, 7, 8, 12, 16, 24, 31, 32, 36, 48, 63, 64, 65, 100, 126, 127, 128, 200, 254, 255, 256, 300]
 CUTS = (1, 3, 10, 10**30)

@@ -23,6 +23,7 @@ from deephash_cli.retrieval.codes_folder import load_codes
 from deephash_cli.stopping import stopper
 from deephash_cli.training.checkpoints import BEST, LAST, read_checkpoint
 from deephash_cli.training.inputs import Loading, Source
+from deephash_cli.training.validation import Validation
 
 SMALL = ("bits=12", "loader.batch_size=16")
 
@@ -239,14 +240,14 @@ def test_a_compiled_backbone_learns_the_same(photos, tmp_path):
 
 def fake_validation(monkeypatch, scores):
     """Let the validation of each epoch come out as told."""
-    validate = HashingModule.on_validation_epoch_end
+    validate = Validation.on_validation_epoch_end
 
-    def told(module):
+    def told(callback, trainer, module):
         module.log = lambda name, _: type(module).log(module, name, scores[module.current_epoch])
-        validate(module)
+        validate(callback, trainer, module)
         del module.log
 
-    monkeypatch.setattr(HashingModule, "on_validation_epoch_end", told)
+    monkeypatch.setattr(Validation, "on_validation_epoch_end", told)
 
 
 def test_without_validation_queries_the_last_epoch_is_the_result(train):

@@ -27,8 +27,9 @@ format: .venv/developing ## bring the code into style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: .venv/developing ## write docs/methods.md from the methods' own files
-	$(BIN)/python -c 'import pathlib, deephash_cli.commands.methods as c; pathlib.Path("docs/methods.md").write_text(c.document())'
+docs: .venv/developing ## write docs/methods.md from the methods' files, and docs/commands.md from the help texts
+	$(BIN)/python -c 'import pathlib, deephash_cli.commands.methods as m; pathlib.Path("docs/methods.md").write_text(m.document())'
+	$(BIN)/python -c 'import pathlib, deephash_cli.cli.document as c; pathlib.Path("docs/commands.md").write_text(c.document())'
 
 bench: .venv/developing ## evaluation, search, training and encoding side by side with bare loops and other libraries: minutes
 	$(BIN)/python benchmarks/evaluation.py

@@ -104,15 +104,16 @@ def print_version() -> None:
 
 
 def print_verb_help(verb: str) -> None:
-    """Print what can be chosen and set, read from the configuration folder."""
-    more = {"bits": f", or any whole number from 1 to {LONGEST}"}
-    groups = "\n".join(f"  {name:<12}{', '.join(choices(name))}{more.get(name, '')}" for name in group_names())
-    _print(verb_help(verb).replace("{groups}", f"Groups and their choices:\n{groups}"))
+    """Print what can be chosen and set, read from the help text and the configuration folder."""
+    _print(verb_help(verb))
 
 
 def verb_help(verb: str) -> str:
-    """Return the help of a verb with the examples in it, and a place for the groups."""
-    return verbs.help_text(verb).replace("{examples}", EXAMPLES)
+    """Return the help of a verb as it is printed, with the groups and the examples in it."""
+    more = {"bits": f", or any whole number from 1 to {LONGEST}"}
+    groups = "\n".join(f"  {name:<12}{', '.join(choices(name))}{more.get(name, '')}" for name in group_names())
+    text = verbs.help_text(verb).replace("{examples}", EXAMPLES)
+    return text.replace("{groups}", f"Groups and their choices:\n{groups}")
 
 
 def complete(arguments: Sequence[str]) -> int:

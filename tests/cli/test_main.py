@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from deephash_cli import __version__, choices
 from deephash_cli.cli import arguments, checking, launch, verbs
 from deephash_cli.cli import main as cli
+from deephash_cli.cli.document import document
 from deephash_cli.errors import ConfigError
 
 HEAVY = ("torch", "hydra", "numpy", "omegaconf", "rich", "wandb")
@@ -54,6 +55,11 @@ def refused(result, code=2) -> str:
 
 
 # Help
+
+
+def test_the_page_of_all_commands_is_up_to_date():
+    page = (Path(__file__).parents[2] / "docs" / "commands.md").read_text()
+    assert page == document(), "write docs/commands.md again with `make docs`"
 
 
 def test_without_arguments_it_says_what_there_is(deephash):

@@ -5,12 +5,10 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from importlib import metadata
 
 from deephash_cli import __version__
 from deephash_cli.choices import choices, group_names
 from deephash_cli.cli import verbs
-from deephash_cli.cli.arguments import parse
 from deephash_cli.cli.limits import LONGEST
 from deephash_cli.errors import ConfigError, DeephashError, Stopped, hint, print_error
 
@@ -81,6 +79,8 @@ def run(arguments: Sequence[str]) -> int:
             from deephash_cli.cli.launch import launch
 
             return launch(verb, rest)
+        from deephash_cli.cli.arguments import parse
+
         verbs.load(verb).run(parse(verb, rest))
         return 0
     except DeephashError as error:
@@ -99,6 +99,8 @@ def print_help() -> None:
 
 def print_version() -> None:
     """Print the versions of what a result depends on, without importing any of it."""
+    from importlib import metadata  # a third of the time that the help takes
+
     packages = ("torch", "pytorch-lightning", "hydra-core", "numpy")
     _print(f"deephash {__version__} ({', '.join(f'{name} {metadata.version(name)}' for name in packages)})")
 

@@ -368,7 +368,7 @@ def test_every_flipped_bit(folder, name):
     for position in range(0, 8 * len(content), 7):
         content[position // 8] ^= 1 << position % 8
         (folder / name).write_bytes(content)
-        assert_refused(folder, name, "sha256")
+        assert_refused(folder, name, "does not match its SHA-256")
         content[position // 8] ^= 1 << position % 8
 
 

@@ -1,4 +1,4 @@
-"""Arrays in .npy files of any origin: read without a guess, mapped without running or unpacking anything."""
+"""Read .npy files of any origin. Formats are never guessed; arrays are mapped, and nothing is executed or unpacked."""
 
 import contextlib
 import math
@@ -12,11 +12,11 @@ import numpy as np
 
 from deephash_cli.errors import ArtifactError, short
 
-_BLOCK = 2**22  # elements looked at at once
+_BLOCK = 2**22  # elements that are read at a time
 
 
 class Header(NamedTuple):
-    """What a .npy file says of itself. Nothing of it is true before `map_array` has compared it with the file."""
+    """The header of a .npy file. It cannot be trusted until `map_array` has compared it with the file."""
 
     version: tuple[int, int]
     shape: tuple[int, ...]
@@ -26,13 +26,13 @@ class Header(NamedTuple):
 
 
 def read_header(path: Path) -> Header:
-    """Read the header of a .npy file, and nothing else.
+    """Read only the header of a .npy file.
 
     Raises:
-        ArtifactError: If the file is missing, no plain file, or no .npy array of version 1.0, 2.0 or 3.0.
+        ArtifactError: If the file is missing, not a plain file, or not a .npy array of version 1.0, 2.0 or 3.0.
     """
     with _npy_errors(path):
-        # Opening a pipe could wait for ever.
+        # Opening a pipe could block forever.
         if not stat.S_ISREG(path.stat().st_mode):
             raise ArtifactError(f"{path} is not a plain file")
         with path.open("rb") as file, warnings.catch_warnings():
@@ -45,7 +45,7 @@ def read_header(path: Path) -> Header:
             version = np.lib.format.read_magic(file)
             if version == (1, 0):
                 shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
-            elif version in ((2, 0), (3, 0)):  # 3.0 differs only where a structured array has names outside Latin-1
+            elif version in ((2, 0), (3, 0)):  # 3.0 differs only in field names outside Latin-1
                 shape, fortran_order, dtype = np.lib.format.read_array_header_2_0(file)
             else:
                 raise ArtifactError(
@@ -55,14 +55,18 @@ def read_header(path: Path) -> Header:
 
 
 def map_array(path: Path, header: Header) -> np.ndarray:
-    """Map an array, read-only, after its file was found to have exactly the size that its header gives.
+    """Memory-map an array, read-only, after checking that its file has exactly the size that the header gives.
+
+    Args:
+        path: A .npy file.
+        header: Header of the file, from `read_header`.
 
     Raises:
-        ArtifactError: If the size is another, or the array holds Python objects.
+        ArtifactError: If the file has another size, or if the array holds Python objects.
     """
     with _npy_errors(path):
         size = path.stat().st_size
-        # Python's integers: a product of lies cannot wrap around to the true size.
+        # Python's integers do not overflow, so a forged shape cannot wrap around to the true size.
         expected = header.start + math.prod(header.shape) * header.dtype.itemsize
         if size != expected or min(header.shape, default=0) < 0:
             raise ArtifactError(
@@ -75,10 +79,10 @@ def map_array(path: Path, header: Header) -> np.ndarray:
 
 
 def load(path: Path) -> np.ndarray:
-    """Map an array of any shape and type, read-only, after its header was compared with its file.
+    """Memory-map an array of any shape and type, read-only, after comparing its header with its file.
 
     Raises:
-        ArtifactError: If the file is missing, damaged, no .npy file, or holds Python objects.
+        ArtifactError: If the file is missing, damaged or not a .npy file, or if it holds Python objects.
     """
     return map_array(path, read_header(path))
 
@@ -94,26 +98,26 @@ def _npy_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         raise ArtifactError(f"could not read {path}: {error.strerror or error}") from error
     except Exception as error:
-        # NumPy's header parser evaluates text and lets whatever that raises through.
+        # NumPy's header parser evaluates text and does not catch the exceptions that this raises.
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise ArtifactError(f"{path} is not a .npy array as np.save writes it: {reason}") from error
 
 
 class Labels(NamedTuple):
-    """Labels of a file, and how it has them."""
+    """Labels from a file, and their format in the file."""
 
-    array: np.ndarray  # class ids (n,) as they are in the file, or multi-hot (n, classes) uint8
-    highest: int  # class id; of multi-hot labels the number of classes less one
+    array: np.ndarray  # class ids (n,) unchanged from the file, or multi-hot (n, classes) uint8
+    highest: int  # highest class id; for multi-hot labels, the number of classes minus one
     format: str
 
 
 class Kind(NamedTuple):
-    """What an array may hold, and how a message tells of it."""
+    """Types of values that an array may hold, and the words for them in messages."""
 
-    kinds: str  # of NumPy's dtypes
+    kinds: str  # the allowed kinds of NumPy's dtypes, one letter each
     words: str
-    example: str  # of a dtype to convert to
-    row: str  # what a row stands for
+    example: str  # a dtype to convert to, for messages
+    row: str  # the thing that a row stands for
 
 
 NUMBERS = Kind("biuf", "numbers or truth values", "np.int8", "image")
@@ -121,16 +125,16 @@ FLOATS = Kind("f", "floating-point numbers", "np.float32", "item")
 
 
 def open_array(path: Path, what: str, dimensions: tuple[int, ...], kind: Kind = NUMBERS) -> np.ndarray:
-    """Map an array that is not empty, read-only.
+    """Memory-map an array, read-only, after checking its type and shape.
 
     Args:
         path: A .npy file.
-        what: It should hold, for messages.
-        dimensions: How many it may have.
-        kind: Of its values.
+        what: Name of the content that the file should hold, for messages, such as "labels".
+        dimensions: Allowed numbers of dimensions.
+        kind: Allowed types of values.
 
     Raises:
-        ArtifactError: If it is something else.
+        ArtifactError: If the file is damaged, or if the array is empty or has other dimensions or types.
     """
     header = read_header(path)
     if header.dtype.hasobject:
@@ -146,7 +150,7 @@ def open_array(path: Path, what: str, dimensions: tuple[int, ...], kind: Kind = 
     if len(header.shape) not in dimensions:
         expected = " or ".join(str(n) for n in dimensions)
         raise ArtifactError(
-            f"{path} must hold {what} in an array of {expected} dimensions, a row an {kind.row}, "
+            f"{path} must hold {what} in an array of {expected} dimensions, one row per {kind.row}, "
             f"got {len(header.shape)}"
         )
     array = map_array(path, header)
@@ -156,26 +160,26 @@ def open_array(path: Path, what: str, dimensions: tuple[int, ...], kind: Kind = 
 
 
 def blocks(array: np.ndarray) -> Iterator[slice]:
-    """Rows to look at at once."""
+    """Yield slices of consecutive rows, each small enough to be read at a time."""
     rows = max(1, _BLOCK * len(array) // array.size)
     for start in range(0, len(array), rows):
         yield slice(start, min(start + rows, len(array)))
 
 
 def without_truth_values(array: np.ndarray) -> np.ndarray:
-    """Truth values as the bytes that they are in the file, which may be others than 0 and 1."""
+    """Return truth values as their bytes in the file, which may differ from 0 and 1. Return other arrays unchanged."""
     return array.view(np.uint8) if array.dtype == np.bool_ else array
 
 
 def read_labels(path: Path, lowest: int = 0) -> Labels:
-    """Class ids, or multi-hot labels.
+    """Read class ids (n,) or (n, 1), or multi-hot labels (n, classes).
 
     Args:
         path: A .npy file.
-        lowest: Class id that may occur: -1 where it stands for no class.
+        lowest: Lowest allowed class id: 0, or -1 if -1 stands for an image without a class.
 
     Raises:
-        ArtifactError: If it holds something else.
+        ArtifactError: If the file is damaged, or if it holds neither class ids nor multi-hot labels.
     """
     array = open_array(path, "labels", (1, 2))
     name = array.dtype.name
@@ -188,7 +192,7 @@ def read_labels(path: Path, lowest: int = 0) -> Labels:
 
 
 def _highest_class(path: Path, array: np.ndarray, lowest: int) -> int:
-    """The highest class id, after all were found to be ids."""
+    """Check that all values are class ids, and return the highest."""
     real = array.dtype.kind == "f"
     limit = 2 ** (np.finfo(array.dtype).nmant + 1) - 1 if real else 2**63 - 1
     highest = lowest
@@ -214,7 +218,7 @@ def _highest_class(path: Path, array: np.ndarray, lowest: int) -> int:
 
 
 def _read_multi_hot(path: Path, array: np.ndarray) -> np.ndarray:
-    """Multi-hot labels as uint8; not copied if they are bytes already."""
+    """Check multi-hot labels and return them as uint8, without a copy if the file has bytes."""
     copied = None if array.dtype.itemsize == 1 else np.empty(array.shape, np.uint8)
     for rows in blocks(array):
         block = np.asarray(array[rows])
@@ -223,7 +227,7 @@ def _read_multi_hot(path: Path, array: np.ndarray) -> np.ndarray:
         if strange.any():
             row, column = divmod(int(strange.argmax()), array.shape[1])
             raise ArtifactError(
-                f"{path} must hold multi-hot labels, 0 or 1 with a column a class, got {block[row, column]} in row "
+                f"{path} must hold multi-hot labels, 0 or 1 with one column per class, got {block[row, column]} in row "
                 f"{rows.start + row}, column {column}: class ids go into an array of one dimension"
             )
         if copied is not None:

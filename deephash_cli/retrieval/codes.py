@@ -1,4 +1,4 @@
-"""Binary codes: continuous values to bits, bits to bytes, and a folder of codes that is complete or refused."""
+"""Turn continuous codes into bits and bits into bytes, and check sets of binary codes with labels and ids."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ def binarize(u: Float[np.ndarray, "n bits"]) -> Bool[np.ndarray, "n bits"]:
     """Threshold continuous codes at zero: 0 and -0.0 become True, infinities keep their sign.
 
     Args:
-        u: Continuous codes, one row an image.
+        u: Continuous codes, one row per image.
 
     Raises:
         ValueError: If a value is NaN; the message names the first such row.
@@ -29,15 +29,15 @@ def binarize(u: Float[np.ndarray, "n bits"]) -> Bool[np.ndarray, "n bits"]:
 
 
 def pack(codes: Bool[np.ndarray, "n bits"]) -> UInt8[np.ndarray, "n bytes"]:
-    """Put bit i of a code into byte i//8 at position i%8 (little bit order); padding bits are zero."""
+    """Pack bit i of each code into byte i//8 at position i%8 (little bit order). Padding bits are zero."""
     return np.packbits(codes, axis=1, bitorder="little")
 
 
 def unpack(packed: UInt8[np.ndarray, "n bytes"], bits: int) -> Bool[np.ndarray, "n {bits}"]:
-    """Undo `pack`; padding bits are dropped.
+    """Undo `pack`, and drop the padding bits.
 
     Raises:
-        ValueError: If rows of this width do not hold codes of ``bits`` bits.
+        ValueError: If the rows do not have the width of codes of ``bits`` bits.
     """
     if bits < 1 or packed.shape[1] != packed_width(bits):
         raise ValueError(
@@ -47,27 +47,29 @@ def unpack(packed: UInt8[np.ndarray, "n bytes"], bits: int) -> Bool[np.ndarray, 
 
 
 def packed_width(bits: int) -> int:
-    """Bytes that a packed code takes."""
+    """Return the number of bytes of a packed code."""
     return -(-bits // 8)
 
 
 @dataclass(frozen=True, eq=False)
 class CodeSet:
-    """One side of a retrieval: packed codes with the labels and the names of their images.
+    """One side of a retrieval, queries or database: packed codes, with the labels and ids of their images.
 
     Attributes:
-        packed: Codes (n, bytes) uint8, eight bits a byte, as `pack` makes them.
+        packed: Codes (n, bytes) uint8, eight bits per byte, as `pack` returns them.
         bits: Code length.
-        labels: Multi-hot labels (n, classes) uint8; a row of zeros is an image without a label. Or class numbers
-            (n,) of any integer type, -1 for an image without a label: ten million rows of a thousand classes are 10 GB
-            multi-hot and 40 MB as numbers. On disk labels are always multi-hot.
-        ids: A unique name for each image; ``None`` where images have no names, so that none is found on both sides.
+        labels: Multi-hot labels (n, classes) uint8, where a row of zeros is an image without a label. Or class numbers
+            (n,) of any integer type, where -1 is an image without a label. Class numbers need less memory: ten million
+            rows with a thousand classes take 10 GB multi-hot and 40 MB as numbers. In a codes folder labels are always
+            multi-hot.
+        ids: A unique name for each image. ``None`` if images have no names; then no image can be recognized on the
+            other side.
 
     Raises:
         ArtifactError: If the parts do not fit together.
     """
 
-    # Not annotated with shapes: what does not fit is a user's broken file, and gets a sentence below.
+    # No shape annotations here: a wrong array comes from a user's file, and the checks below explain what is wrong.
     packed: np.ndarray
     bits: int
     labels: np.ndarray
@@ -97,14 +99,14 @@ class CodeSet:
                 f"codes, labels and ids must have equal lengths, "
                 f"got {len(self.packed)}, {len(self.labels)} and {len(self.ids)}"
             )
-        # First, as it needs memory for a while, and mapped labels that were looked at count as memory from then on.
+        # Ids first: their check needs memory for a while, and mapped labels count as memory once they have been read.
         if self.ids is not None:
             _check_ids(self.ids)
         if self.labels.size and self.labels.ndim == 1 and self.labels.min() < -1:
             raise ArtifactError(f"class numbers must be at least 0, or -1 for none, got {int(self.labels.min())}")
         if self.labels.size and self.labels.ndim == 2 and self.labels.max() > 1:
             raise ArtifactError(f"labels must be 0 or 1 (multi-hot), got {int(self.labels.max())}")
-        # Non-zero padding would count as distance between codes, silently.
+        # Padding that is not zero would silently add distance between codes.
         if self.bits % 8 and (self.packed[:, -1] >> (self.bits % 8)).any():
             raise ArtifactError(
                 f"codes of {self.bits} bits must have zeros in the {-self.bits % 8} padding bits "
@@ -118,10 +120,10 @@ class CodeSet:
 
 
 def require_comparable(query: CodeSet, database: CodeSet) -> None:
-    """Check that distances and shared labels between the two sides mean something.
+    """Check that distances and shared labels between the two sides are meaningful.
 
     Raises:
-        ArtifactError: If code lengths, kinds of labels or class counts differ.
+        ArtifactError: If the sides differ in code length, kind of labels or number of classes.
     """
     if query.bits != database.bits:
         raise ArtifactError(
@@ -153,7 +155,7 @@ def _check_ids(ids: list[str]) -> None:
                 raise ArtifactError(
                     f"ids must be valid Unicode, got {short(repr(error.object[error.start : error.end]))}"
                 ) from error
-    # A set of ten million names takes half a gigabyte, their hashes 80 MB. Only names of equal hash can be equal.
+    # A set of ten million names takes half a gigabyte, their hashes 80 MB. Only names with equal hashes can be equal.
     hashes = np.fromiter(map(hash, ids), np.int64, count=len(ids))
     hashes.sort()
     repeated = set(hashes[1:][hashes[1:] == hashes[:-1]].tolist())
@@ -180,5 +182,5 @@ def _describe(array: object) -> str:
 
 
 def is_count(value: object) -> bool:
-    """Whether a value is a whole number from 0. Truth values are not numbers."""
+    """Return whether a value is a whole number of at least 0. Truth values do not count as numbers."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0

@@ -1,4 +1,4 @@
-"""A folder of codes on disk, which is complete or refused."""
+"""Write and read codes folders. A folder that is incomplete or damaged is refused."""
 
 import contextlib
 import json
@@ -22,42 +22,42 @@ MANIFEST = "manifest.json"
 _OWN_KEYS = ("format", "bits", "bit_order", "query", "database", "files")
 _SIDES = ("query", "database")
 _MANIFEST_LIMIT = 2**20
-_BLOCK = 2**24  # bytes of a text file to look through at once
+_BLOCK = 2**24  # bytes of a text file that are searched at a time
 
 
 def save_codes(folder: Path, query: CodeSet, database: CodeSet, provenance: Mapping[str, Any]) -> None:
     """Write both sides into ``folder``, the manifest last: a folder without one is incomplete and is refused later.
 
     Args:
-        folder: Made if it does not exist. Codes that it holds are replaced.
-        query: The searching side, with ids and multi-hot labels.
-        database: The searched side, likewise.
-        provenance: What the codes come from (method, model, dataset, ...), added to the manifest as it is.
+        folder: Codes folder, which is made if it does not exist. Codes in it are replaced.
+        query: The queries, with ids and multi-hot labels.
+        database: The database, with ids and multi-hot labels.
+        provenance: Origin of the codes (method, model, dataset, ...), added to the manifest unchanged.
 
     Raises:
-        ArtifactError: If the two sides do not fit each other, or the folder cannot be written to.
-        ValueError: If a side has no ids or no multi-hot labels, or if ``provenance`` uses a key of the manifest's own
-            or cannot be written as JSON.
+        ArtifactError: If the two sides do not match, or if the folder cannot be written to.
+        ValueError: If a side has no ids or no multi-hot labels, or if ``provenance`` uses one of the manifest's own
+            keys or cannot be written as JSON.
     """
     require_comparable(query, database)
     _save(Path(folder), {"query": query, "database": database}, provenance)
 
 
 def save_database(folder: Path, database: CodeSet, provenance: Mapping[str, Any]) -> None:
-    """Write the searched side alone, as `save_codes` writes it beside the other; errors are the same."""
+    """Write a codes folder that has only a database side. Files, arguments and errors are those of `save_codes`."""
     _save(Path(folder), {"database": database}, provenance)
 
 
 def join_databases(folder: Path, parts: Sequence[Path], provenance: Mapping[str, Any]) -> None:
-    """Put the searched sides of several folders into one, in their order, a part at a time.
+    """Join the databases of several codes folders into one folder, in their order. One part is read at a time.
 
     Args:
-        folder: Made if it does not exist. Codes that it holds are replaced.
-        parts: Folders that `save_database` wrote, with codes of one length and labels of one width.
-        provenance: As of `save_codes`.
+        folder: Codes folder, which is made if it does not exist. Codes in it are replaced.
+        parts: Folders that `save_database` wrote, all with the same code length and number of classes.
+        provenance: Origin of the codes, as for `save_codes`.
 
     Raises:
-        ArtifactError: If a part is damaged, or the folder cannot be written to.
+        ArtifactError: If a part is damaged, or if the folder cannot be written to.
     """
     manifests = [read_manifest(part, ("database",)) for part in parts]
     bits, classes = manifests[0]["bits"], manifests[0]["database"]["classes"]
@@ -69,7 +69,7 @@ def join_databases(folder: Path, parts: Sequence[Path], provenance: Mapping[str,
         for file, width in ((codes, packed_width(bits)), (labels, classes)):
             header = {"descr": "|u1", "fortran_order": False, "shape": (count, width)}
             np.lib.format.write_array_header_1_0(file, header)
-        for part in parts:  # all at once would be more open files than a process may have
+        for part in parts:  # one at a time: a process can have only so many open files
             side = open_side(part)
             codes.write(np.ascontiguousarray(side.packed).data)
             labels.write(np.ascontiguousarray(side.labels).data)
@@ -80,9 +80,9 @@ def join_databases(folder: Path, parts: Sequence[Path], provenance: Mapping[str,
 def _save(folder: Path, sides: Mapping[str, CodeSet], provenance: Mapping[str, Any]) -> None:
     for side, codes in sides.items():
         if codes.ids is None or codes.labels.ndim != 2:
-            raise ValueError(f"a codes folder needs ids and multi-hot labels, got a {side} side without")
+            raise ValueError(f"a codes folder needs ids and multi-hot labels, got a {side} side without them")
     if taken := sorted(set(provenance) & set(_OWN_KEYS)):
-        raise ValueError(f"provenance must leave the manifest's own keys alone, got {', '.join(taken)}")
+        raise ValueError(f"provenance must not use the manifest's own keys, got {', '.join(taken)}")
     try:
         json.dumps(dict(provenance), allow_nan=False)
     except (TypeError, ValueError) as error:
@@ -100,7 +100,11 @@ def _save(folder: Path, sides: Mapping[str, CodeSet], provenance: Mapping[str, A
 
 
 def _begin(folder: Path) -> None:
-    """Make the folder. Beside new files an old manifest would say "damaged" after a crash, none says "incomplete"."""
+    """Make the folder, and remove its manifest.
+
+    After a crash an old manifest beside new files would make the folder look damaged. Without a manifest it is
+    recognized as incomplete.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / MANIFEST).unlink(missing_ok=True)
@@ -111,7 +115,7 @@ def _begin(folder: Path) -> None:
 def _write_manifest(
     folder: Path, bits: int, counts: Mapping[str, tuple[int, int]], provenance: Mapping[str, Any]
 ) -> None:
-    """Complete a folder: each side's number of images and of classes, and the digest of each file."""
+    """Write the manifest, which completes a folder. ``counts`` has the numbers of images and classes of each side."""
     names = [name for side in counts for name in _file_names(side)]
     manifest = {
         "format": FORMAT,
@@ -127,13 +131,13 @@ def _write_manifest(
 
 
 def load_codes(folder: Path) -> tuple[CodeSet, CodeSet, dict[str, Any]]:
-    """Open a folder that `save_codes` wrote. Arrays stay on disk (memory-mapped, read-only) until they are used.
+    """Open a folder that `save_codes` wrote. Its arrays are memory-mapped, read-only, and stay on disk until used.
 
     Returns:
-        The query side, the database side, and the manifest.
+        The query side, the database side and the manifest.
 
     Raises:
-        ArtifactError: If the folder is incomplete, damaged, of a newer format, or no codes folder at all.
+        ArtifactError: If the folder is incomplete, damaged, of a newer format, or not a codes folder.
     """
     folder = Path(folder)
     manifest = read_manifest(folder, _SIDES)
@@ -144,14 +148,14 @@ def load_codes(folder: Path) -> tuple[CodeSet, CodeSet, dict[str, Any]]:
 
 @dataclass(frozen=True, eq=False)
 class Database:
-    """Codes to search in. All of it stays on disk until it is used, names as well.
+    """One side of a codes folder, opened for search. Its arrays and ids stay on disk until they are used.
 
     Attributes:
-        packed: Codes (n, bytes) uint8, as `pack` makes them.
+        packed: Codes (n, bytes) uint8, as `pack` returns them.
         bits: Code length.
-        labels: Multi-hot labels (n, classes) uint8; no columns where nothing is labelled.
-        ids: Names of the images.
-        manifest: What the folder says of them.
+        labels: Multi-hot labels (n, classes) uint8, with no columns if there are no labels.
+        ids: Names of the images, one per code.
+        manifest: Manifest of the folder.
     """
 
     packed: np.ndarray
@@ -167,10 +171,10 @@ class Database:
 
 
 def open_side(folder: Path, side: str = "database") -> Database:
-    """Open one side of a folder that `save_codes` or `save_database` wrote, without reading its names.
+    """Open one side of a folder that `save_codes` or `save_database` wrote, without loading its ids.
 
     Raises:
-        ArtifactError: If the folder is incomplete, damaged, of a newer format, or no codes folder at all.
+        ArtifactError: If the folder is incomplete, damaged, of a newer format, or not a codes folder.
     """
     folder = Path(folder)
     manifest = read_manifest(folder, (side,))
@@ -184,14 +188,14 @@ def open_side(folder: Path, side: str = "database") -> Database:
 
 
 class Lines(Sequence[str]):
-    """The lines of a text file by number, read when they are asked for: 8 bytes a line in memory.
+    """The lines of a text file, by number. A line is read only when it is asked for; memory holds 8 bytes per line.
 
     Args:
-        path: The file, UTF-8.
-        count: How many it must have.
+        path: Text file in UTF-8.
+        count: Number of lines that the file must have.
 
     Raises:
-        ArtifactError: If it has another number of lines, or cannot be read.
+        ArtifactError: If the file has another number of lines, or if it cannot be read.
     """
 
     def __init__(self, path: Path, count: int):
@@ -210,7 +214,7 @@ class Lines(Sequence[str]):
         )
         self._ends = np.concatenate(ends)
         if len(self) != count or self._ends[-1] != size:
-            raise ArtifactError(f"{path} must have {count} lines, each with its end, got {len(self)}: it was truncated")
+            raise ArtifactError(f"{path} must have {count} complete lines, got {len(self)}: it was truncated")
 
     def __len__(self) -> int:
         return len(self._ends) - 1
@@ -220,11 +224,11 @@ class Lines(Sequence[str]):
     @overload
     def __getitem__(self, index: slice) -> list[str]: ...
     def __getitem__(self, index: int | slice) -> str | list[str]:
-        """A line without its end, or several.
+        """Return one line, or a list of lines, without their line breaks.
 
         Raises:
-            ArtifactError: If it is not UTF-8.
-            IndexError: If there is no such line.
+            ArtifactError: If a line is not UTF-8.
+            IndexError: If there is no line with this number.
         """
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
@@ -238,10 +242,10 @@ class Lines(Sequence[str]):
 
 
 def read_manifest(folder: Path, sides: Sequence[str] = _SIDES) -> dict[str, Any]:
-    """What a codes folder says of itself, without a look at its files.
+    """Read the manifest of a codes folder, without checking the other files.
 
     Raises:
-        ArtifactError: If there is none, it is damaged, of a newer format, or lacks one of the sides.
+        ArtifactError: If the manifest is missing, damaged or of a newer format, or if it lacks one of ``sides``.
     """
     path = folder / MANIFEST
     if not path.is_file():
@@ -287,8 +291,8 @@ def _load_side(folder: Path, side: str, manifest: dict[str, Any]) -> CodeSet:
 
 
 def _verified_names(folder: Path, side: str, manifest: dict[str, Any]) -> tuple[str, str, str]:
-    """Files of a side, each compared with its digest."""
-    names = _file_names(side)  # ours: a manifest from elsewhere cannot make us open another file
+    """Return the names of a side's files, after checking each file against its digest."""
+    names = _file_names(side)  # fixed names: a manifest from another person cannot make us open other files
     for name in names:
         _verify(folder / name, manifest["files"][name])
     return names
@@ -297,7 +301,7 @@ def _verified_names(folder: Path, side: str, manifest: dict[str, Any]) -> tuple[
 def _verify(path: Path, entry: dict[str, Any]) -> None:
     try:
         status = path.stat()
-        # Reading a pipe or a device could wait for ever.
+        # Reading a pipe or a device could block forever.
         if not stat.S_ISREG(status.st_mode):
             raise ArtifactError(f"{path} is not a plain file")
         if status.st_size != entry["bytes"]:
@@ -310,11 +314,11 @@ def _verify(path: Path, entry: dict[str, Any]) -> None:
     except OSError as error:
         raise ArtifactError(f"could not read {path}: {error.strerror or error}") from error
     if digest != entry["sha256"]:
-        raise ArtifactError(f"{path} has not the sha256 that {MANIFEST} gives: it was damaged or replaced")
+        raise ArtifactError(f"{path} does not match its SHA-256 in {MANIFEST}: it was damaged or replaced")
 
 
 def _open_array(path: Path, expected: tuple[int, int]) -> UInt8[np.ndarray, "n columns"]:
-    """Map an array of unsigned bytes, after its header was found to be exactly the expected one."""
+    """Memory-map an array of unsigned bytes, after checking that its header is exactly as expected."""
     header = read_header(path)
     if header.version != (1, 0):
         raise ArtifactError(f"{path} has .npy version {header.version[0]}.{header.version[1]}, expected 1.0")
@@ -333,7 +337,7 @@ def _read_ids(path: Path, count: int) -> list[str]:
     line = b"\n"
     try:
         with path.open("rb") as file:
-            # Text files would also split at a carriage return, which is refused later.
+            # Opened in binary mode: text mode would also split at a carriage return, which is refused later.
             for line in file:
                 lines += 1
                 if lines <= count:

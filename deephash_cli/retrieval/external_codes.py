@@ -1,6 +1,7 @@
-"""Codes and labels that another program wrote: .npy files in the formats that are common, read without a guess.
+"""Read third-party codes and labels: .npy files in the common formats, whose format is never guessed.
 
-Nothing is executed, and nothing is unpacked as a whole: arrays stay on disk and are looked at some rows at a time.
+Nothing in a file is executed, and no array is loaded as a whole: arrays stay on disk and are read a block of rows at a
+time.
 """
 
 from pathlib import Path
@@ -31,34 +32,35 @@ def load(
     bits: int | None = None,
     bit_order: Literal["little", "big"] = "little",
 ) -> tuple[CodeSet, CodeSet, dict[str, Any]]:
-    """Read both sides of a retrieval from arrays of anybody's.
+    """Read both sides of a retrieval from third-party arrays.
 
-    Codes have a row an image: packed bytes (n, ceil(bits/8)) uint8, or a column a bit, as truth values, or as numbers
-    that are all -1 or 1, or all 0 or 1. Labels are class ids (n,) or (n, 1), or multi-hot (n, classes). Images have no
-    names here: a query that is in the database as well is not recognized there.
+    Codes have one row per image. They are packed bytes (n, ceil(bits/8)) uint8, or have one column per bit: truth
+    values, or numbers that are all -1 or 1, or all 0 or 1. Labels are class ids (n,) or (n, 1), or multi-hot
+    (n, classes). The images have no names here, so a query that is also in the database is not recognized there.
 
     Args:
-        query: Codes of the searching side.
-        database: Codes of the searched side.
-        query_labels: Labels of the queries.
-        database_labels: Labels of the database.
-        bits: Code length. Arrays of uint8 need it: without, packed codes cannot be told from a column a bit.
-        bit_order: Of packed codes: ``little`` has bit 0 in the lowest place of its byte, as Faiss; ``big`` in the
-            highest, as ``np.packbits`` unless told otherwise.
+        query: File with the codes of the queries.
+        database: File with the codes of the database.
+        query_labels: File with the labels of the queries.
+        database_labels: File with the labels of the database.
+        bits: Code length; ``None`` to take it from the number of columns. Arrays of uint8 need it: without it, packed
+            codes cannot be distinguished from one column per bit.
+        bit_order: Order of the bits in packed codes. ``little`` has bit 0 in the lowest place of its byte, as in Faiss;
+            ``big`` has it in the highest place, which is the default of ``np.packbits``.
 
     Returns:
-        The query side, the database side, and where they come from: for each of the four files its name, SHA-256 and
-        format. Labels are multi-hot; or class numbers, if both sides have class ids, which may be far apart: then
-        ``classes`` has the id of each number.
+        The query side, the database side and the source: for each of the four files its name, SHA-256 and format.
+        Labels are multi-hot, unless both sides have class ids. Class ids may be far apart, so the labels are then class
+        numbers, and ``classes`` in the source has the class id of each number.
 
     Raises:
-        ArtifactError: If a file is damaged, holds something else, or does not fit the others.
-        ConfigError: If ``bits`` is needed, or ``bits`` or ``bit_order`` contradict a file.
+        ArtifactError: If a file is damaged, has the wrong content, or does not match the others.
+        ConfigError: If ``bits`` is missing but needed, or if ``bits`` or ``bit_order`` contradicts a file.
     """
     query_codes, database_codes = (_read_codes(path, bits, bit_order) for path in (query, database))
     if query_codes.bits != database_codes.bits:
         raise ArtifactError(
-            f"{query} has codes of {query_codes.bits} bits but {database} of {database_codes.bits}: "
+            f"{query} has codes of {query_codes.bits} bits but {database} has codes of {database_codes.bits} bits: "
             "both must come from the same model"
         )
     query_classes, database_classes = (read_labels(path) for path in (query_labels, database_labels))
@@ -93,7 +95,7 @@ def _read_codes(path: Path, bits: int | None, bit_order: str) -> _Codes:
     if array.dtype == np.uint8:
         if bits is None:
             raise ConfigError(
-                f"{path} has {columns} columns of uint8, which may be packed codes or one bit a column: "
+                f"{path} has {columns} columns of uint8, which may be packed codes or have one bit per column: "
                 f"give the code length, such as bits={8 * columns} if it is packed or bits={columns} if not"
             )
         if columns == packed_width(bits):
@@ -105,17 +107,17 @@ def _read_codes(path: Path, bits: int | None, bit_order: str) -> _Codes:
             )
     elif bits not in (None, columns):
         raise ConfigError(
-            f"bits={bits} does not fit {path}, which has {columns} columns of {name}, one a bit: leave bits out, "
+            f"bits={bits} does not fit {path}, which has {columns} columns of {name}, one per bit: leave bits out, "
             "or give packed codes as uint8"
         )
     if columns > BITS_LIMIT:
-        raise ArtifactError(f"{path} must hold codes of at most {BITS_LIMIT} bits, got {columns} columns, one a bit")
+        raise ArtifactError(f"{path} must hold codes of at most {BITS_LIMIT} bits, got {columns} columns, one per bit")
     packed, values = _read_columns(path, array)
     return _Codes(packed, columns, f"{name}{values}")
 
 
 def _read_packed(path: Path, array: np.ndarray, bits: int, bit_order: str) -> np.ndarray:
-    """Packed codes in little bit order; not copied if they are so already."""
+    """Packed codes in little bit order, without a copy if the file has that order."""
     if spare := -bits % 8:
         last = np.asarray(array[:, -1])
         padding = {"little": last >> (8 - spare), "big": last & (2**spare - 1)}
@@ -138,12 +140,12 @@ def _read_packed(path: Path, array: np.ndarray, bits: int, bit_order: str) -> np
 
 
 def _read_columns(path: Path, array: np.ndarray) -> tuple[np.ndarray, str]:
-    """Pack codes that have a column a bit, and say which values stand for the bits."""
+    """Pack codes that have one column per bit, and return a text that says which values stand for the bits."""
     packed = np.empty((len(array), packed_width(array.shape[1])), np.uint8)
-    zero_at = None  # the first 0, which is no bit where others are -1
+    zero_at = None  # position of the first 0, which is not a valid bit if others are -1
     negative = False
     for rows in blocks(array):
-        # Mapped anew each time: what was read leaves the process's memory together with its mapping.
+        # Mapped again for each block: pages that were read leave the process's memory only together with their mapping.
         block = without_truth_values(npy.load(path)[rows])
         ones, zeros, negatives = block == 1, block == 0, block == -1
         strange = ~(ones | zeros | negatives)
@@ -182,7 +184,11 @@ def _no_bit(path: Path, array: np.ndarray, position: int) -> ArtifactError:
 def _unite(
     query: Labels, database: Labels, query_path: Path, database_path: Path
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Labels of both sides in the same terms: class numbers with the id of each, or multi-hot if one of them is."""
+    """Labels of both sides in the same format, and the class id of each class number.
+
+    If both sides have class ids, the labels are class numbers. If at least one side is multi-hot, both are, and the
+    class ids are None.
+    """
     if query.array.ndim == database.array.ndim == 1:
         classes = np.zeros(0, np.int64)
         for labels in (query.array, database.array):
@@ -195,14 +201,14 @@ def _unite(
         return query.array, _multi_hot(database, query, database_path, query_path), None
     if query.highest != database.highest:
         raise ArtifactError(
-            f"{query_path} has labels of {query.highest + 1} classes but {database_path} of {database.highest + 1}: "
+            f"{query_path} has labels of {query.highest + 1} classes but {database_path} has {database.highest + 1}: "
             "both must have the same columns"
         )
     return query.array, database.array, None
 
 
 def _numbers(ids: np.ndarray, classes: np.ndarray) -> np.ndarray:
-    """The place of each class id among all that occur, which are sorted: ids may be far apart."""
+    """The class number of each class id: its place among the sorted ids ``classes``. Ids may be far apart."""
     numbers = np.empty(len(ids), np.int32 if len(classes) < 2**31 else np.int64)
     for rows in blocks(ids):
         numbers[rows] = np.searchsorted(classes, ids[rows].astype(np.int64))
@@ -210,7 +216,7 @@ def _numbers(ids: np.ndarray, classes: np.ndarray) -> np.ndarray:
 
 
 def _multi_hot(ids: Labels, other: Labels, path: Path, other_path: Path) -> np.ndarray:
-    """Class ids as rows with a single one, in the columns of the other side."""
+    """Class ids as multi-hot rows with a single 1, with the columns of the other side."""
     if ids.highest > other.highest:
         raise ArtifactError(
             f"{path} has class ids up to {ids.highest} but {other_path} is multi-hot with {other.highest + 1} classes: "

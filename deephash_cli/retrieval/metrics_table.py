@@ -1,4 +1,4 @@
-"""Print the metrics of a run or of any codes as a table."""
+"""Print metrics, of a run or of third-party codes, as a table."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,7 +8,7 @@ from rich.table import Table
 
 from deephash_cli.console import console, say
 
-SHOWN_AT = ("1", "10", "100", "1000")  # the cut-offs k in the table; the others are in the file
+SHOWN_AT = ("1", "10", "100", "1000")  # the cut-offs k in the table; the file has all of them
 
 
 def _title(metrics: Mapping[str, Any]) -> str:
@@ -23,19 +23,19 @@ def _title(metrics: Mapping[str, Any]) -> str:
 
 
 def show(metrics: Mapping[str, Any]) -> None:
-    """Print the metrics as a table, to the last digit."""
+    """Print the metrics as a table, with all digits."""
     table = Table(title=escape(_title(metrics)), title_justify="left", show_header=False)
     table.add_column(style="bold")
     table.add_column(justify="right")
     table.add_column(style="dim")
 
     notes = {
-        "map": "mean over orders of ties",
+        "map": "mean over all orders of ties",
         "map_stable": "ties in database order",
-        "map_best": "relevant first in ties",
-        "map_worst": "relevant last in ties",
-        "empty_ball_rate": "nothing within the radius",
-        "unique_code_ratio": "codes per database item",
+        "map_best": "relevant items first in ties",
+        "map_worst": "relevant items last in ties",
+        "empty_ball_rate": "queries with no item within the radius",
+        "unique_code_ratio": "different codes per database item",
     }
     for name, value in metrics.items():
         if isinstance(value, float):

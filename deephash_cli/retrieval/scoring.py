@@ -1,4 +1,4 @@
-"""All retrieval metrics of one pair of code sets, as one dictionary that JSON can hold."""
+"""Compute all retrieval metrics of queries and a database, as one dictionary that can be written as JSON."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +12,7 @@ from deephash_cli.retrieval import metrics, ranking, scoring
 from deephash_cli.retrieval.codes import CodeSet, require_comparable
 from deephash_cli.retrieval.codes_folder import MANIFEST, load_codes
 
-# What becomes of a query without a relevant item in the database.
+# Treatments of a query without a relevant item in the database.
 ZERO_HITS = {
     "zero": "a query without a relevant item in the database scores 0 and is counted",
     "skip": "a query without a relevant item in the database is left out of every mean",
@@ -40,15 +40,15 @@ POLICIES = {
 }
 WITHOUT_LABELS = "there are no labels, so nothing is known to be relevant: only the codes themselves are described"
 BY_K = ("precision_at_k", "recall_at_k", "ndcg_at_k", "acg_at_k")
-SIDES = ("relevant", "other")  # of the pairs of a query and a database item
+SIDES = ("relevant", "other")  # kinds of pairs of a query and a database item
 LEVEL = 0.95
 RESAMPLES = 1000
-_HUGE = 1e300  # a whole number of JSON can be larger than any float
+_HUGE = 1e300  # JSON can hold whole numbers that are larger than any float
 HARDEST = 10
-CLASSES = 1000  # where there are more, there is no table by class
+CLASSES = 1000  # largest number of classes for which there is a table by class
 
-_FACTS = {"method", "module", "model", "dataset", "split", "seed"}  # of a manifest's provenance
-SETTINGS = ("ks", "map_at", "radius", "zero_hits")  # of its evaluation; early ones have no zero_hits
+_FACTS = {"method", "module", "model", "dataset", "split", "seed"}  # required keys of a manifest's provenance
+SETTINGS = ("ks", "map_at", "radius", "zero_hits")  # keys of its evaluation; early manifests have no zero_hits
 
 
 def evaluate(
@@ -62,24 +62,24 @@ def evaluate(
 ) -> dict[str, Any]:
     """Rank the database for every query and average every metric over all queries.
 
-    Labels of no classes are no labels: then there are the counts, what can be said of the codes alone, and a policy
-    ``labels`` that says so.
+    If the labels have no classes, the images count as not labelled. The result then has only the counts, the
+    statistics of the codes alone, and a policy ``labels`` that says so.
 
-    The same codes give the same numbers to the last digit, however many threads work on them.
+    The same codes give the same numbers to the last digit, with any number of threads.
 
     Args:
-        query: The searching side.
-        database: The searched side.
-        ks: Cut-offs of precision, recall, NDCG and ACG; their order and repetitions do not matter.
+        query: Codes of the queries.
+        database: Codes of the database.
+        ks: Cut-offs for precision, recall, NDCG and ACG. Order and repetitions do not matter.
         map_at: Ranks R for ``map_at_<R>``.
-        radius: Radius of the Hamming ball for the metrics ``_within_<radius>`` and ``empty_ball_rate``.
-        zero_hits: What becomes of queries without a relevant item in the database, a key of ``ZERO_HITS``.
-        threads: As of `ranking.count`.
+        radius: Radius of the Hamming ball, in bits, for the metrics ``_within_<radius>`` and ``empty_ball_rate``.
+        zero_hits: Treatment of queries without a relevant item in the database, a key of ``ZERO_HITS``.
+        threads: Number of threads, as for `ranking.count`; ``None`` for its default.
 
     Raises:
-        ArtifactError: If the two sides differ in code length or in classes.
-        ConfigError: If a rank is below 1, the radius negative, or ``zero_hits`` unknown.
-        DataError: If there is no query or no database item, or with ``skip`` no query with a relevant item.
+        ArtifactError: If the two sides differ in code length, kind of labels or number of classes.
+        ConfigError: If a rank is below 1, if the radius is negative, or if ``zero_hits`` is unknown.
+        DataError: If a side is empty, or if no query has a relevant item with ``zero_hits="skip"``.
     """
     require_comparable(query, database)
     for name, side in (("query", query), ("database", database)):
@@ -104,8 +104,8 @@ def evaluate(
     relevant, distances = values.pop("relevant"), {side: values.pop(f"{side}_by_distance") for side in SIDES}
     counted = relevant > 0 if zero_hits == "skip" else np.ones(query.n, np.bool_)
     if not counted.any():
-        raise DataError("no query has a relevant item in the database: there is nothing to average with zero_hits=skip")
-    # The same sum for a metric on its own and as a point of a curve: along rows, not down columns.
+        raise DataError("no query has a relevant item in the database: zero_hits=skip leaves nothing to average")
+    # A metric on its own and the same metric on a curve must be equal to the last digit: both are summed along rows.
     means = {name: np.ascontiguousarray(value[counted].T).mean(axis=-1) for name, value in values.items()}
 
     def by_k(name: str) -> dict[str, float]:
@@ -150,9 +150,9 @@ def evaluate(
 
 
 def numbers(metrics: Mapping[str, Any]) -> dict[str, int | float]:
-    """Every single number of a ``metrics.json`` under a name of its own, such as ``precision_at_100``.
+    """Return every single number of a ``metrics.json`` by its own name, such as ``precision_at_100``.
 
-    Whatever is missing, not finite or of another shape, as somebody may have edited it, is left out.
+    The file may have been edited, so values that are missing, not finite or of another type are left out.
     """
     found = dict(metrics)
     for name in BY_K:
@@ -167,7 +167,7 @@ def numbers(metrics: Mapping[str, Any]) -> dict[str, int | float]:
 
 
 def is_number(value: Any) -> TypeGuard[int | float]:
-    """Whether a value of a JSON file is a finite number that a float can hold. Truth values are not numbers."""
+    """Return whether a JSON value is a finite number that a float can hold. Truth values do not count as numbers."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _HUGE
 
 
@@ -177,7 +177,7 @@ def _inside(metrics: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 
 def _statistics(database: CodeSet) -> dict[str, Any]:
-    """What can be said of codes alone."""
+    """Statistics of the codes alone, without labels."""
     ones = metrics.bit_balance(database.packed, database.bits)
     balance = np.abs(ones - 0.5)
     correlation = np.abs(metrics.bit_correlation(database.packed, database.bits))
@@ -201,7 +201,7 @@ def _counts(query: CodeSet, database: CodeSet) -> dict[str, int]:
 
 
 def self_matches(query: CodeSet, database: CodeSet) -> Int64[np.ndarray, " q"]:
-    """Position in the database of each query's own id, or -1 where it is not there."""
+    """Return the position of each query's own id in the database, or -1 if the database does not have it."""
     found = np.full(query.n, -1)
     if query.ids is not None and database.ids is not None:
         rows = {name: row for row, name in enumerate(query.ids)}
@@ -212,7 +212,10 @@ def self_matches(query: CodeSet, database: CodeSet) -> Int64[np.ndarray, " q"]:
 
 
 def _per_class(average_precisions: np.ndarray, labels: np.ndarray) -> dict[str, list[Any]] | None:
-    """Mean average precision of the queries of each class, in the order of class numbers; null for a class without."""
+    """Mean average precision and number of the queries of each class, in the order of class numbers.
+
+    The mean is None for a class without queries. With more than ``CLASSES`` classes the result is None.
+    """
     classes = labels.shape[1] if labels.ndim == 2 else 1 + int(labels.max(initial=-1))
     if classes > CLASSES:
         return None
@@ -226,7 +229,7 @@ def _per_class(average_precisions: np.ndarray, labels: np.ndarray) -> dict[str, 
 def _per_query(
     counts: Iterable[ranking.Counts], ks: Sequence[int], map_at: Sequence[int], radius: int, curve: Sequence[int]
 ) -> dict[str, np.ndarray]:
-    """Every metric of every query: (q,), or (q, cut-offs), or (q, distances)."""
+    """Every metric for every query, as arrays (q,), (q, cut-offs) or (q, distances)."""
     ranks = [*ks, *curve]
     parts = []
     for part in counts:
@@ -266,15 +269,17 @@ def _per_query(
 
 
 def score(folder: Path, overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Metrics of a codes folder, with what its manifest says of where the codes come from.
+    """Compute the metrics of a codes folder, and add the provenance from its manifest.
 
     Args:
         folder: A codes folder.
-        overrides: ``ks``, ``map_at``, ``radius`` and ``zero_hits`` to use instead of the ones in the manifest; ``None``
-            keeps them.
+        overrides: Values of ``ks``, ``map_at``, ``radius`` and ``zero_hits`` that replace those in the manifest. A
+            value of ``None`` keeps that of the manifest.
 
     Raises:
-        ArtifactError: If the codes are damaged, or of unknown origin.
+        ArtifactError: If the codes are damaged, or if the manifest lacks their provenance or evaluation settings.
+        ConfigError: If an override is not valid.
+        DataError: If a side is empty, or if no query has a relevant item with ``zero_hits="skip"``.
     """
     query, database, manifest = load_codes(folder)
     for name, needed in (("provenance", _FACTS), ("evaluation", {*SETTINGS} - {"zero_hits"})):
@@ -285,7 +290,7 @@ def score(folder: Path, overrides: Mapping[str, Any]) -> dict[str, Any]:
     if not _is_evaluation(settings):
         raise ArtifactError(
             f"{folder / MANIFEST} must give under evaluation lists ks and map_at of whole numbers from 1, a radius "
-            "from 0, and zero_hits zero or skip, got something else: it was edited by hand"
+            "of at least 0, and zero_hits zero or skip, got something else: it was edited by hand"
         )
     settings = settle(settings, overrides)
     return {**scoring.evaluate(query, database, **settings), **manifest["provenance"]}

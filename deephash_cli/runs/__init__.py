@@ -1,4 +1,4 @@
-"""The run folder: what a run leaves on disk, and how it is found and read again. Needs no torch."""
+"""Run folders: write what a run leaves on disk, find it again and read it. This package does not need torch."""
 
 from deephash_cli.runs.folder import (
     CHECKPOINTS,

@@ -1,4 +1,4 @@
-"""The run folder: its name, its files, who is writing to it, and how to find it again."""
+"""Name, create, lock, write and find run folders."""
 
 import datetime
 import fcntl
@@ -26,11 +26,11 @@ RETRIEVAL = "retrieval.json"
 RETRIEVAL_IMAGE = "retrieval.webp"
 CHECKPOINTS = "checkpoints"
 
-EXIT_CODES = {"finished": 0, "failed": 1, "interrupted": 130}  # that a dashboard is told
+EXIT_CODES = {"finished": 0, "failed": 1, "interrupted": 130}  # reported to W&B for each status
 
 
 def versions() -> dict[str, str]:
-    """Versions of what a result depends on."""
+    """Return the versions of Python and of the packages that a result depends on."""
     packages = ("torch", "torchvision", "pytorch-lightning", "timm", "numpy", "hydra-core", "wandb")
     return {
         "deephash": __version__,
@@ -43,7 +43,10 @@ class Run:
     """A run folder that this process may write to until ``close``.
 
     Args:
-        path: The folder; it exists.
+        path: An existing folder.
+
+    Raises:
+        ConfigError: If another process is writing to the folder.
     """
 
     def __init__(self, path: Path):
@@ -51,10 +54,15 @@ class Run:
         self._lock = _lock(path)
 
     def start(self, config_yaml: str, fingerprint: str, overrides: Sequence[str]) -> str:
-        """Write down what is about to run.
+        """Record what is about to run, in ``config.yaml`` and ``run.json``.
+
+        Args:
+            config_yaml: The resolved configuration as YAML.
+            fingerprint: Digest of the settings that decide the result, from `runs.fingerprint`.
+            overrides: Overrides as typed; secrets in them are hidden.
 
         Returns:
-            The run's id, which it keeps when it is resumed.
+            The run's id. A resumed run keeps its id.
         """
         known = read_record(self.path) if (self.path / RECORD).exists() else {}
         record = {
@@ -69,31 +77,41 @@ class Run:
         }
         (self.path / CHECKPOINTS).mkdir(exist_ok=True)
         for folder in (self.path, self.path / CHECKPOINTS, self.path / CODES):
-            for leftover in folder.glob(".*.tmp"):  # of a process that was killed while it wrote
+            for leftover in folder.glob(".*.tmp"):  # left by a process that was killed while writing
                 leftover.unlink(missing_ok=True)
         write_text(self.path / CONFIG, config_yaml)
         write_json(self.path / RECORD, record)
         return record["id"]
 
     def end(self, status: str, error: str | None = None) -> None:
-        """Write down how it ended: ``finished``, ``failed`` or ``interrupted``."""
+        """Record how the run ended.
+
+        Args:
+            status: ``finished``, ``failed`` or ``interrupted``.
+            error: Message of the error that ended the run; ``None`` if there was no error.
+        """
         record = read_record(self.path)
         write_json(self.path / RECORD, {**record, "status": status, "ended": _now(), "error": error})
 
     def discard(self) -> None:
-        """Remove the folder: nothing in it is worth keeping."""
+        """Remove the folder with all its files, if none of them is worth keeping."""
         shutil.rmtree(self.path)
 
     def close(self) -> None:
-        """Let other processes write to the folder."""
+        """Release the lock, so that other processes can write to the folder."""
         self._lock.close()
 
 
 def create(root: Path, name: str, run_dir: str | None) -> Run:
-    """Make a new, empty run folder: ``run_dir`` if given, else a unique one under ``root`` named after ``name``.
+    """Make a new, empty run folder: ``run_dir`` if given, else a unique one under ``root``.
+
+    Args:
+        root: Folder of all runs.
+        name: Start of the unique folder's name; date, time and random digits follow.
+        run_dir: The run folder itself; ``None`` for a unique one.
 
     Raises:
-        ConfigError: If the folder cannot be made, or ``run_dir`` holds something already.
+        ConfigError: If the folder cannot be made, or if ``run_dir`` is not empty.
     """
     try:
         if run_dir is None:
@@ -105,7 +123,7 @@ def create(root: Path, name: str, run_dir: str | None) -> Run:
             path = Path(run_dir)
             if path.is_dir() and any(entry.name != ".lock" for entry in path.iterdir()):
                 raise ConfigError(
-                    f"run_dir={path} is not empty: choose another folder, or resume={path} to go on with the run in it"
+                    f"run_dir={path} is not empty: choose another folder, or resume={path} to continue the run in it"
                 )
             path.mkdir(parents=True, exist_ok=True)
         return Run(path)
@@ -117,10 +135,12 @@ def create(root: Path, name: str, run_dir: str | None) -> Run:
 
 
 def check_writable(folder: Path) -> None:
-    """Find out before any work whether a run folder can be made there, without making one.
+    """Check that a run folder can be made at or below ``folder``, without making one.
+
+    This runs before any work begins.
 
     Raises:
-        ConfigError: If not.
+        ConfigError: If no run folder can be made there.
     """
     existing = folder.absolute()
     while not existing.exists():
@@ -131,10 +151,10 @@ def check_writable(folder: Path) -> None:
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """The record of a run.
+    """Read the record of a run, its ``run.json``.
 
     Raises:
-        ArtifactError: If the folder holds no run.
+        ArtifactError: If the folder is not a run folder, or if the record is damaged.
     """
     folder = Path(folder)
     if not (folder / RECORD).is_file():
@@ -149,16 +169,19 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 
 def default_root() -> Path:
-    """The folder that runs are written to unless the command says otherwise, as conf/train.yaml has it."""
+    """Return the default folder of runs, which is the same as in conf/train.yaml."""
     return Path(os.environ.get("DEEPHASH_OUTPUT_DIR") or "runs")
 
 
 def given_or_latest(run: str | None) -> Path:
-    """A run folder that was given, or the newest finished one of the folder that runs are written to.
+    """Return the given run folder, or that of the newest finished run in the default folder of runs.
+
+    Args:
+        run: A run folder; ``None`` for the newest finished run.
 
     Raises:
-        ConfigError: If none was given and there is none.
-        ArtifactError: If what was given is no run folder.
+        ConfigError: If no run folder is given and there is no finished run.
+        ArtifactError: If the given folder is not a run folder.
     """
     if run is not None:
         read_record(Path(run))
@@ -171,11 +194,16 @@ def given_or_latest(run: str | None) -> Path:
 
 
 def codes_folder(verb: str, run: str | None, codes: str | None) -> Path:
-    """The codes that a command is about: those of a run folder, or of a folder of codes.
+    """Return the codes folder that a command works on.
+
+    Args:
+        verb: Name of the command, for messages.
+        run: A run folder, whose codes are meant; ``None`` if ``codes`` is given.
+        codes: A codes folder; ``None`` if ``run`` is given.
 
     Raises:
-        ConfigError: If neither or both are given.
-        ArtifactError: If ``run`` is no run folder.
+        ConfigError: If neither or both of ``run`` and ``codes`` are given.
+        ArtifactError: If ``run`` is not a run folder.
     """
     if (run is None) == (codes is None):
         got = "neither" if run is None else "both"
@@ -187,9 +215,10 @@ def codes_folder(verb: str, run: str | None, codes: str | None) -> Path:
 
 
 def status(folder: Path, record: Mapping[str, Any]) -> str:
-    """What has become of a run: ``finished``, ``failed``, ``interrupted`` or ``running``.
+    """Return the status of a run: ``finished``, ``failed``, ``interrupted`` or ``running``.
 
-    One that was killed could not write down its end: nobody holds its folder any more.
+    A run that was killed could not record its end, so its record still says ``running``. It counts as ``interrupted``,
+    because no process holds the lock of its folder any more.
     """
     if record["status"] != "running":
         return record["status"]
@@ -204,7 +233,7 @@ def status(folder: Path, record: Mapping[str, Any]) -> str:
 
 
 def seconds(record: Mapping[str, Any]) -> float | None:
-    """How long a run took, by its record; nothing if that does not say so."""
+    """Return the duration of a run in seconds, or None if its record does not give both start and end."""
     try:
         started, ended = (datetime.datetime.fromisoformat(record[name]) for name in ("started", "ended"))
         return (ended - started).total_seconds()
@@ -213,14 +242,18 @@ def seconds(record: Mapping[str, Any]) -> float | None:
 
 
 def find(root: Path, wanted: str) -> Path | None:
-    """The run under ``root`` whose fingerprint is ``wanted``: a finished one, else the newest."""
+    """Find the run under ``root`` whose fingerprint is ``wanted``.
+
+    Of several, return the newest finished one, or the newest one if none is finished. Return None if there is no such
+    run.
+    """
     found = [(path, record) for path, record in scan(root) if record["fingerprint"] == wanted]
     found.sort(key=lambda run: (run[1]["status"] == "finished", run[1]["started"]))
     return found[-1][0] if found else None
 
 
 def scan(root: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Every run under ``root`` that can be read."""
+    """Yield the folder and the record of every readable run under ``root``."""
     for record_file in sorted(root.glob(f"*/{RECORD}")):
         try:
             yield record_file.parent, read_record(record_file.parent)
@@ -229,7 +262,7 @@ def scan(root: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
 
 
 def _lock(folder: Path) -> IO[str]:
-    """Hold the folder for this process. The system lets go of it when the process ends, however it ends."""
+    """Lock the folder for this process. The system releases the lock when the process ends, even if it is killed."""
     file = (folder / ".lock").open("a+")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

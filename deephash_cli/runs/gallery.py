@@ -14,21 +14,21 @@ from deephash_cli.retrieval.scoring import is_number
 
 IMAGE_LIMIT = 3 * 2**20  # bytes of retrieval.webp
 _RECORD_LIMIT = 4 * 2**20  # bytes of retrieval.json
-_QUERIES, _RESULTS, _TILE = 50, 20, 256  # the most that a gallery may have; the last in pixels
+_QUERIES, _RESULTS, _TILE = 50, 20, 256  # largest numbers of queries and results, and largest tile in pixels
 
 
 @dataclass(frozen=True)
 class Gallery:
-    """Some queries of a run with the images that they retrieved.
+    """Some queries of a run, with the images that each of them retrieved.
 
     Attributes:
         tile: Width and height of an image, in pixels.
-        k: The most results that a query has.
-        ties: What happens to items at the same distance.
-        queries: For each query ``id``, ``labels``, ``average_precision`` (``None`` without labels), ``kind``, and
-            ``results``, nearest first, each with ``id``, ``labels``, ``distance`` and ``relevant`` (``None`` without
-            labels).
-        image: WebP file with a row of tiles for each query: the query itself, then its results.
+        k: Largest number of results of a query.
+        ties: Rule for the order of items at the same distance.
+        queries: One entry per query: ``id``, ``labels``, ``average_precision`` (``None`` without labels), ``kind``
+            and ``results``. The results are sorted nearest first; each has ``id``, ``labels``, ``distance`` and
+            ``relevant`` (``None`` without labels).
+        image: Content of a WebP file with one row of tiles per query: the query itself, then its results.
     """
 
     tile: int
@@ -39,7 +39,7 @@ class Gallery:
 
 
 def write(folder: Path, gallery: Gallery) -> None:
-    """Write the gallery of a run, the image first.
+    """Write the gallery of a run into its folder, the image first.
 
     Raises:
         ArtifactError: If the folder cannot be written to.
@@ -50,15 +50,15 @@ def write(folder: Path, gallery: Gallery) -> None:
 
 
 def exists(folder: Path) -> bool:
-    """Whether a run folder has a gallery."""
+    """Return whether a run folder has a gallery."""
     return (folder / runs.RETRIEVAL).is_file() and (folder / runs.RETRIEVAL_IMAGE).is_file()
 
 
 def read(folder: Path) -> Gallery:
-    """Read the gallery of a run folder, which may come from somebody else.
+    """Read the gallery of a run folder. The folder may come from another person, so its files are checked.
 
     Raises:
-        ArtifactError: If its files cannot be read, are not what they should be, or do not fit each other.
+        ArtifactError: If a file cannot be read or has the wrong content, or if the two files do not match.
     """
     file, image_file = folder / runs.RETRIEVAL, folder / runs.RETRIEVAL_IMAGE
     record = read_json(file, limit=_RECORD_LIMIT)
@@ -75,7 +75,7 @@ def read(folder: Path) -> Gallery:
     expected = (record["tile"] * (record["k"] + 1), record["tile"] * len(record["queries"]))
     if size != expected:
         wanted, got = (f"{width} x {height}" for width, height in (expected, size))
-        raise ArtifactError(f"{image_file} must have {wanted} pixels for what {runs.RETRIEVAL} lists, got {got}")
+        raise ArtifactError(f"{image_file} must have {wanted} pixels to match {runs.RETRIEVAL}, got {got}")
     return Gallery(record["tile"], record["k"], record["ties"], record["queries"], content)
 
 

@@ -1,4 +1,4 @@
-"""Finished runs, read from their folders and put into tables: a row for each kind of run, a column for each length."""
+"""Read finished runs from their folders and arrange them in tables: one row per kind of run, one column per length."""
 
 import json
 import os
@@ -13,8 +13,8 @@ from deephash_cli.errors import ArtifactError, ConfigError, DeephashError, first
 from deephash_cli.files import read_json
 from deephash_cli.retrieval import scoring
 
-# Settings that do not make runs different in kind: the table has columns for lengths and means over seeds; the section
-# tells data set and split; which numbers were written does not change them.
+# Settings that do not make runs different in kind. A table has columns for the lengths and averages over the seeds. The
+# title of its section gives the data set and the split. The choice of metrics does not change the codes.
 _VARIED = (
     "bits", "seed", "metrics", "dataset.root", "dataset.source", "dataset.download", "dataset.split_file",
     *runs.INCIDENTAL,
@@ -25,7 +25,7 @@ _NEEDED = {
 }  # fmt: skip
 
 CAPTION = "mean and standard deviation over seeds, the number of seeds in brackets"
-_UNRANKED = ("empty_ball_rate", "unique_code_ratio", "bit_balance", "bit_correlation")  # of which more is not better
+_UNRANKED = ("empty_ball_rate", "unique_code_ratio", "bit_balance", "bit_correlation")  # higher is not better
 _TIES = {
     "map_stable": "ties are in database order",
     "map_best": "relevant items come first in ties",
@@ -38,10 +38,10 @@ class Result:
     """A finished run.
 
     Attributes:
-        folder: Where it is.
-        record: Its ``run.json``.
-        settings: Its configuration under dotted names.
-        metrics: Its ``metrics.json``.
+        folder: The run folder.
+        record: Content of ``run.json``.
+        settings: The run's configuration as a flat dictionary with dotted names.
+        metrics: Content of ``metrics.json``.
     """
 
     folder: Path
@@ -51,22 +51,22 @@ class Result:
 
     @property
     def kind(self) -> dict[str, Any]:
-        """What runs have in common that differ in length and seed alone."""
+        """The settings and the version that runs share if they differ only in code length and seed."""
         same = {name: value for name, value in self.settings.items() if not runs.belongs(name, _VARIED)}
         return {**same, "version": self.metrics["versions"].get("deephash")}
 
     def value(self, metric: str) -> float | None:
-        """A number of the metrics, such as ``map`` or ``precision_at_100``; nothing where it does not exist."""
+        """Return a metric, such as ``map`` or ``precision_at_100``, or None if the run does not have it."""
         return self.numbers().get(metric)
 
     def numbers(self) -> dict[str, float]:
-        """Every number of the metrics that is not a count, under a name of its own."""
+        """Return every metric that is a single number and not a count, by name."""
         return {name: value for name, value in scoring.numbers(self.metrics).items() if isinstance(value, float)}
 
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A folder that is in no table, and why."""
+    """A run folder that is in no table, and the reason."""
 
     folder: Path
     reason: str
@@ -74,12 +74,12 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Row:
-    """Runs that differ in length and seed alone.
+    """Runs of one method that differ only in code length and seed.
 
     Attributes:
-        method: Theirs.
-        differs: Settings that tell this row from the method's others, under dotted names.
-        cells: For each length the runs, one a seed.
+        method: Name of the method.
+        differs: Settings that distinguish this row from other rows of the method, by dotted name.
+        cells: Runs for each code length, one run per seed.
     """
 
     method: str
@@ -88,28 +88,28 @@ class Row:
 
     @property
     def results(self) -> list[Result]:
-        """The runs of all lengths."""
+        """The runs of all code lengths."""
         return [result for members in self.cells.values() for result in members]
 
     @property
     def label(self) -> str:
-        """The method, and what tells it from others of that name."""
+        """The method, and the settings that distinguish this row from other rows of the method."""
         settings = ", ".join(f"{name}={value}" for name, value in self.differs.items())
         return _line(f"{self.method} ({settings})" if settings else self.method)
 
 
 @dataclass(frozen=True)
 class Section:
-    """Runs that can be compared: measured on one split by one rule.
+    """Runs that can be compared, because they were measured on the same split by the same rules.
 
     Attributes:
-        dataset: Its name.
-        split: Name, version, digest of the split.
-        queries: How many.
-        database: How many items were searched.
-        model: The one that all rows have; nothing if there are several.
-        lengths: Of all rows, ascending.
-        rows: In the order of their methods' names.
+        dataset: Name of the data set.
+        split: Name, version and digest of the split.
+        queries: Number of queries.
+        database: Number of items in the database.
+        model: Name of the model of all rows; ``None`` if the rows have several.
+        lengths: Code lengths of all rows, ascending.
+        rows: Rows, sorted by their labels, which start with the method.
     """
 
     dataset: str
@@ -122,17 +122,17 @@ class Section:
 
     @property
     def title(self) -> str:
-        """Data set, split and its digest, how much was searched for and in, and the model, if all have the same."""
+        """Data set, split, its digest, numbers of queries and database items, and the model if all rows have one."""
         split = f"split {self.split['name']} {self.split['sha256'][:12]}"
         sizes = f"{self.queries} queries, {self.database} database items"
         return _line(f"{self.dataset}, {split}: {sizes}{f', model {self.model}' if self.model else ''}")
 
     def cells(self, metric: str) -> "list[list[Cell | None]]":
-        """Of each row the cell of each length."""
+        """Return one list per row, with the cell for each code length; None where a row has no value."""
         return [[cell(row.cells.get(bits, ()), metric) for bits in self.lengths] for row in self.rows]
 
     def best(self, metric: str) -> list[float | None]:
-        """Of each length the best mean; nothing where there is no choice, or more is not better."""
+        """Return the best mean for each code length, or None if there is a single row or higher is not better."""
         if len(self.rows) < 2 or metric.startswith(_UNRANKED):
             return [None] * len(self.lengths)
         columns = zip(*self.cells(metric), strict=True)
@@ -141,7 +141,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Cell:
-    """Mean and standard deviation over seeds; the deviation is nothing where there is one seed."""
+    """Mean and standard deviation over seeds. With a single seed the deviation is None."""
 
     mean: float
     deviation: float | None
@@ -149,13 +149,13 @@ class Cell:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> "Cell | None":
-        """That of the values of one or more seeds; nothing if there are none."""
+        """Return the cell for a list of values, one per seed, or None if the list is empty."""
         if not values:
             return None
         return cls(statistics.mean(values), statistics.stdev(values) if len(values) > 1 else None, len(values))
 
     def __str__(self) -> str:
-        """As every table shows it."""
+        """Return the text that every table shows for this cell."""
         return f"{self.mean:.4f}" if self.deviation is None else f"{self.mean:.4f} ± {self.deviation:.4f}"
 
 
@@ -164,7 +164,7 @@ def _line(text: str) -> str:
 
 
 def find(paths: Iterable[Path]) -> list[Path]:
-    """Run folders at or below some paths, each once, sorted.
+    """Find the run folders at or below some paths. Each folder is listed once, and the list is sorted.
 
     Raises:
         ConfigError: If a path is not a folder.
@@ -181,10 +181,10 @@ def find(paths: Iterable[Path]) -> list[Path]:
 
 
 def read(folder: Path) -> Result:
-    """A finished run.
+    """Read a finished run from its folder.
 
     Raises:
-        ArtifactError: If it is not finished, or something in its folder cannot be read.
+        ArtifactError: If the run is not finished, or if a file in its folder cannot be read.
     """
     record = runs.read_record(folder)
     if not (folder / runs.METRICS).exists():
@@ -195,13 +195,15 @@ def read(folder: Path) -> Result:
     if "split" not in missing:
         missing += [f"split.{name}" for name in ("name", "sha256") if not isinstance(known["split"].get(name), str)]
     if missing:
-        again = f"deephash eval run={folder} output={folder / runs.METRICS} makes it again"
+        again = f"deephash eval run={folder} output={folder / runs.METRICS} writes it again"
         raise ArtifactError(f"{runs.METRICS} has no {', '.join(missing)}: {again}")
     return Result(folder, record, runs.flatten(runs.read_config(folder)), metrics)
 
 
 def collect(paths: Iterable[Path]) -> tuple[list[Result], list[LeftOut]]:
-    """The finished runs at or below some paths, and the others. Of runs alike in everything the newest counts.
+    """Read the finished runs at or below some paths, and list the folders that are left out.
+
+    Of several runs with the same fingerprint and split only the newest is used.
 
     Raises:
         ConfigError: If a path is not a folder.
@@ -217,16 +219,16 @@ def collect(paths: Iterable[Path]) -> tuple[list[Result], list[LeftOut]]:
         same = f"{result.record['fingerprint']} {result.metrics['split']['sha256']}"
         if same in newest:
             older, result = sorted((newest[same], result), key=lambda run: run.record["started"])
-            left_out.append(LeftOut(older.folder, f"done again: {result.folder}"))
+            left_out.append(LeftOut(older.folder, f"replaced by a newer run of the same settings: {result.folder}"))
         newest[same] = result
     return list(newest.values()), left_out
 
 
 def gather(paths: Sequence[Path], metric: str) -> tuple[list[Result], list[LeftOut]]:
-    """As `collect`, of runs that have a metric to show.
+    """Read runs as `collect` does, and check that at least one of them has the metric.
 
     Raises:
-        ConfigError: If a path is not a folder, there is no finished run, or none has the metric.
+        ConfigError: If a path is not a folder, if there is no finished run, or if none of them has the metric.
     """
     found, left_out = collect(paths)
     if not found:
@@ -239,13 +241,16 @@ def gather(paths: Sequence[Path], metric: str) -> tuple[list[Result], list[LeftO
 
 
 def _some(names: Iterable[str]) -> str:
-    """Some of the metrics: those that are a number without a cut-off, and one that has one."""
+    """Advice that names the metrics without a cut-off, and one metric with a cut-off as an example."""
     plain = [name for name in names if not name.rpartition("_")[2].isdecimal()]
     return f": choose one of {', '.join(plain)}, or with a cut-off, such as precision_at_100"
 
 
 def sections(results: Iterable[Result]) -> list[Section]:
-    """Runs that may be compared, together: those on another split, or measured otherwise, are in another section."""
+    """Group runs into sections in which they can be compared.
+
+    Runs on different data sets or splits, or measured by different rules, are in different sections.
+    """
     groups: dict[str, list[Result]] = {}
     for result in results:
         metrics = result.metrics
@@ -286,23 +291,23 @@ def _model(result: Result) -> str | None:
 
 
 def _with_model(differs: dict[str, Any], result: Result, models: set[str | None]) -> dict[str, Any]:
-    """What tells a row from others, and its model, if not all rows of the section have the same."""
+    """The settings that distinguish a row, with its model in front if the section has several models."""
     if len(models) == 1:
         return differs
     return {"model": _model(result), **{name: value for name, value in differs.items() if name != "model.name"}}
 
 
 def _differences(kinds: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of each kind the settings that tell it from the others, those that it has."""
+    """For each kind, the settings that distinguish it from the others, without settings that it does not have."""
     shown: dict[str, list[Any]] = {}
     for name in sorted(set().union(*kinds), key=lambda name: (name.count("."), name)):
         values = [kind.get(name) for kind in kinds]
-        if all(value == values[0] for value in values) or values in shown.values():  # the second: one refers to another
+        if all(value == values[0] for value in values) or values in shown.values():  # or: one setting refers to another
             continue
         parent = name.rpartition(".")[0]
         is_alone = len({json.dumps(value) for value in values if value is not None}) == 1
         if is_alone and len({kind.get(f"{parent}._target_") for kind in kinds}) > 1:
-            continue  # part of a choice that not all have made, which is shown itself
+            continue  # part of a choice that not all kinds make; the choice itself is shown
         shown[name] = values
     return [
         {
@@ -322,10 +327,10 @@ def _by_length(members: Sequence[Result]) -> dict[int, list[Result]]:
 
 
 def cell(members: Sequence[Result], metric: str) -> Cell | None:
-    """Mean and standard deviation over seeds of a metric; nothing if no run has it."""
+    """Return mean and standard deviation of a metric over some runs, or None if no run has the metric."""
     return Cell.of([value for result in members if (value := result.value(metric)) is not None])
 
 
 def tie_rule(metric: str) -> str:
-    """What a metric does with items at the same distance."""
+    """Return a phrase that says how a metric treats items at the same distance."""
     return _TIES.get(metric, "ties are averaged over all their orders")

@@ -15,7 +15,7 @@ from deephash_cli import __version__
 from deephash_cli.errors import ArtifactError, first_line
 
 CONFIG = "config.yaml"
-# Settings that say where and how a run is computed and logged, not what it computes.
+# Settings of where and how a run is computed and logged. They do not change what it computes.
 INCIDENTAL = (
     "run_dir",
     "runs",
@@ -27,22 +27,22 @@ INCIDENTAL = (
     "loader.num_workers",
     "loader.pin_memory",
 )
-# Settings that a resumed run may change besides those: how long and on what it trains.
+# Settings that a resumed run may change: those above, and those of how long and on which devices it trains.
 RESUMABLE = (*INCIDENTAL, "trainer", "checkpoint", "metrics")
 _CONFIG_LIMIT = 2**20  # bytes
 _CONFIG_DEPTH = 100
-_SAFE: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the compiled one takes a tenth of the time
+_SAFE: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the compiled loader takes a tenth of the time
 _SECRET = re.compile(r"key|token|secret|password", re.IGNORECASE)
 
 
 def fingerprint(config: Mapping[str, Any]) -> str:
-    """Digest of the settings that decide a run's result, and of the version that computes it."""
+    """Return a digest of the settings that decide a run's result and of the version of deephash."""
     content = {name: value for name, value in flatten(config).items() if not belongs(name, INCIDENTAL)}
     return hashlib.sha256(json.dumps([__version__, content], sort_keys=True).encode()).hexdigest()[:16]
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings under dotted names."""
+    """Return nested settings as a flat dictionary with dotted names. ``prefix`` is put before every name."""
     flat: dict[str, Any] = {}
     for name, value in config.items():
         if isinstance(value, Mapping) and value:
@@ -53,7 +53,10 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def redact(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy in which secrets are hidden: by the name of a setting, or by a secret of the environment in its value."""
+    """Return a copy of the settings in which secrets are hidden.
+
+    A value is hidden if the name of its setting suggests a secret, or if it contains a secret of the environment.
+    """
     return {
         name: "<hidden>" if value and _SECRET.search(name) and not isinstance(value, Mapping) else _hide(value)
         for name, value in config.items()
@@ -71,18 +74,18 @@ def _hide(value: Any) -> Any:
 
 
 def _secrets() -> list[str]:
-    """Values of environment variables whose name speaks of a secret; short ones would be found in harmless text."""
+    """Values of environment variables whose name suggests a secret. Short values would also match harmless text."""
     return [value for name, value in os.environ.items() if len(value) >= 8 and _SECRET.search(name)]
 
 
 def hide_in_override(override: str) -> str:
-    """A setting as it was typed, its value hidden if it is a secret."""
+    """Return an override as it was typed, with its value hidden if that is a secret."""
     name, _, value = override.partition("=")
     return f"{name}=<hidden>" if value and (_SECRET.search(name) or _hide(value) != value) else override
 
 
 def forbidden_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """Settings that a resumed run must keep and that differ all the same, as ``name: old -> new``."""
+    """List the differences in settings that a resumed run must keep, each as ``name: old -> new``."""
     old, new = flatten(before), flatten(after)
     return [
         f"{name}: {old.get(name)} -> {new.get(name)}"
@@ -92,7 +95,7 @@ def forbidden_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> li
 
 
 class _ConfigLoader(_SAFE):
-    """Safe YAML in which no key may stand twice: one of the two values would be ignored in silence."""
+    """Safe YAML loader that refuses a key that occurs twice: one of the two values would be ignored silently."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         mapping = super().construct_mapping(node, deep)
@@ -107,16 +110,16 @@ def read_config(folder: Path) -> dict[str, Any]:
     """Read the settings of a run as plain values. Nothing in the file is resolved, expanded or built.
 
     Args:
-        folder: The run folder. It may come from somebody else.
+        folder: A run folder, which may come from another person.
 
     Raises:
-        ArtifactError: If ``config.yaml`` is missing, too large, not YAML, not a mapping, or has aliases, which can
-            turn a few hundred bytes into more settings than fit into memory.
+        ArtifactError: If ``config.yaml`` is missing, too large, not YAML or not a mapping, is nested too deeply, or
+            has aliases. Aliases can turn a few hundred bytes into more settings than fit into memory.
     """
     file = Path(folder) / CONFIG
     try:
         if file.stat().st_size > _CONFIG_LIMIT:
-            raise ArtifactError(f"{file} must have at most {_CONFIG_LIMIT} bytes, as any configuration of a run has")
+            raise ArtifactError(f"{file} must have at most {_CONFIG_LIMIT} bytes; no configuration of a run needs more")
         text = file.read_text(encoding="utf-8")
         depth = 0
         for event in yaml.parse(text, Loader=_SAFE):
@@ -137,5 +140,5 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def belongs(name: str, keys: Sequence[str]) -> bool:
-    """Whether a dotted name is one of some settings, or below one."""
+    """Return whether a dotted name is one of ``keys`` or lies below one of them."""
     return any(name == key or name.startswith(f"{key}.") for key in keys)

@@ -1,6 +1,6 @@
-"""A run folder's W&B run: how it begins and ends, and what of a finished run is logged. W&B is imported when used.
+"""Start and end the W&B run of a run folder, and log a finished run to it. W&B is imported only when it is used.
 
-Everything is read from the run folder, so what is logged as a run ends and what is logged again later is the same.
+Everything is read from the run folder, so a run that is logged again later gets the same content as when it ended.
 """
 
 import contextlib
@@ -21,32 +21,32 @@ FOLDER = "wandb"  # in the run folder
 STATUS = "status.json"  # in that folder: what became of the W&B run
 OFFLINE, ONLINE, DISABLED, FAILED = "offline", "online", "disabled", "failed"
 SECONDS_TO_BEGIN = 30
-SECONDS_TO_END = 120  # what is not uploaded by then stays in the run folder, for deephash sync
-CODES_LIMIT = 500 * 10**6  # bytes of a codes folder that is logged whole
+SECONDS_TO_END = 120  # an upload that takes longer is left to deephash sync; its files stay in the run folder
+CODES_LIMIT = 500 * 10**6  # bytes of the largest codes folder that is uploaded
 
 _INSIDE = {"WANDB_DATA_DIR": "data", "WANDB_CACHE_DIR": "cache"}
-_MODES = {"run": ONLINE, "dryrun": OFFLINE}  # other words of W&B's for the same
+_MODES = {"run": ONLINE, "dryrun": OFFLINE}  # W&B's older names of two modes
 _BY_K = ("precision_at_k", "recall_at_k")
 _STEP = "trainer/global_step"
-# Green and red that the colour-blind can tell apart; grey where nothing is known to be relevant.
+# Green for relevant and red for other results, in shades that colour-blind people can tell apart; grey without labels.
 _FRAMES = {True: (0, 158, 115), False: (213, 94, 0), None: (128, 128, 128)}
 
 
 class Session:
-    """A W&B run that this process writes to, everything of it inside the run folder, until ``finish``.
+    """A W&B run that this process writes to until ``finish``. All its files are inside the run folder.
 
     Args:
         folder: The run folder.
         identity: W&B's id of the run.
-        group: Of the sweep, if any.
-        config: The resolved configuration, secrets hidden.
-        mode: ``auto`` (online if there is a key, else offline), ``online``, ``offline``, ``disabled``. The
-            environment's ``WANDB_MODE`` comes first.
-        project: Project that the run is listed in.
-        entity: User or team; ``None`` for the key's default.
-        tags: To filter by, besides data set, method and code length.
-        again: Whether the whole run is logged once more, in place of what W&B has under this id; otherwise the run of
-            this id is gone on with.
+        group: W&B group of the sweep that the run belongs to; ``None`` if it belongs to none.
+        config: The resolved configuration, with secrets hidden.
+        mode: ``auto`` (online if there is a key, else offline), ``online``, ``offline`` or ``disabled``. The
+            environment variable ``WANDB_MODE`` takes precedence.
+        project: W&B project of the run.
+        entity: W&B user or team; ``None`` for the default of the key.
+        tags: Tags of the run, in addition to data set, method and code length.
+        again: Whether the whole run is logged again and replaces the W&B run of this id; otherwise that run is
+            continued.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class Session:
             self._note(first_line(error), is_whole=False)
             self._leave()
             raise
-        self._note(None, is_whole=False)  # as long as it may be killed
+        self._note(None, is_whole=False)  # until ``finish``, because the process may be killed
 
     def _begin(self, mode: str, facts: dict[str, Any]) -> Any:
         import wandb
@@ -91,7 +91,7 @@ class Session:
         try:
             run = wandb.init(mode=mode, settings=settings, **facts)  # type: ignore[arg-type]
             self._mode = mode
-        except Exception as error:  # no key, no network, a server that does not answer: the run goes on
+        except Exception as error:  # no key, no network or no answer from the server: the run continues offline
             console.warn(
                 f"W&B cannot be used online ({first_line(error)}): logging offline into {self._folder / FOLDER}"
             )
@@ -100,7 +100,10 @@ class Session:
         return run
 
     def _define(self) -> None:
-        """Say what each curve is drawn over. ``eval/map_by_bits`` has one point; a group of runs makes the curve."""
+        """Define the horizontal axis of each curve.
+
+        A run has a single point of ``eval/map_by_bits``; the points of a group of runs make the curve.
+        """
         for step, names, options in (
             (_STEP, ("train/*", "validation/*", "lr/*", "time/*"), {}),
             ("eval/k", tuple(f"eval/{name}" for name in _BY_K), {"summary": "none"}),
@@ -111,19 +114,19 @@ class Session:
                 self.run.define_metric(name, step_metric=step, **options)
 
     def replay(self) -> None:
-        """Log the steps that the run's record has."""
+        """Log the training steps that are recorded in the run folder."""
         file = self._folder / runs.STEPS
         for line in file.read_text().splitlines() if file.exists() else ():
-            with contextlib.suppress(ValueError, TypeError, KeyError):  # a line that was not written to its end
+            with contextlib.suppress(ValueError, TypeError, KeyError):  # an incomplete line
                 numbers = json.loads(line)
                 step = int(numbers.pop("step")) - 1
                 numbers.pop("time", None)
                 self.run.log({**numbers, _STEP: step})
 
     def log_results(self) -> None:
-        """Log what the folder of a finished run has: numbers, tables, curves, retrieved images, codes.
+        """Log the results in the folder of a finished run: numbers, curves, tables, retrieved images and codes.
 
-        What cannot be logged is left out with a warning; the rest is there.
+        A part that cannot be logged is left out with a warning, and the other parts are logged.
         """
         metrics = read_json(self._folder / runs.METRICS)
         for what, log in (
@@ -135,16 +138,16 @@ class Session:
         ):
             try:
                 log()
-            except Exception as error:  # of files that somebody may have edited, and of a service that may be gone
+            except Exception as error:  # files may have been edited, and the service may be gone
                 self._is_whole = False
                 console.warn(f"W&B did not get the {what}: {first_line(error)}")
 
     def finish(self, exit_code: int, is_whole: bool = True) -> None:
-        """End the W&B run, marked failed unless ``exit_code`` is 0, so that the next job of a sweep gets its own.
+        """End the W&B run, so that the next job of a sweep gets its own. It is marked failed unless ``exit_code`` is 0.
 
         Args:
-            exit_code: Of the run.
-            is_whole: Whether everything was logged that there is.
+            exit_code: Exit code that W&B records, one of ``runs.EXIT_CODES``.
+            is_whole: Whether everything in the run folder was logged.
         """
         try:
             self.run.finish(exit_code=exit_code)
@@ -159,7 +162,7 @@ class Session:
         self.run.summary.update({f"eval/{name}": value for name, value in scoring.numbers(metrics).items()})
 
     def _log_over_k(self, metrics: Mapping[str, Any]) -> None:
-        for k in metrics.get(_BY_K[0], {}):  # none without labels
+        for k in metrics.get(_BY_K[0], {}):  # empty without labels
             self.run.log({"eval/k": int(k), **{f"eval/{name}": metrics[name][k] for name in _BY_K}})
         if "map" in metrics:
             self.run.log({"eval/bits": metrics["bits"], "eval/map_by_bits": metrics["map"]})
@@ -179,7 +182,7 @@ class Session:
         )
         size = sum(file.stat().st_size for file in files)
         if size > CODES_LIMIT:
-            note = f"{size // 10**6} MB of codes stay in the run folder: more than {CODES_LIMIT // 10**6}"
+            note = f"the codes stay in the run folder: {size // 10**6} MB exceed the limit of {CODES_LIMIT // 10**6} MB"
             self.run.summary["eval/codes_left_out"] = note
             return
         artifact = wandb.Artifact(f"codes-{self.run.id}", type="codes")
@@ -188,19 +191,19 @@ class Session:
         self.run.log_artifact(artifact)
 
     def _note(self, reason: str | None, is_whole: bool) -> None:
-        """Write down what became of the W&B run."""
+        """Record the status of the W&B run in the run folder."""
         record = {
             "status": FAILED if reason else self._mode,
             "reason": reason,
             "whole": is_whole and not reason,
             "folder": str(self._folder.absolute()),
         }
-        with contextlib.suppress(DeephashError):  # a full disk is the run's trouble, which it finds out itself
+        with contextlib.suppress(DeephashError):  # if the disk is full, the run itself fails when it writes its files
             write_json(self._folder / FOLDER / STATUS, runs.redact(record))
 
     def _leave(self) -> None:
-        """Leave the next run of this process neither variables nor W&B's service, which knows this folder."""
-        with contextlib.suppress(Exception, SystemExit):  # the second where the service says that it failed
+        """Restore the environment and stop W&B's service, which knows this folder, before the next run starts."""
+        with contextlib.suppress(Exception, SystemExit):  # SystemExit if the service reports a failure
             import wandb
 
             wandb.teardown()
@@ -212,16 +215,17 @@ class Session:
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """Variables by which W&B keeps everything of a run in its folder."""
+    """Return the environment variables that make W&B keep all its files of a run inside the run folder."""
     return {variable: str((folder / FOLDER / name).absolute()) for variable, name in _INSIDE.items()}
 
 
 def status(folder: Path) -> dict[str, Any]:
-    """What became of the W&B run of a run folder.
+    """Read what was recorded about the W&B run of a run folder.
 
     Returns:
-        ``status`` (``online``, ``offline``, ``disabled``, ``failed``), ``reason`` if it failed, whether W&B's log is
-        ``whole``, and the ``folder`` that it was written in. Nothing if there never was a W&B run.
+        A dictionary with ``status`` (``online``, ``offline``, ``disabled`` or ``failed``), ``reason`` (text if it
+        failed), ``whole`` (whether W&B's log is complete) and ``folder`` (the run folder at that time). It is empty if
+        there was no W&B run.
     """
     try:
         record = read_json(folder / FOLDER / STATUS)
@@ -231,18 +235,18 @@ def status(folder: Path) -> dict[str, Any]:
 
 
 def server() -> str:
-    """Address of the W&B server: of the environment, else of W&B's own settings."""
+    """Return the address of the W&B server, from the environment or else from W&B's own settings."""
     if url := os.environ.get("WANDB_BASE_URL"):
         return url
     import wandb
 
     url = wandb.setup().settings.base_url
-    wandb.teardown()  # or the run to come would have the settings of this moment
+    wandb.teardown()  # otherwise a later run would use the settings of this moment
     return url
 
 
 def has_key() -> bool:
-    """Whether there is a key for the server, where W&B itself looks for one."""
+    """Return whether there is a key for the server in the places where W&B itself looks for it."""
     if os.environ.get("WANDB_API_KEY"):
         return True
     from netrc import NetrcParseError, netrc
@@ -258,16 +262,16 @@ def has_key() -> bool:
 
 
 def forced_mode() -> str | None:
-    """The mode that the environment's ``WANDB_MODE`` asks for, if any."""
+    """Return the mode that the environment variable ``WANDB_MODE`` demands, or None if it is not set."""
     mode = os.environ.get("WANDB_MODE")
     return _MODES.get(mode, mode) if mode else None
 
 
 def _mode(wanted: str) -> str:
-    """What W&B is started as. The environment wins over the configuration."""
+    """The mode that W&B is started in. The environment takes precedence over the configuration."""
     if forced := forced_mode():
         if wanted not in ("auto", forced):
-            console.say(f"W&B is {forced}: WANDB_MODE={forced} is set and wins over logger.mode={wanted}")
+            console.say(f"W&B is {forced}: WANDB_MODE={forced} is set and takes precedence over logger.mode={wanted}")
         return forced
     if wanted == "auto":
         return ONLINE if has_key() else OFFLINE
@@ -275,19 +279,19 @@ def _mode(wanted: str) -> str:
 
 
 def _is_whole(folder: Path) -> bool:
-    """Whether W&B's log has all that was logged before now."""
+    """Whether W&B's log has everything that was logged so far."""
     steps = folder / runs.STEPS
     return bool(status(folder).get("whole")) or not (steps.exists() and steps.stat().st_size)
 
 
 def _tags(config: Mapping[str, Any], tags: list[str]) -> list[str]:
-    """The user's, and those that every run has; W&B takes 64 characters and no tag twice."""
+    """Tags that every run has, then the user's. W&B takes at most 64 characters per tag, and no tag twice."""
     own = (config["dataset"]["name"], config["method"], f"{config['bits']} bits")
     return list(dict.fromkeys(str(tag)[:64] for tag in (*own, *tags)))
 
 
 def _tables(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Tables, and charts of tables, under W&B's names."""
+    """Tables and charts of tables, by the name that W&B shows."""
     import wandb
 
     ones = metrics["bit_balance"]["ones"]
@@ -296,7 +300,7 @@ def _tables(metrics: Mapping[str, Any]) -> dict[str, Any]:
         "eval/bit_balance": wandb.plot.bar(balance, "bit", "ones", title="share of ones of each bit"),
         "eval/results": _results(metrics),
     }
-    if "map" not in metrics:  # there are no labels
+    if "map" not in metrics:  # no labels
         return shown
     by_k = [name for name in scoring.BY_K if name in metrics]
     rows: list[Any] = [[int(k), *(metrics[name][k] for name in by_k)] for k in metrics["precision_at_k"]]
@@ -311,7 +315,7 @@ def _tables(metrics: Mapping[str, Any]) -> dict[str, Any]:
         shown["eval/distances"] = wandb.plot.line_series(
             list(range(len(distances["relevant"]))),
             [distances["relevant"], distances["other"]],
-            keys=["share a label", "do not"],
+            keys=["share a label", "share no label"],
             title="pairs at each distance",
             xname="distance",
         )
@@ -323,7 +327,7 @@ def _tables(metrics: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _results(metrics: Mapping[str, Any]) -> Any:
-    """One row; those of the runs of a project are a table of results."""
+    """A table with one row. W&B joins the rows of all runs of a project into a table of results."""
     import wandb
 
     row: dict[Any, Any] = {
@@ -340,7 +344,7 @@ def _results(metrics: Mapping[str, Any]) -> Any:
 
 
 def _panels(folder: Path) -> Iterator[tuple[Any, str]]:
-    """A picture for each query of the run's retrieval sheet, its results framed green (right) or red, and a caption.
+    """Yield an image and a caption for each query of the run's gallery, with relevant results framed green, others red.
 
     Raises:
         ArtifactError: If the gallery is damaged.
@@ -365,5 +369,5 @@ def _panels(folder: Path) -> Iterator[tuple[Any, str]]:
 def _caption(query: Mapping[str, Any]) -> str:
     found = "; ".join(f"{', '.join(result['labels'])} at {result['distance']}" for result in query["results"])
     precision = query["average_precision"]
-    facts = [f"average precision {precision:.4f}"] if precision is not None else []  # of data without labels
+    facts = [f"average precision {precision:.4f}"] if precision is not None else []  # None without labels
     return f"{query['id']} ({', '.join(query['labels'])}), {query['kind']}: {'; '.join([*facts, f'found: {found}'])}"

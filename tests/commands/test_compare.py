@@ -130,11 +130,11 @@ def test_what_is_left_out_is_named_with_its_reason(deephash):
     for line in (
         "runs/failed: failed: no space left",
         "runs/killed: interrupted",
-        "runs/old: metrics.json has no policies: deephash eval run=runs/old output=runs/old/metrics.json makes it",
+        "runs/old: metrics.json has no policies: deephash eval run=runs/old output=runs/old/metrics.json writes it",
         "runs/odd: metrics.json has no bits, split.name, split.sha256",
         "runs/list: metrics.json has no split",
         "runs/torn: runs/torn/metrics.json is not valid JSON",
-        "runs/again: done again: runs/good",
+        "runs/again: replaced by a newer run of the same settings: runs/good",
     ):
         assert f"warning: left out {line}" in result.err
     assert result.err.count("warning") == 7

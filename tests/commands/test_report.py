@@ -202,7 +202,7 @@ def test_what_is_left_out_is_listed_with_its_reason(make):
     assert result.err == "warning: left out 3 of 4 folders; report.html lists them with the reasons\n"
     rows = page.table("3 folders are not in any table")
     assert ["failed", f"failed: no {NASTY} left"] in rows
-    assert ["again", "done again: runs/good"] in rows
+    assert ["again", "replaced by a newer run of the same settings: runs/good"] in rows
     assert any(folder == "torn" and "is not valid JSON" in reason for folder, reason in rows)
 
 

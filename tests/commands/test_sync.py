@@ -233,7 +233,7 @@ def test_tables_and_charts_have_what_the_metrics_have(logged):
     at_k = table(logged, "at_k_table")
     assert [str(row[0]) for row in at_k["data"]] == list(metrics["precision_at_k"])
     distances = table(logged, "distances_table")["data"]
-    for kind, key in (("relevant", "share a label"), ("other", "do not")):
+    for kind, key in (("relevant", "share a label"), ("other", "share no label")):
         assert [row[2] for row in distances if row[1] == key] == metrics["distances"][kind]
     assert [row[1] for row in table(logged, "bit_balance_table")["data"]] == metrics["bit_balance"]["ones"]
     row = dict(zip(*(lambda content: (content["columns"], content["data"][0]))(table(logged, "results")), strict=True))
@@ -577,7 +577,7 @@ def test_the_environment_wins_and_it_is_said(deephash, command, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     result = deephash("train", *command, "logger.mode=online", "run_dir=run", "trainer.max_epochs=1")
     assert result.code == 0
-    assert "W&B is offline: WANDB_MODE=offline is set and wins over logger.mode=online" in result.out
+    assert "W&B is offline: WANDB_MODE=offline is set and takes precedence over logger.mode=online" in result.out
     assert dashboards.status(Path("run"))["status"] == "offline"
 
 

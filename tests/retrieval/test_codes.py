@@ -1,4 +1,4 @@
-"""Bits, bytes, and folders of codes: a damaged folder is refused with one sentence, whatever was done to it."""
+"""Bits, bytes and codes folders: every kind of damaged folder is refused with one sentence."""
 
 import hashlib
 import io
@@ -51,7 +51,7 @@ def same(left, right):
 
 
 def reseal(folder, **changes):
-    """Make the manifest agree with whatever lies in the folder now, so that only a deeper check can object."""
+    """Update the digests in the manifest to the current files, so that only the later checks can find the damage."""
     path = folder / "manifest.json"
     manifest = json.loads(path.read_text())
     for name in manifest["files"]:
@@ -188,7 +188,7 @@ def test_a_folder_needs_ids_and_multi_hot_labels(tmp_path):
         (full, CodeSet(full.packed, full.bits, full.labels, None), "database"),
         (*[CodeSet(full.packed, full.bits, np.array([0, 1]), full.ids)] * 2, "query"),
     ):
-        with pytest.raises(ValueError, match=f"needs ids and multi-hot labels, got a {side} side without"):
+        with pytest.raises(ValueError, match=f"needs ids and multi-hot labels, got a {side} side without them"):
             save_codes(tmp_path / "codes", query, database, {})
     assert not (tmp_path / "codes").exists()
 
@@ -283,7 +283,7 @@ def test_saving_again_replaces(tmp_path):
     before = query.packed.copy()
     save(tmp_path, bits=12)
     assert load_codes(tmp_path)[0].bits == 12
-    np.testing.assert_array_equal(query.packed, before)  # a reader keeps the file that it had opened
+    np.testing.assert_array_equal(query.packed, before)  # a reader keeps the file that it opened before
 
 
 def test_a_crash_between_files_leaves_an_incomplete_folder(tmp_path, monkeypatch):
@@ -368,7 +368,7 @@ def test_every_flipped_bit(folder, name):
     for position in range(0, 8 * len(content), 7):
         content[position // 8] ^= 1 << position % 8
         (folder / name).write_bytes(content)
-        assert_refused(folder, name, "sha256")
+        assert_refused(folder, name, "does not match its SHA-256")
         content[position // 8] ^= 1 << position % 8
 
 

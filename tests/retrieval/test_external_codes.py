@@ -1,4 +1,4 @@
-"""Codes of other programs: every common format gives the same numbers, and nothing is guessed or executed."""
+"""Third-party codes: every common format gives the same numbers, and nothing is guessed or executed."""
 
 import hashlib
 import json
@@ -33,7 +33,7 @@ def signs(dtype):
     return lambda codes: np.where(codes, 1, -1).astype(dtype)
 
 
-CODES = {  # each way to write codes, what reading it needs, and what is told of it
+CODES = {  # for each format of codes: how to write it, the options to read it, and its description
     "packed little": (pack, {"bits": BITS}, "uint8 packed, little"),
     "packed big": (lambda c: np.packbits(c, axis=1), {"bits": BITS, "bit_order": "big"}, "uint8 packed, big"),
     "packed, Fortran order": (lambda c: np.asfortranarray(pack(c)), {"bits": BITS}, "uint8 packed, little"),
@@ -67,7 +67,7 @@ LABELS = {
 
 
 def write(query=QUERY, database=DATABASE, query_labels=QUERY_IDS, database_labels=DATABASE_IDS):
-    """The four files, in the working folder."""
+    """Write the four files into the working folder."""
     for name, array in zip(NAMES, (query, database, query_labels, database_labels), strict=True):
         np.save(f"{name}.npy", array, allow_pickle=True)
 
@@ -83,7 +83,7 @@ def score(deephash, *arguments):
 
 
 def numbers(metrics):
-    """What the codes and labels decide, without what tells of their origin."""
+    """The metrics without the origin of the codes and labels."""
     return {name: value for name, value in metrics.items() if name != "source"}
 
 
@@ -98,7 +98,7 @@ def refused(deephash, code, *arguments):
 
 @pytest.fixture
 def expected(deephash, tmp_path):
-    """Metrics of a codes folder that holds the same."""
+    """Metrics of a codes folder with the same codes and labels."""
     ids = [f"query/{i}" for i in range(5)], [f"database/{i}" for i in range(40)]
     query = CodeSet(pack(QUERY), BITS, HOT[QUERY_IDS], ids[0])
     database = CodeSet(pack(DATABASE), BITS, HOT[DATABASE_IDS], ids[1])
@@ -113,7 +113,7 @@ def expected(deephash, tmp_path):
 
 
 def without_names(metrics):
-    """A folder's queries have ids, those of four files have positions."""
+    """The metrics with positions of queries in place of ids: a codes folder has ids, the four files have none."""
     hardest = [
         {**entry, "query": int(str(entry["query"]).removeprefix("query/"))} for entry in metrics["hardest_queries"]
     ]
@@ -314,7 +314,7 @@ print(code, sorted({{name.split(".")[0] for name in sys.modules}} & {{"torch", "
 
 
 def floats(row=3, column=2, value=0.0, rest=None):
-    """Codes of the database as signs, with one value that is none."""
+    """Codes of the database as -1 and 1, with one value that is neither."""
     u = signs("f4")(DATABASE) if rest is None else rest.astype("f4")
     u[row, column] = value
     return u
@@ -323,7 +323,7 @@ def floats(row=3, column=2, value=0.0, rest=None):
 THRESHOLD = "threshold at 0 first: np.where(u >= 0, 1, -1)"
 NEITHER = "database.npy must hold codes that are all -1 or 1, or all 0 or 1, got "
 HEIGHT = "database_labels.npy has labels of 39 images: each code needs the labels of its image"
-REFUSED = {  # what is in place of the database: arguments, exit code, sentence
+REFUSED = {  # for each case: the arrays that replace the valid ones, arguments, exit code, message
     "a zero, as of torch.sign": ({"database": floats()}, [], 4, f"{NEITHER}0.0 beside -1, as torch.sign gives"),
     "where the zero is": ({"database": floats()}, [], 4, f"in row 3, column 2: {THRESHOLD}"),
     "all three of -1, 0 and 1": (
@@ -336,13 +336,13 @@ REFUSED = {  # what is in place of the database: arguments, exit code, sentence
     "other integers": ({"database": DATABASE * 5}, [], 4, "column 0: packed codes must be of uint8"),
     "bytes without a length": (
         {"database": pack(DATABASE)}, [], 2,
-        "database.npy has 2 columns of uint8, which may be packed codes or one bit a column: give the code length, "
-        "such as bits=16 if it is packed or bits=2 if not",
+        "database.npy has 2 columns of uint8, which may be packed codes or have one bit per column: give the code "
+        "length, such as bits=16 if it is packed or bits=2 if not",
     ),
     "bytes of 0 and 1 without a length": ({"database": DATABASE.astype("u1")}, [], 2, "bits=96 if it is packed or"),
     "bytes of another length": (
         {"database": pack(DATABASE)}, ["bits=20"], 2,
-        "bits=20 does not fit query.npy, which has 12 columns of bool, one a bit: leave bits out",
+        "bits=20 does not fit query.npy, which has 12 columns of bool, one per bit: leave bits out",
     ),
     "packed of another width": (
         {"query": pack(QUERY), "database": pack(DATABASE)}, ["bits=20"], 2,
@@ -364,11 +364,11 @@ REFUSED = {  # what is in place of the database: arguments, exit code, sentence
     "bits that contradict": ({}, ["bits=13"], 2, "bits=13 does not fit query.npy, which has 12 columns of bool"),
     "another width": (
         {"database": DATABASE[:, :8]}, [], 4,
-        "query.npy has codes of 12 bits but database.npy of 8: both must come from the same model",
+        "query.npy has codes of 12 bits but database.npy has codes of 8 bits: both must come from the same model",
     ),
     "a bool that is neither": ({"database": np.full((40, 12), 2, "u1").view(bool)}, [], 4, f"{NEITHER}2 in row 0"),
-    "codes in one dimension": ({"database": DATABASE[:, 0]}, [], 4, "of 2 dimensions, a row an image, got 1"),
-    "codes in three dimensions": ({"database": DATABASE[None]}, [], 4, "of 2 dimensions, a row an image, got 3"),
+    "codes in one dimension": ({"database": DATABASE[:, 0]}, [], 4, "of 2 dimensions, one row per image, got 1"),
+    "codes in three dimensions": ({"database": DATABASE[None]}, [], 4, "of 2 dimensions, one row per image, got 3"),
     "one number": ({"database": np.array(3)}, [], 4, "got 0"),
     "no codes": ({"database": DATABASE[:0]}, [], 4, "database.npy must hold codes of at least one image, got"),
     "codes of no bits": ({"query": QUERY[:, :0]}, [], 4, "query.npy must hold codes of at least one image"),
@@ -382,7 +382,7 @@ REFUSED = {  # what is in place of the database: arguments, exit code, sentence
     "too few labels": ({"database_labels": DATABASE_IDS[:-1]}, [], 4, f"database.npy has 40 codes but {HEIGHT}"),
     "too many labels": ({"query_labels": DATABASE_IDS}, [], 4, "query.npy has 5 codes but query_labels.npy has"),
     "no labels": ({"query_labels": QUERY_IDS[:0]}, [], 4, "query_labels.npy must hold labels of at least one image"),
-    "labels in three dimensions": ({"query_labels": QUERY_IDS[None, None]}, [], 4, "of 1 or 2 dimensions, a row"),
+    "labels in three dimensions": ({"query_labels": QUERY_IDS[None, None]}, [], 4, "of 1 or 2 dimensions, one row"),
     "a negative class": (
         {"query_labels": np.array([0, 1, -1, 2, 0])}, [], 4,
         "query_labels.npy must hold class ids, whole numbers from 0 to 9223372036854775807 in int64, got -1 in row 2: "
@@ -398,14 +398,15 @@ REFUSED = {  # what is in place of the database: arguments, exit code, sentence
     "a class beyond counting": ({"query_labels": np.full(5, 2**63, "u8")}, [], 4, "got 9223372036854775808 in row 0"),
     "labels that are counts": (
         {"database_labels": HOT[DATABASE_IDS] * 2}, [], 4,
-        f"multi-hot labels, 0 or 1 with a column a class, got 2 in row 0, column {DATABASE_IDS[0]}: class ids go into",
+        f"multi-hot labels, 0 or 1 with one column per class, got 2 in row 0, column {DATABASE_IDS[0]}: class ids "
+        "go into",
     ),
     "soft labels": ({"database_labels": HOT[DATABASE_IDS] * 0.9}, [], 4, "got 0.9 in row 0"),
     "labels with NaN": ({"database_labels": np.full((40, 4), np.nan)}, [], 4, "got nan in row 0, column 0"),
     "a bool label that is neither": ({"query_labels": np.full((5, 4), 2, "u1").view(bool)}, [], 4, "got 2 in row 0"),
     "different classes": (
         {"query_labels": HOT[QUERY_IDS], "database_labels": HOT[DATABASE_IDS][:, :3]}, [], 4,
-        "query_labels.npy has labels of 4 classes but database_labels.npy of 3: both must have the same columns",
+        "query_labels.npy has labels of 4 classes but database_labels.npy has 3: both must have the same columns",
     ),
     "ids beyond the columns": (
         {"query_labels": QUERY_IDS + 1, "database_labels": HOT[DATABASE_IDS]}, [], 4,

@@ -1,4 +1,4 @@
-"""The dictionary of metrics: its keys, its values against loops, and what must not move it."""
+"""The dictionary of metrics: its keys, its values compared with loops, and changes that must not affect it."""
 
 import json
 
@@ -42,7 +42,7 @@ def recoded(side, change):
 
 
 def numbered(side):
-    """The same with class numbers instead of multi-hot labels."""
+    """The same side with class numbers in place of multi-hot labels."""
     numbers = np.where(side.labels.any(axis=1), side.labels.argmax(axis=1), -1)
     return CodeSet(side.packed, side.bits, numbers, side.ids)
 
@@ -146,7 +146,7 @@ def test_class_numbers_are_as_good_as_multi_hot_labels():
 
 
 def test_without_labels_only_the_codes_are_described():
-    """A map of 0 would be a number about nothing."""
+    """A map of 0 would be wrong: without labels there is nothing that it measures."""
     query, database = sides()
     labelled = evaluate(query, database, ks=[5], map_at=[], radius=2)
     bare = [CodeSet(side.packed, side.bits, side.labels[:, :0], side.ids) for side in (query, database)]
@@ -188,7 +188,7 @@ def test_values_against_loops(multi):
                 hits += 1
                 total += hits / rank
         stable.append(total / hits if hits else 0)
-        # Every item at the distance of the fifth takes an equal share of the places that are left there.
+        # Items tied with the fifth one share the remaining places equally.
         cut = distance[order[4]]
         tied = [i for i in range(40) if distance[i] == cut]
         nearer = [i for i in range(40) if distance[i] < cut]

@@ -1,4 +1,4 @@
-"""The run folder: names, locks, records, what makes two runs the same, and what is hidden."""
+"""The run folder: names, locks, records, fingerprints of settings, and hidden secrets."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from deephash_cli.errors import ArtifactError, ConfigError
 
 
 def make(root: Path, fingerprint: str = "f", status: str | None = None, started: str | None = None) -> Path:
-    """A run that was started, and perhaps ended."""
+    """Make the folder of a run that was started, and that ended if ``status`` is given."""
     run = runs.create(root, "data-method-8-s0", None)
     run.start("seed: 0\n", fingerprint, ["seed=0"])
     if status:

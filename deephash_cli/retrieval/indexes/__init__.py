@@ -166,16 +166,18 @@ Index = Exact | Faiss
 
 
 def has_radius(kind: str) -> bool:
-    """Whether indexes of a kind can find everything within a radius."""
+    """Return whether indexes of a kind can find all items within a radius."""
     return kind == Exact.kind or kind_of(kind).HAS_RADIUS
 
 
 def kind_of(name: str) -> ModuleType:
-    """Return the module of a kind of index: one beside this file, which alone makes the kind.
+    """Return the module of a kind of index. A kind is one module in this package and needs no other code.
 
-    It has ``FAISS_CLASS``, the name of faiss's class; ``HAS_RADIUS``, whether it can find all within a radius;
-    ``RANGES``, the limits of its settings in ``conf/_index.yaml``; and ``build(faiss, codes, bits, settings)``, which
-    returns an index of ``codes`` (n, bytes) uint8 in whole words, and the settings with the numbers that it chose.
+    Each module has ``FAISS_CLASS``, the name of the class in faiss; ``HAS_RADIUS``, whether it can find all items
+    within a radius; ``RANGES``, the smallest and largest values of its settings in ``conf/_index.yaml``; and
+    ``build(faiss, codes, bits, settings)``. That function takes ``codes`` (n, bytes) uint8 in whole machine words,
+    their length in bits, and the settings. It returns the faiss index and the settings that were used: numbers left
+    open are filled in, and too large ones are reduced.
     """
     return importlib.import_module(f"{__name__}.{name}")
 
@@ -222,10 +224,6 @@ def build(kind: str, packed: UInt8[np.ndarray, "n bytes"], bits: int, settings: 
         raise ConfigError(f"an index of kind {kind} needs codes, got a database without any: use exact")
     inner, used = kind_of(kind).build(_load_faiss(), _whole_words(packed), bits, settings)
     return Faiss(kind, bits, used, inner)
-
-
-# One function per kind of index. Each takes the codes in whole words, their length and the settings. It returns the
-# faiss index and the settings that were used: numbers left open are filled in, and too large ones reduced.
 
 
 def _whole_words(packed: UInt8[np.ndarray, "n bytes"]) -> UInt8[np.ndarray, "n padded"]:

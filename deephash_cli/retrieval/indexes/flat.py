@@ -1,4 +1,4 @@
-"""A flat index compares a query with every code, as deephash itself does, for programs that want a faiss index."""
+"""A flat index compares a query with every code, as exact search does, for programs that need a faiss index."""
 
 from collections.abc import Mapping
 from types import ModuleType
@@ -12,7 +12,7 @@ RANGES: dict[str, tuple[float, float | None]] = {}
 
 
 def build(faiss: ModuleType, codes: np.ndarray, bits: int, settings: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """Build an index; see ``kind_of`` for what comes in and what is returned."""
+    """Build an index of this kind; see `indexes.kind_of` for the arguments and the result."""
     inner = faiss.IndexBinaryFlat(8 * codes.shape[1])
     inner.add(codes)
     return inner, {}

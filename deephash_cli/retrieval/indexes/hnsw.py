@@ -1,4 +1,4 @@
-"""A graph from each code to near ones, along which a search walks. faiss has no search within a radius in it."""
+"""A graph that links each code to near codes; a search follows the links. faiss offers no radius search in it."""
 
 from collections.abc import Mapping
 from types import ModuleType
@@ -12,7 +12,7 @@ RANGES: dict[str, tuple[float, float | None]] = {"m": (2, 256), "ef_construction
 
 
 def build(faiss: ModuleType, codes: np.ndarray, bits: int, settings: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """Build an index; see ``kind_of`` for what comes in and what is returned."""
+    """Build an index of this kind; see `indexes.kind_of` for the arguments and the result."""
     inner = faiss.IndexBinaryHNSW(8 * codes.shape[1], settings["m"])
     inner.hnsw.efConstruction = settings["ef_construction"]
     inner.hnsw.efSearch = settings["ef_search"]

@@ -1,4 +1,4 @@
-"""An inverted file: codes in lists around centres, of which a search looks into the nearest."""
+"""An inverted file: each list holds the codes near one center, and a search looks into the nearest lists only."""
 
 from collections.abc import Mapping
 from types import ModuleType
@@ -19,7 +19,7 @@ RANGES: dict[str, tuple[float, float | None]] = {
 
 
 def build(faiss: ModuleType, codes: np.ndarray, bits: int, settings: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """Build an index; see ``kind_of`` for what comes in and what is returned."""
+    """Build an index of this kind; see `indexes.kind_of` for the arguments and the result."""
     n, width = len(codes), 8 * codes.shape[1]
     lists = settings["lists"] if settings["lists"] is not None else min(n, round(4 * n**0.5))
     if lists > n:

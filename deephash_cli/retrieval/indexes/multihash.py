@@ -1,4 +1,7 @@
-"""Several hash tables, each by a part of the code. It finds everything within a radius below hashes * (flips + 1)."""
+"""Several hash tables, each keyed by a part of the code.
+
+A search finds all items within a radius below hashes * (flips + 1).
+"""
 
 from collections.abc import Mapping
 from types import ModuleType
@@ -15,7 +18,7 @@ RANGES: dict[str, tuple[float, float | None]] = {"hashes": (1, None), "hash_bits
 
 
 def build(faiss: ModuleType, codes: np.ndarray, bits: int, settings: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """Build an index; see ``kind_of`` for what comes in and what is returned."""
+    """Build an index of this kind; see `indexes.kind_of` for the arguments and the result."""
     hash_bits, hashes = settings["hash_bits"], settings["hashes"]
     if hash_bits is None:  # about as many buckets as items
         hash_bits = max(1, min(round(np.log2(len(codes))), bits // (hashes or 1), _LONGEST))

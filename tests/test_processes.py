@@ -178,7 +178,8 @@ def test_the_others_end_with_the_first(tmp_path, vectors):
 def test_more_processes_than_queries_are_refused(deephash, vectors):
     result = deephash("train", *COMMON, *vectors, "method=dhn", "trainer.devices=3", "validation.queries=2")
     assert result.code == 2
-    assert "each of 3 devices needs an image of every part to encode, got a part of 2" in result.err
+    assert "each of 3 devices needs at least one image of the queries, of the database" in result.err
+    assert "but the smallest of these has 2" in result.err
 
 
 def test_a_process_that_falls_down_is_named(tmp_path):

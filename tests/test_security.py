@@ -143,7 +143,7 @@ def test_a_target_of_elsewhere_is_not_trusted(target):
         {"a": [{"_target_": "torch.nn.Identity"}, [{"_target_": target}]]},
         {"_target_": "torch.nn.Identity", "_args_": [{"_target_": target}]},
     ):
-        with pytest.raises(ConfigError, match=r"the run folder wants to build .*_target_="):
+        with pytest.raises(ConfigError, match=r"the run folder would build .*_target_="):
             require_trusted(settings, also=["mine"])
 
 
@@ -180,7 +180,7 @@ def test_a_folder_that_would_build_something_foreign_is_refused(deephash, poison
     mark = tmp_path / "mark"
     result = deephash("train", f"resume={poisoned(*attacks(str(mark))[attack])}")
     assert result.code == 2, result
-    assert "the run folder wants to build" in result.err
+    assert "the run folder would build" in result.err
     assert result.err.count("\n") == 1
     assert not mark.exists()
 

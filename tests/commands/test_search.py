@@ -141,7 +141,7 @@ def test_codes_of_another_network_are_refused(deephash, hashed):
     (codes / "manifest.json").write_text(json.dumps(manifest))
     result = deephash("search", f"run={hashed.run}", "codes=other", "query=bag/000.jpg")
     assert result.code == 4
-    assert "were made with another network" in result.err
+    assert "were made by a different network" in result.err
 
 
 @pytest.mark.parametrize(

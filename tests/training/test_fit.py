@@ -163,7 +163,7 @@ def test_a_head_is_learned_before_the_backbone_as_if_that_were_frozen(train):
 def test_a_head_before_a_frozen_backbone_is_refused(train):
     result, folder = train("head.epochs=3", "model.frozen=true")
     assert result.code == 2
-    assert "head.epochs=3 goes with model.frozen=false" in result.err
+    assert "head.epochs=3 needs model.frozen=false" in result.err
     assert not folder.exists()
 
 
@@ -377,7 +377,7 @@ def test_validation_every_second_epoch(train):
 def test_without_a_validated_epoch_the_last_is_the_result_and_says_so(train):
     result, folder = train("validation.queries=6", "validation.every_n_epochs=3")
     assert result.code == 0
-    assert "ended before its first validation" in result.err
+    assert "training ended before the first validation" in result.err
     assert read_json(folder / "metrics.json")["selection"] == "last epoch"
 
 

@@ -60,7 +60,8 @@ def test_nothing_is_loaded_or_run_unguarded(name):
             assert runs.settings._SAFE in (yaml.SafeLoader, yaml.CSafeLoader)
         elif function == "subprocess.Popen":  # takes a list of arguments, never a line for a shell
             assert name in ("processes.py", "commands/sync.py")
-        elif last.startswith(("read_index", "deserialize_index")):  # after comparing the digest or just written
+        elif last.startswith(("read_index", "deserialize_index")):
+            # only after the digest of the index was compared, or right after it was written
             assert name in ("retrieval/indexes/__init__.py", "commands/export/codes/faiss.py")
         elif function == "torch.hub.download_url_to_file":
             assert "hash_prefix" in arguments

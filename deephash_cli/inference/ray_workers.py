@@ -14,7 +14,7 @@ from deephash_cli.inference.shards import Task, Work
 
 
 class RayWorker:
-    """Encodes shards in a process that Ray starts.
+    """Worker that encodes shards in a process that Ray starts.
 
     Args:
         task: Fields of ``Task`` by name.

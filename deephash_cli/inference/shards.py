@@ -74,7 +74,7 @@ class Task:
 
 
 def follow() -> None:
-    """Encode a part of the shards as one of several processes, in a process that the first of them started."""
+    """Encode a part of the shards in a process that the first of several processes started."""
     console.be_silent()
     given = json.loads(processes.task_of_this_process())
     try:

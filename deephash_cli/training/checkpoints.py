@@ -174,7 +174,7 @@ class EpochCheckpoints(Callback):
         self.best = state_dict["best"]
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save a checkpoint if the epoch is due or the best so far.
+        """Save a checkpoint if one is due or if the epoch is the best so far.
 
         Raises:
             DivergedError: If a weight or a statistic of the network is not finite; nothing is saved then.

@@ -409,7 +409,8 @@ MOMENTS = {
 }
 MORE_MOMENTS = {
     "between a checkpoint and its digest": ({"name": f"{LAST}.json", "time": 3, "batch": NEVER}, 1),
-    "between codes and manifest": ({"name": "manifest.json", "time": 2, "batch": NEVER}, 3),  # 1: of features
+    # the first manifest.json of a run belongs to the features of its backbone, the second one to its codes
+    "between codes and manifest": ({"name": "manifest.json", "time": 2, "batch": NEVER}, 3),
 }
 
 

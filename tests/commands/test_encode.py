@@ -212,7 +212,7 @@ def test_there_can_be_more_shards_than_open_files(tmp_path):
     [
         (["output=c"], 2, "needs input=<folder, list or vectors.npy>, or dataset=<name>, got neither"),
         (["input=x"], 2, "needs output=<folder>"),
-        (["input=nowhere", "output=c"], 3, "it does not exist (a data set by its name is dataset=<name>)"),
+        (["input=nowhere", "output=c"], 3, "it does not exist (to encode a data set by its name, use dataset=<name>)"),
         (["input={photos}", "output={photos}"], 2, "is not empty and holds no encode.json"),
         (["input={photos}", "output=c", "shards=[9]"], 2, "shards must be between 0 and 0, got 9"),
         (["input={photos}", "output=c", "shards=[x]"], 2, "shards must be a list of whole numbers"),
@@ -254,7 +254,7 @@ def test_a_run_folder_cannot_have_code_executed(deephash, hashed, tmp_path):
     config.write_text(config.read_text().replace("deephash_cli.models.small_cnn", "os.getcwd"))
     result = deephash("encode", f"run={run}", f"input={hashed.photos}", "output=codes", *FAST)
     assert result.code == 2
-    assert "which is none of the parts that deephash trusts" in result.err
+    assert "which deephash does not trust by default" in result.err
 
 
 def command(*arguments: str) -> list[str]:

@@ -183,7 +183,7 @@ def test_a_folder_of_codes_cannot_show_other_files(deephash, hashed, tmp_path):
     (codes / "manifest.json").write_text(json.dumps(manifest))
     result = deephash("search", f"run={hashed.run}", "codes=foreign", "query=bag/000.jpg")
     assert result.code == 2
-    assert "which is none of the parts that deephash trusts" in result.err
+    assert "which deephash does not trust by default" in result.err
 
 
 def test_the_search_is_the_one_of_faiss(search, hashed):

@@ -217,7 +217,7 @@ def test_the_network_learns_the_length_from_the_header():
     np.save("flat.npy", X[:, 0])
     with pytest.raises(ArtifactError, match="2 dimensions"):
         NoBackbone("flat.npy")
-    with pytest.raises(ConfigError, match=r"give dataset\.vectors="):
+    with pytest.raises(ConfigError, match=r"set dataset\.vectors="):
         NoBackbone(None)
 
 

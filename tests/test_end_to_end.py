@@ -1,4 +1,4 @@
-"""From a command line to numbers: the default method, every kind of data set, odd code lengths, splits fed back."""
+"""Whole runs of the command line: the default method, every kind of data set, odd code lengths, reused splits."""
 
 import json
 from pathlib import Path
@@ -48,7 +48,7 @@ def trained(deephash, *overrides: str) -> Path:
 
 
 def test_the_default_method_on_real_images(deephash):
-    """Fashion-MNIST comes with the package; a network from scratch needs no weights."""
+    """The package contains a part of Fashion-MNIST, and a network that is trained from scratch needs no weights."""
     settings = {
         "model": "small_cnn",
         "model.image_size": 16,
@@ -93,7 +93,7 @@ def list_file(path: Path, rows: dict[str, str]) -> str:
 
 @pytest.fixture
 def two_labels(tmp_path):
-    """Images that are both of a class and light or dark: paths and multi-hot labels."""
+    """Folder of images and, for each path, its multi-hot labels: a class, and light or dark."""
     root = write_photos(tmp_path / "photos", each=12)
     columns = {"bag": "1 0 0", "boot": "0 1 0", "coat": "0 0 1"}
     names = sorted(file.relative_to(root).as_posix() for file in root.rglob("*.jpg"))
@@ -166,7 +166,7 @@ def test_fashion_mnist_in_the_folder_for_data(deephash, tmp_path, monkeypatch):
 
 
 def test_images_of_every_kind_in_one_folder(deephash, tmp_path):
-    """Grey, transparent, indexed, wide: all become what the network takes."""
+    """Grey, transparent, indexed and wide images all become what the network takes."""
     for name, mode in (("a", "L"), ("b", "RGBA")):
         (tmp_path / "mixed" / name).mkdir(parents=True)
         for i in range(8):

@@ -1,4 +1,4 @@
-"""What is installed works from anywhere: the wheel, the source distribution, and what is in them."""
+"""The wheel and the source distribution: their content, and that what they install works from any folder."""
 
 import os
 import subprocess
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def call(*command: str | Path, cwd: Path, **environment: str) -> str:
-    """Run a command that has to succeed."""
+    """Run a command that must succeed, and return its output."""
     result = subprocess.run(
         [str(word) for word in command],
         capture_output=True,
@@ -33,7 +33,7 @@ def call(*command: str | Path, cwd: Path, **environment: str) -> str:
 
 
 def build(source: Path, out: Path, kind: str) -> Path:
-    """A distribution, made with what is installed: the network is not asked."""
+    """Build a distribution with the packages that are installed, without the network."""
     call(sys.executable, "-m", "build", "--no-isolation", f"--{kind}", "--outdir", out, source, cwd=out)
     (made,) = out.glob("*.whl" if kind == "wheel" else "*.tar.gz")
     return made
@@ -41,7 +41,7 @@ def build(source: Path, out: Path, kind: str) -> Path:
 
 @pytest.fixture(scope="module")
 def distributions(tmp_path_factory):
-    """The source distribution, and a wheel that was built from it: the longer way, which a release goes."""
+    """The source distribution, and a wheel that was built from it, as in a release."""
     place = tmp_path_factory.mktemp("dist")
     sdist = build(ROOT, place, "sdist")
     with tarfile.open(sdist) as tar:
@@ -52,7 +52,7 @@ def distributions(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def installed(distributions, tmp_path_factory):
-    """An environment that has the wheel, and borrows the dependencies from this one."""
+    """A new environment with the wheel, which uses the dependencies of this environment."""
     place = tmp_path_factory.mktemp("environment")
     call(sys.executable, "-m", "venv", "--without-pip", place, cwd=place)
     site = Path(sysconfig.get_path("purelib", vars={"base": str(place)}))
@@ -60,7 +60,7 @@ def installed(distributions, tmp_path_factory):
         sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-cache-dir", "install", "--no-deps",
         "--no-index", "--quiet", "--target", site, distributions[1], cwd=place,
     )  # fmt: skip
-    (site / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")  # after the wheel on the path
+    (site / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")  # it comes after the wheel on the path
     return place / "bin" / "python", site
 
 
@@ -88,12 +88,14 @@ def test_what_is_in_the_wheel(distributions):
         assert (f"deephash_cli/{inside}" if inside.startswith("conf/") else inside) in names
     for name in ("t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz", "LICENSE"):
         assert f"deephash_cli/data/fashion_mini/{name}" in names
-    for file in (ROOT / "deephash_cli" / "report").glob("*.*"):
-        assert f"deephash_cli/commands/report/{file.name}" in names
+    for room in ("commands/report", "commands/serve", "cli/help"):
+        files = [file.name for file in (ROOT / "deephash_cli" / room).glob("*.*") if file.is_file()]
+        assert len(files) > 4
+        assert {f"deephash_cli/{room}/{name}" for name in files} <= names
     info = f"deephash-{__version__}.dist-info"
     assert {f"{info}/licenses/LICENSE", f"{info}/entry_points.txt"} <= names
     tops = {name.split("/")[0] for name in names}
-    assert tops == {"deephash_cli", info}, "nothing else lands in site-packages"
+    assert tops == {"deephash_cli", info}, "nothing else may be installed into site-packages"
     assert not [name for name in names if name.endswith(".pyc") or "/runs/" in name or "/tests/" in name]
 
 
@@ -104,7 +106,7 @@ def test_the_metadata(distributions):
         scripts = wheel.read(f"{info}/entry_points.txt").decode()
     assert "deephash = deephash_cli.cli.main:main" in scripts
     assert "Requires-Python: <3.14,>=3.11" in metadata
-    assert "Requires-Dist: pytorch-lightning<3,>=2.6.6" in metadata, "2.6.5 and before run what a checkpoint says"
+    assert "Requires-Dist: pytorch-lightning<3,>=2.6.6" in metadata, "versions up to 2.6.5 run code from a checkpoint"
     assert "Requires-Dist: torch>=2.10" in metadata
     assert "License-Expression: Apache-2.0" in metadata
 

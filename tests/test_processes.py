@@ -1,4 +1,4 @@
-"""Several processes give the same result as a single one: the same steps, the same codes, every image once."""
+"""Several processes give the same result as a single one: the same steps and codes, and each image once."""
 
 import json
 import os
@@ -33,7 +33,7 @@ def vectors(tmp_path):
 
 
 def together_and_alone(deephash, tmp_path, *settings):
-    """Two run folders with the same settings: of two processes and of a single one."""
+    """Train twice with the same settings, with two processes and with one; return both run folders."""
     folders = []
     for devices in (2, 1):
         folder = tmp_path / f"by-{devices}"
@@ -69,7 +69,8 @@ def assert_same(two, one):
 
 
 def test_buffers_codes_and_classifier_are_those_of_one_process(deephash, tmp_path, vectors):
-    # 157 - 16 queries - 7 for validation: the last batch and the parts of what is encoded are of uneven lengths
+    # 157 vectors less 16 queries and 7 validation queries: the last batch and the parts that the two processes encode
+    # have uneven lengths
     settings = ("method=dsdh", "trainer.max_epochs=4", "loader.batch_size=33", "validation.queries=7")
     two, one = together_and_alone(deephash, tmp_path, *vectors, *settings)
     assert {"u_buffer", "b_buffer", "w_buffer", "network.hidden.0.running_var"} <= state(one).keys()
@@ -114,7 +115,7 @@ def test_a_sweep_works_in_processes_and_classic_methods_do_not(deephash, tmp_pat
 
 @pytest.mark.slow
 def test_two_machines_of_torchrun_are_one_process(deephash, tmp_path, vectors):
-    """Two torchrun agents on this machine, which do not know that they share a machine."""
+    """Two torchrun agents on this machine stand for two machines; they do not know that they share one."""
     settings = (*COMMON, *vectors, "method=dsdh", "trainer.max_epochs=3", "loader.batch_size=33")
     assert deephash("train", *settings, f"run_dir={tmp_path / 'by-1'}").code == 0
     with socket.socket() as free:
@@ -128,7 +129,7 @@ def test_two_machines_of_torchrun_are_one_process(deephash, tmp_path, vectors):
         call = (sys.executable, "-m", "torch.distributed.run", *options, str(tmp_path / "main.py"), *verb)
         return subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
-    for more in ((), ("resume=auto",)):  # the second time there is nothing to do, and the other process ends too
+    for more in ((), ("resume=auto",)):  # the second time, the run is already done, and both processes must still end
         nodes = [start(node, *more) for node in (1, 0)]
         told = [node.communicate(timeout=120)[0] for node in nodes]
         assert [node.returncode for node in nodes] == [0, 0], told
@@ -178,7 +179,8 @@ def test_the_others_end_with_the_first(tmp_path, vectors):
 def test_more_processes_than_queries_are_refused(deephash, vectors):
     result = deephash("train", *COMMON, *vectors, "method=dhn", "trainer.devices=3", "validation.queries=2")
     assert result.code == 2
-    assert "each of 3 devices needs an image of every part to encode, got a part of 2" in result.err
+    assert "each of 3 devices needs at least one image of the queries, of the database" in result.err
+    assert "but the smallest of these has 2" in result.err
 
 
 def test_a_process_that_falls_down_is_named(tmp_path):

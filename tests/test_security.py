@@ -1,4 +1,4 @@
-"""A run folder, a configuration or a file from somebody else runs none of his code."""
+"""No code is run from a run folder, a configuration or a file that comes from somebody else."""
 
 import ast
 import json
@@ -28,7 +28,7 @@ SOURCES = {file.relative_to(PACKAGE).as_posix(): file for file in sorted(PACKAGE
 
 
 def calls(file: Path):
-    """Every call in a file: its dotted name, its keyword arguments."""
+    """Yield the dotted name and the keyword arguments of every call in a file."""
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Call):
             yield ast.unparse(node.func), {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
@@ -54,13 +54,14 @@ def test_nothing_is_loaded_or_run_unguarded(name):
             assert name == "npy.py"
         elif last == "extractall":
             assert arguments.get("filter") == "'data'", function
-        elif function == "yaml.load":  # as safe_load, but compiled
+        elif function == "yaml.load":  # as safe as safe_load, but compiled
             assert arguments.get("Loader") == "_ConfigLoader"
             assert issubclass(runs.settings._ConfigLoader, runs.settings._SAFE)
             assert runs.settings._SAFE in (yaml.SafeLoader, yaml.CSafeLoader)
-        elif function == "subprocess.Popen":  # of the very command that the caller names, never a line for a shell
+        elif function == "subprocess.Popen":  # takes a list of arguments, never a line for a shell
             assert name in ("processes.py", "commands/sync.py")
-        elif last.startswith(("read_index", "deserialize_index")):  # once the digest was compared, or just written
+        elif last.startswith(("read_index", "deserialize_index")):
+            # only after the digest of the index was compared, or right after it was written
             assert name in ("retrieval/indexes/__init__.py", "commands/export/codes/faiss.py")
         elif function == "torch.hub.download_url_to_file":
             assert "hash_prefix" in arguments
@@ -85,7 +86,7 @@ def test_modules_that_run_code_are_imported_nowhere_else(name):
 
 @pytest.mark.parametrize("name", SOURCES)
 def test_there_is_one_binarizer(name):
-    """``sign(0)`` is 0, which is no bit."""
+    """No function that computes a sign is used, because ``sign(0)`` is 0, which is not a bit."""
     for function, _ in calls(SOURCES[name]):
         assert function.rsplit(".", 1)[-1] not in ("sign", "sgn", "sign_"), function
 
@@ -107,7 +108,7 @@ def trained(tmp_path_factory):
 
 @pytest.fixture
 def poisoned(trained, tmp_path):
-    """Add overrides to what a run was started with, as if it had been started so."""
+    """Return a function that copies the run and adds overrides to its record, as if it had been started with them."""
 
     def add(*overrides: str) -> Path:
         folder = Path(shutil.copytree(trained, tmp_path / "run"))
@@ -143,7 +144,7 @@ def test_a_target_of_elsewhere_is_not_trusted(target):
         {"a": [{"_target_": "torch.nn.Identity"}, [{"_target_": target}]]},
         {"_target_": "torch.nn.Identity", "_args_": [{"_target_": target}]},
     ):
-        with pytest.raises(ConfigError, match=r"the run folder wants to build .*_target_="):
+        with pytest.raises(ConfigError, match=r"the run folder would build .*_target_="):
             require_trusted(settings, also=["mine"])
 
 
@@ -159,7 +160,7 @@ def test_what_the_user_trusts_is_trusted():
 
 
 def attacks(mark: str) -> dict[str, list[str]]:
-    """Overrides of a run folder that would leave a file ``mark`` if they were obeyed."""
+    """Overrides of a run folder, by kind of attack; if they were obeyed, they would create a file ``mark``."""
     touch = f"{{_target_:pathlib.Path.touch,_args_:[{{_target_:pathlib.Path,_args_:['{mark}']}}]}}"
     return {
         "instead of the method": ["module._target_=os.system"],
@@ -180,7 +181,7 @@ def test_a_folder_that_would_build_something_foreign_is_refused(deephash, poison
     mark = tmp_path / "mark"
     result = deephash("train", f"resume={poisoned(*attacks(str(mark))[attack])}")
     assert result.code == 2, result
-    assert "the run folder wants to build" in result.err
+    assert "the run folder would build" in result.err
     assert result.err.count("\n") == 1
     assert not mark.exists()
 
@@ -256,7 +257,10 @@ def test_the_configuration_in_a_run_folder_is_data(deephash, poisoned, tmp_path,
 def test_every_verb_that_reads_run_folders_refuses_such_a_configuration(
     deephash, monkeypatch, content, reason, verb, options, code
 ):
-    """In a second and a sentence: a few hundred bytes of aliases would be more settings than fit into memory."""
+    """The refusal takes under a second and is one sentence.
+
+    A few hundred bytes of YAML aliases would otherwise expand to more settings than fit into memory.
+    """
     monkeypatch.setenv("WANDB_MODE", "offline")
     folder = write_run("runs/evil")
     (folder / runs.CONFIG).write_bytes(content if isinstance(content, bytes) else content.encode())

@@ -9,8 +9,8 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from deephash_cli.errors import ConfigError
 
 _SIDE = 128  # pixels of an image
-_FRAME = 4
-_GAP = 8
+_FRAME = 4  # pixels of the frame around an image
+_GAP = 8  # pixels between images
 _LINE = 17  # pixels of a line of text
 _LEFT = 24  # extra space between the query and its results
 _ACROSS = 10  # results in a row

@@ -1,4 +1,4 @@
-"""The network of a finished run, as what turns any images into binary codes."""
+"""Load the network of a finished run to encode new images."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,19 +22,25 @@ from deephash_cli.training.instantiate import build, build_module, is_learned
 from deephash_cli.training.trust import require_trusted
 
 _HALF = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
-_OF_A_RUN = ("method", "module", "model", "dataset", "seed", "epochs", "checkpoint", "versions")  # of its provenance
+# The entries of a run's provenance that are also true of codes that its network makes of other images.
+_OF_A_RUN = ("method", "module", "model", "dataset", "seed", "epochs", "checkpoint", "versions")
 
 
 class Encoder(nn.Module):
-    """A trained network that encodes as its run did: precision of the arithmetic, rounding of features, image size.
+    """A trained network that encodes as its run did, with the same image size, precision and rounding of features.
+
+    Args:
+        network: Trained network; it is put into evaluation mode and its parameters are frozen.
+        settings: Configuration of the run as plain values.
+        provenance: Origin of the codes, as it is written to the manifest of a codes folder.
 
     Attributes:
-        network: In evaluation mode.
+        network: Network in evaluation mode.
         bits: Code length.
         image_size: Side in pixels that images are resized to.
-        takes: ``images`` or ``vectors``.
-        settings: The configuration of the run.
-        provenance: What the codes come from, for a manifest.
+        takes: Kind of input: ``images`` or ``vectors``.
+        settings: Configuration of the run as plain values.
+        provenance: Origin of the codes, as it is written to the manifest of a codes folder.
     """
 
     def __init__(self, network: HashingNetwork, settings: dict[str, Any], provenance: dict[str, Any]):
@@ -48,7 +54,14 @@ class Encoder(nn.Module):
         self._half = _HALF.get(settings["trainer"].get("precision"))
 
     def forward(self, inputs: UInt8[Tensor, "n c h w"] | Float[Tensor, "n d"]) -> Float[Tensor, "n bits"]:
-        """Continuous codes of images, or of vectors where the run hashed vectors."""
+        """Compute the continuous codes of images, or of vectors if the run hashed vectors.
+
+        Args:
+            inputs: Pixels of images, from 0 to 255, or vectors.
+
+        Returns:
+            Continuous codes as float32, one row for each image or vector.
+        """
         if self.network.frozen and inputs.ndim == 4:
             inputs = self.network.features(inputs).half().float()  # features are kept as float16 while a run learns
         with torch.autocast(inputs.device.type, self._half, enabled=self._half is not None):
@@ -56,29 +69,39 @@ class Encoder(nn.Module):
 
 
 def prepare(image: Image.Image, size: int) -> UInt8[Tensor, "3 h w"]:
-    """Pixels of an RGB image as a network is given them: small squares as they are, others as squares of ``size``."""
-    small = image.width == image.height <= MAX_SIDE  # as data sets of such images are held in memory
+    """Return the pixels of an RGB image in the form that a network takes.
+
+    Args:
+        image: Image in RGB, of any size.
+        size: Side in pixels of the square that the image is resized and cropped to. A square image with a side of at
+            most ``MAX_SIDE`` keeps its size.
+    """
+    small = image.width == image.height <= MAX_SIDE  # data sets of such images are kept in memory at their own size
     return torch.from_numpy(square(image, image.width if small else size))
 
 
 def load_encoder(run: Path, allowed_targets: Sequence[str] = (), vectors: Path | None = None) -> Encoder:
-    """Build the network of a run folder and fill it from the checkpoint that the run's codes were made with.
+    """Build the network of a run folder and load the weights of the checkpoint that made the run's codes.
 
-    Nothing in the folder is executed: it may build what deephash trusts, and weights are read as tensors.
+    No code in the folder is executed: the folder can build only what deephash trusts, and weights are read as tensors.
 
     Args:
-        run: The folder.
-        allowed_targets: Packages besides deephash's own whose classes it may build.
-        vectors: The file to be hashed, if the run hashed vectors: those that it learned from need not be there.
+        run: Run folder.
+        allowed_targets: Names of further packages whose classes the folder may build.
+        vectors: File of the vectors to encode, if the run hashed vectors: its length of vectors is used, so that the
+            training vectors need not exist any more. None uses the file of the run.
 
     Raises:
-        ArtifactError: If the run is not finished, or damaged.
-        ConfigError: If it wants to build something that is not trusted.
+        ArtifactError: If the run is not finished or is damaged, or if ``vectors`` does not fit its network.
+        ConfigError: If the run would build something that is not trusted.
     """
     record = runs.read_record(run)
     manifest_file = run / runs.CODES / codes_folder.MANIFEST
     if not manifest_file.is_file():
-        raise ArtifactError(f"{run} has no codes yet: its status is {runs.status(run, record)}; deephash train ends it")
+        raise ArtifactError(
+            f"{run} has no codes yet: its status is {runs.status(run, record)}; deephash train resume=<run folder> "
+            "finishes it"
+        )
     provenance = codes_folder.read_manifest(run / runs.CODES)["provenance"]
     settings = runs.read_config(run)
     require_trusted(settings, also=allowed_targets)
@@ -86,12 +109,12 @@ def load_encoder(run: Path, allowed_targets: Sequence[str] = (), vectors: Path |
         bits, labels = settings["bits"], _stand_in_labels(run, settings)
         backbone = settings["model"]["network"]["backbone"]
         if "weights" in backbone:
-            backbone["weights"] = "none"  # the checkpoint has them
+            backbone["weights"] = "none"  # the checkpoint has the weights
         if vectors is not None and "file" in backbone:
             backbone["file"] = str(vectors)
         config: DictConfig = OmegaConf.create(settings)
         network = build(config.model.network, bits=bits)
-        if not is_learned(config):  # such a method puts a hash layer of its own into the network
+        if not is_learned(config):  # a fitted method puts its own hash layer into the network
             network = build_module(config, network, labels).network
         checkpoint = run / runs.CHECKPOINTS / Path(provenance["checkpoint"]["file"]).name
         digest = provenance["checkpoint"]["sha256"]
@@ -100,8 +123,8 @@ def load_encoder(run: Path, allowed_targets: Sequence[str] = (), vectors: Path |
     state = checkpoints.read_checkpoint(checkpoint)["state_dict"]
     if checkpoints.digest(checkpoint) != digest:
         raise ArtifactError(
-            f"{checkpoint} is not the checkpoint that the codes in {run / runs.CODES} were made with: the run went on "
-            "after that; deephash train resume=<run folder> makes the codes anew"
+            f"{checkpoint} is not the checkpoint that the codes in {run / runs.CODES} were made with: the run was "
+            "continued after that; deephash train resume=<run folder> makes the codes again"
         )
     prefix = "network."
     weights = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
@@ -115,6 +138,6 @@ def load_encoder(run: Path, allowed_targets: Sequence[str] = (), vectors: Path |
 
 
 def _stand_in_labels(run: Path, settings: dict[str, Any]) -> Float[Tensor, "n 2"]:
-    """Labels of as many images as the run learned from: a method's layers may have a size that depends on that."""
+    """Make labels for as many images as the run was trained on: the size of a method's layers can depend on that."""
     n = len(read_json(run / runs.SPLIT)["train"]) - settings["validation"]["queries"]
     return torch.eye(2).repeat(-(-n // 2), 1)[:n]

@@ -14,11 +14,14 @@ from deephash_cli.inference.shards import Task, Work
 
 
 class RayWorker:
-    """Makes shards in a process of Ray's.
+    """Worker that encodes shards in a process that Ray starts.
 
     Args:
-        task: The fields of `Task`.
-        accelerator: ``gpu`` if the worker has one, else ``cpu``.
+        task: Fields of ``Task`` by name.
+        accelerator: ``gpu`` if the worker has one, otherwise ``cpu``.
+
+    Raises:
+        DeephashError: If the input or the run cannot be used.
     """
 
     def __init__(self, task: dict[str, Any], accelerator: str):
@@ -27,7 +30,14 @@ class RayWorker:
         self.work = Work(Task(**task))
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
-        """Make the shards whose numbers come in; what went wrong goes back as text."""
+        """Encode the shards of a batch.
+
+        Args:
+            batch: Numbers of the shards under ``shard``.
+
+        Returns:
+            The same numbers under ``shard``; under ``error`` for each an empty text, or an exit code and a message.
+        """
         try:
             self.work.encode(batch["shard"].tolist(), self.accelerator, 1, lambda _: None)
             error = ""
@@ -44,18 +54,27 @@ def encode_with_ray(
     size: Callable[[int], int],
     show: Callable[[int], None],
 ) -> None:
-    """Make shards with Ray Data: on this machine, or on the cluster that ``RAY_ADDRESS`` names.
+    """Encode shards with Ray Data, on this machine or on the cluster that ``RAY_ADDRESS`` names.
+
+    Args:
+        task: Description of what to encode.
+        missing: Numbers of the shards to encode.
+        workers: Largest number of Ray workers.
+        gpus: Number of GPUs for each worker, which may be a fraction; 0 for the CPU.
+        size: Function that returns the number of images in a shard.
+        show: Function that is called with the number of images encoded so far, after each shard.
 
     Raises:
         ConfigError: If Ray is not installed.
-        DataError: If a file cannot be read and these are not to be skipped.
+        DataError: If a worker cannot encode a shard, for example because a file cannot be read and
+            ``task.bad_images`` is ``stop``.
     """
     try:
         import ray
         import ray.data
     except ImportError as error:
         raise ConfigError("launcher=ray needs Ray: pip install 'deephash[ray]'") from error
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # it warns of what Ray Data does itself
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # Ray would warn about what Ray Data itself does
     if not ray.is_initialized():
         ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     logging.getLogger("ray.data").setLevel(logging.ERROR)

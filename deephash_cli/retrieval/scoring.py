@@ -81,18 +81,7 @@ def evaluate(
         ConfigError: If a rank is below 1, if the radius is negative, or if ``zero_hits`` is unknown.
         DataError: If a side is empty, or if no query has a relevant item with ``zero_hits="skip"``.
     """
-    require_comparable(query, database)
-    for name, side in (("query", query), ("database", database)):
-        if not side.n:
-            raise DataError(f"evaluation needs at least one image on each side, but the {name} set is empty")
-    for name, ranks in (("k", ks), ("the R of map_at", map_at)):
-        for rank in ranks:
-            if rank < 1:
-                raise ConfigError(f"{name} must be between 1 and the database size {database.n}, got {rank}")
-    if radius < 0:
-        raise ConfigError(f"radius must be between 0 and the code length {query.bits}, got {radius}")
-    if zero_hits not in ZERO_HITS:
-        raise ConfigError(f"zero_hits must be {' or '.join(ZERO_HITS)}, got {zero_hits}")
+    _require_measurable(query, database, ks, map_at, radius, zero_hits)
     if query.labels.shape[1:] == (0,):
         return {**_statistics(database), **_counts(query, database), "policies": {"labels": WITHOUT_LABELS}}
     ks, map_at = sorted(set(ks)), sorted(set(map_at))
@@ -116,7 +105,6 @@ def evaluate(
     low, high = metrics.bootstrap_interval(
         np.stack([values[name][counted] for name in maps], axis=1), LEVEL, RESAMPLES, seed=0
     )
-    hardest = metrics.hardest(np.where(relevant > 0, values["map"], np.inf), min(HARDEST, int((relevant > 0).sum())))
     return {
         **{name: float(means[name]) for name in single},
         "confidence": {
@@ -137,16 +125,43 @@ def evaluate(
         },
         "distances": {side: by_distance[counted].sum(axis=0).tolist() for side, by_distance in distances.items()},
         "per_class": _per_class(values["map"][counted], query.labels[counted]),
-        "hardest_queries": [
-            {"query": int(row) if query.ids is None else query.ids[row], "average_precision": float(values["map"][row])}
-            for row in hardest
-        ],
+        "hardest_queries": _hardest(query, values["map"], relevant),
         **_statistics(database),
         **_counts(query, database),
         "queries_without_relevant": int((relevant == 0).sum()),
         "k_beyond_database": [int(k) for k in ks if k > database.n],
         "policies": {**POLICIES, "zero_hits": ZERO_HITS[zero_hits]},
     }
+
+
+def _require_measurable(
+    query: CodeSet, database: CodeSet, ks: Sequence[int], map_at: Sequence[int], radius: int, zero_hits: str
+) -> None:
+    """Refuse what `evaluate` cannot measure; it names the errors."""
+    require_comparable(query, database)
+    for name, side in (("query", query), ("database", database)):
+        if not side.n:
+            raise DataError(f"evaluation needs at least one image on each side, but the {name} set is empty")
+    for name, ranks in (("k", ks), ("the R of map_at", map_at)):
+        for rank in ranks:
+            if rank < 1:
+                raise ConfigError(f"{name} must be between 1 and the database size {database.n}, got {rank}")
+    if radius < 0:
+        raise ConfigError(f"radius must be between 0 and the code length {query.bits}, got {radius}")
+    if zero_hits not in ZERO_HITS:
+        raise ConfigError(f"zero_hits must be {' or '.join(ZERO_HITS)}, got {zero_hits}")
+
+
+def _hardest(query: CodeSet, average_precisions: np.ndarray, relevant: np.ndarray) -> list[dict[str, Any]]:
+    """Return the queries of least average precision among those that have a relevant item, hardest first."""
+    rows = metrics.hardest(np.where(relevant > 0, average_precisions, np.inf), min(HARDEST, int((relevant > 0).sum())))
+    return [
+        {
+            "query": int(row) if query.ids is None else query.ids[row],
+            "average_precision": float(average_precisions[row]),
+        }
+        for row in rows
+    ]
 
 
 def numbers(metrics: Mapping[str, Any]) -> dict[str, int | float]:

@@ -1,4 +1,4 @@
-"""Train a network and encode with it: `train` is the whole of a run, step by step, and `fit` its longest step."""
+"""Train a network and encode with it: `train` does a whole run step by step, and `fit` is its longest step."""
 
 import contextlib
 import functools
@@ -36,30 +36,45 @@ from deephash_cli.training.instantiate import build, build_module, is_learned, t
 from deephash_cli.training.trust import require_trusted
 from deephash_cli.training.validation import Validation
 
-# What the first of several processes starts the others with.
+# The command with which the first of several processes starts the others.
 FOLLOW = (sys.executable, "-P", "-c", "from deephash_cli.training.fit import follow; follow()")
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a run is made of before it has a folder."""
+    """Everything that a run needs before it gets a folder.
+
+    Attributes:
+        config: Composed configuration.
+        settings: The configuration as plain values, resolved and with secrets hidden, as it is written to files.
+        dataset: Data set that the run uses.
+        split: Division of the data set into training set, queries and database.
+        network: Network to train.
+    """
 
     config: DictConfig
-    settings: dict[str, Any]  # the same, resolved, secrets hidden: what is written down
+    settings: dict[str, Any]
     dataset: RetrievalDataset
     split: Split
     network: HashingNetwork
 
 
 def train(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
-    """Do a run from its configuration to its metrics, in the order in which the steps stand here.
+    """Do a whole run, from its configuration to its metrics. The steps happen in the order in which they stand here.
 
     Args:
-        config: The composed configuration.
-        overrides: The settings as they were typed, kept in the run folder so that the run can be resumed.
+        config: Composed configuration.
+        overrides: Settings as the user typed them; they are kept in the run folder so that the run can be resumed.
 
     Returns:
-        The metrics, and the run folder under ``run_dir``.
+        The metrics, and the path of the run folder under ``run_dir``.
+
+    Raises:
+        ConfigError: If the settings do not fit each other, or differ from those of the run to be resumed.
+        DataError: If the data are missing, damaged, or do not fit the method.
+        ArtifactError: If a file of the run is damaged or cannot be written.
+        DivergedError: If the loss, the weights or the codes are not finite.
+        Stopped: If the user or the system interrupts the run.
     """
     settings = _settings(config)
     earlier = resuming.earlier_run(settings)
@@ -81,11 +96,11 @@ def train(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def prepare(config: DictConfig, settings: dict[str, Any]) -> Job:
-    """Load the data set, divide it, and build the network: what has to fit before a run gets a folder.
+    """Load the data set, divide it and build the network: all that can fail before a run gets a folder.
 
     Args:
-        config: The composed configuration.
-        settings: The same as plain values, with secrets hidden.
+        config: Composed configuration.
+        settings: The same configuration as plain values, with secrets hidden.
 
     Raises:
         ConfigError: If the settings do not fit each other.
@@ -105,13 +120,15 @@ def fit(folder: Path, job: Job, dashboard: Logger | None) -> None:
     """Train the network of a job and write the codes of its queries and database.
 
     Args:
-        folder: The run folder. Training continues from its newest valid checkpoint, if it has one.
-        job: What to train, on what.
-        dashboard: A logger that gets every number besides the record in the folder; None for the record alone.
+        folder: Run folder. Training continues from its newest valid checkpoint, if it has one.
+        job: Network to train, its data and its configuration.
+        dashboard: Logger that gets every number in addition to the record in the folder; None for the record alone.
 
     Raises:
         ConfigError: If the settings do not fit each other, such as more devices than images.
-        DivergedError: If the loss or the codes are not finite.
+        DataError: If the training set cannot spare the validation queries, or an image cannot be read.
+        ArtifactError: If a checkpoint is damaged, or a file cannot be written.
+        DivergedError: If the loss, the weights or the codes are not finite.
     """
     config, split = job.config, job.split
     train_rows, validation_rows = split.train, np.empty(0, np.int64)
@@ -139,8 +156,8 @@ def fit(folder: Path, job: Job, dashboard: Logger | None) -> None:
     fewest = min(len(rows) for rows in (split.query, split.database, validation_rows) if len(rows))
     if fewest < trainer.world_size:
         raise ConfigError(
-            f"each of {trainer.world_size} devices needs an image of every part to encode, got a part of {fewest}: "
-            "lower trainer.devices"
+            f"each of {trainer.world_size} devices needs at least one image of the queries, of the database and of the "
+            f"validation queries, but the smallest of these has {fewest}: lower trainer.devices"
         )
     task = json.dumps({"folder": str(folder.absolute()), "config": OmegaConf.to_yaml(config, resolve=True)})
     with processes.team(trainer.world_size, trainer.strategy.root_device, FOLLOW, task):
@@ -160,7 +177,7 @@ def fit(folder: Path, job: Job, dashboard: Logger | None) -> None:
         if best.exists():
             chosen = best
         elif validation:
-            console.warn("the training ended before its first validation: the result is that of the last epoch")
+            console.warn("training ended before the first validation: the codes are those of the last epoch")
         module.load_state_dict(checkpoints.read_checkpoint(chosen)["state_dict"])
         precision = trainer.precision_plugin.forward_context
         query, database = (source.codes(rows, precision) for rows in (split.query, split.database))
@@ -171,7 +188,7 @@ def fit(folder: Path, job: Job, dashboard: Logger | None) -> None:
 
 
 def follow() -> None:
-    """Train and encode as one of several processes. The process that started this one alone prints and writes."""
+    """Train and encode as one of several processes. Only the process that started this one prints and writes files."""
     console.be_silent()
     task = json.loads(processes.task_of_this_process() or "null")
     if task is None:
@@ -180,31 +197,31 @@ def follow() -> None:
     try:
         with console.quiet_lightning():
             fit(Path(task["folder"]), prepare(config, {}), None)
-    except DeephashError as error:  # which the first process has as well
+    except DeephashError as error:  # the first process gets the same error and prints it
         sys.exit(error.exit_code)
 
 
 def _settings(config: DictConfig) -> dict[str, Any]:
-    """Return the configuration as plain values with secrets hidden, after what the run may build was checked.
+    """Check what the run may build, and return the configuration as plain values with secrets hidden.
 
     Raises:
-        ConfigError: If a run folder to be resumed would build something that is not trusted, or another program has
-            started several of these processes.
+        ConfigError: If a run folder to be resumed would build something that is not trusted, or if another program
+            started this process as one of several.
     """
     settings = runs.redact(cast(dict[str, Any], OmegaConf.to_container(config, resolve=True)))
     if config.resume not in ("auto", "none"):
         require_trusted(settings, also=config.allowed_targets)
     processes.require_alone("train")
-    if not is_learned(config):  # fitted in one step by one process, whatever the other methods of a sweep have
+    if not is_learned(config):  # fitted in one step by one process, even if other methods of a sweep use several
         for name, value in {"max_epochs": 1, "devices": 1, "num_nodes": 1, "strategy": "auto"}.items():
-            OmegaConf.update(config.trainer, name, value, force_add=True)  # a trainer of the user's may not name it
+            OmegaConf.update(config.trainer, name, value, force_add=True)  # the user's own trainer may lack the setting
             settings["trainer"][name] = value
     return settings
 
 
 @contextlib.contextmanager
 def _run_folder(config: DictConfig, earlier: Path | None) -> Iterator[runs.Run]:
-    """Open the folder of an earlier run, or make a new one, which is removed again if nothing can come of it."""
+    """Open the folder of an earlier run, or make a new one, which is removed again if it holds nothing to resume."""
     name = f"{config.dataset.name}-{config.method}-{config.bits}-s{config.seed}".replace("/", "_")
     run = runs.Run(earlier) if earlier else runs.create(Path(config.runs), name, config.run_dir)
     try:
@@ -215,7 +232,7 @@ def _run_folder(config: DictConfig, earlier: Path | None) -> Iterator[runs.Run]:
         raise
     except ArtifactError:
         if not (run.path / runs.RECORD).exists():
-            run.discard()  # its record could not be written, so nothing in it can be resumed
+            run.discard()  # the record could not be written, so nothing in the folder can be resumed
         raise
     finally:
         run.close()
@@ -223,7 +240,7 @@ def _run_folder(config: DictConfig, earlier: Path | None) -> Iterator[runs.Run]:
 
 @contextlib.contextmanager
 def _recorded(run: runs.Run, job: Job, overrides: Sequence[str]) -> Iterator[str]:
-    """Write down that a run has started and how it ended. Yields the run's id."""
+    """Record that a run has started and how it ended. Yields the id of the run."""
     yaml = OmegaConf.to_yaml(OmegaConf.create(job.settings))
     identity = run.start(yaml, runs.fingerprint(job.settings), overrides)
     try:
@@ -244,7 +261,7 @@ def _recorded(run: runs.Run, job: Job, overrides: Sequence[str]) -> Iterator[str
 
 @contextlib.contextmanager
 def _second_to_the_cause() -> Iterator[None]:
-    """Warn if the end of a run cannot be written down: the error that ended the run is the one to be shown."""
+    """Only warn if the end of a run cannot be recorded, so that the error that ended the run is the one shown."""
     try:
         yield
     except ArtifactError as error:
@@ -253,7 +270,10 @@ def _second_to_the_cause() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _dashboard(folder: Path, identity: str, job: Job) -> Iterator[Logger | None]:
-    """Open the logger of a job's configuration, and close it with the metrics that the folder has at the end."""
+    """Open the logger that a job's configuration names, and close it with the metrics of the finished run.
+
+    Yields the logger; None if there is none or it cannot be opened.
+    """
     dashboard = loggers.copies_to(
         build(job.config.logger), run_dir=folder, identity=identity, group=job.config.group, config=job.settings
     )
@@ -267,49 +287,60 @@ def _dashboard(folder: Path, identity: str, job: Job) -> Iterator[Logger | None]
 
 @functools.lru_cache(maxsize=1)
 def load_dataset(source: str) -> RetrievalDataset:
-    """The data set of a node of the configuration, as YAML. The last one is kept: the runs of a sweep share it."""
+    """Load the data set that a node of the configuration describes.
+
+    The last data set is kept in memory, because the runs of a sweep share it.
+
+    Args:
+        source: Node ``dataset.source`` of the configuration, as YAML.
+
+    Raises:
+        DataError: If the data are missing or damaged.
+        ConfigError: If the node cannot be built.
+    """
     return build(OmegaConf.create(source))
 
 
 def _require_fitting(config: DictConfig, dataset: RetrievalDataset) -> None:
-    """Compare what the data set has with what the model and the method take, before anything is computed.
+    """Check that the data set suits the model and the method, before anything is computed.
 
     Raises:
-        ConfigError: If the model takes images and the data set holds vectors, or the other way round; if a head is to
-            be learned first where nothing else is.
-        DataError: If the method learns from labels and there are none.
+        ConfigError: If the model takes images but the data set holds vectors, or the other way round; or if the head
+            is to be trained first although the backbone is frozen.
+        DataError: If the method learns from labels but the data set has no labels.
     """
     backbone = target_of(OmegaConf.select(config, "model.network.backbone"))
     holds = "vectors" if isinstance(dataset.images, Vectors) else "images"
     takes = "vectors" if backbone is NoBackbone else "images"
     if holds != takes:
         raise ConfigError(
-            f"dataset={config.dataset.name} holds {holds}, model={config.model.name} takes {takes}: leave out model="
+            f"dataset={config.dataset.name} holds {holds} but model={config.model.name} takes {takes}: leave out model="
         )
     if config.head.epochs and config.model.frozen:
         raise ConfigError(
-            f"head.epochs={config.head.epochs} goes with model.frozen=false, got model.frozen=true: leave it out and "
-            "set trainer.max_epochs"
+            f"head.epochs={config.head.epochs} needs model.frozen=false, got model.frozen=true: leave out head.epochs "
+            "and set trainer.max_epochs"
         )
     if not dataset.class_names and getattr(target_of(config.module), "supervision", "none") != "none":
         raise DataError(
-            f"method={config.method} learns from labels, and data set {dataset.name} has none: give it labels, with "
-            "vectors dataset.labels=<file.npy>, or choose a method that needs none, such as method=itq"
+            f"method={config.method} learns from labels, but data set {dataset.name} has no labels: add labels (for "
+            "vectors with dataset.labels=<file.npy>), or choose a method that does not need them, such as method=itq"
         )
 
 
 def _learn_head(folder: Path, job: Job, source: Source, rows: Int[np.ndarray, "n"]) -> dict[str, Tensor]:
-    """Train what is above the backbone, on the backbone's features, before the backbone is fine-tuned.
+    """Train the layers above the backbone on the backbone's features, before the backbone is fine-tuned.
 
-    Gradients of a head that knows nothing spoil pretrained features (Kumar et al., Fine-Tuning can Distort Pretrained
+    The gradients of an untrained head spoil pretrained features (Kumar et al., Fine-Tuning can Distort Pretrained
     Features and Underperform Out-of-Distribution, ICLR 2022).
 
     Returns:
-        The state that the method goes on with: network, buffers.
+        The state that the method continues from: the tensors of the network and the buffers, by name.
     """
     head = job.config.head
     config = cast(DictConfig, OmegaConf.merge(job.config, {"optimizer": {"lr": head.lr}}))
-    changes = {"strategy": "ddp_find_unused_parameters_true"} if processes.count() > 1 else {}  # those of the backbone
+    # DDP must accept that the parameters of the backbone get no gradient here
+    changes = {"strategy": "ddp_find_unused_parameters_true"} if processes.count() > 1 else {}
     trainer = make_trainer(
         config,
         folder,
@@ -325,7 +356,7 @@ def _learn_head(folder: Path, job: Job, source: Source, rows: Int[np.ndarray, "n
 
 
 def _provenance(job: Job, epochs: int, checkpoint: Path, best: float) -> dict[str, Any]:
-    """Where the codes come from and how they are to be measured: all that ``deephash eval`` has to know."""
+    """Describe where the codes come from and how to evaluate them: everything that ``deephash eval`` needs to know."""
     config, split = job.config, job.split
     validated = checkpoint.name == checkpoints.BEST
     names = job.dataset.class_names
@@ -361,7 +392,7 @@ def _provenance(job: Job, epochs: int, checkpoint: Path, best: float) -> dict[st
 
 
 def _inputs(job: Job) -> dict[str, Any]:
-    """What codes were made from."""
+    """Describe what the codes were made from: views of images, or a file of vectors."""
     images = job.dataset.images
     if isinstance(images, Vectors):
         return {"views": "none: vectors as they are", "vectors": {"sha256": images.digest()}}
@@ -376,22 +407,33 @@ def make_trainer(
     callbacks: list[Callback],
     **changes: Any,
 ) -> Trainer:
-    """The trainer of a configuration, ``changes`` made. Only the process that the user started has its loggers."""
+    """Build the trainer of a configuration. Only the process that the user started gets loggers.
+
+    Args:
+        config: Composed configuration.
+        folder: Run folder.
+        make_loggers: Function that creates the loggers; it is called in the first process only.
+        callbacks: Callbacks of the trainer.
+        **changes: Arguments of the trainer that replace those of the configuration.
+
+    Raises:
+        ConfigError: If the trainer refuses its settings.
+    """
     create = build(config.trainer, _partial_=True)
     try:
         return create(
             logger=make_loggers() if processes.is_first() else False,
             callbacks=callbacks,
             default_root_dir=folder,
-            # processes.team is the environment, whatever cluster this is
+            # processes.team starts the processes on every kind of cluster, so Lightning must not detect one
             plugins=[checkpoints.VerifiedCheckpointIO(), LightningEnvironment()],
             check_val_every_n_epoch=config.validation.every_n_epochs,
             **changes,
-            enable_checkpointing=False,  # EpochCheckpoints does it
-            enable_progress_bar=False,  # EpochReport does it
+            enable_checkpointing=False,  # EpochCheckpoints saves them
+            enable_progress_bar=False,  # EpochReport shows one
             enable_model_summary=False,
             num_sanity_val_steps=0,
-            use_distributed_sampler=False,  # the order of an epoch is EpochSampler's
+            use_distributed_sampler=False,  # EpochSampler decides the order of an epoch
         )
     except (MisconfigurationException, ValueError, TypeError) as error:
         raise ConfigError(f"trainer: {first_line(error)}") from error

@@ -1,4 +1,4 @@
-"""Which images some of a run's queries bring back: what a report and a dashboard show of its codes."""
+"""The gallery of a run: some queries with the images that they retrieve, for reports and dashboards."""
 
 import io
 from collections.abc import Sequence
@@ -16,24 +16,29 @@ from deephash_cli.retrieval.codes import CodeSet
 from deephash_cli.retrieval.codes_folder import load_codes
 from deephash_cli.runs import gallery as run_gallery
 
-TILE = 64  # pixels of a side, at most
-RESULTS = 10
-HARDEST = 6
-DRAWN = 6
+TILE = 64  # largest side of an image, in pixels
+RESULTS = 10  # results shown for each query
+HARDEST = 6  # queries with the lowest average precision
+DRAWN = 6  # queries drawn at random
 TIES = "by distance, ties in database order; a query's own image is left out"
 
 
 def write(folder: Path, dataset: RetrievalDataset, hardest: Sequence[str]) -> None:
-    """Search for some queries with the codes of a run, and keep what they find beside them.
+    """Search for some queries with the codes of a run, and write the results into the run folder.
 
-    ``retrieval.json`` has the queries and, nearest first, their results: ids, names of labels, distances, what shares a
-    label. ``retrieval.webp`` has their images in a grid: a row for each query, itself first. Nothing is written of a
-    data set without images, or without anything to find.
+    ``retrieval.json`` has the queries and their results, nearest first, with ids, names of labels, distances and
+    whether a result shares a label with its query. ``retrieval.webp`` has their images in a grid with one row for each
+    query, the query itself first. No file is written if the data set has no images, or if there are no results.
 
     Args:
-        folder: A run folder with codes.
-        dataset: What they were made from.
-        hardest: Ids of the queries that find least, in order; the first ``HARDEST`` are shown, and ``DRAWN`` others.
+        folder: Run folder that has codes.
+        dataset: Data set that the codes were made from.
+        hardest: Ids of the queries with the lowest average precision, lowest first. The first ``HARDEST`` of them are
+            shown, and ``DRAWN`` other queries.
+
+    Raises:
+        ArtifactError: If the codes are damaged, or the folder cannot be written to.
+        DataError: If an image cannot be read.
     """
     if isinstance(dataset.images, Vectors):
         return
@@ -73,12 +78,12 @@ def write(folder: Path, dataset: RetrievalDataset, hardest: Sequence[str]) -> No
 
 
 def _ids(side: CodeSet) -> list[str]:
-    assert side.ids is not None  # those of a run have ids
+    assert side.ids is not None  # the codes of a run always have ids
     return side.ids
 
 
 def _choose(ids: Sequence[str], hardest: Sequence[str]) -> Int64[np.ndarray, " q"]:
-    """Rows of the hardest queries, and of others drawn at random, the same ones for every run on a split."""
+    """Choose the rows of the hardest queries and of others drawn at random with the same seed for every run."""
     row_of = {name: row for row, name in enumerate(ids)}
     first = [row_of[name] for name in hardest[:HARDEST]]
     drawn = [row for row in np.random.default_rng(0).permutation(len(ids)).tolist() if ids[row] not in hardest]
@@ -88,7 +93,7 @@ def _choose(ids: Sequence[str], hardest: Sequence[str]) -> Int64[np.ndarray, " q
 def _average_precisions(
     query: CodeSet, database: CodeSet, rows: Int64[np.ndarray, " q"], own: Int64[np.ndarray, " q"]
 ) -> list[float]:
-    """Of each of these queries; of none where there are no labels."""
+    """Compute the average precision of each of these queries; an empty list if there are no labels."""
     if query.labels.shape[1] == 0:
         return []
     sides = (query.packed[rows], database.packed, query.bits, query.labels[rows], database.labels)

@@ -1,4 +1,4 @@
-"""From images to what a network is given, and from a network to binary codes."""
+"""Feed images, features or vectors to a network in batches, and collect its binary codes."""
 
 import hashlib
 from collections.abc import Callable, Iterator
@@ -24,12 +24,13 @@ from deephash_cli.retrieval.codes import CodeSet
 
 @dataclass(frozen=True)
 class Loading:
-    """How batches are made.
+    """Settings of how batches are made.
 
     Attributes:
-        batch_size: Images in a training step.
-        eval_batch_size: Images at a time when nothing is learned.
-        num_workers: Processes that decode image files. Images and features in memory need none and get none.
+        batch_size: Number of images in a training step, summed over all processes.
+        eval_batch_size: Number of images that each process passes through the network at once when nothing is learned.
+        num_workers: Number of worker processes that decode image files. Images and features in memory need no workers
+            and get none.
         pin_memory: Whether batches are copied to memory that a GPU can read directly.
     """
 
@@ -40,15 +41,15 @@ class Loading:
 
 
 class Source:
-    """The rows of a data set as a network is given them: images, or the features of its frozen backbone, or vectors.
+    """The rows of a data set as the network takes them: images, features of its frozen backbone, or vectors.
 
-    Features are computed when a source is made, unless they are on disk from an earlier run.
+    Features are computed when a source is created, unless they are on disk from an earlier run.
 
     Args:
-        dataset: Images and labels.
-        network: Whose image size and backbone matter.
-        device: Where features are computed.
-        loading: How batches are made.
+        dataset: Images or vectors, with their labels.
+        network: Network that the rows are for; its image size and its backbone decide what it takes.
+        device: Device that computes features and codes.
+        loading: Settings of how batches are made.
     """
 
     def __init__(self, dataset: RetrievalDataset, network: HashingNetwork, device: torch.device, loading: Loading):
@@ -61,38 +62,61 @@ class Source:
         self.loading = loading
         self._workers = 0 if images.in_memory else loading.num_workers
         self.inputs = self.images
-        if network.frozen and not isinstance(images, Vectors):  # which are features already
+        if network.frozen and not isinstance(images, Vectors):  # vectors are features already
             self.inputs = self._features(np.arange(len(dataset)))
             self._workers = 0
 
     def shuffled(self, rows: Int[np.ndarray, "n"], seed: int) -> "DataLoader[Batch]":
-        """Training batches of some rows, in an order of their own each epoch."""
+        """Make training batches of some rows, in a different order in each epoch.
+
+        Args:
+            rows: Rows of the data set.
+            seed: Random seed of the orders.
+
+        Raises:
+            DataError: If there are fewer than two rows.
+            ConfigError: If a batch is too small for the number of processes.
+        """
         subset = Rows(self.inputs, self.labels, rows)
         return train_loader(subset, self.loading.batch_size, seed, self._workers, self.loading.pin_memory)
 
     def shuffled_features(self, rows: Int[np.ndarray, "n"], batch_size: int, seed: int) -> "DataLoader[Batch]":
-        """Training batches of the features that the backbone gives of some rows now, though it is not frozen."""
+        """Make training batches of the features that the backbone gives now for some rows, although it is not frozen.
+
+        Args:
+            rows: Rows of the data set.
+            batch_size: Number of rows in a batch, summed over all processes.
+            seed: Random seed of the orders.
+
+        Raises:
+            DataError: If there are fewer than two rows, or an image cannot be read.
+            ConfigError: If a batch is too small for the number of processes.
+        """
         subset = Rows(self._features(rows), self.labels[rows], np.arange(len(rows)))
         return train_loader(subset, batch_size, seed, 0, self.loading.pin_memory)
 
     def in_order(self, rows: Int[np.ndarray, "n"]) -> "DataLoader[Batch]":
-        """Some rows once, in their order."""
+        """Make batches of ``eval_batch_size`` that have each of these rows once, in the given order."""
         subset = Rows(self.inputs, self.labels, rows)
         return encode_loader(subset, self.loading.eval_batch_size, self._workers, self.loading.pin_memory)
 
     def at_once(self, rows: Int[np.ndarray, "n"]) -> "DataLoader[Batch]":
-        """Some rows in their order, all in one batch."""
+        """Make a single batch of all these rows, in the given order."""
         return encode_loader(Rows(self.inputs, self.labels, rows), len(rows), 0, pin_memory=False)
 
     def codes(self, rows: Int[np.ndarray, "n"], precision: Callable[[], AbstractContextManager[None]]) -> CodeSet:
-        """Binary codes of some rows, in their order. Several processes encode a part each, and all get all.
+        """Compute the binary codes of some rows. With several processes, each encodes a part and all get the whole.
 
         Args:
-            rows: Which.
-            precision: Of the arithmetic, as a context.
+            rows: Rows of the data set.
+            precision: Function that returns a context manager, which sets the precision of the arithmetic.
+
+        Returns:
+            Codes, labels and ids in the order of ``rows``.
 
         Raises:
-            DivergedError: If the network's output is not a number.
+            DataError: If an image cannot be read.
+            DivergedError: If an output of the network is NaN.
         """
         self.network.to(self.device).eval()
         with progress("encoding, images", len(rows)) as show, precision():
@@ -108,12 +132,15 @@ class Source:
         with torch.inference_mode():
             for inputs in self._inputs(rows):
                 parts.append(forward(inputs.to(self.device, non_blocking=True)).float().cpu())
-                done += processes.count() * len(parts[-1])  # the other processes are as far
+                done += processes.count() * len(parts[-1])  # the other processes have done about as many
                 show(done)
         return torch.cat(parts)
 
     def _inputs(self, rows: Int[np.ndarray, "n"]) -> Iterator[Tensor]:
-        """Those of some rows, in their order; without the loader if no process helps, which costs a twentieth."""
+        """Yield the inputs of some rows in batches, in the given order.
+
+        The loader is used only if there are worker processes, because it costs a twentieth of the time.
+        """
         size = self.loading.eval_batch_size
         if self._workers:
             return (batch.inputs for batch in self.in_order(rows))

@@ -1,4 +1,4 @@
-"""From a node of the configuration to the object that it names, with errors that a user can act on."""
+"""Build the objects that nodes of the configuration name, with errors that a user can act on."""
 
 from typing import Any
 
@@ -15,14 +15,17 @@ from deephash_cli.models import HashingNetwork
 
 
 def build(node: Any, **arguments: Any) -> Any:
-    """Instantiate a node; ``None`` gives ``None``.
+    """Build the object that a node of the configuration names.
 
     Args:
-        node: With a ``_target_``. If it is marked ``_partial_``, a function of the remaining arguments comes back.
-        **arguments: Of the target, besides those in the node.
+        node: Node with a ``_target_``; None gives None.
+        **arguments: Arguments of the target in addition to those in the node.
+
+    Returns:
+        The object; for a node that is marked ``_partial_``, a function of the remaining arguments.
 
     Raises:
-        DeephashError: What the target itself raises.
+        DeephashError: If the target itself raises one.
         ConfigError: If the target refuses its arguments or does not exist.
     """
     if node is None:
@@ -41,22 +44,34 @@ def build(node: Any, **arguments: Any) -> Any:
 
 
 def is_learned(config: DictConfig) -> bool:
-    """Whether the method is learned by gradient; otherwise it is fitted on features, in one step."""
+    """Whether the method of a configuration learns by gradient; otherwise it is fitted on features in one step."""
     method = target_of(config.module)
     return isinstance(method, type) and issubclass(method, HashingModule)
 
 
 def target_of(node: DictConfig | None) -> Any:
-    """The class or function that a node names, uncalled."""
+    """Return the class or function that a node names, without calling it.
+
+    Args:
+        node: Node with a ``_target_``; None gives None.
+
+    Raises:
+        ConfigError: If the target does not exist.
+    """
     return None if node is None else build(node, _partial_=True).func
 
 
 def build_module(config: DictConfig, network: HashingNetwork, train_labels: Float[Tensor, "n classes"]) -> Hasher:
-    """The method of a configuration, around a network.
+    """Build the method of a configuration around a network.
+
+    Args:
+        config: Composed configuration.
+        network: Network that the method trains.
+        train_labels: Multi-hot labels of the training set, in the order of its rows.
 
     Raises:
         ConfigError: If the method refuses its settings.
-        DataError: If it cannot learn from these labels.
+        DataError: If the method cannot learn from these labels.
     """
     settings: dict[str, Any] = {"network": network, "train_labels": train_labels, "seed": config.seed}
     if is_learned(config):

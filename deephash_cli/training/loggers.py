@@ -1,4 +1,4 @@
-"""Where a run's numbers go. ``metrics.jsonl`` in the run folder is the record; dashboards are copies of it."""
+"""Loggers of a run. ``metrics.jsonl`` in the run folder is the record of its numbers; dashboards get copies."""
 
 import contextlib
 import json
@@ -21,8 +21,12 @@ class RecordLogger(Logger):
     """Append every logged step to ``metrics.jsonl`` as it happens.
 
     Args:
-        file: The record. One of an interrupted run is cut back to ``step``, where its checkpoint is, and continued.
-        step: The optimizer steps that have been done.
+        file: File of the record. If it exists, the lines after ``step`` and damaged lines are removed, and the rest is
+            continued: an interrupted run repeats the steps after its last checkpoint.
+        step: Number of optimizer steps done so far.
+
+    Raises:
+        ArtifactError: If the file cannot be written.
     """
 
     def __init__(self, file: Path, step: int):
@@ -33,32 +37,37 @@ class RecordLogger(Logger):
 
     @property
     def name(self) -> str:
-        """Lightning asks for one."""
+        """Name of the logger, which Lightning's interface requires."""
         return "record"
 
     @property
     def version(self) -> int:
-        """Lightning asks for one."""
+        """Version of the logger, which Lightning's interface requires."""
         return 0
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
         """Do nothing: the run folder has the configuration already."""
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Append one line."""
+        """Append one line with the step, the time and the metrics.
+
+        Args:
+            metrics: Values by name.
+            step: Index of the optimizer step, from 0; it is written counting from 1. None counts as 0.
+        """
         line = {"step": (step or 0) + 1, "time": round(time.time(), 3), **{k: float(v) for k, v in metrics.items()}}
         with self.file.open("a") as file:
             file.write(json.dumps(line) + "\n")
 
 
 class EpochReport(Callback):
-    """Show the progress of the training and log what an epoch cost: learning rates, seconds, images per second.
+    """Show the progress of the training, and log learning rates, seconds and images per second of each epoch.
 
-    However the training ends, the bar is closed and leaves the terminal as it was.
+    The progress bar is closed however the training ends, and leaves the terminal as it was.
 
     Args:
-        images: In an epoch.
-        phase: What is shown before it says that it is training.
+        images: Number of training images in an epoch.
+        phase: Prefix of the progress bar's label, such as "head: ".
     """
 
     def __init__(self, images: int, phase: str = ""):
@@ -70,7 +79,7 @@ class EpochReport(Callback):
         self._update: Any = None
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Close the progress bar where it stands."""
+        """Close the progress bar at its current position."""
         self._bar.__exit__(type(exception), exception, None)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -82,15 +91,15 @@ class EpochReport(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Move it."""
+        """Advance the progress bar to the current step."""
         self._update(trainer.global_step)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look at the clock."""
+        """Note the time at which the epoch starts."""
         self._started = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log and show."""
+        """Log learning rates and times of the epoch, and show them with its losses and its validation mAP."""
         seconds = time.perf_counter() - self._started
         for name, rate in {group["name"]: group["lr"] for group in trainer.optimizers[0].param_groups}.items():
             pl_module.log(f"lr/{name}", rate)
@@ -114,18 +123,20 @@ class EpochReport(Callback):
 
 
 class WandbRun(WandbLogger):
-    """One W&B run for one deephash run, everything of it inside the run folder. A failure of W&B never costs a run.
+    """Log one deephash run as one W&B run whose files are all inside the run folder.
+
+    A failure of W&B never ends a run.
 
     Args:
-        run_dir: The run folder.
-        identity: W&B's id of the run: a resumed run goes on under it.
-        group: Of the sweep, if any.
-        config: The resolved configuration, secrets hidden.
-        mode: ``auto`` (online if there is a key, else offline), ``online``, ``offline``, ``disabled``. The
-            environment's ``WANDB_MODE`` comes first.
-        project: Project that the run is listed in.
-        entity: User or team; ``None`` for the key's default.
-        tags: To filter by.
+        run_dir: Run folder.
+        identity: Id of the run in W&B; a resumed run continues under the same id.
+        group: Name of the sweep that the run belongs to; None if there is none.
+        config: Resolved configuration with secrets hidden.
+        mode: One of ``auto`` (online if there is a key, otherwise offline), ``online``, ``offline`` and ``disabled``.
+            The environment variable ``WANDB_MODE`` takes precedence.
+        project: Name of the W&B project.
+        entity: User or team that owns the project; None for the default of the key.
+        tags: Tags to filter runs by.
     """
 
     def __init__(
@@ -144,18 +155,32 @@ class WandbRun(WandbLogger):
 
 
 def copies_to(create: Callable[..., Logger] | None, **facts: Any) -> Logger | None:
-    """Make the logger that the configuration names, or warn and go on without: the run matters more."""
+    """Create the logger that the configuration names; if that fails, warn and continue without it.
+
+    Args:
+        create: Function that creates the logger; None for no logger.
+        **facts: Arguments of ``create``.
+
+    Returns:
+        The logger; None if there is none or it could not be created.
+    """
     if create is None:
         return None
     try:
         return create(**facts)
-    except Exception as error:  # loggers are other people's code
+    except Exception as error:  # loggers are third-party code, and the run matters more
         console.warn(f"this run is logged into its own folder only: {first_line(error)}")
         return None
 
 
 def conclude(logger: Logger | None, metrics: Mapping[str, Any] | None, exit_code: int) -> None:
-    """Copy the final metrics, if there are any, and end the logger, marked failed unless ``exit_code`` is 0."""
+    """Log the final metrics and close the logger. A failure of the logger is only a warning.
+
+    Args:
+        logger: Logger to close; None does nothing.
+        metrics: Final metrics of the run; None if the run did not finish.
+        exit_code: Exit code of the run; the logger is marked as failed unless it is 0.
+    """
     if logger is None:
         return
     steps: list[Callable[[], Any]]
@@ -167,27 +192,44 @@ def conclude(logger: Logger | None, metrics: Mapping[str, Any] | None, exit_code
         numbers: dict[str, float] = {f"eval/{name}": value for name, value in found if isinstance(value, int | float)}
         steps = [lambda: logger.log_metrics(numbers), logger.save] if numbers else []
         steps.append(lambda: logger.finalize("success" if exit_code == 0 else "failed"))
-    for step in steps:  # the last one even if another failed: it ends the logger
+    for step in steps:  # each one even if another failed, because the last one closes the logger
         try:
             step()
-        except Exception as error:  # as above
+        except Exception as error:  # third-party code, as above
             console.warn(f"the dashboard did not get everything: {first_line(error)}")
 
 
 def csv_logger(run_dir: Path, identity: str, group: str | None, config: dict[str, Any]) -> Logger:
-    """Lightning's CSV files under ``csv/`` in the run folder."""
+    """Create Lightning's CSV logger, which writes to ``csv/`` in the run folder.
+
+    Args:
+        run_dir: Run folder.
+        identity: Unused; only W&B needs an id.
+        group: Unused.
+        config: Unused.
+    """
     del identity, group, config
     return CSVLogger(run_dir, name="csv", version="")
 
 
 def tensorboard_logger(run_dir: Path, identity: str, group: str | None, config: dict[str, Any]) -> Logger:
-    """TensorBoard event files under ``tensorboard/`` in the run folder."""
+    """Create a TensorBoard logger, which writes event files to ``tensorboard/`` in the run folder.
+
+    Args:
+        run_dir: Run folder.
+        identity: Unused; only W&B needs an id.
+        group: Unused.
+        config: Unused.
+
+    Raises:
+        ModuleNotFoundError: If TensorBoard is not installed.
+    """
     del identity, group, config
     return TensorBoardLogger(run_dir, name="tensorboard", version="")
 
 
 def _step(line: str) -> float:
-    """The step that a line tells of; infinity if it was not written to its end."""
+    """Return the optimizer step of a line of the record; infinity if the line is incomplete."""
     try:
         return int(json.loads(line)["step"])
     except (ValueError, TypeError, KeyError):

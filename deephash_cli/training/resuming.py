@@ -1,4 +1,4 @@
-"""Which run folder a command goes on with, and whether it may."""
+"""Find the run folder that a command continues, and check that it may be continued."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,11 +12,17 @@ from deephash_cli.files import read_json
 
 
 def earlier_run(settings: Mapping[str, Any]) -> Path | None:
-    """The run folder that ``resume`` asks for, if there is one.
+    """Find the run folder that the setting ``resume`` asks for.
+
+    Args:
+        settings: Resolved configuration as plain values.
+
+    Returns:
+        The run folder; None if a new run is to be started.
 
     Raises:
-        ConfigError: If the run in it has other settings than a resumed run may have.
-        ArtifactError: If it holds no run.
+        ConfigError: If the run in the folder was started with settings that a resumed run must keep, and they differ.
+        ArtifactError: If the folder holds no run.
     """
     resume, run_dir = settings["resume"], settings["run_dir"]
     if resume == "none":
@@ -30,24 +36,34 @@ def earlier_run(settings: Mapping[str, Any]) -> Path | None:
     before = runs.read_config(folder)
     if changes := runs.forbidden_changes(before, settings):
         raise ConfigError(
-            f"{folder} was started with other settings, which a resumed run must keep: {'; '.join(changes)}"
+            f"{folder} was started with different settings, which a resumed run must keep: {'; '.join(changes)}"
         )
     return folder
 
 
 def is_done(folder: Path, epochs: int) -> bool:
-    """Whether the run in ``folder`` has ended and trained for as many epochs as are asked for now."""
+    """Whether the run in ``folder`` is finished and was trained for at least ``epochs`` epochs.
+
+    Raises:
+        ArtifactError: If the folder holds no run, or its metrics cannot be read.
+    """
     finished = runs.read_record(folder)["status"] == "finished"
     return finished and read_json(folder / runs.METRICS)["epochs"] >= epochs
 
 
 def keep_split(folder: Path, split: Split, dataset: RetrievalDataset) -> None:
-    """Write the split into the run folder; a resumed run must have the one that is there.
+    """Write the split into the run folder; a resumed run must have the same split as before.
+
+    Args:
+        folder: Run folder.
+        split: Division of the data set that the settings give now.
+        dataset: Data set that ``split`` divides.
 
     Raises:
-        ArtifactError: If it has another.
+        ArtifactError: If the folder already has a different split, or cannot be written to.
+        DataError: If the split in the folder is damaged or names images that the data set does not have.
     """
     file = folder / runs.SPLIT
     if file.exists() and load_split(file, dataset).sha256 != split.sha256:
-        raise ArtifactError(f"{file} is not the split that the settings give now: the data changed, start a new run")
+        raise ArtifactError(f"{file} is not the split that the settings give now: the data changed; start a new run")
     save_split(file, split, dataset)

@@ -1,4 +1,4 @@
-"""What the configuration of a run folder may build: a run folder may come from somebody else."""
+"""Decide what the configuration of a run folder may build, because the folder may come from somebody else."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -7,14 +7,15 @@ from hydra.utils import get_object
 
 from deephash_cli.errors import ConfigError
 
-# What a run folder from elsewhere may build: parts of a run, but nothing that reads, writes or downloads a file of the
-# folder's choice. Whatever such a name leads to must be defined there too: deephash_cli.models.os.system is not.
+# Packages and modules whose classes and functions any run folder may build: parts of a run, but none that reads, writes
+# or downloads a file that the folder chooses. The object that a name refers to must also be defined in one of them:
+# deephash_cli.models.os.system is not.
 TRUSTED = (
     "deephash_cli.data", "deephash_cli.methods", "deephash_cli.models", "deephash_cli.schedules",
     "deephash_cli.training.loggers", "pytorch_lightning.trainer", "torch.nn", "torch.optim", "torchvision.transforms",
 )  # fmt: skip
 UNTRUSTED = tuple(f"deephash_cli.data.{name}" for name in ("download", "features", "protocol", "restricted_pickle"))
-_SHORT = {  # other names of the same, among them those of runs of version 0.1
+_SHORT = {  # other names of trusted targets, among them those in runs of version 0.1
     "pytorch_lightning.Trainer": "pytorch_lightning.trainer.trainer.Trainer",
     "deephash_cli.tracking.WandbRun": "deephash_cli.training.loggers.WandbRun",
     "deephash_cli.tracking.csv_logger": "deephash_cli.training.loggers.csv_logger",
@@ -23,22 +24,26 @@ _SHORT = {  # other names of the same, among them those of runs of version 0.1
 
 
 def require_trusted(settings: Mapping[str, Any], also: Sequence[str]) -> None:
-    """Refuse settings that come from a run folder and would build something from elsewhere.
+    """Refuse settings from a run folder if they would build something that deephash does not trust.
+
+    Args:
+        settings: Settings as plain values; every ``_target_`` in them is checked, at any depth.
+        also: Names of further packages that the user trusts.
 
     Raises:
-        ConfigError: If a ``_target_`` is not one of the trusted kinds.
+        ConfigError: If a ``_target_`` is not trusted.
     """
     for name, target in _targets(settings, ""):
         package = target.split(".")[0]
         if package not in also and not _is_trusted(target):
             raise ConfigError(
-                f"the run folder wants to build {name}={target}, which is none of the parts that deephash trusts: if "
-                f"you do, add allowed_targets=[{package}]"
+                f"the run folder would build {name}={target}, which deephash does not trust by default; if you trust "
+                f"it, add allowed_targets=[{package}]"
             )
 
 
 def _targets(node: Any, name: str) -> Iterator[tuple[str, str]]:
-    """Every ``_target_`` below a node, in lists as well."""
+    """Yield the dotted name and the value of every ``_target_`` below a node, including those in lists."""
     children = node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, list) else ()
     for key, child in children:
         path = f"{name}.{key}" if name else str(key)
@@ -54,7 +59,7 @@ def _is_trusted(target: str) -> bool:
         return False
     try:
         found = get_object(target)
-    except Exception:  # a module that cannot be imported, a name that it does not have, one that Hydra blocks
+    except Exception:  # the module cannot be imported, does not have the name, or Hydra blocks it
         return False
     origin = str(getattr(found, "__module__", ""))
     return callable(found) and _within(origin, TRUSTED) and not _within(origin, UNTRUSTED)

@@ -110,7 +110,7 @@ def test_a_damaged_shard_is_made_again(encode, hashed):
     file = Path("parts/shards/000001/database.npy")
     file.write_bytes(file.read_bytes()[:-1] + b"x")
     result = encode(*settings, "output=parts")
-    assert result.err.startswith("warning: made again:")
+    assert result.err.startswith("warning: damaged codes are made again:")
     assert contents(Path("parts")) == contents(Path("whole"))
     joined = Path("parts/database_ids.txt")
     joined.write_text(joined.read_text().replace("bag/000.jpg", "bag/00x.jpg"))
@@ -144,7 +144,7 @@ def test_or_it_stops_at_the_first(encode, hashed, tmp_path):
     assert result.code == 3
     assert result.err.count("\n") == 1
     assert "coat/html.jpg cannot be read" in result.err
-    assert "bad_images=skip leaves out such files" in result.err
+    assert "or set bad_images=skip to leave out such files" in result.err
     assert len(list(Path("codes/shards").iterdir())) >= 2  # nothing that was done is lost
     (photos / "coat" / "html.jpg").unlink()
     write_photos(tmp_path / "more", classes=("coat",), each=1)
@@ -157,7 +157,7 @@ def test_none_can_be_read(encode, tmp_path):
     write_bad(tmp_path / "photos", "html")
     result = encode(f"input={tmp_path / 'photos'}", "output=codes", "bad_images=skip")
     assert result.code == 3
-    assert "none of the 1 images can be read; the first: html.jpg" in result.err
+    assert "none of the 1 images can be read; the first one is html.jpg" in result.err
 
 
 def test_a_list_and_a_data_set(encode, hashed):
@@ -212,12 +212,12 @@ def test_there_can_be_more_shards_than_open_files(tmp_path):
     [
         (["output=c"], 2, "needs input=<folder, list or vectors.npy>, or dataset=<name>, got neither"),
         (["input=x"], 2, "needs output=<folder>"),
-        (["input=nowhere", "output=c"], 3, "it does not exist (a data set by its name is dataset=<name>)"),
+        (["input=nowhere", "output=c"], 3, "it does not exist (to encode a data set by its name, use dataset=<name>)"),
         (["input={photos}", "output={photos}"], 2, "is not empty and holds no encode.json"),
         (["input={photos}", "output=c", "shards=[9]"], 2, "shards must be between 0 and 0, got 9"),
         (["input={photos}", "output=c", "shards=[x]"], 2, "shards must be a list of whole numbers"),
         (["input={photos}", "output=c", "bad_images=ask"], 2, "bad_images must be stop or skip, got ask"),
-        (["input=x.npy", "output=c"], 2, "encodes images, and the input holds vectors"),
+        (["input=x.npy", "output=c"], 2, "encodes images but the input holds vectors"),
     ],
 )
 def test_what_cannot_work_is_said_in_one_sentence(encode, hashed, arguments, code, sentence):
@@ -233,7 +233,7 @@ def test_another_input_does_not_get_into_the_same_folder(encode, hashed):
     assert encode(f"input={hashed.photos}", "output=codes").code == 0
     result = encode(f"input={hashed.photos / 'bag'}", "output=codes")
     assert result.code == 2
-    assert "begun with other settings or another input (images, ids differ)" in result.err
+    assert "started with different settings or a different input (images, ids differ)" in result.err
 
 
 def test_a_run_that_was_changed_after_its_codes_is_refused(deephash, hashed, tmp_path):
@@ -254,7 +254,7 @@ def test_a_run_folder_cannot_have_code_executed(deephash, hashed, tmp_path):
     config.write_text(config.read_text().replace("deephash_cli.models.small_cnn", "os.getcwd"))
     result = deephash("encode", f"run={run}", f"input={hashed.photos}", "output=codes", *FAST)
     assert result.code == 2
-    assert "which is none of the parts that deephash trusts" in result.err
+    assert "which deephash does not trust by default" in result.err
 
 
 def command(*arguments: str) -> list[str]:

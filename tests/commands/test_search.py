@@ -141,7 +141,7 @@ def test_codes_of_another_network_are_refused(deephash, hashed):
     (codes / "manifest.json").write_text(json.dumps(manifest))
     result = deephash("search", f"run={hashed.run}", "codes=other", "query=bag/000.jpg")
     assert result.code == 4
-    assert "were made with another network" in result.err
+    assert "were made by a different network" in result.err
 
 
 @pytest.mark.parametrize(
@@ -183,7 +183,7 @@ def test_a_folder_of_codes_cannot_show_other_files(deephash, hashed, tmp_path):
     (codes / "manifest.json").write_text(json.dumps(manifest))
     result = deephash("search", f"run={hashed.run}", "codes=foreign", "query=bag/000.jpg")
     assert result.code == 2
-    assert "which is none of the parts that deephash trusts" in result.err
+    assert "which deephash does not trust by default" in result.err
 
 
 def test_the_search_is_the_one_of_faiss(search, hashed):

@@ -217,7 +217,7 @@ def test_the_network_learns_the_length_from_the_header():
     np.save("flat.npy", X[:, 0])
     with pytest.raises(ArtifactError, match="2 dimensions"):
         NoBackbone("flat.npy")
-    with pytest.raises(ConfigError, match=r"give dataset\.vectors="):
+    with pytest.raises(ConfigError, match=r"set dataset\.vectors="):
         NoBackbone(None)
 
 
@@ -274,14 +274,14 @@ def test_the_data_set_chooses_the_model_and_the_command_line_wins():
 @pytest.mark.parametrize("model", ["efficientnet_lite0", "resnet18", "small_cnn"])
 def test_a_model_for_images_is_refused(deephash, model):
     result = deephash("train", *LABELLED, f"model={model}", *SHORT)
-    one_sentence(result, 2, f"dataset=vectors holds vectors, model={model} takes images: leave out model=")
+    one_sentence(result, 2, f"dataset=vectors holds vectors but model={model} takes images: leave out model=")
     assert not Path("runs").exists()
 
 
 def test_vectors_are_refused_as_a_model_for_images(deephash, tmp_path):
     dataset = ("dataset=image_folder", f"dataset.root={write_photos(tmp_path / 'photos')}")
     result = deephash("train", *dataset, "model=vectors", *SHORT)
-    one_sentence(result, 2, "dataset=image_folder holds images, model=vectors takes vectors: leave out model=")
+    one_sentence(result, 2, "dataset=image_folder holds images but model=vectors takes vectors: leave out model=")
 
 
 # Runs
@@ -348,7 +348,7 @@ def test_a_run_without_labels_reports_what_needs_none(deephash):
 def test_a_method_that_learns_from_labels_is_refused_without_any(deephash, method):
     result = deephash("train", *DATASET, f"method={method}", *SHORT)
     if result.code != 0:
-        one_sentence(result, 3, f"method={method} learns from labels, and data set vectors has none: give it labels")
+        one_sentence(result, 3, f"method={method} learns from labels, but data set vectors has no labels: add labels")
         assert not Path("runs").exists()
     assert (result.code == 0) == (supervision(method) == "none")
 

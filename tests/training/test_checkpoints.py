@@ -1,4 +1,4 @@
-"""Checkpoints: every kind of damage is found, nothing in them is run, and one of the last two is valid at all times."""
+"""Checkpoints: all damage is found, no code in them is run, and one of the last two is valid at every moment."""
 
 import json
 import pickle
@@ -38,7 +38,7 @@ def sidecar(path):
 
 
 def resign(path, **changes):
-    """A sidecar that fits whatever is in the file now."""
+    """Write a sidecar that matches the current content of the file."""
     sidecar(path).write_text(json.dumps({"format": 1, "deephash": "0", "sha256": sha256_file(path), **changes}))
 
 
@@ -56,7 +56,7 @@ def test_what_is_saved_is_read(saved):
 
 @pytest.mark.parametrize("optimizer", [name for name in choices.choices("optimizer") if name != "none"])
 def test_every_optimizer_goes_on_where_it_was(tmp_path, optimizer):
-    # Its state is read back without unpickling anything but tensors and plain values.
+    # The optimizer's state must be readable without unpickling anything but tensors and plain values.
     create = build(OmegaConf.load(choices.CONF_DIR / "optimizer" / f"{optimizer}.yaml"))
 
     def make():
@@ -137,7 +137,7 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path, write):
         read_checkpoint(path)
     assert not target.exists()
     torch.load(path, weights_only=False) if write is torch.save else pickle.loads(path.read_bytes())
-    assert target.exists()  # it would have
+    assert target.exists()  # without the protection the code does run
 
 
 def test_without_a_sidecar_it_is_an_error(saved):
@@ -212,7 +212,7 @@ def test_a_damaged_last_gives_way_to_the_previous_and_is_named(tmp_path):
 
 
 class Power(BaseException):
-    """It went off."""
+    """Stands for a power failure."""
 
 
 def rotate(folder, epoch):
@@ -222,7 +222,8 @@ def rotate(folder, epoch):
 
 
 def test_there_is_a_valid_checkpoint_at_every_moment(tmp_path, monkeypatch):
-    # Four files change in turn. Renaming last.ckpt before its sidecar, for one, leaves none that fits its digest.
+    # Four files are replaced one after the other. If, for example, last.ckpt were renamed before its sidecar, no
+    # checkpoint would match its digest in between.
     replace = Path.replace
     for moment in range(1, 10):
         folder = tmp_path / str(moment)
@@ -246,13 +247,13 @@ def test_there_is_a_valid_checkpoint_at_every_moment(tmp_path, monkeypatch):
                 assert read_checkpoint(newest_valid(folder, lambda _: None))["epoch"] == 1
             else:
                 break
-    assert moment == 5  # four renames: nothing was left to interrupt
+    assert moment == 5  # there are four renames, so the fifth moment interrupted none
     assert read_checkpoint(folder / LAST)["epoch"] == 2
     assert read_checkpoint(folder / PREVIOUS)["epoch"] == 1
 
 
 def test_a_damaged_last_does_not_become_the_previous(tmp_path):
-    # It would take the place of the only checkpoint that can be gone on from.
+    # It would replace the only checkpoint that the run can continue from.
     save(tmp_path / PREVIOUS, {**CONTENT, "epoch": 0})
     save(tmp_path / LAST).write_bytes(b"damaged")
     rotate(tmp_path, 1)

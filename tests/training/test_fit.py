@@ -1,4 +1,4 @@
-"""The training verb: what a run sees, which checkpoint it chooses and by what, and settings that cannot work."""
+"""Training: which images a run sees, which checkpoint it chooses and why, and settings that cannot work."""
 
 import json
 import shutil
@@ -30,7 +30,7 @@ SMALL = ("bits=12", "loader.batch_size=16")
 
 @pytest.fixture
 def train(photos, deephash, tmp_path):
-    """``train("seed=1")`` trains on the photos into ``run``, and gives the result and the folder."""
+    """Return a function: ``train("seed=1")`` trains on the photos; the result and the run folder are returned."""
 
     def run(*overrides, name="run"):
         folder = tmp_path / name
@@ -41,7 +41,7 @@ def train(photos, deephash, tmp_path):
 
 @pytest.fixture
 def steps(monkeypatch):
-    """What each training step saw: (epoch, the batch, whether the network was in training mode)."""
+    """Record what each training step sees: the epoch, the batch, and whether the network is in training mode."""
     seen = []
     step = HashingModule.training_step
 
@@ -80,8 +80,8 @@ def test_every_epoch_sees_every_training_image_once_in_an_order_of_its_own(train
 
 @pytest.mark.parametrize("frozen", [False, True])
 def test_it_trains_in_training_mode_and_encodes_in_evaluation_mode(train, steps, monkeypatch, frozen):
-    # Dropout left on while encoding, and off while training after a look at the validation queries or after the
-    # features were computed, are both a missing eval() or train().
+    # Without eval(), dropout would stay on while encoding. Without train(), it would stay off in training after a
+    # validation or after features were computed.
     encoding = []
     encode = Source.codes
 
@@ -105,7 +105,7 @@ def test_it_trains_in_training_mode_and_encodes_in_evaluation_mode(train, steps,
 
 
 def test_images_are_changed_for_training_only(train, monkeypatch):
-    # The training transform used for queries and database gives each image the code of a random crop of it.
+    # If queries and database were augmented too, the code of an image would be that of a random crop of it.
     changed = []
     forward = ShiftFlip.forward
 
@@ -148,7 +148,7 @@ def test_biases_and_scales_of_normalization_do_not_decay(train):
 
 def test_a_head_is_learned_before_the_backbone_as_if_that_were_frozen(train):
     settings = ("model.network.hidden_units=16", "model.network.standardize=true", "scheduler=constant")
-    # AdamW's decay is a share of the rate
+    # AdamW multiplies its weight decay by the learning rate, so these settings leave the weights unchanged
     still = ("optimizer.lr=0.0", "model.backbone_lr=0.0", "model.network.frozen_norm=true")
     head = ("head.epochs=3", "head.lr=0.01", "head.batch_size=16", "trainer.max_epochs=1")
     result, folder = train(*settings, *still, *head)
@@ -157,19 +157,19 @@ def test_a_head_is_learned_before_the_backbone_as_if_that_were_frozen(train):
     frozen = train(*settings, "model.frozen=true", "optimizer.lr=0.01", "trainer.max_epochs=3", name="frozen")[1]
     one, other = checkpoint(folder, LAST)["state_dict"], checkpoint(frozen, LAST)["state_dict"]
     for name in ("network.hash_layer.weight", "network.hidden.1.weight", "network.backbone.stages.0.weight"):
-        assert torch.allclose(one[name], other[name], atol=1e-4), name  # 0.1 from where they started
+        assert torch.allclose(one[name], other[name], atol=1e-4), name  # the weights have moved by about 0.1
     assert [json.loads(line)["step"] for line in (folder / "head.jsonl").read_text().splitlines()][-1] == 12
 
 
 def test_a_head_before_a_frozen_backbone_is_refused(train):
     result, folder = train("head.epochs=3", "model.frozen=true")
     assert result.code == 2
-    assert "head.epochs=3 goes with model.frozen=false" in result.err
+    assert "head.epochs=3 needs model.frozen=false" in result.err
     assert not folder.exists()
 
 
 def test_gradients_are_clipped_under_mixed_precision_too(train):
-    # Lightning refuses to clip for a fused optimizer there: "HINT: Are you using a 'fused' optimizer?"
+    # Under mixed precision, Lightning refuses to clip with a fused optimizer ("Are you using a 'fused' optimizer?").
     result, folder = train("trainer.gradient_clip_val=1", "trainer.precision=bf16-mixed", "trainer.max_epochs=1")
     assert result.code == 0
     assert not checkpoint(folder, LAST)["optimizer_states"][0]["param_groups"][0]["fused"]
@@ -225,7 +225,7 @@ def test_the_average_of_weights_is_what_is_encoded(train, monkeypatch):
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a compiler on the CPU")
 def test_a_compiled_backbone_learns_the_same(photos, tmp_path):
     states = []
-    for switch in ("true", "false"):  # in processes of their own: the compiler warns, and does not like the type checks
+    for switch in ("true", "false"):  # in separate processes: the compiler warns and does not work with the type checks
         settings = (*photos, *SMALL, "trainer.max_epochs=1", "optimizer=sgd", f"run_dir={tmp_path / switch}")
         script = "from deephash_cli.cli.main import main; main()"
         subprocess.run([sys.executable, "-c", script, "train", *settings, f"compile={switch}"], check=True)
@@ -239,7 +239,7 @@ def test_a_compiled_backbone_learns_the_same(photos, tmp_path):
 
 
 def fake_validation(monkeypatch, scores):
-    """Let the validation of each epoch come out as told."""
+    """Replace the validation mAP of each epoch by the given scores."""
     validate = Validation.on_validation_epoch_end
 
     def told(callback, trainer, module):
@@ -273,7 +273,7 @@ def test_the_epoch_that_finds_the_validation_queries_best_is_the_result(train, m
     assert metrics["selection"] == "best on validation queries"
     assert metrics["validation"] == {"queries": 6, "map": pytest.approx(0.8)}
     assert metrics["checkpoint"]["sha256"] == sha256_file(folder / "checkpoints" / BEST)
-    # its codes are those of a run that ended there, not those of the last weights
+    # the codes are those of a run that ended at the best epoch, not those of the last weights
     assert codes(folder) == codes(train(*settings, "trainer.max_epochs=2", name="shorter")[1])
     assert codes(folder) != codes(train("scheduler=constant", "trainer.max_epochs=4", name="last")[1])
 
@@ -305,7 +305,7 @@ def test_validation_queries_are_taken_from_the_training_set_and_its_map_is_that_
     train_rows, queries = hold_out_validation(split, data, 6, seed=0)
     assert set(queries) | set(train_rows) == set(split.train)
     assert not set(queries) & (set(train_rows) | set(split.query))
-    assert {len(batch.indices) for _, batch, _ in steps} == {16}  # 48 are left to train on
+    assert {len(batch.indices) for _, batch, _ in steps} == {16}  # 48 images are left to train on: three batches of 16
     labels = torch.from_numpy(data.labels).float()
     for epoch, batch, _ in steps:
         assert torch.equal(batch.labels, labels[train_rows][batch.indices]), epoch
@@ -328,7 +328,7 @@ def test_validation_queries_are_taken_from_the_training_set_and_its_map_is_that_
         distances = (one != database).sum(dim=1).numpy()
         relevant = (data.labels[train_rows] @ label) > 0
         total = 0.0
-        for distance in np.unique(distances):  # the mean over the orders of a tie, as the papers of the metric have it
+        for distance in np.unique(distances):  # the mean over all orders of tied images, as in the metric's papers
             tie, before = distances == distance, distances < distance
             n, r, n0, r0 = tie.sum(), relevant[tie].sum(), before.sum(), relevant[before].sum()
             for position in range(1, n + 1):
@@ -339,8 +339,8 @@ def test_validation_queries_are_taken_from_the_training_set_and_its_map_is_that_
 
 
 def test_the_labels_of_test_queries_have_no_say(deephash, tmp_path):
-    # Choosing the epoch by the mAP of the test queries is the field's usual mistake. Here two runs differ in nothing
-    # but the labels of the test queries: every weight and code must be the same, and only the metrics may differ.
+    # Choosing the epoch by the mAP of the test queries is the usual mistake of the field. The two runs here differ only
+    # in the labels of the test queries: every weight and code must be the same, and only the metrics may differ.
     rng = np.random.default_rng(0)
     for i in range(40):
         pixels = rng.integers(0, 120, (20, 20, 3))
@@ -378,7 +378,7 @@ def test_validation_every_second_epoch(train):
 def test_without_a_validated_epoch_the_last_is_the_result_and_says_so(train):
     result, folder = train("validation.queries=6", "validation.every_n_epochs=3")
     assert result.code == 0
-    assert "ended before its first validation" in result.err
+    assert "training ended before the first validation" in result.err
     assert read_json(folder / "metrics.json")["selection"] == "last epoch"
 
 
@@ -406,7 +406,7 @@ def test_a_time_limit_ends_the_training_with_a_checkpoint(train):
 
 
 def test_an_epoch_that_is_cut_short_logs_the_loss_so_far(train, monkeypatch):
-    # As trainer.max_time does: the last batch of the epoch never comes.
+    # trainer.max_time ends an epoch in this way: its last batch never comes.
     original = HashingModule.training_step
 
     def stop(self, batch, batch_idx):
@@ -426,7 +426,7 @@ def test_the_forms_of_dpsh_run(train, settings):
     assert result.code == 0
     name, value = settings[0].removeprefix("module.").split("=")
     assert read_json(folder / "metrics.json")["module"][name] == value
-    assert f"{name}={value}" in result.out  # not DPSH as published: the results say so
+    assert f"{name}={value}" in result.out  # the results say that this is not DPSH as published
 
 
 # settings that cannot work
@@ -452,7 +452,7 @@ def test_settings_that_cannot_work_are_one_sentence(train, settings, message):
 
 
 def test_worker_processes_change_nothing(tmp_path, deephash):
-    # images of different sizes are decoded when they are asked for, by workers if there are any
+    # images of different sizes are decoded when they are needed, by worker processes if there are any
     rng = np.random.default_rng(0)
     for i in range(24):
         (tmp_path / "photos" / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)

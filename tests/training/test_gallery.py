@@ -1,4 +1,4 @@
-"""The gallery: what queries bring back is what their codes say, and the pictures are those of the images named."""
+"""The gallery: results are the nearest images by their codes, and the pictures are those of the images named."""
 
 import numpy as np
 import pytest
@@ -28,7 +28,7 @@ def labels():
 
 @pytest.fixture
 def images():
-    """Each of one colour, which tells which it is."""
+    """Images of a single colour each, which identifies the image."""
     return ImageTensor(torch.arange(N).mul(5).to(torch.uint8)[:, None, None, None].expand(N, 3, 20, 16).contiguous())
 
 
@@ -74,7 +74,7 @@ def test_results_are_the_nearest_and_the_pictures_are_theirs(tmp_path, images, l
         expected = metrics.average_precision(metrics.Histograms.of_shared(part.shared))[0]
         assert entry["average_precision"] == expected
         centres = picture[number * 16 + 8, 8::16, 0]
-        assert centres == pytest.approx(5 * np.array([row, *(20 + order)]), abs=6)  # WebP loses a little
+        assert centres == pytest.approx(5 * np.array([row, *(20 + order)]), abs=6)  # WebP changes colours slightly
 
 
 def test_a_query_that_is_in_the_database_does_not_find_itself(tmp_path, images, labels):

@@ -1,4 +1,4 @@
-"""Where numbers go: metrics.jsonl is the record, dashboards are copies, and no dashboard ever costs a run."""
+"""Loggers: metrics.jsonl is the record, dashboards get copies, and a broken dashboard never ends a run."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from deephash_cli.cli import main as cli
 from deephash_cli.runs import wandb as dashboards
 from deephash_cli.training import loggers as tracking
 
-SECRET = "marker-5f3a9c1e"  # in the environment of every run here; must get into no file
+SECRET = "marker-5f3a9c1e"  # it is in the environment of the runs of ``sweep`` and must not be in any file
 WITHOUT_LOGGER = [override for override in QUICK if not override.startswith("logger=")]
 
 
@@ -78,7 +78,7 @@ def test_broken_lines_of_a_record_are_dropped(tmp_path, broken):
 
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory):
-    """Two jobs of one process, logged into W&B without a key; the last of three fails."""
+    """A sweep of three jobs in one process, logged with W&B without a key; the last job fails."""
     place = tmp_path_factory.mktemp("sweep")
     photos = write_photos(place / "photos")
     (place / "home").mkdir()
@@ -230,7 +230,7 @@ def test_a_netrc_that_cannot_be_read_is_no_key(monkeypatch, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("server", ["http://127.0.0.1:9", "silent"])
 def test_a_server_that_does_not_answer_costs_a_minute_at_most(command, tmp_path, server):
-    """Port 9 refuses; the silent one takes the connection and never says a word."""
+    """Port 9 refuses the connection; the silent server accepts it and never answers."""
     import socket
 
     with socket.socket() as listening:

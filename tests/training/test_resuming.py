@@ -1,6 +1,6 @@
-"""Interrupted runs: whatever ended them, the run that goes on ends in the bytes of one that was never interrupted.
+"""Interrupted runs: a resumed run ends with the same bytes as one that was never interrupted, whatever ended it.
 
-All runs here shuffle, shift and mirror their images and drop out units, so that each random number matters.
+All runs here shuffle, shift and mirror their images and use dropout, so that each random number matters.
 """
 
 import hashlib
@@ -40,14 +40,14 @@ SETTINGS = (
 
 @pytest.fixture(scope="module")
 def train(tmp_path_factory):
-    """``train("run_dir=...")``: a command line that trains as SETTINGS say, on the same photos every time."""
+    """Return a function: ``train("run_dir=...")`` is a command line that trains with SETTINGS on the same photos."""
     photos = write_photos(tmp_path_factory.mktemp("data") / "photos")
     return lambda *overrides: ["train", *SETTINGS, f"dataset.root={photos}", *overrides]
 
 
 @pytest.fixture(scope="module")
 def whole(train, tmp_path_factory):
-    """The run folder of one that was not interrupted."""
+    """Run folder of a run that was not interrupted."""
     place = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DEEPHASH_CACHE_DIR", str(place / "cache"))
@@ -57,15 +57,15 @@ def whole(train, tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def _signals():
-    """The command line takes over the signals of its process; this process is pytest's."""
+    """Restore the signal handlers: the command line replaces those of its process, which is that of pytest here."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
 
 
-class at:  # noqa: N801  reads as a sentence
-    """``with at(epoch, batch, act):`` call ``act(module)`` when that batch starts."""
+class at:  # noqa: N801  it reads like a sentence
+    """Context in which ``act(module)`` is called when a batch starts: ``with at(epoch, batch, act):``."""
 
     def __init__(self, epoch, batch, act):
         self.moment, self.act, self.patch = (epoch, batch), act, pytest.MonkeyPatch()
@@ -105,7 +105,7 @@ def assert_same(folder, whole):
     assert all(torch.equal(one[name], other[name]) for name in one)
     assert read_json(folder / "run.json")["status"] == "finished"
     mine, theirs = read_json(folder / "metrics.json"), read_json(whole / "metrics.json")
-    assert {name for name in theirs if mine[name] != theirs[name]} <= {"checkpoint"}  # its file has times in it
+    assert {name for name in theirs if mine[name] != theirs[name]} <= {"checkpoint"}  # a checkpoint file contains times
     assert_each_epoch_once(folder, whole)
 
 
@@ -127,7 +127,7 @@ def status(folder):
 
 @pytest.fixture(scope="module")
 def interrupted(train, tmp_path_factory):
-    """The run folder of one that was stopped after two of four epochs."""
+    """Run folder of a run that was stopped after two of four epochs."""
     place = tmp_path_factory.mktemp("interrupted")
     with pytest.MonkeyPatch.context() as patch, at(2, 0, stop):
         patch.setenv("DEEPHASH_CACHE_DIR", str(place / "cache"))
@@ -137,7 +137,7 @@ def interrupted(train, tmp_path_factory):
 
 @pytest.fixture
 def stopped(interrupted, tmp_path):
-    """A copy of it: a run folder may be moved."""
+    """Copy of the interrupted run folder; a run folder may be moved."""
     folder = tmp_path / "run"
     shutil.copytree(interrupted, folder)
     assert status(folder) == "interrupted"
@@ -156,7 +156,7 @@ def test_another_seed_is_another_run(train, whole, deephash, tmp_path):
     assert not torch.equal(state(tmp_path / "run")["u_buffer"], state(whole)["u_buffer"])
 
 
-# stopping and going on
+# stopping and resuming
 
 
 def test_a_run_that_was_stopped_goes_on_to_the_same_bytes(train, stopped, whole, deephash):
@@ -176,7 +176,7 @@ def test_without_a_folder_the_run_is_found_by_its_settings(train, whole, deephas
     with at(2, 3, stop):
         assert deephash(*train()).code == 130
     (folder,) = Path("runs").glob("image_folder-*")
-    assert deephash(*train("resume=auto", "seed=1")).code == 0  # another run: a folder of its own
+    assert deephash(*train("resume=auto", "seed=1")).code == 0  # another seed is another run with its own folder
     assert status(folder) == "interrupted"
     assert deephash(*train("resume=auto")).code == 0
     assert_same(folder, whole)
@@ -307,7 +307,7 @@ def test_a_signal_ends_the_run_in_order(train, whole, deephash, tmp_path, number
     assert_same(folder, whole)
 
 
-# two at once
+# two processes at once
 
 
 def test_a_folder_in_use_is_refused(train, stopped, deephash):
@@ -402,19 +402,20 @@ Path.replace, HashingModule.on_train_batch_start = rename, batch
 sys.exit(cli.run(sys.argv[1:]))
 """
 NEVER = (99, 99)
-# The moment: what kills it, and the last epoch in a valid checkpoint after that.
+# For each moment: what kills the run, and the last epoch that a valid checkpoint has after that.
 MOMENTS = {
     "in the middle of an epoch": ({"name": "", "time": 99, "batch": (2, 2)}, 1),
     "between writing and renaming a checkpoint": ({"name": LAST, "time": 3, "batch": NEVER}, 1),
 }
 MORE_MOMENTS = {
     "between a checkpoint and its digest": ({"name": f"{LAST}.json", "time": 3, "batch": NEVER}, 1),
-    "between codes and manifest": ({"name": "manifest.json", "time": 2, "batch": NEVER}, 3),  # the first is of features
+    # the first manifest.json of a run belongs to the features of its backbone, the second one to its codes
+    "between codes and manifest": ({"name": "manifest.json", "time": 2, "batch": NEVER}, 3),
 }
 
 
 def kill(train, moments, place):
-    """Start runs in processes of their own, side by side, and wait until each is killed at its moment."""
+    """Start runs in parallel, each in its own process, and wait until each is killed at its moment."""
     processes = {}
     for number, (name, (when, _)) in enumerate(moments.items()):
         folder = place / str(number)
@@ -428,7 +429,7 @@ def kill(train, moments, place):
 
 
 def assert_goes_on(train, folder, epoch, whole, deephash):
-    assert status(folder) == "running"  # it could not say goodbye
+    assert status(folder) == "running"  # the killed process could not record its end
     assert not (folder / "codes" / "manifest.json").exists()
     valid = newest_valid(folder / "checkpoints", lambda _: None)
     assert read_checkpoint(valid)["epoch"] == epoch
@@ -474,7 +475,7 @@ def test_two_processes_on_one_folder(train, deephash, tmp_path):
     program = program.replace("os.kill(os.getpid(), signal.SIGKILL)", "sys.stdin.read(1)")
     command = [sys.executable, "-c", program, *train(f"run_dir={folder}")]
     first = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    for line in first.stdout:  # its first epoch is done, it waits in the second
+    for line in first.stdout:  # the first epoch is done; the process waits in the second
         if "epoch 1" in line:
             break
     result = deephash(*train(f"run_dir={folder}", "resume=auto"))

@@ -85,16 +85,7 @@ def create_app(searcher: Searcher, k: int, max_bytes: int) -> FastAPI:
     """
     most = min(searcher.n, max(k, _MOST))
     k = min(k, most)
-    info = Info(
-        title=searcher.title,
-        bits=searcher.bits,
-        database=searcher.n,
-        classes=list(searcher.class_names),
-        k=k,
-        max_k=most,
-        max_bytes=max_bytes,
-        version=__version__,
-    )
+    info = _info(searcher, k, most, max_bytes)
     one_at_a_time = threading.Lock()  # only one network at work, and one picture of up to a quarter of a GiB in memory
     # No docs_url: FastAPI's own page would load its scripts from another server.
     app = FastAPI(title="deephash serve", version=__version__, docs_url=None, redoc_url=None)
@@ -155,6 +146,19 @@ def create_app(searcher: Searcher, k: int, max_bytes: int) -> FastAPI:
     _add_pages(app, info)
     _add_errors(app)
     return app
+
+
+def _info(searcher: Searcher, k: int, most: int, max_bytes: int) -> Info:
+    return Info(
+        title=searcher.title,
+        bits=searcher.bits,
+        database=searcher.n,
+        classes=list(searcher.class_names),
+        k=k,
+        max_k=most,
+        max_bytes=max_bytes,
+        version=__version__,
+    )
 
 
 def _add_pages(app: FastAPI, info: Info) -> None:

@@ -137,26 +137,43 @@ def open_array(path: Path, what: str, dimensions: tuple[int, ...], kind: Kind = 
         ArtifactError: If the file is damaged, or if the array is empty or has other dimensions or types.
     """
     header = read_header(path)
-    if header.dtype.hasobject:
+    require_kind(path, header.dtype, header.shape, what, dimensions, kind)
+    return map_array(path, header)
+
+
+def require_kind(
+    place: Path | str, dtype: np.dtype, shape: tuple[int, ...], what: str, dimensions: tuple[int, ...], kind: Kind
+) -> None:
+    """Check the type and the shape of an array.
+
+    Args:
+        place: Where the array is, for messages: a file, or the name of an argument.
+        dtype: Type of its values.
+        shape: Its shape.
+        what: Name of the content that it should hold, for messages, such as "labels".
+        dimensions: Allowed numbers of dimensions.
+        kind: Allowed types of values.
+
+    Raises:
+        ArtifactError: If the array is empty or has other dimensions or types.
+    """
+    if dtype.hasobject:
         raise ArtifactError(
-            f"{path} must hold {what} as {kind.words}, got pickled Python objects, which are never opened: "
+            f"{place} must hold {what} as {kind.words}, got pickled Python objects, which are never opened: "
             "save an array of numbers, such as np.stack(list(array))"
         )
-    if header.dtype.kind not in kind.kinds or header.dtype.itemsize > 8:
+    if dtype.kind not in kind.kinds or dtype.itemsize > 8:
         raise ArtifactError(
-            f"{path} must hold {what} as {kind.words}, got {header.dtype.str}: "
+            f"{place} must hold {what} as {kind.words}, got {dtype.str}: "
             f"convert it, such as with array.astype({kind.example}), and save it again"
         )
-    if len(header.shape) not in dimensions:
+    if len(shape) not in dimensions:
         expected = " or ".join(str(n) for n in dimensions)
         raise ArtifactError(
-            f"{path} must hold {what} in an array of {expected} dimensions, one row per {kind.row}, "
-            f"got {len(header.shape)}"
+            f"{place} must hold {what} in an array of {expected} dimensions, one row per {kind.row}, got {len(shape)}"
         )
-    array = map_array(path, header)
-    if not array.size:
-        raise ArtifactError(f"{path} must hold {what} of at least one {kind.row}, got an array of shape {header.shape}")
-    return array
+    if 0 in shape:
+        raise ArtifactError(f"{place} must hold {what} of at least one {kind.row}, got an array of shape {shape}")
 
 
 def blocks(array: np.ndarray) -> Iterator[slice]:
@@ -181,17 +198,30 @@ def read_labels(path: Path, lowest: int = 0) -> Labels:
     Raises:
         ArtifactError: If the file is damaged, or if it holds neither class ids nor multi-hot labels.
     """
-    array = open_array(path, "labels", (1, 2))
+    return labels_of(path, open_array(path, "labels", (1, 2)), lowest)
+
+
+def labels_of(place: Path | str, array: np.ndarray, lowest: int = 0) -> Labels:
+    """Return the labels that an array holds, checked like those of a file by `read_labels`.
+
+    Args:
+        place: Where the array is, for messages: a file, or the name of an argument.
+        array: Class ids (n,) or (n, 1), or multi-hot labels (n, classes), of a kind that `require_kind` allows.
+        lowest: Lowest allowed class id.
+
+    Raises:
+        ArtifactError: If it holds neither class ids nor multi-hot labels.
+    """
     name = array.dtype.name
     array = without_truth_values(array)
     if array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
     if array.ndim == 1:
-        return Labels(array, _highest_class(path, array, lowest), f"{name} class ids")
-    return Labels(_read_multi_hot(path, array), array.shape[1] - 1, f"{name} multi-hot")
+        return Labels(array, _highest_class(place, array, lowest), f"{name} class ids")
+    return Labels(_read_multi_hot(place, array), array.shape[1] - 1, f"{name} multi-hot")
 
 
-def _highest_class(path: Path, array: np.ndarray, lowest: int) -> int:
+def _highest_class(place: Path | str, array: np.ndarray, lowest: int) -> int:
     """Check that all values are class ids, and return the highest."""
     real = array.dtype.kind == "f"
     limit = 2 ** (np.finfo(array.dtype).nmant + 1) - 1 if real else 2**63 - 1
@@ -210,14 +240,14 @@ def _highest_class(path: Path, array: np.ndarray, lowest: int) -> int:
             elif not block[row] > limit:
                 remedy = "number the classes 0, 1, 2, ..."
             raise ArtifactError(
-                f"{path} must hold class ids, whole numbers from {lowest} to {limit} in {array.dtype.name}, "
+                f"{place} must hold class ids, whole numbers from {lowest} to {limit} in {array.dtype.name}, "
                 f"got {block[row]} in row {rows.start + row}: {remedy}"
             )
         highest = max(highest, int(block.max()))
     return highest
 
 
-def _read_multi_hot(path: Path, array: np.ndarray) -> np.ndarray:
+def _read_multi_hot(place: Path | str, array: np.ndarray) -> np.ndarray:
     """Check multi-hot labels and return them as uint8, without a copy if the file has bytes."""
     copied = None if array.dtype.itemsize == 1 else np.empty(array.shape, np.uint8)
     for rows in blocks(array):
@@ -227,8 +257,8 @@ def _read_multi_hot(path: Path, array: np.ndarray) -> np.ndarray:
         if strange.any():
             row, column = divmod(int(strange.argmax()), array.shape[1])
             raise ArtifactError(
-                f"{path} must hold multi-hot labels, 0 or 1 with one column per class, got {block[row, column]} in row "
-                f"{rows.start + row}, column {column}: class ids go into an array of one dimension"
+                f"{place} must hold multi-hot labels, 0 or 1 with one column per class, got {block[row, column]} in "
+                f"row {rows.start + row}, column {column}: class ids go into an array of one dimension"
             )
         if copied is not None:
             copied[rows] = ones

@@ -4,6 +4,7 @@ Nothing in a file is executed, and no array is loaded as a whole: arrays stay on
 time.
 """
 
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -12,7 +13,16 @@ import numpy as np
 from deephash_cli import npy
 from deephash_cli.errors import ArtifactError, ConfigError
 from deephash_cli.files import sha256_file
-from deephash_cli.npy import Labels, blocks, open_array, read_labels, without_truth_values
+from deephash_cli.npy import (
+    NUMBERS,
+    Labels,
+    blocks,
+    labels_of,
+    open_array,
+    read_labels,
+    require_kind,
+    without_truth_values,
+)
 from deephash_cli.retrieval.codes import BITS_LIMIT, CodeSet, pack, packed_width
 
 _REVERSED = np.packbits(np.unpackbits(np.arange(256, dtype=np.uint8), bitorder="big"), bitorder="little")
@@ -57,66 +67,114 @@ def load(
         ArtifactError: If a file is damaged, has the wrong content, or does not match the others.
         ConfigError: If ``bits`` is missing but needed, or if ``bits`` or ``bit_order`` contradicts a file.
     """
-    query_codes, database_codes = (_read_codes(path, bits, bit_order) for path in (query, database))
-    if query_codes.bits != database_codes.bits:
-        raise ArtifactError(
-            f"{query} has codes of {query_codes.bits} bits but {database} has codes of {database_codes.bits} bits: "
-            "both must come from the same model"
-        )
-    query_classes, database_classes = (read_labels(path) for path in (query_labels, database_labels))
     files = {"query": query, "database": database, "query_labels": query_labels, "database_labels": database_labels}
-    for side, codes, labels in (
-        ("query", query_codes, query_classes),
-        ("database", database_codes, database_classes),
-    ):
-        if len(codes.packed) != len(labels.array):
-            raise ArtifactError(
-                f"{files[side]} has {len(codes.packed)} codes but {files[f'{side}_labels']} has labels of "
-                f"{len(labels.array)} images: each code needs the labels of its image, in the same order"
-            )
-    *labels_of_both, classes = _unite(query_classes, database_classes, query_labels, database_labels)
-    formats = (query_codes.format, database_codes.format, query_classes.format, database_classes.format)
+    codes = [_read_codes(path, bits, bit_order) for path in (query, database)]
+    labels = [read_labels(path) for path in (query_labels, database_labels)]
+    query_set, database_set, classes = _sides(files, codes, labels)
+    formats = [part.format for part in (*codes, *labels)]
     source: dict[str, Any] = {
         name: {"file": str(path), "sha256": sha256_file(path), "format": format_}
         for (name, path), format_ in zip(files.items(), formats, strict=True)
     }
     if classes is not None:
         source["classes"] = classes.tolist()
-    query_set, database_set = (
-        CodeSet(codes.packed, codes.bits, labels, ids=None)
-        for codes, labels in zip((query_codes, database_codes), labels_of_both, strict=True)
-    )
     return query_set, database_set, source
 
 
+def from_arrays(
+    query: np.ndarray,
+    database: np.ndarray,
+    query_labels: np.ndarray,
+    database_labels: np.ndarray,
+    bits: int | None = None,
+    bit_order: Literal["little", "big"] = "little",
+) -> tuple[CodeSet, CodeSet]:
+    """Return both sides of a retrieval from arrays in memory, in the formats that `load` reads from files.
+
+    Args:
+        query: Codes of the queries.
+        database: Codes of the database.
+        query_labels: Labels of the queries.
+        database_labels: Labels of the database.
+        bits: Code length, needed for arrays of uint8; None for all others.
+        bit_order: Bit order of packed codes.
+
+    Raises:
+        ArtifactError: If an array holds something else, or does not fit the others.
+        ConfigError: If ``bits`` is needed, or contradicts an array.
+    """
+    places = {name: name for name in ("query", "database", "query_labels", "database_labels")}
+    given = [np.asarray(array) for array in (query, database, query_labels, database_labels)]
+    for name, array, dimensions in zip(places, given, ((2,), (2,), (1, 2), (1, 2)), strict=True):
+        what = "labels" if name.endswith("labels") else "codes"
+        require_kind(name, array.dtype, array.shape, what, dimensions, NUMBERS)
+    codes = [
+        _codes_of(name, array, lambda array=array: array, bits, bit_order)
+        for name, array in zip(places, given[:2], strict=False)
+    ]
+    labels = [labels_of(name, array) for name, array in zip(list(places)[2:], given[2:], strict=True)]
+    query_set, database_set, _ = _sides(places, codes, labels)
+    return query_set, database_set
+
+
+def _sides(
+    places: Mapping[str, Path | str], codes: Sequence[_Codes], labels: Sequence[Labels]
+) -> tuple[CodeSet, CodeSet, np.ndarray | None]:
+    """Put codes and labels of both sides together, and return the class id of each class number, if there are any."""
+    query, database = codes
+    if query.bits != database.bits:
+        raise ArtifactError(
+            f"{places['query']} has codes of {query.bits} bits but {places['database']} has codes of {database.bits} "
+            "bits: both must come from the same model"
+        )
+    for side, packed, side_labels in (("query", query.packed, labels[0]), ("database", database.packed, labels[1])):
+        if len(packed) != len(side_labels.array):
+            raise ArtifactError(
+                f"{places[side]} has {len(packed)} codes but {places[f'{side}_labels']} has labels of "
+                f"{len(side_labels.array)} images: each code needs the labels of its image, in the same order"
+            )
+    *united, classes = _unite(labels[0], labels[1], places["query_labels"], places["database_labels"])
+    query_set, database_set = (
+        CodeSet(side.packed, side.bits, of_side, ids=None) for side, of_side in zip(codes, united, strict=True)
+    )
+    return query_set, database_set, classes
+
+
 def _read_codes(path: Path, bits: int | None, bit_order: str) -> _Codes:
-    array = open_array(path, "codes", (2,))
+    # Mapped again for each block: pages that were read leave the process's memory only together with their mapping.
+    return _codes_of(path, open_array(path, "codes", (2,)), lambda: npy.load(path), bits, bit_order)
+
+
+def _codes_of(
+    place: Path | str, array: np.ndarray, again: Callable[[], np.ndarray], bits: int | None, bit_order: str
+) -> _Codes:
+    """Pack the codes that an array holds; ``again`` gives the same array for each block of it."""
     columns, name = array.shape[1], array.dtype.name
     if array.dtype == np.uint8:
         if bits is None:
             raise ConfigError(
-                f"{path} has {columns} columns of uint8, which may be packed codes or have one bit per column: "
+                f"{place} has {columns} columns of uint8, which may be packed codes or have one bit per column: "
                 f"give the code length, such as bits={8 * columns} if it is packed or bits={columns} if not"
             )
         if columns == packed_width(bits):
-            return _Codes(_read_packed(path, array, bits, bit_order), bits, f"uint8 packed, {bit_order}")
+            return _Codes(_read_packed(place, array, bits, bit_order), bits, f"uint8 packed, {bit_order}")
         if columns != bits:
             raise ConfigError(
-                f"bits={bits} does not fit {path}, which has {columns} columns of uint8: codes of {bits} bits have "
+                f"bits={bits} does not fit {place}, which has {columns} columns of uint8: codes of {bits} bits have "
                 f"{packed_width(bits)} if packed and {bits} if not"
             )
     elif bits not in (None, columns):
         raise ConfigError(
-            f"bits={bits} does not fit {path}, which has {columns} columns of {name}, one per bit: leave bits out, "
+            f"bits={bits} does not fit {place}, which has {columns} columns of {name}, one per bit: leave bits out, "
             "or give packed codes as uint8"
         )
     if columns > BITS_LIMIT:
-        raise ArtifactError(f"{path} must hold codes of at most {BITS_LIMIT} bits, got {columns} columns, one per bit")
-    packed, values = _read_columns(path, array)
+        raise ArtifactError(f"{place} must hold codes of at most {BITS_LIMIT} bits, got {columns} columns, one per bit")
+    packed, values = _read_columns(place, array, again)
     return _Codes(packed, columns, f"{name}{values}")
 
 
-def _read_packed(path: Path, array: np.ndarray, bits: int, bit_order: str) -> np.ndarray:
+def _read_packed(place: Path | str, array: np.ndarray, bits: int, bit_order: str) -> np.ndarray:
     """Packed codes in little bit order, without a copy if the file has that order."""
     if spare := -bits % 8:
         last = np.asarray(array[:, -1])
@@ -124,7 +182,7 @@ def _read_packed(path: Path, array: np.ndarray, bits: int, bit_order: str) -> np
         if padding[bit_order].any():
             row = int(padding[bit_order].astype(bool).argmax())
             found = (
-                f"{path} must have zeros in the {spare} padding bits of codes of {bits} bits, "
+                f"{place} must have zeros in the {spare} padding bits of codes of {bits} bits, "
                 f"got ones in row {row} with bit_order={bit_order}"
             )
             other = "big" if bit_order == "little" else "little"
@@ -139,30 +197,29 @@ def _read_packed(path: Path, array: np.ndarray, bits: int, bit_order: str) -> np
     return turned
 
 
-def _read_columns(path: Path, array: np.ndarray) -> tuple[np.ndarray, str]:
+def _read_columns(place: Path | str, array: np.ndarray, again: Callable[[], np.ndarray]) -> tuple[np.ndarray, str]:
     """Pack codes that have one column per bit, and return a text that says which values stand for the bits."""
     packed = np.empty((len(array), packed_width(array.shape[1])), np.uint8)
     zero_at = None  # position of the first 0, which is not a valid bit if others are -1
     negative = False
     for rows in blocks(array):
-        # Mapped again for each block: pages that were read leave the process's memory only together with their mapping.
-        block = without_truth_values(npy.load(path)[rows])
+        block = without_truth_values(again()[rows])
         ones, zeros, negatives = block == 1, block == 0, block == -1
         strange = ~(ones | zeros | negatives)
         if strange.any():
-            raise _no_bit(path, without_truth_values(array), rows.start * array.shape[1] + int(strange.argmax()))
+            raise _no_bit(place, without_truth_values(array), rows.start * array.shape[1] + int(strange.argmax()))
         if zero_at is None and zeros.any():
             zero_at = rows.start * array.shape[1] + int(zeros.argmax())
         negative = negative or bool(negatives.any())
         if negative and zero_at is not None:
-            raise _no_bit(path, array, zero_at)
+            raise _no_bit(place, array, zero_at)
         packed[rows] = pack(ones)
     if array.dtype == np.bool_:
         return packed, ""
     return packed, " -1/1" if negative else " 0/1" if zero_at is not None else " all 1"
 
 
-def _no_bit(path: Path, array: np.ndarray, position: int) -> ArtifactError:
+def _no_bit(place: Path | str, array: np.ndarray, position: int) -> ArtifactError:
     row, column = divmod(position, array.shape[1])
     value = array[row, column]
     if np.isnan(value):
@@ -176,13 +233,13 @@ def _no_bit(path: Path, array: np.ndarray, position: int) -> ArtifactError:
         remedy = "packed codes must be of uint8"
     beside = " beside -1, as torch.sign gives" if value == 0 else ""
     return ArtifactError(
-        f"{path} must hold codes that are all -1 or 1, or all 0 or 1, got {value}{beside} in row {row}, "
+        f"{place} must hold codes that are all -1 or 1, or all 0 or 1, got {value}{beside} in row {row}, "
         f"column {column}: {remedy}"
     )
 
 
 def _unite(
-    query: Labels, database: Labels, query_path: Path, database_path: Path
+    query: Labels, database: Labels, query_path: Path | str, database_path: Path | str
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """Labels of both sides in the same format, and the class id of each class number.
 
@@ -215,7 +272,7 @@ def _numbers(ids: np.ndarray, classes: np.ndarray) -> np.ndarray:
     return numbers
 
 
-def _multi_hot(ids: Labels, other: Labels, path: Path, other_path: Path) -> np.ndarray:
+def _multi_hot(ids: Labels, other: Labels, path: Path | str, other_path: Path | str) -> np.ndarray:
     """Class ids as multi-hot rows with a single 1, with the columns of the other side."""
     if ids.highest > other.highest:
         raise ArtifactError(

@@ -100,13 +100,12 @@ def evaluate(
     def by_k(name: str) -> dict[str, float]:
         return {str(k): float(mean) for k, mean in zip(ks, means[name], strict=True)}
 
-    single = [name for name, value in values.items() if value.ndim == 1]
     maps = ["map", *(f"map_at_{r}" for r in map_at)]
     low, high = metrics.bootstrap_interval(
         np.stack([values[name][counted] for name in maps], axis=1), LEVEL, RESAMPLES, seed=0
     )
     return {
-        **{name: float(means[name]) for name in single},
+        **{name: float(means[name]) for name, value in values.items() if value.ndim == 1},
         "confidence": {
             "level": LEVEL,
             "resamples": RESAMPLES,

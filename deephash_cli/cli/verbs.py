@@ -1,6 +1,6 @@
-"""The verbs: each is a module of ``commands/`` with a text in ``help/`` and, if Hydra composes it, a file in ``conf/``.
+"""List the verbs: each has a module in ``commands/``, a text in ``help/`` and, for Hydra, perhaps a file in ``conf/``.
 
-Nothing of this imports a verb: help and completion have to be quick.
+Only ``load`` imports a verb, because help and completion have to be quick.
 """
 
 import importlib
@@ -10,7 +10,7 @@ from types import ModuleType
 from deephash_cli.choices import CONF_DIR, modules
 
 _HELP = Path(__file__).resolve().parent / "help"
-# The order in which a newcomer meets them; a verb that is not here comes after these.
+# The order in which a newcomer needs the verbs; a verb that is not listed comes after these.
 _ORDER = (
     "train", "eval", "encode", "search", "index", "export", "serve", "compare", "report", "runs", "sync", "methods",
 )  # fmt: skip
@@ -23,17 +23,17 @@ def names() -> list[str]:
 
 
 def is_composed(verb: str) -> bool:
-    """Whether Hydra composes the settings of a verb; otherwise it takes paths and options."""
+    """Return whether Hydra composes the settings of a verb; any other verb takes paths and options."""
     return (CONF_DIR / f"{verb}.yaml").is_file()
 
 
 def help_text(verb: str) -> str:
-    """Return the help of a verb: usage, summary, settings, examples, with ``{groups}`` and ``{examples}`` in it."""
+    """Return the help text of a verb, with the placeholders ``{groups}`` and ``{examples}`` not filled in."""
     return (_HELP / f"{verb}.txt").read_text(encoding="utf-8").rstrip()
 
 
 def summary(verb: str) -> str:
-    """Return one line that says what a verb does: the one below the usage in its help."""
+    """Return one line that says what a verb does: the line below the usage in its help."""
     return help_text(verb).split("\n\n")[1]
 
 

@@ -102,7 +102,7 @@ def test_one_job_that_fails_costs_no_other(deephash, photos):
     assert all("optimizer.lr=1e" in line and "lower optimizer.lr" in line for line in failed)
     assert result.err.splitlines()[-1] == "error: 2 of 4 jobs failed"
     assert "Traceback" not in result.err
-    assert "2 jobs are done; the same command again" in result.out
+    assert "2 jobs are done; run the command again" in result.out
     assert "optimizer.lr=0.001" in "\n".join(table(result.out))
 
 
@@ -147,7 +147,7 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(deephash, photos, monkeyp
     stopped = deephash("train", *grid)
     assert stopped.code == 130
     assert "interrupted: " in stopped.out
-    assert "2 jobs are done; the same command again does what is missing" in stopped.out
+    assert "2 jobs are done; run the command again for the rest" in stopped.out
     assert len(table(stopped.out)) > 3
     made = folders()
     assert sorted(made) == [(8, 0), (8, 1), (8, 2)]

@@ -45,7 +45,7 @@ def test_a_search_goes_on_with_its_study(search, tmp_path):
     assert all(0.2 < value <= 1 for value in values)
     assert "precision_at_100" not in result.stdout  # of the test queries
     best = result.stdout.splitlines()[-1]
-    assert best.startswith("best of all searches of this study: ")
+    assert best.startswith("best settings in this study so far: ")
     assert "optimizer.lr=" in best
     assert best.endswith(f"validation_map {max(values):.4f}")
 

@@ -437,9 +437,7 @@ def test_what_is_refused(case):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_tables_have_plain_names(name):
-    with pytest.raises(
-        ConfigError, match="table must be lower-case letters, digits and underscores, at most 63 and no"
-    ):
+    with pytest.raises(ConfigError, match="table must be at most 63 lower-case letters, digits and underscores, not"):
         call(codes="codes", to="postgres", output="made", table=name)
 
 

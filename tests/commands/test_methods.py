@@ -61,7 +61,7 @@ def test_a_page_has_paper_equation_and_settings(deephash):
     [
         (["methods", "tiq"], "there is no method 'tiq'; did you mean 'itq'?"),
         (["methods", "itq", "lsh"], "deephash methods takes the name of one method, got itq lsh"),
-        (["methods", "-m"], "unrecognized arguments: -m; deephash methods --help lists what there is"),
+        (["methods", "-m"], "unrecognized arguments: -m; see deephash methods --help"),
         (["methods", "--config-dir", "nowhere"], "--config-dir nowhere is not a folder"),
     ],
 )
@@ -116,7 +116,7 @@ def test_a_method_without_a_class_is_refused(deephash, tmp_path):
     (tmp_path / "method" / "mine.yaml").write_text("loss: null\n")
     result = deephash("methods", "--config-dir", str(tmp_path))
     assert result.code == 2
-    assert "mine.yaml must give a class under module._target_" in result.err
+    assert "mine.yaml must name a class under module._target_" in result.err
 
 
 def test_the_table_needs_no_torch():

@@ -67,7 +67,7 @@ def test_a_radius_is_inclusive_and_finds_all(search, hashed, index):
     (query,), out = search(f"query={name}", "k=5", f"radius={radius}", f"index={index}")
     within = [(name, distance) for name, distance in ranked if distance <= radius]
     assert [(result["id"], result["distance"]) for result in query["results"]] == within
-    assert f"... and {len(within) - 5} more within {radius}" in out
+    assert f"... and {len(within) - 5} more within distance {radius}" in out
 
 
 def test_an_index_that_was_saved(deephash, search, hashed):
@@ -95,7 +95,7 @@ def test_a_folder_is_many_queries(search, hashed):
     queries, out = search(f"query={hashed.photos}", "k=3")
     assert [query["query"] for query in queries] == sorted(query["query"] for query in queries)
     assert len(queries) == 60
-    assert "... and 40 queries more" in out
+    assert "... and 40 more queries" in out
     assert queries[0]["labels"] == ["bag"]
 
 
@@ -150,8 +150,8 @@ def test_codes_of_another_network_are_refused(deephash, hashed):
         ([], 2, "needs query="),
         (["query=nowhere"], 3, "is neither a file, nor a folder, nor the id of an image"),
         (["query=page.jpg"], 3, "cannot be read: it is none of JPEG"),
-        (["query=x.npy"], 2, "holds vectors, and the run hashes images"),
-        (["query=empty"], 3, "holds no image"),
+        (["query=x.npy"], 2, "contains vectors, but the run hashes images"),
+        (["query=empty"], 3, "contains no images"),
         (["query={photo}", "k=0"], 2, "k must be a whole number, at least 1, got 0"),
         (["query={photo}", "picture=a.tiff"], 2, "picture must end in"),
         (["query={photo}", "index=tree"], 2, "an index is one of exact, flat, hnsw, ivf, multihash, or a file"),

@@ -354,7 +354,7 @@ def test_a_dry_run_needs_no_key_and_changes_nothing(deephash, run):
     assert (result.code, result.err) == (0, "")
     assert result.out.splitlines()[-1] == "would upload 1"
     shutil.rmtree(run / dashboards.FOLDER)
-    assert "would upload: runs/run: logged anew from the run folder, as W&B's log is missing" in (
+    assert "would upload: runs/run: logged again from the run folder, because W&B's log is missing" in (
         deephash("sync", "--dry-run", "runs").out
     )
     assert tree(run) == {name: when for name, when in before.items() if "/wandb" not in name} | {
@@ -365,8 +365,8 @@ def test_a_dry_run_needs_no_key_and_changes_nothing(deephash, run):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"whole": False}, "would upload: runs/run: logged anew from the run folder, as W&B's log is not whole"),
-        ({"folder": "/else"}, "would upload: runs/run: logged anew from the run folder, as the folder was moved"),
+        ({"whole": False}, "would upload: runs/run: logged again from the run folder, because W&B's log is incomplete"),
+        ({"folder": "/else"}, "would upload: runs/run: logged again from the run folder, because the folder was moved"),
         ({"status": "online"}, "nothing to upload: runs/run: it was logged online"),
     ],
 )
@@ -382,24 +382,24 @@ def test_a_run_that_was_not_logged_to_wandb_stays_at_home(deephash, run):
     result = deephash("sync", "runs")
     assert (result.code, result.err) == (0, "")
     assert result.out == (
-        "nothing to upload: runs/run: it was not logged to W&B, --rebuild does it now\nnothing to upload 1\n"
+        "nothing to upload: runs/run: it was not logged to W&B; --rebuild logs it now\nnothing to upload 1\n"
     )
 
 
 def test_a_run_that_is_written_to_is_left_alone(deephash, run):
     change_record(run, status="running")
     held = runs.Run(run)
-    assert deephash("sync", "runs").out.startswith("nothing to upload: runs/run: it is running\n")
+    assert deephash("sync", "runs").out.startswith("nothing to upload: runs/run: it is still running\n")
     held.close()
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "the following arguments are required: run folder; deephash sync --help lists what there is"),
+        ((), "the following arguments are required: run folder; see deephash sync --help"),
         (("nothing",), "nothing is not a folder: give run folders, or folders of runs"),
         (("empty",), "no run in empty: give run folders, or folders of runs"),
-        (("runs", "--all"), "unrecognized arguments: --all; deephash sync --help lists what there is"),
+        (("runs", "--all"), "unrecognized arguments: --all; see deephash sync --help"),
         (("runs", "--timeout", "0"), "--timeout must be a number of seconds above 0, got 0"),
         (("runs", "--timeout", "nan"), "--timeout must be a number of seconds above 0, got nan"),
     ],
@@ -440,7 +440,7 @@ def test_a_run_is_uploaded_once(deephash, run, serve):
     assert b"eval/precision_at_k" in history
     asked = len(server.requests)
     again = deephash("sync", "runs")
-    assert (again.code, again.out) == (0, "nothing to upload: runs/run: it is uploaded\nnothing to upload 1\n")
+    assert (again.code, again.out) == (0, "nothing to upload: runs/run: it is already uploaded\nnothing to upload 1\n")
     assert len(server.requests) == asked
     assert files_with(KEY, run) == []
 
@@ -450,7 +450,7 @@ def test_a_log_that_was_lost_is_made_and_uploaded(deephash, run, serve):
     shutil.rmtree(run / dashboards.FOLDER)
     result = deephash("sync", "runs")
     assert result.code == 0, result
-    assert result.out.startswith("uploaded: runs/run: logged anew from the run folder, as W&B's log is missing\n")
+    assert result.out.startswith("uploaded: runs/run: logged again from the run folder, because W&B's log is missing\n")
     assert server.asked("UpsertBucket")[0]["name"] == runs.read_record(run)["id"]
     assert not server.asked("RunResumeStatus"), "it takes the place of what is there"
     assert files_with(KEY, run) == []
@@ -467,7 +467,7 @@ def test_one_run_that_fails_does_not_keep_the_others(deephash, run, serve):
     assert result.code == 4
     assert "warning: failed: runs/a: runs/a/config.yaml cannot be read as YAML" in result.err
     assert "warning: failed: runs/b: runs/b/run.json is not the record of a run" in result.err
-    assert result.err.endswith("error: 2 of 3 runs failed; the same command again does the rest\n")
+    assert result.err.endswith("error: 2 of 3 runs failed; run the command again for the rest\n")
     assert result.out.endswith("uploaded 1, failed 2\n")
 
 
@@ -511,10 +511,10 @@ def test_an_upload_that_does_not_end_is_ended(deephash, run, serve):
     assert 4 < time.monotonic() - started < 9
     assert result.code == 4
     assert result.err.splitlines() == [
-        "warning: failed: runs/run: it was not uploaded within 2 s: --timeout gives it more, what is there stays",
-        "warning: failed: runs/s: it was not uploaded within 2 s: --timeout gives it more, what is there stays",
-        "warning: failed: runs/t: not tried: the uploads before it did not end",
-        "error: 3 of 3 runs failed; the same command again does the rest",
+        "warning: failed: runs/run: the upload took longer than 2 s: raise --timeout; what was uploaded is kept",
+        "warning: failed: runs/s: the upload took longer than 2 s: raise --timeout; what was uploaded is kept",
+        "warning: failed: runs/t: not tried: the uploads before it timed out",
+        "error: 3 of 3 runs failed; run the command again for the rest",
     ]
 
 
@@ -560,7 +560,8 @@ def test_a_server_that_stalls_costs_what_is_allowed(deephash, command, monkeypat
     assert runs.read_record(Path("run"))["status"] == "finished"
     state = dashboards.status(Path("run"))
     assert (state["status"], state["whole"]) == ("failed", False)
-    assert "logged anew from the run folder, as W&B did not get all of it" in deephash("sync", "run", "--dry-run").out
+    said = deephash("sync", "run", "--dry-run").out
+    assert "logged again from the run folder, because W&B does not have all of it" in said
 
 
 def test_an_interrupted_run_is_marked_so(deephash, command, monkeypatch):
@@ -589,7 +590,7 @@ def test_a_run_that_is_gone_on_with_keeps_its_id(deephash, command, monkeypatch)
     assert [log.stem for log in logs] == [f"run-{runs.read_record(Path('run'))['id']}"] * 2
     monkeypatch.setenv("WANDB_MODE", "offline")
     result = deephash("sync", "run", "--dry-run")
-    assert "as it was interrupted and resumed" in result.out
+    assert "because it was interrupted and resumed" in result.out
     assert deephash("sync", "run").code == 0
     assert len([item for item in history(Path("run")) if "train/loss" in item]) == 2
 

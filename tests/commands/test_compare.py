@@ -1,4 +1,4 @@
-"""``deephash compare``: what shares a row, a column, a table; what is left out and why; the formats."""
+"""``deephash compare``: which runs share a row, a column or a table; which are left out and why; the formats."""
 
 import csv
 import io

@@ -399,7 +399,7 @@ def test_the_command_line(deephash):
     for arguments, sentence in (
         (["to=npz"], "error: to must be faiss or milvus or opensearch or parquet or "),
         (["side=train"], "error: side must be database or query, got train\n"),
-        (["to=faiss", "table=5"], "and no digit first, got '5'\n"),
+        (["to=faiss", "table=5"], "digits and underscores, not starting with a digit, got '5'\n"),
     ):
         result = deephash("export", "codes=codes", "output=other", *arguments)
         assert (result.code, result.out, result.err.count("\n")) == (2, "", 1)

@@ -1,4 +1,4 @@
-"""``deephash index``: the file that it writes, and measurements that loops confirm."""
+"""``deephash index``: the file that it writes, and its measurements, checked against loops."""
 
 import json
 import shutil
@@ -27,14 +27,14 @@ def code_set(packed, prefix):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Codes with both sides."""
+    """Write codes of queries and of a database."""
     save_codes(tmp_path / "codes", code_set(codes(40, BITS, 1), "q"), code_set(codes(300, BITS), "d"), {})
     return tmp_path / "codes"
 
 
 @pytest.fixture
 def shard(tmp_path):
-    """Codes without queries."""
+    """Write codes of a database without queries."""
     save_database(tmp_path / "mine", code_set(codes(300, BITS), "d"), {})
     return tmp_path / "mine"
 

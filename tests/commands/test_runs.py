@@ -1,4 +1,4 @@
-"""``deephash runs``: every run on a line, whatever became of it; which are listed, in which order."""
+"""``deephash runs``: one line for each run, whatever its status; filters and sorting."""
 
 import csv
 import io
@@ -17,7 +17,7 @@ from deephash_cli.commands import runs as listing
 
 @pytest.fixture
 def some():
-    """Runs of every kind under ``runs``."""
+    """Write runs of several kinds into ``runs``: finished, failed, interrupted."""
     times = {"started": "2026-01-03T00:00:00+00:00", "ended": "2026-01-03T00:01:30+00:00"}
     write_run("runs/a", value=0.25, record=times)
     data = {"name": "toys", "protocol": "s1"}

@@ -1,4 +1,4 @@
-"""What W&B logged offline is uploaded, and what it lost is logged again, the same, from the run folder."""
+"""``deephash sync``: offline logs of W&B are uploaded; a lost log is made again, the same, from the run folder."""
 
 import json
 import os
@@ -32,7 +32,7 @@ TILE, K = 16, 3
 
 
 class Server(ThreadingHTTPServer):
-    """Enough of W&B's server to take a run; ``behaviour`` is what it does instead."""
+    """The part of W&B's server that a run needs; ``behaviour`` says whether it accepts runs or fails in some way."""
 
     def __init__(self, behaviour: str = "accept"):
         super().__init__(("127.0.0.1", 0), Handler)
@@ -45,12 +45,12 @@ class Server(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_address[1]}"
 
     def asked(self, operation: str) -> list[dict]:
-        """Variables of each request for an operation."""
+        """Return the variables of each request for an operation."""
         questions = [json.loads(body) for path, body in self.requests if path == "/graphql" and body]
         return [question["variables"] for question in questions if question.get("operationName") == operation]
 
     def handle_error(self, request, client_address):
-        """A client that has gone is no error."""
+        """Ignore clients that have closed their connection."""
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -58,7 +58,7 @@ class Handler(BaseHTTPRequestHandler):
     server: Server
 
     def log_message(self, *_):
-        """Say nothing."""
+        """Print no log messages."""
 
     def do_GET(self):
         self._answer(200, {})
@@ -111,7 +111,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def serve(monkeypatch):
-    """Start a server that this process takes for W&B's, with a key for it."""
+    """Start a server that this process uses as W&B's server, and set a key for it."""
     servers = []
 
     def start(behaviour: str = "accept") -> Server:
@@ -161,13 +161,13 @@ def logged(tmp_path_factory):
         patch.setattr(dashboards.Session, "log_results", log_results)
         before = variables()
         assert cli.run(["train", *settings, "logger.tags=[mine]", f"run_dir={place / 'run'}"]) == 0
-        assert variables() == before, "variables of one run would reach the next"
+        assert variables() == before, "environment variables of one run would reach the next"
     return place / "run"
 
 
 @pytest.fixture
 def run(logged):
-    """A copy that does not know that it is one."""
+    """Copy the logged run; its W&B status names the copy's folder, so it does not look moved."""
     folder = Path(shutil.copytree(logged, Path("runs") / "run", symlinks=True))
     state = folder / dashboards.FOLDER / dashboards.STATUS
     write_json(state, {**json.loads(state.read_text()), "folder": str(folder.absolute())})
@@ -175,7 +175,7 @@ def run(logged):
 
 
 def variables() -> dict[str, str]:
-    """What of the environment is W&B's."""
+    """Return the environment variables of W&B."""
     return {name: value for name, value in os.environ.items() if "WANDB" in name}
 
 
@@ -198,7 +198,7 @@ def history(folder: Path) -> list[dict]:
 
 
 def without_times(item):
-    """Everything but the clock, and ids that W&B draws."""
+    """Return an item without times and without random ids of W&B."""
     if isinstance(item, dict):
         chance = ("_timestamp", "_runtime", "artifact_path", "_latest_artifact_path")
         return {key: without_times(value) for key, value in item.items() if not key.endswith(chance)}
@@ -345,7 +345,7 @@ def test_the_default_project_is_that_of_the_settings():
     assert yaml.safe_load((choices.CONF_DIR / "logger" / "wandb.yaml").read_text())["_target_"] == sync.LOGGERS[0]
 
 
-# What there is to do
+# What sync would do
 
 
 def test_a_dry_run_needs_no_key_and_changes_nothing(deephash, run):
@@ -452,7 +452,7 @@ def test_a_log_that_was_lost_is_made_and_uploaded(deephash, run, serve):
     assert result.code == 0, result
     assert result.out.startswith("uploaded: runs/run: logged again from the run folder, because W&B's log is missing\n")
     assert server.asked("UpsertBucket")[0]["name"] == runs.read_record(run)["id"]
-    assert not server.asked("RunResumeStatus"), "it takes the place of what is there"
+    assert not server.asked("RunResumeStatus"), "it replaces the run on the server"
     assert files_with(KEY, run) == []
 
 
@@ -518,7 +518,7 @@ def test_an_upload_that_does_not_end_is_ended(deephash, run, serve):
     ]
 
 
-# Online, and on again
+# Online runs, and continued runs
 
 
 @pytest.fixture
@@ -555,7 +555,7 @@ def test_a_server_that_stalls_costs_what_is_allowed(deephash, command, monkeypat
     started = time.monotonic()
     result = deephash("train", *command, "run_dir=run", "trainer.max_epochs=1")
     assert result.code == 0, result
-    assert time.monotonic() - started < 90  # W&B asks twice for some twenty seconds whether the key is good
+    assert time.monotonic() - started < 90  # W&B checks the key twice, for about twenty seconds each time
     assert "warning: the dashboard did not get everything: Timed out" in result.err
     assert runs.read_record(Path("run"))["status"] == "finished"
     state = dashboards.status(Path("run"))
@@ -584,7 +584,7 @@ def test_the_environment_wins_and_it_is_said(deephash, command, monkeypatch):
 
 def test_a_run_that_is_gone_on_with_keeps_its_id(deephash, command, monkeypatch):
     assert deephash("train", *command, "run_dir=run", "trainer.max_epochs=1").code == 0
-    time.sleep(1)  # W&B names its folders by the second
+    time.sleep(1)  # W&B names its folders by the time in seconds
     assert deephash("train", "resume=run", "trainer.max_epochs=2").code == 0
     logs = list(Path("run").glob("wandb/offline-run-*/*.wandb"))
     assert [log.stem for log in logs] == [f"run-{runs.read_record(Path('run'))['id']}"] * 2

@@ -72,7 +72,7 @@ def check(verb: str, overrides: Sequence[str], config_dir: str | None, multirun:
                 swept[position] = [f"{key}={value}" for value in override.sweep_string_iterator()]
             except HydraException as error:  # such as a glob or an interval
                 raise ConfigError(
-                    f"{overrides[position]}: a sweep needs values, such as {key}=a,b; only tune=rates takes intervals"
+                    f"{overrides[position]}: a sweep needs values, such as {key}=a,b; tune=rates takes intervals"
                 ) from error
     variants = [[swept[i][0] if i in swept else text for i, text in enumerate(overrides)]]
     for position, values in swept.items():

@@ -49,7 +49,7 @@ Exit codes: 0 done, 2 usage, 3 data, 4 checkpoint or codes, 5 diverged, 6 jobs o
 def main() -> None:
     """Run the console script, and exit with its code."""
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal that cannot show ± must not cause an error
+        stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal without ± must not cause an error
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `deephash --help | head` ends quietly
     gc.set_threshold(50_000)  # collecting garbage often while thousands of modules load costs half a second
     code = run(sys.argv[1:])

@@ -1,5 +1,6 @@
-"""List the verbs: each has a module in ``commands/``, a text in ``help/`` and, for Hydra, perhaps a file in ``conf/``.
+"""Find the verbs, their help and their modules.
 
+A verb is a module of ``commands/`` with a text in ``help/``. If Hydra composes it, it has a file in ``conf/``.
 Only ``load`` imports a verb, because help and completion have to be quick.
 """
 

@@ -216,7 +216,7 @@ def _rebuilt(folder: Path, project: str | None, entity: str | None) -> tuple[Pat
         list(logger.get("tags") or ()),
         again=True,
     )
-    # A run that was killed is still recorded as running, because this process holds its lock.
+    # A killed run is still recorded as running, and would be taken for running, since this process holds its lock.
     exit_code = runs.EXIT_CODES.get(record["status"], runs.EXIT_CODES["interrupted"])
     try:
         session.replay()

@@ -12,7 +12,9 @@ from deephash_cli.training import fit
 
 
 def run(config: DictConfig) -> dict[str, Any]:
-    """Run ``deephash train`` once, and print its metrics. Of the processes of torchrun, all others follow the first.
+    """Run ``deephash train`` once, and print its metrics.
+
+    If torchrun started several processes, only the first does this, and the others follow it.
 
     Returns:
         The metrics, with the run folder under ``run_dir``; empty in a process that follows the first.

@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -357,6 +358,15 @@ REFUSED = {
 def test_what_cannot_work_is_refused_in_one_sentence(deephash, case):
     arguments, sentence = REFUSED[case]
     assert sentence in refused(deephash("train", *arguments))
+
+
+@pytest.mark.parametrize("folder", ["my photos (1)", 'it\'s "here" (1)', "a\\ {b}\\"])
+def test_the_quotes_that_a_refusal_recommends_are_accepted(deephash, folder):
+    command = ["train", "dataset=image_folder"]
+    message = refused(deephash(*command, f"dataset.root={folder}"))
+    assert "quote a value with special characters twice, such as 'dataset.root=\"" in message
+    (typed,) = shlex.split(message.split("such as ")[1])
+    assert checking.check("train", [*command[1:], typed], None, multirun=False).dataset.root == folder
 
 
 @pytest.mark.parametrize(

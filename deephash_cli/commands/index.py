@@ -135,7 +135,7 @@ def _check_paths(output: Path, report: Path, config: DictConfig) -> None:
     for name, path in (("output", output), ("check_output", report)):
         if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
             problem = "cannot be written to" if path.parent.is_dir() else "does not exist"
-            raise ConfigError(f"{name}={path} is in a folder that {problem}: choose another folder")
+            raise ConfigError(f"{name}={path} is in a folder that {problem}: give another, output=<file{ENDING}>")
 
 
 def _queries(

@@ -56,7 +56,7 @@ class Case:
         config = check("train", ["trainer.max_epochs=1", *COMMON, *settings], None, multirun=False)
         self.folder = folder
         self.config = config
-        self.job: Job = prepare(config, {})
+        self.job: Job = prepare(config)
         self.timer = EpochTime()
         trainer = self._new_trainer()
         self.source = Source(self.job.dataset, self.job.network, trainer.strategy.root_device, Loading(**config.loader))

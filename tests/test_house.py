@@ -112,5 +112,5 @@ def test_a_verb_a_target_and_a_kind_of_index_are_one_module_with_its_help_and_co
     assert "counted to 5" in shown[4]
     assert Path("out/lengths.txt").read_text() == "9 codes of 16 bits"
     assert Path("codes/coarse.faiss").exists()
-    assert "deephash greet --help lists what there is" in result.stderr
+    assert "see deephash greet --help" in result.stderr
     assert "coarse.step must be a whole number, from 1 to 5, got 9" in result.stderr

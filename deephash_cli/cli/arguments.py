@@ -1,4 +1,4 @@
-"""Turn what was typed into what Hydra and argparse understand, and their complaints into one sentence."""
+"""Prepare typed arguments for Hydra and argparse, and turn the errors of their parsers into one sentence."""
 
 import argparse
 import re
@@ -22,7 +22,7 @@ def parse(verb: str, typed: Sequence[str]) -> argparse.Namespace:
         The arguments, and the whole command line as ``command``.
 
     Raises:
-        ConfigError: If the verb does not have such arguments.
+        ConfigError: If the arguments do not fit the verb.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.error = refuser(verb)  # type: ignore[method-assign]
@@ -33,10 +33,10 @@ def parse(verb: str, typed: Sequence[str]) -> argparse.Namespace:
 
 
 def refuser(verb: str) -> Callable[[str], NoReturn]:
-    """Return what a parser of a verb calls with its complaint: it raises a ``ConfigError``."""
+    """Return the error handler for the parser of a verb: it raises a ``ConfigError`` with the parser's message."""
 
     def refuse(message: str) -> NoReturn:
-        raise ConfigError(f"{message}; deephash {verb} --help lists what there is")
+        raise ConfigError(f"{message}; see deephash {verb} --help")
 
     return refuse
 
@@ -52,8 +52,8 @@ def quote_bits(override: str) -> str:
 def normalize(argument: str, verb: str = "train") -> str:
     """Accept what users type: numbers for ``bits``, and ``+experiment=`` (as in many projects) for ``experiment=``.
 
-    ``bits`` is a group of ``train`` only, and Hydra would take ``eval bits=20`` for one of its choices.
-    ``index --check`` stands for ``check=true``, since Hydra knows no options of ours.
+    Only ``train`` has the group ``bits``. For ``eval``, Hydra would read ``bits=20`` as a choice of that group, so it
+    becomes ``code_bits=20``. ``index --check`` becomes ``check=true``, because Hydra does not know this option.
     """
     name, equals, value = argument.lstrip("+").partition("=")
     if verb == "index" and argument == "--check":

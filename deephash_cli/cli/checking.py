@@ -1,33 +1,51 @@
-"""Refusing a command that cannot work, before anything heavy is imported: unknown keys, choices, types and ranges.
+"""Refuse a command that cannot work before anything heavy is imported: unknown keys, choices, types and ranges.
 
-Hydra has no close matches, accepts any type, and invites a misspelt key to be added. Here each is one sentence.
+Hydra suggests no close matches, accepts any type, and offers to add a misspelt key. Here each mistake is explained in
+one sentence.
 """
 
 import importlib
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from deephash_cli.choices import CONF_DIR, choices, group_names
+from deephash_cli.cli.arguments import normalize
 from deephash_cli.cli.limits import LISTS, LONGEST, OPTIONAL, RANGES, TEXTS, WORDS
 from deephash_cli.errors import ConfigError, first_line, hint, short
 
 
-def check(verb: str, overrides: Sequence[str], config_dir: str | None, multirun: bool) -> Any:
-    """Compose the configuration and refuse what cannot work.
+def train_settings(*typed: str) -> Any:
+    """Compose the configuration of ``deephash train`` from the same words that are typed behind it.
 
     Args:
-        verb: Whose configuration.
-        overrides: As normalized.
-        config_dir: The user's own configuration folder.
-        multirun: Whether comma-separated values are a sweep; then every value is looked at.
+        *typed: Settings such as ``"method=dpsh"`` and ``"bits=48"``.
+
+    Raises:
+        ConfigError: If a word is refused on the command line as well.
+
+    >>> train_settings("method=dpsh", "bits=20").bits
+    20
+    """
+    return check("train", [normalize(word) for word in typed], None, multirun=False)
+
+
+def check(verb: str, overrides: Sequence[str], config_dir: str | None, multirun: bool) -> Any:
+    """Compose the configuration of a verb, and refuse a command that cannot work.
+
+    Args:
+        verb: The verb whose configuration is composed.
+        overrides: Overrides, already passed through ``normalize``.
+        config_dir: The user's own configuration folder; None if there is none.
+        multirun: Whether comma-separated values are a sweep; then every value is checked.
 
     Returns:
         The configuration, with the first value of each sweep.
 
     Raises:
-        ConfigError: With the nearest match and what exists.
+        ConfigError: If the command cannot work. The message names the nearest match and the existing choices or keys.
     """
     from hydra import compose, initialize_config_dir
     from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -44,10 +62,10 @@ def check(verb: str, overrides: Sequence[str], config_dir: str | None, multirun:
     try:
         parsed: list[Override] = OverridesParser.create().parse_overrides(list(overrides))
     except OverrideParseException as error:
-        raise ConfigError(
-            f"could not read {error.override!r}: a setting is key=value, and a value with special characters needs "
-            "quotes, such as \"'dataset.root=\\'my photos\\''\""
-        ) from error
+        advice = f"quote a value with special characters twice, such as {_quoted(error.override)}"
+        if "=" not in error.override:
+            advice = f"a setting is key=value; {advice}"
+        raise ConfigError(f"could not read {error.override!r}: {advice}") from error
     fixed: list[str] = [] if config_dir is None else [f"hydra.searchpath=[file://{Path(config_dir).absolute()}]"]
     swept: dict[int, list[str]] = {}
     for position, override in enumerate(parsed):
@@ -58,7 +76,7 @@ def check(verb: str, overrides: Sequence[str], config_dir: str | None, multirun:
         elif override.key_or_group.startswith("hydra/") and isinstance(override.value(), list | dict | int | float):
             raise ConfigError(f"{override.key_or_group} must be a name, got {override.get_value_string()}")
         elif verb == "eval" and (key := override.key_or_group).startswith("metrics"):
-            # The group is there for its values: beside ks, metrics.ks would be a second name for one thing.
+            # eval composes this group only for its default values; metrics.ks would be a second name for ks.
             raise ConfigError(f"deephash eval has no {key}; it has ks, map_at, radius and zero_hits")
         if multirun and override.is_sweep_override():
             key = override.input_line.split("=", 1)[0] if override.input_line else override.get_key_element()
@@ -68,9 +86,9 @@ def check(verb: str, overrides: Sequence[str], config_dir: str | None, multirun:
                 continue
             try:
                 swept[position] = [f"{key}={value}" for value in override.sweep_string_iterator()]
-            except HydraException as error:  # a glob, an interval
+            except HydraException as error:  # such as a glob or an interval
                 raise ConfigError(
-                    f"{overrides[position]}: a sweep lists its values, such as {key}=a,b; tune=rates takes intervals"
+                    f"{overrides[position]}: a sweep needs values, such as {key}=a,b; tune=rates takes intervals"
                 ) from error
     variants = [[swept[i][0] if i in swept else text for i, text in enumerate(overrides)]]
     for position, values in swept.items():
@@ -96,7 +114,7 @@ def check(verb: str, overrides: Sequence[str], config_dir: str | None, multirun:
 def _is_search(
     verb: str, overrides: Sequence[str], parsed: Sequence[Any], fixed: list[str], config_dir: str | None
 ) -> bool:
-    """Whether the sweeper that these overrides choose, or a file that they choose, searches for settings."""
+    """Return whether the sweeper that these overrides choose, directly or in a file, searches for settings."""
     from hydra import compose, initialize_config_dir
     from hydra.errors import HydraException
 
@@ -112,21 +130,21 @@ def _is_search(
 
 
 def _check_choice(override: Any) -> None:
-    """Refuse what Hydra cannot take as the choice of a group: it is a name, or several in a sweep."""
+    """Refuse a choice of a group that Hydra cannot use: a choice must be a name, or several names in a sweep."""
     from hydra.core.override_parser.types import ChoiceSweep, QuotedString
 
     group, value = override.key_or_group, override.value()
     if override.package is not None:
-        raise ConfigError(f"{override.input_line}: a choice of {group} has its place, leave out @{override.package}")
+        raise ConfigError(f"{override.input_line}: {group} cannot be moved; leave out @{override.package}")
     if override.is_delete():
-        raise ConfigError(f"{group} cannot be left out; it has: {', '.join(choices(group))}")
+        raise ConfigError(f"{group} cannot be left out; its choices are: {', '.join(choices(group))}")
     values = value.list if isinstance(value, ChoiceSweep) else value if isinstance(value, list) else [value]
     for choice in values:
         if not isinstance(choice, str | QuotedString):
             text = override.get_value_string()
             if group == "bits":
                 raise ConfigError(_explain_bits(text))
-            raise ConfigError(f"{group} must be the name of a choice, got {text}; it has: {', '.join(choices(group))}")
+            raise ConfigError(f"{group} must be one of its choices, got {text}; they are: {', '.join(choices(group))}")
 
 
 def _is_group(verb: str, override: Any) -> bool:
@@ -143,13 +161,13 @@ def _check_values(config: Any, defaults: Any, overrides: Sequence[str]) -> None:
     for name in config:
         if name not in defaults:
             raise ConfigError(
-                f"unknown key {str(name)!r}{hint(str(name), map(str, defaults))}; --cfg job prints those that exist"
+                f"unknown key {str(name)!r}{hint(str(name), map(str, defaults))}; --cfg job prints all keys"
             )
     for override in overrides:
         key = override.split("=", 1)[0].lstrip("+~")
         default, value = (OmegaConf.select(source, key, throw_on_missing=False) for source in (defaults, config))
         if value is not None and key in TEXTS and not isinstance(value, str):
-            raise ConfigError(f"{key} must be text, got {value!r}: a name that looks like something else needs quotes")
+            raise ConfigError(f"{key} must be text, got {value!r}; to use it as a name, type {_quoted(override)}")
         if default is None:
             continue
         if value is None and key not in OPTIONAL and (key in RANGES or key in defaults):
@@ -191,7 +209,7 @@ def _check_values(config: Any, defaults: Any, overrides: Sequence[str]) -> None:
 
 
 def _ranges(config: Any) -> dict[str, tuple[float, float | None]]:
-    """Return the limits of numbers, with those of the kinds of indexes that have settings in a configuration."""
+    """Return the limits of numeric settings, including those of each kind of index that the configuration has."""
     ranges = dict(RANGES)
     for kind in WORDS["kind"]:
         if kind in config:
@@ -201,7 +219,7 @@ def _ranges(config: Any) -> dict[str, tuple[float, float | None]]:
 
 
 def _explain(verb: str, message: str, config_dir: str | None, chosen: Sequence[str]) -> str:
-    """Hydra's message about a configuration that does not compose, as one sentence with what would have worked."""
+    """Turn Hydra's message about a configuration that does not compose into one sentence with what would work."""
     if match := re.search(r"Could not find '([^']+)/([^'/]+)'|Could not find '([^']+)'", message):
         path = match[3] or f"{match[1]}/{match[2]}"
         if path == "hydra/sweeper/optuna":
@@ -213,7 +231,7 @@ def _explain(verb: str, message: str, config_dir: str | None, chosen: Sequence[s
             exist += sorted(file.stem for file in (Path(config_dir) / group).glob("*.yaml"))
         if group == "bits":
             return _explain_bits(choice)
-        return f"{group} has no choice {choice!r}{hint(choice, exist)}; it has: {', '.join(exist)}"
+        return f"{group} has no choice {choice!r}{hint(choice, exist)}; the choices are: {', '.join(exist)}"
     if match := re.search(r"Could not (?:override|delete from config\.) '([^']+)'|Key '([^']+)' is not in", message):
         key = match[1] or match[2]
         known = _known_keys(verb, chosen)
@@ -222,12 +240,33 @@ def _explain(verb: str, message: str, config_dir: str | None, chosen: Sequence[s
         while parent and not beside:
             parent = parent.rpartition(".")[0]
             beside = sorted({name for name in known if name.rpartition(".")[0] == parent and not name.endswith("_")})
-        return f"unknown key {key!r}{hint(key, known)}; there are: {', '.join(beside)}"
+        return f"unknown key {key!r}{hint(key, known)}; the keys are: {', '.join(beside)}"
     if "Ambiguous value" in message:
-        return message.splitlines()[0] + ": to sweep over it add -m, to use it as a list write key=[a,b]"
+        return message.splitlines()[0] + ": to sweep over the values add -m; to use them as a list write key=[a,b]"
     if "Config group override must be a string" in message:
-        return f"a choice of a group is a name: {message.splitlines()[-1]}"
+        return f"the choice of a group must be a name: {message.splitlines()[-1]}"
     return message.strip().splitlines()[0]
+
+
+def _quoted(setting: str) -> str:
+    """Return a setting as it can be typed in a shell so that Hydra reads its value as text, such as ``'key="a (1)"'``.
+
+    If quotes do not make the setting readable, or it cannot be printed in one line, the result is an example.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.core.override_parser.types import Quote, QuotedString
+    from hydra.errors import HydraException
+
+    example = shlex.quote('dataset.root="my photos (1)"')
+    key, _, value = setting.partition("=")
+    if not key or not value or not setting.isprintable():
+        return example
+    text = f"{key}={QuotedString(text=value, quote=Quote.double).with_quotes()}"
+    try:
+        OverridesParser.create().parse_overrides([text])
+    except HydraException:
+        return example
+    return shlex.quote(text)
 
 
 def _explain_bits(choice: str) -> str:
@@ -235,7 +274,7 @@ def _explain_bits(choice: str) -> str:
 
 
 def _known_keys(verb: str, chosen: Sequence[str]) -> list[str]:
-    """Keys and groups of the configuration with these choices."""
+    """Return the keys and groups of the configuration that these choices compose."""
     from hydra import compose
     from omegaconf import OmegaConf
 

@@ -1,4 +1,4 @@
-"""Start a verb under Hydra: check the command, let Hydra compose it, turn known errors into one sentence."""
+"""Start a verb under Hydra: check the command, let Hydra compose the settings, print known errors as one sentence."""
 
 import argparse
 import contextlib
@@ -43,10 +43,15 @@ def launch(verb: str, typed: Sequence[str]) -> int:
 
 
 def take_dataset(verb: str, overrides: list[str], config_dir: str | None) -> tuple[list[str], Any]:
-    """Of ``encode`` the settings of a data set, which is one of ``train``, and the other settings.
+    """Split the overrides of ``encode`` into those for the data set, which ``train`` defines, and the rest.
+
+    Args:
+        verb: The verb; for any verb other than ``encode``, all overrides are the rest.
+        overrides: Overrides, already passed through ``normalize``.
+        config_dir: The user's own configuration folder; None if there is none.
 
     Returns:
-        The others, and the node that builds the data set, if there is one.
+        The rest, and the node that builds the data set; None if no data set is given.
     """
     chosen = [text for text in overrides if verb == "encode" and text.startswith(("dataset=", "dataset."))]
     source = check("train", chosen, config_dir, multirun=False).dataset.source if chosen else None
@@ -54,7 +59,11 @@ def take_dataset(verb: str, overrides: list[str], config_dir: str | None) -> tup
 
 
 def parse_options(verb: str, arguments: list[str]) -> argparse.Namespace:
-    """Read Hydra's own options, wherever they stand, and refuse those that would go round ``check``."""
+    """Parse Hydra's own options, anywhere on the command line, and refuse those that would bypass ``check``.
+
+    Raises:
+        ConfigError: If an option is unknown or refused, or does not fit the verb.
+    """
     from hydra._internal.utils import get_args_parser
 
     refuse = refuser(verb)
@@ -67,16 +76,16 @@ def parse_options(verb: str, arguments: list[str]) -> argparse.Namespace:
     if parsed.config_dir is not None and not Path(parsed.config_dir).is_dir():
         raise ConfigError(f"--config-dir {parsed.config_dir} is not a folder")
     if parsed.multirun and verb != "train":
-        raise ConfigError(f"deephash {verb} has no sweeps; -m goes with train")
+        raise ConfigError(f"deephash {verb} has no sweeps: only train takes -m")
     if parsed.multirun and "TORCHELASTIC_RUN_ID" in os.environ:
-        raise ConfigError("torchrun starts the processes of one run: leave out -m, or give it a launcher of Hydra")
+        raise ConfigError("torchrun starts the processes of one run: drop -m, or run the sweep with a Hydra launcher")
     if parsed.multirun and (parsed.run or parsed.cfg or parsed.info):
-        raise ConfigError("--cfg, --info and --run are about a single run: leave out -m")
+        raise ConfigError("--cfg, --info and --run are for a single run: leave out -m")
     return parsed
 
 
 def _sweep(root: Path, group: str, arguments: list[str]) -> int:
-    """Run every combination, then print the table."""
+    """Run every combination of a sweep, print its table, and return the exit code."""
     from deephash_cli import runs
     from deephash_cli.cli import sweep
     from deephash_cli.training.fit import load_dataset
@@ -88,25 +97,25 @@ def _sweep(root: Path, group: str, arguments: list[str]) -> int:
     try:
         code = run_hydra("train", arguments, _train_job)
     except Stopped:
-        with contextlib.suppress(SweepError):  # that it was stopped matters more than jobs that had failed before
+        with contextlib.suppress(SweepError):  # the stop decides the exit code, even if jobs failed before
             sweep.conclude(folder)
         raise
     finally:
-        (folder / "multirun.yaml").unlink(missing_ok=True)  # Hydra's copy of what was typed, secrets and all
+        (folder / "multirun.yaml").unlink(missing_ok=True)  # Hydra's copy of the command line, including secrets
     if code == 0:
         sweep.conclude(folder)
     return code
 
 
 def _take_up(overrides: list[str], multirun: bool) -> list[str]:
-    """Settle ``resume``: a sweep does what is missing; a run folder brings the settings that it was started with."""
+    """Apply ``resume``: a sweep gets ``resume=auto``; a run folder adds the settings that its run was started with."""
     named = [override.removeprefix("resume=") for override in overrides if override.startswith("resume=")]
     if not named:
         return [*overrides, "resume=auto"] if multirun else overrides
     if named[-1] in ("auto", "none"):
         return overrides
     if multirun:
-        raise ConfigError("a sweep finds its own runs again: use resume=auto or resume=none with -m")
+        raise ConfigError("a sweep finds its existing runs by itself: use resume=auto or resume=none with -m")
     from deephash_cli.runs import read_record
 
     name = named[-1].strip("'\"")
@@ -117,10 +126,10 @@ def _take_up(overrides: list[str], multirun: bool) -> list[str]:
 
 
 def _settings_of(folder: Path, overrides: Sequence[str]) -> list[str]:
-    """What a run was started with, as far as a run folder may decide it.
+    """Return the settings that a run was started with, without those that a run folder must not decide.
 
-    The folder may come from somebody else: it cannot configure Hydra, whose callbacks and launchers are code, nor say
-    whose classes are to be trusted.
+    The folder may come from somebody else. It must not configure Hydra, whose callbacks and launchers are code, or say
+    which packages are trusted.
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
@@ -128,7 +137,7 @@ def _settings_of(folder: Path, overrides: Sequence[str]) -> list[str]:
     try:
         parsed = OverridesParser.create().parse_overrides(list(overrides))
     except HydraException as error:
-        raise ArtifactError(f"{folder} was started with settings that cannot be read; it was edited by hand") from error
+        raise ArtifactError(f"the settings in {folder} cannot be read: its record was edited by hand") from error
     kept = []
     for text, override in zip(overrides, parsed, strict=True):
         name = re.split(r"[./@]", override.key_or_group)[0]
@@ -138,7 +147,7 @@ def _settings_of(folder: Path, overrides: Sequence[str]) -> list[str]:
 
 
 def run_hydra(verb: str, arguments: list[str], task: Callable[[Any], Any]) -> int:
-    """Run a task under Hydra, which takes its arguments from the process."""
+    """Run a task under Hydra and return its exit code. Hydra reads ``sys.argv``, which is replaced for the call."""
     import hydra
 
     before = sys.argv
@@ -153,11 +162,11 @@ def run_hydra(verb: str, arguments: list[str], task: Callable[[Any], Any]) -> in
 
 
 def _nothing(config: Any) -> None:
-    """Hydra prints what was asked for itself."""
+    """Do no work, because Hydra itself prints what ``--cfg``, ``--info`` and ``--hydra-help`` ask for."""
 
 
 def _task(verb: str, *more: Any) -> Callable[[Any], None]:
-    """Return what Hydra calls with the configuration of a verb; ``more`` are the verb's other arguments."""
+    """Return the function that Hydra calls with the configuration of a verb; ``more`` is passed to the verb, too."""
 
     def work(config: Any) -> None:
         _known_errors(lambda: verbs.load(verb).run(config, *more))
@@ -166,7 +175,7 @@ def _task(verb: str, *more: Any) -> Callable[[Any], None]:
 
 
 def _train_job(config: Any) -> float | None:
-    """One job of a sweep; what it returns is for a search."""
+    """Run one job of a sweep, and return the value that a search maximises; None if the job has no such value."""
     from hydra.core.hydra_config import HydraConfig
 
     from deephash_cli.cli.sweep import is_search, run_job
@@ -184,11 +193,11 @@ def _train_job(config: Any) -> float | None:
 
 
 def _refuse_search() -> None:
-    raise ConfigError("a search needs validation queries to choose settings by: validation.queries=500")
+    raise ConfigError("a search needs validation queries, by which it chooses settings: add validation.queries=500")
 
 
 def _known_errors(work: Callable[[], Any]) -> None:
-    """Print an error that a user can cause as one sentence; anything else is a bug and keeps its traceback."""
+    """Print an error that a user can cause as one sentence; any other error is a bug and keeps its traceback."""
     try:
         work()
     except DeephashError as error:

@@ -1,4 +1,4 @@
-"""Code lengths without a file: to Hydra, the group ``bits`` has every whole number from 1 to 4096 as a choice."""
+"""Code lengths that need no file: Hydra accepts every whole number from 1 to 4096 as a choice of the group ``bits``."""
 
 from pathlib import Path
 
@@ -15,9 +15,10 @@ _GROUP = "bits"
 
 
 class LengthSource(ConfigSource):
-    """The choices of ``bits`` as Hydra reads them: each is made when it is asked for.
+    """Source of the choices of ``bits`` for Hydra; each is made when Hydra asks for it.
 
-    Hydra looks here before it looks into the user's own folder, where a length may have a file that sets more.
+    Hydra searches this source before the user's own configuration folder. A length may have a file there, which may set
+    more than the length; this source leaves such a length to its file.
     """
 
     own: Path | None = None  # the folder bits/ of the user's configuration
@@ -35,25 +36,25 @@ class LengthSource(ConfigSource):
         )
 
     def available(self) -> bool:
-        """Return True: nothing has to exist for it."""
+        """Return True: this source needs no file or folder."""
         return True
 
     def is_group(self, config_path: str) -> bool:
-        """Whether a path is the group ``bits``."""
+        """Return whether a path is the group ``bits``, or the root above it."""
         return config_path.rstrip("/") in ("", _GROUP)
 
     def is_config(self, config_path: str) -> bool:
-        """Whether a path is a length of the group ``bits``."""
+        """Return whether a path is a length of the group ``bits`` that has no file of the user's own."""
         length = _length(config_path)
         return length is not None and not (self.own and (self.own / f"{length}.yaml").exists())
 
     def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
-        """Return nothing: thousands of numbers would hide the lengths that have a file."""
+        """Return an empty list: thousands of numbers would hide the lengths that have a file."""
         return []
 
 
 class LengthPath(SearchPathPlugin):
-    """Puts the lengths on the search path of every command."""
+    """Plugin that adds the source of lengths to Hydra's search path for every command."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         """Append the source of lengths."""
@@ -61,10 +62,10 @@ class LengthPath(SearchPathPlugin):
 
 
 def register(config_dir: str | None) -> None:
-    """Make Hydra know every length. It may be called again.
+    """Register the source of lengths with Hydra. It may be called more than once.
 
     Args:
-        config_dir: The user's own configuration folder, whose files come first; None if there is none.
+        config_dir: The user's own configuration folder, whose files take precedence; None if there is none.
     """
     LengthSource.own = None if config_dir is None else Path(config_dir).absolute() / _GROUP
     for plugin in (LengthSource, LengthPath):

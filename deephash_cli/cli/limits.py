@@ -1,10 +1,10 @@
-"""Limits of settings: ranges of numbers, words, lists and texts that the configuration itself cannot say."""
+"""Limits of settings that the configuration itself cannot express: ranges of numbers, words, lists and texts."""
 
 from deephash_cli.choices import modules
 
-LONGEST = 4096  # bits of a code
+LONGEST = 4096  # the largest number of bits in a code
 
-# Lowest and highest value of settings that have them; None: no limit.
+# Lowest and highest value of numeric settings; None means no upper limit.
 RANGES: dict[str, tuple[float, float | None]] = {
     "bits": (1, LONGEST),
     "seed": (0, 2**31 - 1),
@@ -42,7 +42,7 @@ RANGES: dict[str, tuple[float, float | None]] = {
     "max_bytes": (1, None),
     "queries": (1, None),
 }
-# Settings that are one of a few words.
+# Settings that take one of a few words.
 WORDS: dict[str, tuple[str, ...]] = {
     "bit_order": ("little", "big"),
     "kind": tuple(modules("retrieval/indexes")),
@@ -55,13 +55,13 @@ WORDS: dict[str, tuple[str, ...]] = {
     "accelerator": ("auto", "cpu", "gpu"),
     "launcher": ("local", "ray"),
 }  # fmt: skip
-# Lists of whole numbers, and the lowest that may be in one.
+# Settings that are lists of whole numbers, with the lowest number that is allowed in each.
 LISTS = {"metrics.ks": 1, "dataset.map_at": 1, "ks": 1, "map_at": 1, "shards": 0}
-# Settings without a default that are text.
+# Settings that must be text; most have no default that would show it.
 TEXTS = (
     "run_dir", "runs", "resume", "group", "dataset.root", "dataset.file", "dataset.split_file", "dataset.train",
     "dataset.query", "dataset.database", "dataset.vectors", "dataset.labels", "dataset.ids", "run", "codes", "output",
     "query", "database", "query_labels", "database_labels", "input", "root", "picture", "check_output",
 )  # fmt: skip
-# Settings with a default that can be left empty.
+# Settings that have a default and may still be set to null.
 OPTIONAL = ("picture",)

@@ -14,21 +14,21 @@ from deephash_cli.errors import ConfigError, DeephashError, Stopped, hint, print
 
 EXAMPLES = """\
   deephash train method=dpsh bits=48                        the default: Fashion-MNIST, minutes on a CPU
-  deephash train -m bits=12,24,48 seed=1,2,3                a sweep; again, it does only what is missing
-  deephash train dataset=image_folder dataset.root=photos   your own images, one sub-folder a class
-  deephash train resume=auto                                go on with the same run after an interruption
-  deephash eval run=runs/<folder>                           every number again, from the codes on disk
-  deephash search query=photo.jpg                           the nearest images, as a table and a picture
-  deephash serve                                            the same as a page: drop an image
-  deephash encode input=photos output=codes                 codes of any images with the newest run's network
-  deephash index run=runs/<folder> kind=hnsw --check        a faiss index, its recall and speed
-  deephash export run=runs/<folder> to=faiss output=out     codes or network for other engines
-  deephash compare runs                                     method by length: mean and deviation over seeds
-  deephash report runs -o report.html                       tables, charts and images of runs in one HTML file
-  deephash runs status=failed                               what has become of your runs
-  deephash sync runs                                        upload to W&B what was logged without a key
-  deephash methods                                          what method= can be
-  deephash train --cfg job                                  the whole configuration"""
+  deephash train -m bits=12,24,48 seed=1,2,3                a sweep; started again, it runs only what is missing
+  deephash train dataset=image_folder dataset.root=photos   your own images, one sub-folder per class
+  deephash train resume=auto                                continue the same run after an interruption
+  deephash eval run=runs/<folder>                           recompute every number from the codes on disk
+  deephash search query=photo.jpg                           find the nearest images: a table and a picture
+  deephash serve                                            the same as a web page: drop an image on it
+  deephash encode input=photos output=codes                 codes of new images, from the newest run's network
+  deephash index run=runs/<folder> kind=hnsw --check        a faiss index, with its recall and speed
+  deephash export run=runs/<folder> to=faiss output=out     codes or a network for other programs
+  deephash compare runs                                     methods by code length: mean and deviation over seeds
+  deephash report runs -o report.html                       tables, charts and images of your runs in one HTML file
+  deephash runs                                             list your runs and their status
+  deephash sync runs                                        upload to W&B the runs that were logged offline
+  deephash methods                                          list the choices of method=
+  deephash train --cfg job                                  print the whole configuration"""
 
 HELP = f"""\
 deephash {__version__}: learn binary codes for images and measure them the same way every time
@@ -39,19 +39,19 @@ Verbs:
 Examples:
 {EXAMPLES}
 
-deephash <verb> --help lists its choices and settings. deephash --version tells the versions.
+deephash <verb> --help lists its choices and settings. deephash --version prints the versions.
 Shell completion: eval "$(deephash -sc install=bash)"   (or zsh, fish)
 Exit codes: 0 done, 2 usage, 3 data, 4 checkpoint or codes, 5 diverged, 6 jobs of a sweep failed, 130 Ctrl-C, 1 bug"""
 
 
 def main() -> None:
-    """Entry point of the console script."""
+    """Run the console script, and exit with its code."""
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal without ± is no reason to fail
+        stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal without ± must not cause an error
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `deephash --help | head` ends quietly
-    gc.set_threshold(50_000)  # looking for garbage again and again while thousands of modules load costs half a second
+    gc.set_threshold(50_000)  # collecting garbage often while thousands of modules load costs half a second
     code = run(sys.argv[1:])
-    gc.freeze()  # nor is there anything to find at the end, when Python would look at every object of every module
+    gc.freeze()  # otherwise Python would search all objects of all modules for garbage at exit, and find none
     sys.exit(code)
 
 
@@ -93,12 +93,12 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def print_help() -> None:
-    """Print the verbs and examples."""
+    """Print the verbs, with examples."""
     _print(HELP.format(verbs="\n".join(f"  {verb:9}{verbs.summary(verb)}" for verb in verbs.names())))
 
 
 def print_version() -> None:
-    """Print the versions of what a result depends on, without importing any of it."""
+    """Print the versions of deephash and of the packages that results depend on, without importing them."""
     from importlib import metadata  # a third of the time that the help takes
 
     packages = ("torch", "pytorch-lightning", "hydra-core", "numpy")
@@ -119,7 +119,7 @@ def verb_help(verb: str) -> str:
 
 
 def complete(arguments: Sequence[str]) -> int:
-    """Answer the shell's completion: the verbs here, everything else by Hydra."""
+    """Print completions for the shell and return the exit code: verbs and methods here, everything else by Hydra."""
     line = os.environ.get("COMP_LINE", "")
     words = line.split()
     if arguments[1:] and arguments[1].startswith("query="):

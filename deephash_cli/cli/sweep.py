@@ -1,4 +1,4 @@
-"""A sweep's jobs: what became of each, and the table at the end. The jobs may run in other processes."""
+"""Jobs of a sweep: a record of how each ended, and the table at the end. Jobs may run in other processes."""
 
 import contextlib
 import re
@@ -16,15 +16,15 @@ from deephash_cli.errors import ArtifactError, DeephashError, Stopped, SweepErro
 from deephash_cli.files import read_json, write_json
 from deephash_cli.runs.results import Cell
 
-STUDY = "study.sqlite"  # of a search by Optuna; conf/tune names it, too
-BEST = "optimization_results.yaml"  # which Optuna's sweeper writes
+STUDY = "study.sqlite"  # database of a search by Optuna; conf/tune has the same name
+BEST = "optimization_results.yaml"  # file that Optuna's sweeper writes
 OBJECTIVE = "validation_map"
 COLUMNS = ("map", "map_stable", "precision_at_100")
-WITHOUT_LABELS = ("unique_code_ratio",)  # the columns of runs that have none of those
+WITHOUT_LABELS = ("unique_code_ratio",)  # columns of runs whose data set has no labels
 
 
 def is_search(sweeper: Any) -> bool:
-    """Whether a sweeper chooses settings by the jobs' results. Hydra's own does not: it runs every combination.
+    """Return whether a sweeper chooses settings by the results of jobs. Hydra's own sweeper runs every combination.
 
     Args:
         sweeper: The node ``hydra.sweeper`` of a configuration.
@@ -36,10 +36,10 @@ def is_search(sweeper: Any) -> bool:
 
 
 def begin(folder: Path) -> None:
-    """Forget the jobs of an earlier start of the same sweep; their run folders stay.
+    """Delete the job records of an earlier start of the same sweep; the run folders stay.
 
     Raises:
-        ArtifactError: If an earlier search's study can not be gone on with.
+        ArtifactError: If the study of an earlier search cannot be continued.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for file in folder.glob("job-*.json"):
@@ -50,8 +50,8 @@ def begin(folder: Path) -> None:
                 study.execute("begin immediate")
         except sqlite3.Error as error:
             raise ArtifactError(
-                f"{folder / STUDY}, the study of this search, cannot be used ({error}): wait if another process has "
-                "it, or move it away to begin a new one; the runs stay and are not done again"
+                f"{folder / STUDY}, the study of this search, cannot be used ({error}): if another process is using "
+                "it, wait; otherwise move it away to start a new study. Finished runs are kept and not repeated"
             ) from error
 
 
@@ -62,17 +62,17 @@ def run_job(
     work: Callable[[], Mapping[str, Any]],
     searching: bool = False,
 ) -> float | None:
-    """Run one job and write down how it ended. An error ends the job, not the sweep.
+    """Run one job and record how it ended. An error ends the job, not the sweep.
 
     Args:
-        folder: Of the sweep.
-        number: Of the job.
-        overrides: Its settings.
-        work: Gives its metrics.
-        searching: Whether settings are being searched for: then the test queries' numbers are not shown.
+        folder: Folder of the sweep.
+        number: Index of the job, from 0.
+        overrides: Settings of the job.
+        work: Function that runs the job and returns its metrics.
+        searching: Whether the sweep is a search for settings; then numbers of the test queries are not shown.
 
     Returns:
-        The mAP of the validation queries, which a search maximises; nothing if there is none.
+        The mAP of the validation queries, which a search maximises; None if there are none, or if the job failed.
     """
     settings = [plain(override) for override in overrides]
     say(f"\njob {number + 1}: {' '.join(settings)}")
@@ -90,7 +90,7 @@ def run_job(
     except DeephashError as error:
         record |= {"status": "failed", "error": first_line(error)}
         errors.print(f"error: {error}", markup=False)
-    except Exception as error:  # a bug in one job must not cost the others; its traceback is in its run folder too
+    except Exception as error:  # a bug in one job must not end the others; the traceback is in its run folder, too
         record |= {"status": "failed", "error": f"{type(error).__name__}: {first_line(error)}"}
         errors.print(traceback.format_exc(), markup=False)
     finally:
@@ -109,11 +109,11 @@ def conclude(folder: Path) -> None:
     if done:
         done.sort(key=lambda job: job["metrics"].get(OBJECTIVE, 0), reverse=True)
         console.print(_table(done))
-        say(f"as a page with charts and pictures: deephash report {folder.parent.parent}")
+        say(f"for a page with charts and pictures: deephash report {folder.parent.parent}")
     if (best := folder / BEST).exists():
         found = yaml.safe_load(best.read_text())
         settings = " ".join(f"{name}={value}" for name, value in found["best_params"].items())
-        say(f"best of all searches of this study: {settings}, validation_map {found['best_value']:.4f}")
+        say(f"best settings in this study so far: {settings}, validation_map {found['best_value']:.4f}")
     unfinished = [job for job in jobs if job["status"] == "interrupted"]
     failed = [job for job in jobs if job["status"] == "failed"]
     for job in failed:
@@ -121,13 +121,13 @@ def conclude(folder: Path) -> None:
     for job in unfinished:
         say(f"interrupted: {' '.join(job['overrides'])}")
     if failed or unfinished:
-        say(f"{len(done)} jobs are done; the same command again does what is missing")
+        say(f"{len(done)} jobs are done; run the command again for the rest")
     if failed:
         raise SweepError(f"{len(failed)} of {len(jobs)} jobs failed")
 
 
 def plain(override: str) -> str:
-    """An override without the quotes that Hydra needs."""
+    """Return an override without the quotes that Hydra needs."""
     return re.sub(r"='([^']*)'$", r"=\1", override)
 
 
@@ -143,7 +143,7 @@ def _columns(metrics: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _table(jobs: Sequence[Mapping[str, Any]]) -> Table:
-    """A row for each combination of settings other than the seed; what all jobs have in common is in the title."""
+    """Return a table with a row per combination of settings other than the seed; shared settings are in the title."""
     common = set.intersection(*(set(job["overrides"]) for job in jobs))
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for job in jobs:

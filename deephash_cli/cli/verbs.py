@@ -1,6 +1,7 @@
-"""The verbs: each is a module of ``commands/`` with a text in ``help/`` and, if Hydra composes it, a file in ``conf/``.
+"""Find the verbs, their help and their modules.
 
-Nothing of this imports a verb: help and completion have to be quick.
+A verb is a module of ``commands/`` with a text in ``help/``. If Hydra composes it, it has a file in ``conf/``.
+Only ``load`` imports a verb, because help and completion have to be quick.
 """
 
 import importlib
@@ -10,7 +11,7 @@ from types import ModuleType
 from deephash_cli.choices import CONF_DIR, modules
 
 _HELP = Path(__file__).resolve().parent / "help"
-# The order in which a newcomer meets them; a verb that is not here comes after these.
+# The order in which a newcomer needs the verbs; a verb that is not listed comes after these.
 _ORDER = (
     "train", "eval", "encode", "search", "index", "export", "serve", "compare", "report", "runs", "sync", "methods",
 )  # fmt: skip
@@ -23,17 +24,17 @@ def names() -> list[str]:
 
 
 def is_composed(verb: str) -> bool:
-    """Whether Hydra composes the settings of a verb; otherwise it takes paths and options."""
+    """Return whether Hydra composes the settings of a verb; any other verb takes paths and options."""
     return (CONF_DIR / f"{verb}.yaml").is_file()
 
 
 def help_text(verb: str) -> str:
-    """Return the help of a verb: usage, summary, settings, examples, with ``{groups}`` and ``{examples}`` in it."""
+    """Return the help text of a verb, with the placeholders ``{groups}`` and ``{examples}`` not filled in."""
     return (_HELP / f"{verb}.txt").read_text(encoding="utf-8").rstrip()
 
 
 def summary(verb: str) -> str:
-    """Return one line that says what a verb does: the one below the usage in its help."""
+    """Return one line that says what a verb does: the line below the usage in its help."""
     return help_text(verb).split("\n\n")[1]
 
 

@@ -1,4 +1,4 @@
-"""``deephash compare``: a table of runs, method by code length, on the terminal or as CSV, Markdown, JSON or LaTeX."""
+"""``deephash compare``: print a table of runs, method by code length, or write it as CSV, Markdown, JSON or LaTeX."""
 
 import argparse
 import html
@@ -23,7 +23,7 @@ _LATEX = str.maketrans({
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Say which arguments the verb has."""
+    """Add the arguments of the verb to its parser."""
     parser.add_argument("paths", nargs="+", type=Path, metavar="run folder")
     parser.add_argument("--metric", default="map")
     parser.add_argument("--format")
@@ -45,9 +45,9 @@ def compare(paths: Sequence[Path], metric: str, form: str, output: Path | None) 
 
     Args:
         paths: Run folders, or folders of runs.
-        metric: Such as ``map``, ``map_stable``, ``precision_at_100``.
-        form: ``table``, or one of ``FORMATS``.
-        output: Nothing prints them.
+        metric: Name of the metric to show, such as ``map``, ``map_stable``, ``precision_at_100``.
+        form: Output format: ``table``, or one of ``FORMATS``.
+        output: File for the tables; None prints them.
 
     Raises:
         ConfigError: If there is no finished run, or none has the metric.
@@ -67,13 +67,13 @@ def compare(paths: Sequence[Path], metric: str, form: str, output: Path | None) 
             console.print(_table(section, metric))
             say(f"{results.CAPTION}; {results.tie_rule(metric)}\n")
         if len(sections) > 1:
-            say(f"{len(sections)} tables: runs on different splits, or measured otherwise, cannot be compared")
+            say(f"{len(sections)} tables: runs on different splits, or measured by different rules, cannot be compared")
     for entry in left_out:
         warn(f"left out {entry.folder}: {entry.reason}")
 
 
 def _rows(section: Section, metric: str, best: Callable[[str], str]) -> list[tuple[str, list[str]]]:
-    """Of each row what it is called and its cells; the best mean of a column is marked."""
+    """Return the label and the cells of each row; ``best`` marks the best mean of each column."""
     tops = section.best(metric)
     return [
         (
@@ -102,7 +102,7 @@ def _table(section: Section, metric: str) -> Table:
 
 
 def _csv(sections: Sequence[Section], metric: str) -> str:
-    """A line for each method and length."""
+    """Return CSV with a line for each method and code length."""
     records = _records(sections, metric)
     for record in records:
         record["settings"] = " ".join(f"{name}={value}" for name, value in record["settings"].items())
@@ -187,4 +187,4 @@ FORMATS: dict[str, Callable[[Sequence[Section], str], str]] = {
     "latex": _latex,
     "markdown": _markdown,
 }
-ENDINGS = {".csv": "csv", ".json": "json", ".tex": "latex", ".md": "markdown"}  # of files: the formats they are in
+ENDINGS = {".csv": "csv", ".json": "json", ".tex": "latex", ".md": "markdown"}  # the format for each file ending

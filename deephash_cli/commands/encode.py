@@ -1,8 +1,8 @@
-"""``deephash encode``: binary codes of any images with the network of a run.
+"""``deephash encode``: compute binary codes of new images with the network of a run.
 
-The images are divided into shards, each a folder of codes that appears whole or not at all. What is there already is
-not made again, so any number of processes, or a scheduler, can make any shards in any order, be killed, and go on. When
-all are there they are joined into one folder of codes.
+The images are divided into shards. Each shard is a folder of codes that appears whole or not at all. An existing shard
+is not made again, so any number of processes, or a scheduler, can make any shards in any order, be killed, and
+continue. When all shards exist, they are joined into one folder of codes.
 """
 
 from pathlib import Path
@@ -23,10 +23,14 @@ def run(config: DictConfig, source: DictConfig | None = None) -> dict[str, Any]:
 
     Args:
         config: The configuration of the verb.
-        source: The node of a data set to encode instead of ``config.input``; None for the input.
+        source: Configuration node of a data set to encode; None to encode ``config.input``.
 
     Returns:
-        The number of images, the number skipped (None while shards are missing), and the number of missing shards.
+        ``images``, the number of images; ``skipped``, the number of skipped images, None while shards are missing; and
+        ``missing_shards``, the number of missing shards.
+
+    Raises:
+        ConfigError: If the input or the output is not given, or a shard number is too large.
     """
     if (config.input is None) == (source is None):
         got = "neither" if source is None else "both"

@@ -1,4 +1,4 @@
-"""``deephash eval``: every number again from the codes on disk, or the numbers of anybody's codes. Needs no torch."""
+"""``deephash eval``: recompute every number from the codes on disk, or score third-party codes. It needs no torch."""
 
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,16 @@ _FILES = ("query", "database", "query_labels", "database_labels")
 
 
 def run(config: DictConfig) -> dict[str, Any]:
-    """Run ``deephash eval``."""
+    """Run ``deephash eval``.
+
+    Returns:
+        The metrics, as they are written to ``config.output``.
+
+    Raises:
+        ConfigError: If there is nothing to score, or more than one of a run, a codes folder and files.
+        ArtifactError: If the run or its codes are incomplete or damaged.
+        DataError: If the files do not hold codes and labels that belong together.
+    """
     kind = _kind(config)
     overrides = {name: config[name] for name in SETTINGS}
     if kind == "query":
@@ -40,7 +49,7 @@ def run(config: DictConfig) -> dict[str, Any]:
 
 
 def _kind(config: DictConfig) -> str:
-    """What there is to score: ``run``, ``codes`` or, for four files, ``query``."""
+    """Return what is to be scored: ``run``, ``codes``, or ``query`` for the four files."""
     files = [name for name in _FILES if config[name] is not None]
     given = [name for name in ("run", "codes") if config[name] is not None] + files[:1]
     if not given:
@@ -58,6 +67,6 @@ def _kind(config: DictConfig) -> str:
         raise ConfigError(f"deephash eval with {', '.join(f'{n}=' for n in files)} also needs {', '.join(missing)}")
     if not files and (config.bits is not None or config.bit_order != "little"):
         raise ConfigError(
-            f"bits= and bit_order= go with query= and database=; leave them out, as {given[0]}= has them in {MANIFEST}"
+            f"bits= and bit_order= are for query= and database=; leave them out, {given[0]}= has them in {MANIFEST}"
         )
     return "query" if files else given[0]

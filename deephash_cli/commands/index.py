@@ -1,7 +1,7 @@
-"""``deephash index``: a faiss index of a run's codes in a file; what it finds and how fast, beside exact search.
+"""``deephash index``: build a faiss index of codes in a file, and compare its recall and speed with exact search.
 
-What an index finds is compared by distance. Many items can lie equally far, and which of them are the ``k`` nearest is
-then a matter of order, not of finding: each result counts that is no farther than the k-th of the exact search.
+Results are compared by distance. Many items can be equally far, and then their order alone decides which of them are
+among the ``k`` nearest. Therefore each result counts that is no farther than the k-th result of exact search.
 """
 
 import os
@@ -23,15 +23,18 @@ from deephash_cli.retrieval.codes_folder import Database, open_side
 from deephash_cli.runs import codes_folder
 
 ENDING = ".faiss"
-_REPEATS = 3  # timed passes, of which the fastest counts
-_WARM = 8  # queries before them
+_REPEATS = 3  # number of timed passes; the fastest counts
+_WARM = 8  # number of untimed queries before them
 
 
 def run(config: DictConfig) -> dict[str, Any] | None:
-    """Build an index, save it, and measure it if asked to.
+    """Run ``deephash index``: build an index, save it, and measure it if ``config.check`` is set.
 
     Returns:
-        What was measured.
+        The measurements, as they are written to ``check_output``; None if nothing was measured.
+
+    Raises:
+        ConfigError: If a file cannot be written, or there are no queries for the check.
     """
     folder = codes_folder("index", config.run, config.codes)
     output = folder / f"{config.kind}{ENDING}" if config.output is None else Path(config.output)
@@ -40,7 +43,7 @@ def run(config: DictConfig) -> dict[str, Any] | None:
     _check_paths(output, report, config)
     asked = _queries(folder, database, config.queries, config.seed) if config.check else None
     settings: dict[str, Any] = OmegaConf.to_container(config[config.kind]) if config.kind in config else {}  # type: ignore[assignment]
-    say(f"building {config.kind} of {database.n} codes of {database.bits} bits")
+    say(f"building {config.kind} from {database.n} codes of {database.bits} bits")
     start = time.perf_counter()
     built = indexes.build(config.kind, database.packed, database.bits, settings)
     seconds = time.perf_counter() - start
@@ -56,7 +59,7 @@ def run(config: DictConfig) -> dict[str, Any] | None:
         "bits": database.bits,
         "database": database.n,
         "queries": len(queries),
-        "queries_from": "query side" if own is None else "database, each without itself",
+        "queries_from": "query side" if own is None else "database, each left out of its own results",
         "threads": ranking.usable_threads(),
         "build_seconds": seconds,
         "bytes": size,
@@ -77,20 +80,22 @@ def compare(
     k: int,
     radius: int,
 ) -> dict[str, Any]:
-    """What an index finds and how fast, beside the exact search of the same codes.
+    """Measure the recall and speed of an index against exact search in the same codes.
 
     Args:
-        index: The one to measure.
-        exact: Of the same codes.
-        queries: Codes to search for.
-        own: For queries that are items of the database where each is, to be left out of what it finds.
-        k: How many nearest ones.
-        radius: The largest distance of the other search.
+        index: The index to measure.
+        exact: Exact search in the same codes.
+        queries: Packed codes to search for, one row per query.
+        own: Position of each query in the database, to leave it out of its own results; None if the queries are not
+            items of the database.
+        k: Number of nearest items to search for.
+        radius: Largest Hamming distance, in bits, of the search within a radius.
 
     Returns:
-        ``nearest``: recall, the mean over queries of the part of the k results that is no farther than the k-th exact
-        one, and queries a second. ``within``: the part of all items within the radius that was found, none if there are
-        none, their number, and queries a second; nothing if the index has no such search.
+        ``nearest``: recall, which is the mean over queries of the share of the k results that are no farther than the
+        k-th exact result, and queries per second. ``within``: the share of all items within the radius that was found
+        (None if there are no such items), the number of these items, and queries per second; None if the index has no
+        search within a radius.
     """
     wanted = k if own is None else k + 1
 
@@ -120,28 +125,32 @@ def compare(
 
 
 def _check_paths(output: Path, report: Path, config: DictConfig) -> None:
-    """Find out before any work what could not be written, or would overwrite something else."""
+    """Refuse, before any work, files that cannot be written or that would overwrite another kind of file."""
     if output.suffix != ENDING:
         raise ConfigError(f"output must be a file that ends in {ENDING}, got {output}")
     if report.suffix != ".json":
         raise ConfigError(f"check_output must be a file that ends in .json, got {report}")
     if config.check_output is not None and not config.check:
-        raise ConfigError("check_output= goes with --check: add that, or leave out check_output=")
+        raise ConfigError("check_output= needs --check: add --check, or leave out check_output=")
     for name, path in (("output", output), ("check_output", report)):
         if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
             problem = "cannot be written to" if path.parent.is_dir() else "does not exist"
-            raise ConfigError(f"{name}={path} is in a folder that {problem}: choose another one, output=<file{ENDING}>")
+            raise ConfigError(f"{name}={path} is in a folder that {problem}: give another, output=<file{ENDING}>")
 
 
 def _queries(
     folder: Path, database: Database, most: int, seed: int
 ) -> tuple[UInt8[np.ndarray, "q bytes"], Int64[np.ndarray, " q"] | None]:
-    """Codes to search for, and where they are if they are of the database: those of a query side if there is one."""
+    """Return the codes to search for, and their positions in the database; None if they are codes of the query side.
+
+    Raises:
+        ConfigError: If there is no query side, and the database has fewer than two codes.
+    """
     rng = np.random.default_rng(seed)
     side = open_side(folder, "query") if "query" in database.manifest else None
     source = database if side is None or not side.n else side
     if source is database and database.n < 2:
-        raise ConfigError("--check needs queries, or two codes to search for each other, got a database of one code")
+        raise ConfigError("--check needs queries, or a database of two codes or more, got a database of one code")
     rows = np.sort(rng.choice(source.n, min(most, source.n), replace=False))
     return np.asarray(source.packed[rows]), rows if source is database else None
 
@@ -149,7 +158,7 @@ def _queries(
 def _without(
     own: Int64[np.ndarray, " q"], distances: Int64[np.ndarray, "q k"], positions: Int64[np.ndarray, "q k"]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Results less the query itself; one that did not find itself loses its last."""
+    """Return the results without the query itself; a query that did not find itself loses its last result."""
     order = np.argsort(positions == own[:, None], axis=1, kind="stable")[:, :-1]
     return np.take_along_axis(distances, order, axis=1), np.take_along_axis(positions, order, axis=1)
 
@@ -157,7 +166,7 @@ def _without(
 def _rates(
     index: indexes.Index, exact: indexes.Exact, queries: int, search: Callable[[indexes.Index, slice], object]
 ) -> dict[str, float]:
-    """Queries a second, all of them at once, of both in turn."""
+    """Return queries per second of the index and of exact search, timed in turn, with all queries in one call."""
     best: dict[str, float] = {}
     for repeat in range(_REPEATS + 1):
         for name, one in (("queries_per_second", index), ("exact_queries_per_second", exact)):
@@ -181,7 +190,7 @@ def _show(measured: Mapping[str, Any]) -> None:
         (f"within {within['radius']}" if within else "", within),
     ):
         if part:
-            recall = "nothing is there" if part["recall"] is None else f"{part['recall']:.4f}"
+            recall = "no such items" if part["recall"] is None else f"{part['recall']:.4f}"
             table.add_row(f"{name}: recall", recall, "1.0000")
             rates = (f"{part[key]:,.0f}" for key in ("queries_per_second", "exact_queries_per_second"))
             table.add_row(f"{name}: queries/s", *rates)
@@ -191,6 +200,6 @@ def _show(measured: Mapping[str, Any]) -> None:
     console.print(table)
     threads = "thread" if measured["threads"] == 1 else "threads"
     say(f"queries: {measured['queries_from']}; {measured['threads']} {threads}")
-    say("recall counts what is as near as what the exact search found, whichever of the equally near it is")
+    say("recall counts each result as near as the results of exact search; among equally near items, any will do")
     if not within:
         say(f"{measured['kind']} has no search within a radius")

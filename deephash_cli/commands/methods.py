@@ -1,4 +1,4 @@
-"""``deephash methods``: what there is, read from the configuration folder and the sources without importing them."""
+"""``deephash methods``: list the methods, read from the configuration folder and from sources that are not imported."""
 
 import argparse
 import ast
@@ -17,20 +17,27 @@ from deephash_cli.errors import ConfigError, first_line, hint
 
 _HEADING = re.compile(r"\S+: (?P<title>.+) \((?P<authors>.+), (?P<venue>.+) (?P<year>\d{4})\)\.")
 _UNKNOWN = "-"
-_FITTED = "deephash_cli.methods.base.ShallowHasher"  # the base of the methods that are fitted on features
+_FITTED = "deephash_cli.methods.base.ShallowHasher"  # base class of the methods that are fitted on features
 _INTRODUCTION = """\
 # Methods
 
-One page a method, made of the head of its file and its settings by `make docs`; `deephash methods <method>` prints one.
+There is one page for each method.
+`make docs` makes it from the docstring of the method's file and from the method's settings.
+`deephash methods <method>` prints one page.
 
-Notation: n training images, K bits, labels y_i of 0 and 1 for each class; u_i is a continuous code, b_i = sgn(u_i) a
-binary one of +1 and -1 with sgn(0) = +1; s_ij is 1 where two images share a label, else 0. X are features, one row an
-image.
+Notation:
+
+- n is the number of training images, and K is the number of bits.
+- y_i are the labels of image i, 0 or 1 for each class.
+- u_i is the continuous code of image i.
+- b_i = sgn(u_i) is its binary code of +1 and -1, with sgn(0) = +1.
+- s_ij is 1 if images i and j share a label, and 0 if they do not.
+- X are the features, one row per image.
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Say which arguments the verb has."""
+    """Add the arguments of the verb to its parser."""
     parser.add_argument("names", nargs="*", metavar="method")
     parser.add_argument("--config-dir", type=Path)
 
@@ -46,20 +53,20 @@ def run(parsed: argparse.Namespace) -> None:
 
 @dataclass(frozen=True)
 class Entry:
-    """A method as the table shows it.
+    """A method in the table.
 
     Attributes:
-        name: What is typed after ``method=``.
-        paper: Its title.
-        authors: Of the paper.
-        venue: Where it appeared.
-        year: And when.
-        supervision: What it learns from: ``none``, ``pairs``, ``triplets``, ``labels``.
-        inputs: ``images``: trains a network, on images or on features; ``features``: fitted on those of a frozen
-            backbone.
-        file: Where it is written.
-        text: What is written there: equation, how it is optimised, what differs from the paper.
-        settings: Its YAML, and that of its loss, by file name.
+        name: Name that is typed after ``method=``.
+        paper: Title of the paper.
+        authors: Authors of the paper.
+        venue: Conference or journal of the paper.
+        year: Year of the paper.
+        supervision: Information that the method learns from: ``none``, ``pairs``, ``triplets``, ``labels``.
+        inputs: Kind of training data: ``images`` if it trains a network, on images or on features; ``features`` if it
+            is fitted on the features of a frozen backbone.
+        file: Path of the source file, or a note that there is none.
+        text: Docstring of that file below the title: equation, how it is optimised, what differs from the paper.
+        settings: YAML text of the method, and of its loss if that has a file, by file name.
     """
 
     name: str
@@ -75,7 +82,10 @@ class Entry:
 
 
 def catalogue(config_dir: Path | None) -> list[Entry]:
-    """Every method of deephash, then those of a folder of the user's own.
+    """Return an entry for each method of deephash, then for each method in the user's own folder.
+
+    Args:
+        config_dir: The user's own configuration folder; None if there is none.
 
     Raises:
         ConfigError: If a method's YAML does not name a class.
@@ -93,7 +103,7 @@ def _entry(file: Path) -> Entry:
         module_name, _, class_name = content["module"]["_target_"].rpartition(".")
         overrides = [entry for entry in content.get("defaults", ()) if isinstance(entry, dict)]
     except (OSError, ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{file} must give a class under module._target_: {first_line(error)}") from error
+        raise ConfigError(f"{file} must name a class under module._target_: {first_line(error)}") from error
     settings = {f"method/{file.name}": text}
     for loss in (entry["override /loss"] for entry in overrides if "override /loss" in entry):
         beside = file.parent.parent / "loss" / f"{loss}.yaml"
@@ -114,7 +124,7 @@ def _entry(file: Path) -> Entry:
 
 
 def _source(module: str) -> Path | None:
-    """The file of a module, which is not imported."""
+    """Return the file of a module, which is not imported; None if there is no such module."""
     try:
         spec = importlib.util.find_spec(module)
     except (ImportError, ValueError):
@@ -167,7 +177,7 @@ def _imported(tree: ast.Module) -> dict[str, str]:
 
 
 def page(entry: Entry) -> str:
-    """What there is to know of a method, in Markdown: paper, equation, settings, deviations."""
+    """Return the page of a method in Markdown: paper, equation, deviations, settings."""
     blocks = [f"`conf/{name}`:\n\n```yaml\n{text.strip()}\n```" for name, text in entry.settings.items()]
     learns = "without labels" if entry.supervision == "none" else f"from {entry.supervision}"
     facts = f"Learns {learns}, trained on {_words(entry.inputs)}. Written in `{entry.file}`."
@@ -175,23 +185,27 @@ def page(entry: Entry) -> str:
 
 
 def document() -> str:
-    """``docs/methods.md``: the pages of all methods."""
+    """Return the text of ``docs/methods.md``: the pages of all methods."""
     entries = catalogue(None)
     contents = "\n".join(f"- [{entry.name}](#{entry.name}): {_citation(entry, year=True)}" for entry in entries)
     return "\n".join((f"{_INTRODUCTION}\n{contents}\n", *map(page, entries)))
 
 
 def show_methods(config_dir: Path | None, name: str | None) -> None:
-    """Print the table, or the page of one method.
+    """Print the table of methods, or the page of one method.
+
+    Args:
+        config_dir: The user's own configuration folder; None if there is none.
+        name: Name of the method whose page is printed; None prints the table.
 
     Raises:
-        ConfigError: If there is no such method.
+        ConfigError: If there is no method of this name.
     """
     entries = catalogue(config_dir)
     if name is not None:
         names = [entry.name for entry in entries]
         if name not in names:
-            raise ConfigError(f"there is no method {name!r}{hint(name, names)}; there are: {', '.join(names)}")
+            raise ConfigError(f"there is no method {name!r}{hint(name, names)}; the methods are: {', '.join(names)}")
         console.print(page(entries[names.index(name)]), markup=False, soft_wrap=True, end="")
         return
     table = Table()
@@ -202,8 +216,8 @@ def show_methods(config_dir: Path | None, name: str | None) -> None:
         facts = (_words(entry.supervision), _words(entry.inputs))
         table.add_row(entry.name, *facts, entry.year, _citation(entry, year=False), entry.file)
     console.print(table)
-    say("features are those of a frozen model, or your own: dataset=vectors")
-    say("deephash methods <method>: its equation, settings, and what differs from the paper")
+    say("features are computed by a frozen model, or are your own vectors: dataset=vectors")
+    say("deephash methods <method> prints its equation, its settings, and what differs from the paper")
 
 
 def _citation(entry: Entry, year: bool) -> str:

@@ -1,4 +1,4 @@
-"""``deephash runs``: every run of some folders on a line, whatever became of it."""
+"""``deephash runs``: list every run, one per line, whatever its status."""
 
 import argparse
 import contextlib
@@ -27,9 +27,9 @@ class Listed:
     """A run in the list.
 
     Attributes:
-        columns: What is shown of it, under ``COLUMNS``; nothing where it is not known.
-        settings: Its configuration under dotted names.
-        note: How far it has come, or why it failed.
+        columns: Value for each of ``COLUMNS``; None if it is not known.
+        settings: Configuration of the run under dotted names.
+        note: Progress of the run, or why it failed.
     """
 
     columns: dict[str, Any]
@@ -38,7 +38,7 @@ class Listed:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Say which arguments the verb has."""
+    """Add the arguments of the verb to its parser."""
     parser.add_argument("words", nargs="*")
     parser.add_argument("--sort", default="started")
     parser.add_argument("--reverse", action="store_true")
@@ -51,7 +51,7 @@ def run(parsed: argparse.Namespace) -> None:
     paths = [Path(word) for word in parsed.words if word not in wanted]
     default = runs.default_root()
     if not paths and not default.is_dir():
-        raise ConfigError(f"there is no {default} here: give run folders, or folders of runs")
+        raise ConfigError(f"there is no folder {default} here: give run folders, or folders of runs")
     settings = dict(word.split("=", 1) for word in wanted)
     list_runs(paths or [default], settings, parsed.sort, parsed.reverse, parsed.format)
 
@@ -61,13 +61,14 @@ def list_runs(paths: Sequence[Path], wanted: Mapping[str, str], sort: str, rever
 
     Args:
         paths: Run folders, or folders of runs.
-        wanted: Values, separated by commas, of settings under dotted names, or of columns: only those runs are listed.
-        sort: A column.
-        reverse: Largest first.
-        form: ``table``, ``csv`` or ``json``.
+        wanted: Comma-separated values for settings, under dotted names, or for columns. A run is listed if it has one
+            of the values for each.
+        sort: Column to sort by.
+        reverse: Whether the largest value comes first.
+        form: Output format: ``table``, ``csv`` or ``json``.
 
     Raises:
-        ConfigError: If a path is no folder, there is no run, no run has such a setting, or ``sort`` is no column.
+        ConfigError: If a path is not a folder, there is no run, no run has the setting, or ``sort`` is not a column.
     """
     if sort not in COLUMNS:
         raise ConfigError(f"--sort must be one of {', '.join(COLUMNS)}, got {sort}")
@@ -82,7 +83,7 @@ def list_runs(paths: Sequence[Path], wanted: Mapping[str, str], sort: str, rever
     known = {*COLUMNS}.union(*(run.settings for run in found))
     for name in wanted:
         if name not in known:
-            raise ConfigError(f"no run has a setting {name}{hint(name, known)}")
+            raise ConfigError(f"no run has the setting {name}{hint(name, known)}")
     chosen = [run for run in found if all(_has(run, name, values) for name, values in wanted.items())]
     chosen.sort(key=lambda run: _order(run.columns[sort]), reverse=reverse)
     if form == "table":
@@ -96,7 +97,7 @@ def list_runs(paths: Sequence[Path], wanted: Mapping[str, str], sort: str, rever
 
 
 def _read(folder: Path) -> Listed:
-    """A run, as much as is there of it.
+    """Read a run for the list. A value whose file does not exist yet is None.
 
     Raises:
         ArtifactError: If its record or its settings cannot be read.
@@ -130,16 +131,16 @@ def _read(folder: Path) -> Listed:
 
 
 def _epochs(folder: Path) -> int:
-    """Epochs that a run has done, by its record of them."""
+    """Return the number of epochs that a run has finished, from its log; 0 if there is no log."""
     with contextlib.suppress(OSError, IndexError, ValueError, TypeError, KeyError):
         return 1 + int(json.loads((folder / runs.STEPS).read_text(encoding="utf-8").splitlines()[-1])["epoch"])
     return 0
 
 
 def _has(run: Listed, name: str, values: str) -> bool:
-    """Whether a setting, or a column, of a run is one of some values."""
+    """Return whether a setting or a column of a run has one of the comma-separated values."""
     here = [source[name] for source in (run.settings, run.columns) if name in source]
-    if name == "dataset":  # its name alone, too
+    if name == "dataset":  # the name without the split is enough
         here.append(run.settings.get("dataset.name"))
     return any(_same(value, text) for value in here for text in values.split(","))
 
@@ -155,12 +156,12 @@ def _same(value: Any, text: str) -> bool:
 
 
 def _order(value: Any) -> tuple[bool, bool, Any]:
-    """A key that puts nothing first and numbers before texts."""
+    """Return a sort key that puts None first, and numbers before texts."""
     return (value is not None, isinstance(value, str), 0 if value is None else value)
 
 
 def _show(chosen: Sequence[Listed], of: int) -> None:
-    """A line for each run; on a terminal that is too narrow for where it is and its note, these are below it."""
+    """Print a line for each run. On a terminal that is too narrow, the folder and the note follow on a second line."""
     heads = [name for name in COLUMNS if name != "run"]
     cells = [heads, *([_cell(name, run.columns[name]) for name in heads] for run in chosen)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]

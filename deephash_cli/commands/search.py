@@ -22,7 +22,7 @@ from deephash_cli.models import packed_codes
 from deephash_cli.npy import FLOATS, open_array
 from deephash_cli.retrieval.codes_folder import open_side
 
-SHOWN = 20  # queries in the table and in the picture; JSON has all
+SHOWN = 20  # number of queries that are printed and drawn; the JSON file has all
 
 
 def run(config: DictConfig) -> list[dict[str, Any]]:
@@ -46,9 +46,9 @@ def run(config: DictConfig) -> list[dict[str, Any]]:
     for query, hits in found[:SHOWN]:
         _show(query, hits[: config.k])
         if len(hits) > config.k:
-            say(f"... and {len(hits) - config.k} more within {config.radius}")
+            say(f"... and {len(hits) - config.k} more within distance {config.radius}")
     if len(found) > SHOWN:
-        say(f"... and {len(found) - SHOWN} queries more; output=<file.json> has all")
+        say(f"... and {len(found) - SHOWN} more queries; output=<file.json> writes all")
     results = [_described(query, hits) for query, hits in found]
     if config.output is not None:
         asked = {"run": str(run_folder), **{name: config[name] for name in ("codes", "index", "k", "radius")}}
@@ -60,17 +60,17 @@ def run(config: DictConfig) -> list[dict[str, Any]]:
 
 
 def _queries(searcher: Searcher, run: Path, place: Path) -> list[Query]:
-    """What is to be searched for.
+    """Return the queries that ``place`` names: an image, a folder of images, vectors, or the id of an image of the run.
 
     Raises:
-        DataError: If it is no image, nor the id of one.
+        DataError: If ``place`` is none of these.
     """
     if place.suffix == ".npy":
         return _vector_queries(searcher, place)
     if place.is_dir():
         found, _ = images_below(place)
         if not found:
-            raise DataError(f"query={place} holds no image")
+            raise DataError(f"query={place} contains no images")
         return [_image_query(searcher, path, path.relative_to(place)) for path in found]
     if place.is_file():
         return [_image_query(searcher, place, place)]
@@ -87,16 +87,16 @@ def _queries(searcher: Searcher, run: Path, place: Path) -> list[Query]:
 
 
 def _image_query(searcher: Searcher, path: Path, name: Path) -> Query:
-    """A file; the folder that it is in names its class, if it has the name of one."""
+    """Return the query for an image file; if a folder in ``name`` is named like a class, that class is its label."""
     if searcher.encoder.takes != "images":
-        raise ConfigError(f"query={path} is no .npy file, and the run hashes vectors")
+        raise ConfigError(f"query={path} is not a .npy file, but the run hashes vectors")
     labels = [folder for folder in name.parts[:-1] if folder in searcher.class_names]
     return Query(name.as_posix(), searcher.encode(decode(path)), labels[:1], -1, lambda: decode(path))
 
 
 def _vector_queries(searcher: Searcher, path: Path) -> list[Query]:
     if searcher.encoder.takes != "vectors":
-        raise ConfigError(f"query={path} holds vectors, and the run hashes images")
+        raise ConfigError(f"query={path} contains vectors, but the run hashes images")
     vectors = Vectors(open_array(path, "vectors", (2,), FLOATS))
     with torch.inference_mode():
         u = searcher.encoder(vectors.batch(np.arange(len(vectors))))
@@ -145,7 +145,7 @@ def _draw(path: Path, searcher: Searcher, found: Sequence[tuple[Query, list[Hit]
         ]
         rows.append(row)
     if not any(tile.image for row in rows for tile in row):
-        warn("no picture: none of the images is at hand")
+        warn("no picture: none of the images is available")
         return
     write_bytes(path, sheets.contact_sheet(rows, path.suffix))
     say(f"picture: {path}")

@@ -1,4 +1,4 @@
-"""``deephash sync``: uploads what W&B logged offline, and logs a run anew from its folder where W&B's log was lost."""
+"""``deephash sync``: upload what W&B logged offline, and log a run again from its folder if the W&B log was lost."""
 
 import argparse
 import contextlib
@@ -22,11 +22,11 @@ from deephash_cli.runs import results
 from deephash_cli.runs import wandb as dashboards
 from deephash_cli.stopping import stopping
 
-PROJECT = "deephash"  # of runs that were not logged to W&B; conf/logger/wandb.yaml has the same
+PROJECT = "deephash"  # project of runs that were not logged to W&B; conf/logger/wandb.yaml has the same
 SECONDS_TO_ANSWER = 10
-_LATE = 2
+_LATE = 2  # number of consecutive uploads that may time out before the others are not tried
 LOGGERS = ("deephash_cli.training.loggers.WandbRun", "deephash_cli.tracking.WandbRun")  # the second: version 0.1
-# W&B's own patience with a server that fails is days; a second and a third try are enough here.
+# W&B itself tries a failing server again for days; here two more tries are enough.
 _IMPATIENT = {f"WANDB__{part}_RETRY_MAX": "2" for part in ("GRAPHQL", "FILE_STREAM", "FILE_TRANSFER")}
 
 
@@ -36,13 +36,13 @@ class _LateError(ArtifactError):
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be done with one run.
+    """The work that is to be done for one run.
 
     Attributes:
         folder: The run folder.
-        files: W&B's logs that are to be uploaded.
-        rebuild: Why the run is logged anew from its folder first; nothing if it is not.
-        nothing: Why there is nothing to do; nothing if there is.
+        files: W&B logs to upload.
+        rebuild: Reason to log the run again from its folder first; None if there is no need.
+        nothing: Reason why there is no work to do; None if there is work.
     """
 
     folder: Path
@@ -52,7 +52,7 @@ class Plan:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Say which arguments the verb has."""
+    """Add the arguments of the verb to its parser."""
     parser.add_argument("paths", nargs="+", type=Path, metavar="run folder")
     parser.add_argument("--project")
     parser.add_argument("--entity")
@@ -81,14 +81,14 @@ def sync(
 
     Args:
         paths: Run folders, or folders of runs.
-        project: To upload to; ``None`` for that of each run's settings.
-        entity: User or team, likewise.
-        dry_run: Say what would be done, and do nothing.
-        rebuild: Log each run anew from its folder, whatever W&B has of it.
-        seconds: How long the upload of one run may take.
+        project: W&B project to upload to; None for the project in each run's settings.
+        entity: W&B user or team; None for the entity in each run's settings.
+        dry_run: Whether to print what would be done, without doing it.
+        rebuild: Whether to log each run again from its folder, even if W&B already has it.
+        seconds: Time limit for the upload of one run, in seconds.
 
     Raises:
-        ConfigError: If there is no run, or no key.
+        ConfigError: If there is no run, or no key for W&B.
         ArtifactError: If a run was not uploaded.
     """
     folders = results.find(paths)
@@ -116,23 +116,23 @@ def sync(
     total |= {what: count for what, count in counts.items() if count}
     say(", ".join(f"{what} {count}" for what, count in total.items()))
     if counts["failed"]:
-        raise ArtifactError(f"{counts['failed']} of {len(folders)} runs failed; the same command again does the rest")
+        raise ArtifactError(f"{counts['failed']} of {len(folders)} runs failed; run the command again for the rest")
 
 
 def _do(plans: Sequence[Plan], counts: dict[str, int], project: str | None, entity: str | None, seconds: float) -> None:
     offline = dashboards.forced_mode() in (dashboards.OFFLINE, dashboards.DISABLED)
     if not offline:
         _require_server()
-    late = 0  # uploads in a row that did not end: a server that hangs must not cost as many waits as there are runs
+    late = 0  # consecutive uploads that timed out: with a server that hangs, not every run may wait
     for plan in plans:
         try:
             if late == _LATE:
-                raise ArtifactError("not tried: the uploads before it did not end")
+                raise ArtifactError("not tried: the uploads before it timed out")
             with closing(runs.Run(plan.folder)):
                 files = _rebuilt(plan.folder, project, entity) if plan.rebuild else plan.files
                 if not offline:
                     _upload(plan.folder, files, project, entity, seconds)
-        except Exception as error:  # the next run may do better
+        except Exception as error:  # the next run may succeed
             late += isinstance(error, _LateError)
             _failed(counts, plan.folder, error)
             continue
@@ -149,39 +149,39 @@ def _failed(counts: dict[str, int], folder: Path, error: BaseException) -> None:
 
 def _content(plan: Plan) -> str:
     if plan.rebuild:
-        return f"logged anew from the run folder, as {plan.rebuild}"
+        return f"logged again from the run folder, because {plan.rebuild}"
     size = sum(file.stat().st_size for log in plan.files for file in log.parent.rglob("*") if file.is_file())
     return f"{plan.files[0].parent.name}, {size / 1e6:.1f} MB besides the codes"
 
 
 def _plan(folder: Path, rebuild: bool) -> Plan:
-    """Look what W&B has logged of a run, and what of it is uploaded."""
+    """Decide what to do with a run, from what W&B has logged and uploaded of it."""
     if runs.status(folder, runs.read_record(folder)) == "running":
-        return Plan(folder, nothing="it is running")
+        return Plan(folder, nothing="it is still running")
     state = dashboards.status(folder)
     logs = sorted((folder / dashboards.FOLDER).glob("offline-run-*/*.wandb"))
     waiting = tuple(log for log in logs if not log.with_suffix(".wandb.synced").exists())
     if rebuild:
-        return Plan(folder, rebuild="--rebuild says")
+        return Plan(folder, rebuild="--rebuild was given")
     if not logs and (not _is_logged_to_wandb(folder) or state.get("status") == dashboards.DISABLED):
-        return Plan(folder, nothing="it was not logged to W&B, --rebuild does it now")
+        return Plan(folder, nothing="it was not logged to W&B; --rebuild logs it now")
     if state.get("status") == dashboards.ONLINE and state.get("whole"):
         return Plan(folder, nothing="it was logged online")
     if logs and not waiting:
-        return Plan(folder, nothing="it is uploaded")
+        return Plan(folder, nothing="it is already uploaded")
     if not logs:
-        return Plan(folder, rebuild="W&B did not get all of it" if state else "W&B's log is missing")
+        return Plan(folder, rebuild="W&B does not have all of it" if state else "W&B's log is missing")
     if state and not state.get("whole"):
-        return Plan(folder, rebuild="W&B's log is not whole")
+        return Plan(folder, rebuild="W&B's log is incomplete")
     if state.get("folder") not in (None, str(folder.absolute())):
-        return Plan(folder, rebuild="the folder was moved")  # W&B's log has absolute paths
+        return Plan(folder, rebuild="the folder was moved")  # W&B's log contains absolute paths
     if len(waiting) > 1:
         return Plan(folder, rebuild="it was interrupted and resumed")
     return Plan(folder, files=waiting)
 
 
 def _logger(settings: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The settings of W&B that a run was started with; none if it had another logger."""
+    """Return the W&B settings that a run was started with; empty if it had another logger."""
     logger = settings.get("logger")
     return logger if isinstance(logger, Mapping) and logger.get("_target_") in LOGGERS else {}
 
@@ -191,10 +191,13 @@ def _is_logged_to_wandb(folder: Path) -> bool:
 
 
 def _rebuilt(folder: Path, project: str | None, entity: str | None) -> tuple[Path, ...]:
-    """Log a run into W&B's offline format from what is in its folder, in place of the logs that are there.
+    """Log a run again from its folder, in W&B's offline format. The logs that exist are renamed.
 
     Returns:
-        W&B's new log.
+        The files of the new W&B log.
+
+    Raises:
+        ArtifactError: If the record of the run has no id, or W&B wrote no log.
     """
     record, settings = runs.read_record(folder), runs.read_config(folder)
     if not isinstance(record.get("id"), str):
@@ -213,7 +216,7 @@ def _rebuilt(folder: Path, project: str | None, entity: str | None) -> tuple[Pat
         list(logger.get("tags") or ()),
         again=True,
     )
-    # Held by this process, a run that was killed looks as if it ran.
+    # A killed run is still recorded as running, and would be taken for running, since this process holds its lock.
     exit_code = runs.EXIT_CODES.get(record["status"], runs.EXIT_CODES["interrupted"])
     try:
         session.replay()
@@ -236,7 +239,7 @@ def _unused(path: Path) -> Path:
 
 
 def _require_server() -> None:
-    """Find out in seconds whether anything can be uploaded at all.
+    """Check, within seconds, that there is a key for W&B and that its server answers.
 
     Raises:
         ConfigError: If there is no key.
@@ -249,7 +252,7 @@ def _require_server() -> None:
         with urllib.request.urlopen(f"{url.rstrip('/')}/graphql", timeout=SECONDS_TO_ANSWER):
             pass
     except (urllib.error.HTTPError, ssl.SSLError):
-        pass  # an answer all the same
+        pass  # an error of the server is an answer, too
     except urllib.error.URLError as error:
         if not isinstance(error.reason, ssl.SSLError):
             raise ArtifactError(f"W&B at {url} does not answer ({error.reason}): nothing was uploaded") from error
@@ -258,10 +261,10 @@ def _require_server() -> None:
 
 
 def _upload(folder: Path, files: Sequence[Path], project: str | None, entity: str | None, seconds: float) -> None:
-    """Have W&B's own command upload a log.
+    """Upload W&B logs with W&B's own command.
 
     Raises:
-        ArtifactError: If it did not, or not in time.
+        ArtifactError: If the upload failed or timed out.
     """
     command = [sys.executable, "-P", "-m", "wandb", "sync", "--no-include-synced"]
     for option, value in (("--project", project), ("--entity", entity)):
@@ -269,24 +272,24 @@ def _upload(folder: Path, files: Sequence[Path], project: str | None, entity: st
     command += [str(file.parent.absolute()) for file in files]
     said = _finish(command, {**dashboards.environment(folder), **_IMPATIENT}, seconds)
     if said is None:
-        raise _LateError(f"it was not uploaded within {seconds:g} s: --timeout gives it more, what is there stays")
+        raise _LateError(f"the upload took longer than {seconds:g} s: raise --timeout; what was uploaded is kept")
     if not all(file.with_suffix(".wandb.synced").exists() for file in files):
         lines = [line.removeprefix("wandb: ").removeprefix("ERROR ") for line in said.splitlines() if line.strip()]
         errors = [line for line in said.splitlines() if "ERROR" in line]
-        reason = errors[0].removeprefix("wandb: ERROR ") if errors else lines[-1] if lines else "W&B does not say why"
+        reason = errors[0].removeprefix("wandb: ERROR ") if errors else lines[-1] if lines else "W&B gave no reason"
         raise ArtifactError(reason)
 
 
 def _finish(command: Sequence[str], environment: Mapping[str, str], seconds: float) -> str | None:
-    """Run a program without a terminal to its end, but not for longer than some time.
+    """Run a program without a terminal, and kill it if it exceeds a time limit.
 
     Args:
         command: The program and its arguments.
-        environment: Variables that it has besides those of this process.
-        seconds: How long it may take.
+        environment: Environment variables to add to those of this process.
+        seconds: Time limit in seconds.
 
     Returns:
-        What it said; nothing if it did not end in time.
+        The output of the program; None if it did not end in time.
     """
     process = subprocess.Popen(
         command,
@@ -304,7 +307,7 @@ def _finish(command: Sequence[str], environment: Mapping[str, str], seconds: flo
         return None
     finally:
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # and what it has started
+            os.killpg(process.pid, signal.SIGKILL)  # and the processes that it started
         process.wait()
         if process.stdout:
             process.stdout.close()

@@ -12,10 +12,12 @@ from deephash_cli.training import fit
 
 
 def run(config: DictConfig) -> dict[str, Any]:
-    """Run ``deephash train`` once, and print its metrics. A process that torchrun started beside the first follows it.
+    """Run ``deephash train`` once, and print its metrics.
+
+    If torchrun started several processes, only the first does this, and the others follow it.
 
     Returns:
-        The metrics, and the run folder under ``run_dir``; empty in a process that follows another.
+        The metrics, with the run folder under ``run_dir``; empty in a process that follows the first.
     """
     if not processes.is_first():
         fit.follow()
@@ -27,6 +29,6 @@ def run(config: DictConfig) -> dict[str, Any]:
         processes.dismiss()
     show(metrics)
     say(f"run folder: {metrics['run_dir']}")
-    say(f"every number again from the codes: deephash eval run={metrics['run_dir']}")
-    say(f"as a page with charts and pictures: deephash report {metrics['run_dir']}")
+    say(f"to recompute every number from the codes: deephash eval run={metrics['run_dir']}")
+    say(f"for a page with charts and pictures: deephash report {metrics['run_dir']}")
     return metrics

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from omegaconf import DictConfig, OmegaConf
@@ -15,8 +16,9 @@ from deephash_cli.data.dataset import square
 from deephash_cli.data.small_images import MAX_SIDE
 from deephash_cli.errors import ArtifactError
 from deephash_cli.files import read_json
-from deephash_cli.models import HashingNetwork, NoBackbone
+from deephash_cli.models import HashingNetwork, NoBackbone, packed_codes
 from deephash_cli.retrieval import codes_folder
+from deephash_cli.retrieval.codes import packed_width
 from deephash_cli.training import checkpoints
 from deephash_cli.training.instantiate import build, build_module, is_learned
 from deephash_cli.training.trust import require_trusted
@@ -66,6 +68,27 @@ class Encoder(nn.Module):
             inputs = self.network.features(inputs).half().float()  # features are kept as float16 while a run learns
         with torch.autocast(inputs.device.type, self._half, enabled=self._half is not None):
             return self.network(inputs).float()
+
+    def encode(self, images: Sequence[Image.Image]) -> UInt8[np.ndarray, "n bytes"]:
+        """Compute the packed codes of RGB images of any size, in their order.
+
+        Args:
+            images: Images that fit into memory together; ``deephash encode`` takes any number of files.
+
+        Returns:
+            Codes (n, ceil(bits/8)) uint8, as `retrieval.codes.pack` makes them; `retrieval.codes.unpack` turns them
+            into truth values.
+
+        Raises:
+            DivergedError: If an output of the network is NaN.
+        """
+        packed = np.empty((len(images), packed_width(self.bits)), np.uint8)
+        device = next(self.network.parameters()).device
+        with torch.inference_mode():
+            for row, image in enumerate(images):  # one by one: a code must not depend on the images beside its own
+                pixels = prepare(image.convert("RGB"), self.image_size)
+                packed[row] = packed_codes(self(pixels[None].to(device)).cpu())
+        return packed
 
 
 def prepare(image: Image.Image, size: int) -> UInt8[Tensor, "3 h w"]:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import UInt8
 from omegaconf import OmegaConf
 from PIL import Image
@@ -15,8 +14,7 @@ from PIL import Image
 from deephash_cli import runs
 from deephash_cli.data.dataset import ImageFiles, ImageTensor, RetrievalDataset, decode
 from deephash_cli.errors import ArtifactError, DeephashError
-from deephash_cli.inference.encoder import Encoder, load_encoder, prepare
-from deephash_cli.models import packed_codes
+from deephash_cli.inference.encoder import Encoder, load_encoder
 from deephash_cli.retrieval import indexes
 from deephash_cli.retrieval.codes_folder import Database, open_side
 from deephash_cli.training.instantiate import build
@@ -109,8 +107,7 @@ class Searcher:
         Raises:
             DivergedError: If the output of the network is NaN.
         """
-        with torch.inference_mode():
-            return packed_codes(self.encoder(prepare(image, self.encoder.image_size)[None]))
+        return self.encoder.encode([image])
 
     def search(self, query: Query, k: int, radius: int | None) -> list[Hit]:
         """Find the images nearest to a query, or all images within a radius.

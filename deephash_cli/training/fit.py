@@ -95,7 +95,7 @@ def train(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
     return {**metrics, "run_dir": str(run.path)}
 
 
-def prepare(config: DictConfig, settings: dict[str, Any]) -> Job:
+def prepare(config: DictConfig, settings: dict[str, Any] | None = None) -> Job:
     """Load the data set, divide it and build the network: all that can fail before a run gets a folder.
 
     Args:
@@ -113,7 +113,7 @@ def prepare(config: DictConfig, settings: dict[str, Any]) -> Job:
         split = load_split(Path(config.dataset.split_file), dataset)
     else:
         split = make_split(config.dataset.protocol, dataset, config.dataset.split_seed)
-    return Job(config, settings, dataset, split, build(config.model.network, bits=config.bits))
+    return Job(config, settings or {}, dataset, split, build(config.model.network, bits=config.bits))
 
 
 def fit(folder: Path, job: Job, dashboard: Logger | None) -> None:
@@ -196,7 +196,7 @@ def follow() -> None:
     config = cast(DictConfig, OmegaConf.create(task["config"]))
     try:
         with console.quiet_lightning():
-            fit(Path(task["folder"]), prepare(config, {}), None)
+            fit(Path(task["folder"]), prepare(config), None)
     except DeephashError as error:  # the first process gets the same error and prints it
         sys.exit(error.exit_code)
 

@@ -1,8 +1,9 @@
-"""The command line: help, verbs, exit codes, and every kind of typing error."""
+"""The command line: help, verbs, exit codes, and every kind of mistake in typing."""
 
 import logging
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -25,7 +26,7 @@ HEAVY = ("torch", "hydra", "numpy", "omegaconf", "rich", "wandb")
 
 @pytest.fixture(autouse=True)
 def _logging_as_it_was():
-    """Hydra's --info adds a handler that writes to the standard output of the moment."""
+    """Restore the logging handlers: Hydra's --info adds one for the standard output of a single test."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     yield
@@ -45,7 +46,7 @@ def python(code: str, before: Sequence[str] = (), **environment: str) -> subproc
 
 
 def refused(result, code=2) -> str:
-    """The sentence of a command that was refused: one line, no traceback, nothing left behind."""
+    """Return the error of a refused command; check that it is one line without a traceback, and that no run exists."""
     assert result.code == code, result
     assert result.err.startswith("error: ")
     assert result.err.count("\n") == 1, result.err
@@ -90,7 +91,7 @@ def test_the_help_of_eval_lists_its_settings(deephash):
 
 @pytest.mark.parametrize("verb", [verb for verb in verbs.names() if verbs.is_composed(verb)])
 def test_the_settings_in_the_help_exist(deephash, verb):
-    """Help is written by hand, so it could rot."""
+    """The help is written by hand, so it could become outdated."""
     from omegaconf import OmegaConf
 
     config = checking.check(verb, ["dataset=image_folder"] if verb == "train" else [], None, multirun=False)
@@ -119,7 +120,7 @@ def test_every_example_in_the_help_is_a_command_that_is_understood():
 
 
 def test_help_and_versions_import_nothing_heavy():
-    """Help is there in a tenth of a second, not in eight."""
+    """Help takes a tenth of a second; with heavy imports it would take eight."""
     code = f"""
 import sys
 from deephash_cli.cli import main as cli
@@ -279,7 +280,7 @@ def test_a_code_length_may_stand_in_a_file_of_ones_own(deephash):
     Path("mine/experiment/odd.yaml").write_text('# @package _global_\ndefaults:\n  - override /bits: "21"\n')
     assert checking.check("train", ["experiment=odd"], "mine", multirun=False).bits == 21
     Path("mine/bits").mkdir()
-    Path("mine/bits/20.yaml").write_text("# @package _global_\nbits: 20\nseed: 7\n")  # which comes first
+    Path("mine/bits/20.yaml").write_text("# @package _global_\nbits: 20\nseed: 7\n")  # takes precedence
     assert checking.check("train", ["bits='20'"], "mine", multirun=False).seed == 7
     Path("mine/bits/0.yaml").write_text("# @package _global_\nbits: 0\n")
     assert "bits must be a whole number, from 1 to 4096, got 0" in refused(
@@ -365,6 +366,15 @@ def test_what_cannot_work_is_refused_in_one_sentence(deephash, case):
     assert sentence in refused(deephash("train", *arguments))
 
 
+@pytest.mark.parametrize("folder", ["my photos (1)", 'it\'s "here" (1)', "a\\ {b}\\"])
+def test_the_quotes_that_a_refusal_recommends_are_accepted(deephash, folder):
+    command = ["train", "dataset=image_folder"]
+    message = refused(deephash(*command, f"dataset.root={folder}"))
+    assert "quote a value with special characters twice, such as 'dataset.root=\"" in message
+    (typed,) = shlex.split(message.split("such as ")[1])
+    assert checking.check("train", [*command[1:], typed], None, multirun=False).dataset.root == folder
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -378,7 +388,7 @@ def test_what_cannot_work_is_refused_in_one_sentence(deephash, case):
         (["run=3"], "run must be text, got 3"),
         (["rum=a"], "unknown key 'rum'; did you mean 'run'?"),
         (["run=a", "radius=1.5"], "radius must be a whole number, at least 0, got 1.5"),
-        (["dataset=cifar10"], "unknown key 'dataset'; did you mean 'database'?; there are: bit_order, bits, codes,"),
+        (["dataset=cifar10"], "unknown key 'dataset'; did you mean 'database'?; the keys are: bit_order, bits, codes,"),
     ],
 )
 def test_what_eval_refuses(deephash, arguments, sentence):
@@ -436,7 +446,7 @@ def test_a_run_folder_that_is_a_file(deephash, photos):
 
 
 def test_a_read_only_folder_is_refused_before_any_work(photos, tmp_path):
-    """Root may write anywhere, so a test as root gives that up first."""
+    """Root may write anywhere, so a test that runs as root first gives up this right."""
     place = tmp_path / "locked"
     place.mkdir(mode=0o555)
     code = f"""
@@ -533,7 +543,7 @@ def test_no_command_gives_a_traceback(verb, overrides, multirun):
 
 @pytest.mark.slow
 def test_a_screen_that_knows_neither_colours_nor_unicode_and_is_narrow(photos):
-    """The table of a sweep has a plus-minus sign."""
+    """Print the table of a sweep, which contains a plus-minus sign."""
     command = ["deephash", "train", "-m", "seed=0,1", "bits=8", *photos]
     code = f"import sys; from deephash_cli.cli import main as cli; sys.argv = {command!r}"
     plain = {"PYTHONIOENCODING": "ascii", "NO_COLOR": "1", "TERM": "dumb", "COLUMNS": "60", "LC_ALL": "C"}

@@ -1,4 +1,4 @@
-"""A sweep: every combination once, one table, failures named, and what is done stays done."""
+"""A sweep runs every combination once, prints one table, names failures, and never repeats a finished job."""
 
 import json
 import re
@@ -17,7 +17,7 @@ GRID = ("-m", "bits=8,12", "seed=0,1")
 
 
 def folders() -> dict[tuple[int, int], Path]:
-    """Run folders by bits and seed."""
+    """Return the run folders by bits and seed."""
     found = {}
     for folder, _ in runs.scan(Path("runs")):
         key = tuple(
@@ -30,12 +30,12 @@ def folders() -> dict[tuple[int, int], Path]:
 
 
 def times(paths) -> dict[Path, int]:
-    """When every file was last written."""
+    """Return the time at which each file was last written."""
     return {file: file.stat().st_mtime_ns for path in paths for file in sorted(path.rglob("*")) if file.is_file()}
 
 
 def table(out: str) -> list[str]:
-    """The sweep's table as it was printed, with its title."""
+    """Return the lines of the printed table of a sweep, with its title."""
     return out[out.rindex(", run folder ") if ", run folder " in out else 0 :].splitlines()[1:]
 
 
@@ -90,7 +90,7 @@ def test_a_single_run_is_part_of_a_later_sweep_unless_all_is_asked_for_again(dee
 
 
 def test_one_job_that_fails_costs_no_other(deephash, photos):
-    """The first learning rate is a number with which nothing can be learned."""
+    """The first learning rate is so large that training diverges."""
     command = ("-m", "optimizer.lr=1e30,0.001", "seed=0,1", "bits=8", *photos)
     result = deephash("train", *command)
     assert result.code == 6, result
@@ -102,7 +102,7 @@ def test_one_job_that_fails_costs_no_other(deephash, photos):
     assert all("optimizer.lr=1e" in line and "lower optimizer.lr" in line for line in failed)
     assert result.err.splitlines()[-1] == "error: 2 of 4 jobs failed"
     assert "Traceback" not in result.err
-    assert "2 jobs are done; the same command again" in result.out
+    assert "2 jobs are done; run the command again" in result.out
     assert "optimizer.lr=0.001" in "\n".join(table(result.out))
 
 
@@ -147,7 +147,7 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(deephash, photos, monkeyp
     stopped = deephash("train", *grid)
     assert stopped.code == 130
     assert "interrupted: " in stopped.out
-    assert "2 jobs are done; the same command again does what is missing" in stopped.out
+    assert "2 jobs are done; run the command again for the rest" in stopped.out
     assert len(table(stopped.out)) > 3
     made = folders()
     assert sorted(made) == [(8, 0), (8, 1), (8, 2)]
@@ -158,7 +158,7 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(deephash, photos, monkeyp
     monkeypatch.setattr("deephash_cli.training.fit.save_codes", whole)
     resumed = deephash("train", *grid)
     assert resumed.code == 0, resumed
-    assert folders() == made, "the third was taken up in its own folder"
+    assert folders() == made, "the third job was continued in its own folder"
     assert times(done) == before
 
     assert deephash("train", "seed=2", "bits=8", *photos, "runs=elsewhere").code == 0
@@ -173,7 +173,7 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(deephash, photos, monkeyp
 
 @pytest.fixture
 def jobs(tmp_path):
-    """Write down jobs that ended as they are told to."""
+    """Return a function that records jobs with the given outcomes: a metric, or an exception to raise."""
 
     def run(*outcomes):
         for number, outcome in enumerate(outcomes):

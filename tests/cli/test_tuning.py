@@ -1,4 +1,4 @@
-"""A search for settings: by validation queries alone, and it goes on where it was."""
+"""A search chooses settings by validation queries alone, and continues its study when it is started again."""
 
 import sqlite3
 import subprocess
@@ -13,7 +13,7 @@ from deephash_cli.errors import ArtifactError
 
 @pytest.fixture
 def search(tmp_path):
-    """``search("validation.queries=9")``: a search of two trials in a process of its own, since SQLAlchemy warns."""
+    """Return a function that runs a search of two trials in a separate process, because SQLAlchemy warns."""
     kinds = np.arange(120) % 4
     rng = np.random.default_rng(0)
     np.save(tmp_path / "x.npy", rng.normal(size=(4, 8))[kinds] + rng.normal(size=(120, 8)))
@@ -43,9 +43,9 @@ def test_a_search_goes_on_with_its_study(search, tmp_path):
         assert states == ("COMPLETE",) * found
         assert f"validation_map {max(values):.4f}" in result.stdout
     assert all(0.2 < value <= 1 for value in values)
-    assert "precision_at_100" not in result.stdout  # of the test queries
+    assert "precision_at_100" not in result.stdout  # a number of the test queries
     best = result.stdout.splitlines()[-1]
-    assert best.startswith("best of all searches of this study: ")
+    assert best.startswith("best settings in this study so far: ")
     assert "optimizer.lr=" in best
     assert best.endswith(f"validation_map {max(values):.4f}")
 

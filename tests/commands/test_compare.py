@@ -1,4 +1,4 @@
-"""``deephash compare``: what shares a row, a column, a table; what is left out and why; the formats."""
+"""``deephash compare``: which runs share a row, a column or a table; which are left out and why; the formats."""
 
 import csv
 import io
@@ -107,7 +107,7 @@ def test_what_cannot_be_compared_is_in_another_table(deephash, other):
     write_run("runs/b", seed=1, **other)
     result = deephash("compare", "runs")
     assert result.out.count("12 bits") == 2
-    assert "2 tables: runs on different splits, or measured otherwise, cannot be compared" in result.out
+    assert "2 tables: runs on different splits, or measured by different rules, cannot be compared" in result.out
 
 
 def test_what_is_left_out_is_named_with_its_reason(deephash):
@@ -230,7 +230,7 @@ def test_names_with_square_brackets_are_printed_as_they_are(deephash):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "the following arguments are required: run folder; deephash compare --help lists what there is"),
+        ((), "the following arguments are required: run folder; see deephash compare --help"),
         (("nothing",), "nothing is not a folder: give run folders, or folders of runs"),
         (("runs", "--format", "word"), "--format must be one of table, csv, json, latex, markdown, got word"),
         (("runs", "--output", "table.doc"), "--output table.doc must end in .csv, .json, .tex, .md, or add --format"),

@@ -1,4 +1,4 @@
-"""Codes of any images: the same as the run's own, whatever the order, the interruptions, the number of processes."""
+"""``deephash encode``: the same codes as in the run, for any order of shards, interruptions and processes."""
 
 import csv
 import io
@@ -27,7 +27,7 @@ FAST = ("num_workers=0", "accelerator=cpu")
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file of a folder, also the hidden ones."""
+    """Return the bytes of every file in a folder, including hidden files."""
     return {file.relative_to(folder).as_posix(): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
@@ -37,7 +37,7 @@ def codes_of_run(run: Path) -> dict[str, bytes]:
 
 
 def write_bad(folder: Path, kind: str) -> None:
-    """An image file that is unusual or broken in one way."""
+    """Write an image file that is unusual or broken in one way."""
     pixels = np.random.default_rng(0).integers(0, 256, (40, 30, 3)).astype(np.uint8)
     image, file = Image.fromarray(pixels), folder / f"{kind}.jpg"
     if kind == "truncated":
@@ -133,7 +133,7 @@ def test_images_that_cannot_be_read_are_left_out_and_listed(encode, hashed, tmp_
     assert set(made.ids) == {*codes_of_run(hashed.run), *names} - left_out.keys()
     expected = codes_of_run(hashed.run)
     for name, code in zip(made.ids, made.packed, strict=True):
-        assert code.tobytes() == expected.get(name, code.tobytes())  # nothing has moved
+        assert code.tobytes() == expected.get(name, code.tobytes())  # no code has moved to another id
 
 
 def test_or_it_stops_at_the_first(encode, hashed, tmp_path):
@@ -145,7 +145,7 @@ def test_or_it_stops_at_the_first(encode, hashed, tmp_path):
     assert result.err.count("\n") == 1
     assert "coat/html.jpg cannot be read" in result.err
     assert "or set bad_images=skip to leave out such files" in result.err
-    assert len(list(Path("codes/shards").iterdir())) >= 2  # nothing that was done is lost
+    assert len(list(Path("codes/shards").iterdir())) >= 2  # finished shards are kept
     (photos / "coat" / "html.jpg").unlink()
     write_photos(tmp_path / "more", classes=("coat",), each=1)
     shutil.copy(tmp_path / "more/coat/000.jpg", photos / "coat" / "html.jpg")
@@ -176,7 +176,7 @@ def test_vectors(deephash, tmp_path):
     np.save("x.npy", rng.standard_normal((80, 16)).astype(np.float32))
     data = ("dataset=vectors", "dataset.vectors=x.npy")
     assert deephash("train", "method=lsh", "bits=12", *data, "logger=none", "run_dir=run").code == 0
-    Path("x.npy").rename("y.npy")  # what the run learned from need not be where it was
+    Path("x.npy").rename("y.npy")  # the training data need not stay where they were
     result = deephash("encode", "run=run", "input=y.npy", "output=codes")
     assert (result.code, result.err) == (0, "")
     made, expected = open_side(Path("codes")), codes_of_run(Path("run"))
@@ -290,7 +290,7 @@ def test_killed_five_times_it_gives_the_same_bytes(encode, hashed, tmp_path):
 def test_ray_and_several_processes_give_the_same_bytes(encode, hashed):
     settings = (f"input={hashed.photos}", "shard_size=8")
     assert encode(*settings, "output=plain").code == 0
-    # in a process of its own: Ray has warnings that are errors here
+    # in a separate process: warnings of Ray would be errors here
     call = command(f"run={hashed.run}", *FAST, *settings, "output=ray", "launcher=ray", "workers=2")
     done = subprocess.run(call, timeout=250, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""``deephash eval``: the same numbers from the codes on disk, without torch, and no numbers from damaged codes."""
+"""``deephash eval``: the same numbers from the codes on disk, without torch; damaged codes are refused."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from deephash_cli.retrieval.codes_folder import load_codes, save_codes
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A run that nobody changes."""
+    """Train a run that the tests share and must not change."""
     place = tmp_path_factory.mktemp("trained")
     photos = write_photos(place / "photos")
     folder = place / "run"
@@ -33,7 +33,7 @@ def trained(tmp_path_factory):
 
 @pytest.fixture
 def run(trained, tmp_path):
-    """A copy of it."""
+    """Copy the trained run for a test that changes it."""
     return Path(shutil.copytree(trained, tmp_path / "elsewhere" / "moved run"))
 
 
@@ -129,7 +129,7 @@ def test_what_is_no_run_and_what_are_no_codes(deephash, argument):
 
 
 def test_codes_of_unknown_origin_are_refused_in_one_sentence(deephash, tmp_path):
-    """Another program may write the format, but must say what the numbers will be of."""
+    """Other programs may write this format, but the manifest must say which method and data the codes belong to."""
     codes = CodeSet(pack(np.eye(4, 8, dtype=bool)), 8, np.eye(4, 2, dtype=np.uint8), list("abcd"))
     for provenance in ({}, {"provenance": None, "evaluation": []}, {"provenance": {"method": "x"}, "evaluation": "ks"}):
         save_codes(tmp_path / "codes", codes, codes, provenance)
@@ -142,7 +142,7 @@ def test_codes_of_unknown_origin_are_refused_in_one_sentence(deephash, tmp_path)
     (None, None, False), ("zero", None, False), ("skip", None, True), (None, "skip", True), ("skip", "zero", False),
 ])  # fmt: skip
 def test_what_becomes_of_queries_without_a_relevant_item(deephash, tmp_path, kept, typed, left_out):
-    """As the manifest says, unless the command does; manifests of before there was a choice say nothing."""
+    """The command decides, otherwise the manifest; a manifest from before this setting existed does not have it."""
     codes = np.eye(4, 8, dtype=bool)
     query = CodeSet(pack(codes), 8, np.array([[1, 0], [1, 0], [0, 1], [0, 1]], np.uint8), list("abcd"))
     database = CodeSet(pack(codes), 8, np.array([[1, 0]] * 4, np.uint8), list("efgh"))

@@ -1,4 +1,4 @@
-"""``deephash index``: the file that it writes, and measurements that loops confirm."""
+"""``deephash index``: the file that it writes, and its measurements, checked against loops."""
 
 import json
 import shutil
@@ -27,14 +27,14 @@ def code_set(packed, prefix):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Codes with both sides."""
+    """Write codes of queries and of a database."""
     save_codes(tmp_path / "codes", code_set(codes(40, BITS, 1), "q"), code_set(codes(300, BITS), "d"), {})
     return tmp_path / "codes"
 
 
 @pytest.fixture
 def shard(tmp_path):
-    """Codes without queries."""
+    """Write codes of a database without queries."""
     save_database(tmp_path / "mine", code_set(codes(300, BITS), "d"), {})
     return tmp_path / "mine"
 
@@ -101,7 +101,7 @@ def test_without_queries_items_of_the_database_search_for_others(deephash, shard
     arguments = ("index", f"codes={shard}", "kind=flat", "output=it.faiss", "--check", "queries=50", "k=299")
     result = deephash(*arguments)
     assert result.code == 0, result
-    assert "queries: database, each without itself; 1 thread" in result.out
+    assert "queries: database, each left out of its own results; 1 thread" in result.out
     measured = read_json(Path("it.faiss.check.json"))
     assert (measured["queries"], measured["nearest"]["k"], measured["nearest"]["recall"]) == (50, 299, 1)
     deephash(*arguments, "k=1000", "seed=1")
@@ -113,7 +113,7 @@ def test_nothing_lies_within_the_radius(deephash, tmp_path):
     save_database(tmp_path / "two", code_set(packed, "d"), {})
     result = deephash("index", f"codes={tmp_path / 'two'}", "kind=flat", "output=it.faiss", "--check")
     assert result.code == 0, result
-    assert "nothing is there" in result.out
+    assert "no such items" in result.out
     assert read_json(Path("it.faiss.check.json"))["within"]["recall"] is None
 
 
@@ -127,7 +127,7 @@ REFUSED = {
         2,
         "output=no/it.faiss is in a folder that does not exist",
     ),
-    "a report without a check": (["codes=codes", "check_output=it.json"], 2, "check_output= goes with --check"),
+    "a report without a check": (["codes=codes", "check_output=it.json"], 2, "check_output= needs --check"),
     "another report": (["codes=codes", "check_output=it", "--check"], 2, "must be a file that ends in .json, got it"),
     "no such codes": (["codes=nothing"], 4, "nothing has no manifest.json"),
     "k": (["codes=codes", "k=0"], 2, "k must be a whole number"),

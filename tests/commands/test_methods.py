@@ -1,4 +1,4 @@
-"""``deephash methods``: the table and the pages, and that nothing in them can rot."""
+"""``deephash methods``: the table and the pages, and that both agree with the sources."""
 
 import re
 import subprocess
@@ -52,7 +52,7 @@ def test_a_page_has_paper_equation_and_settings(deephash):
     assert result.code == 0
     assert "(Li, Wang and Kang, IJCAI 2016)" in result.out
     assert "t_ij = <u_i, u_j> / 2" in result.out
-    assert "quantization_weight: 0.1" in result.out  # of the loss, which has a file of its own
+    assert "quantization_weight: 0.1" in result.out  # from the loss, which has its own file
     assert result.out.strip() == page(ENTRIES["dpsh"]).strip()
 
 
@@ -61,7 +61,7 @@ def test_a_page_has_paper_equation_and_settings(deephash):
     [
         (["methods", "tiq"], "there is no method 'tiq'; did you mean 'itq'?"),
         (["methods", "itq", "lsh"], "deephash methods takes the name of one method, got itq lsh"),
-        (["methods", "-m"], "unrecognized arguments: -m; deephash methods --help lists what there is"),
+        (["methods", "-m"], "unrecognized arguments: -m; see deephash methods --help"),
         (["methods", "--config-dir", "nowhere"], "--config-dir nowhere is not a folder"),
     ],
 )
@@ -93,7 +93,7 @@ def test_a_method_of_the_users_own_is_listed(deephash, tmp_path, monkeypatch):
 
 
 def test_what_a_method_learns_from_and_on_is_inherited(tmp_path, monkeypatch):
-    """Over files, whatever the names of the classes; a class that is only called like ours is another one."""
+    """Bases are found across files and under other names; a class that only shares a name with ours does not count."""
     (tmp_path / "method").mkdir()
     for name, base in (
         ("direct", "from deephash_cli.methods.itq import ITQ as Start\n"),
@@ -116,7 +116,7 @@ def test_a_method_without_a_class_is_refused(deephash, tmp_path):
     (tmp_path / "method" / "mine.yaml").write_text("loss: null\n")
     result = deephash("methods", "--config-dir", str(tmp_path))
     assert result.code == 2
-    assert "mine.yaml must give a class under module._target_" in result.err
+    assert "mine.yaml must name a class under module._target_" in result.err
 
 
 def test_the_table_needs_no_torch():
@@ -125,4 +125,4 @@ def test_the_table_needs_no_torch():
 
 
 def test_the_document_is_up_to_date():
-    assert (Path(__file__).parents[2] / "docs" / "methods.md").read_text() == document(), "make docs writes it anew"
+    assert (Path(__file__).parents[2] / "docs" / "methods.md").read_text() == document(), "make docs writes it again"

@@ -417,7 +417,7 @@ def test_a_damaged_gallery_is_left_out(make, damage, reason):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "the following arguments are required: run folder; deephash report --help lists what there is"),
+        ((), "the following arguments are required: run folder; see deephash report --help"),
         (("nothing",), "nothing is not a folder: give run folders, or folders of runs"),
         (("runs", "-o", "table.csv"), "--output table.csv must end in .html; deephash compare writes tables"),
         (("runs", "-o", "no/report.html"), "--output no/report.html must be a file in a folder that exists, but no is"),

@@ -1,4 +1,4 @@
-"""``deephash runs``: every run on a line, whatever became of it; which are listed, in which order."""
+"""``deephash runs``: one line for each run, whatever its status; filters and sorting."""
 
 import csv
 import io
@@ -17,7 +17,7 @@ from deephash_cli.commands import runs as listing
 
 @pytest.fixture
 def some():
-    """Runs of every kind under ``runs``."""
+    """Write runs of several kinds into ``runs``: finished, failed, interrupted."""
     times = {"started": "2026-01-03T00:00:00+00:00", "ended": "2026-01-03T00:01:30+00:00"}
     write_run("runs/a", value=0.25, record=times)
     data = {"name": "toys", "protocol": "s1"}
@@ -123,7 +123,7 @@ def test_what_cannot_be_read_is_named(deephash):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("methd=itq",), "no run has a setting methd; did you mean 'method'?"),
+        (("methd=itq",), "no run has the setting methd; did you mean 'method'?"),
         (("--sort", "mpa"), "--sort must be one of status, method,"),
         (("nothing",), "nothing is not a folder: give run folders, or folders of runs"),
         (("--format", "word"), "argument --format: invalid choice: 'word'"),
@@ -139,7 +139,7 @@ def test_what_cannot_work_is_said_in_a_sentence(deephash, arguments, message):
 
 
 def test_without_any_run_it_says_so(deephash, monkeypatch):
-    assert deephash("runs").err == "error: there is no runs here: give run folders, or folders of runs\n"
+    assert deephash("runs").err == "error: there is no folder runs here: give run folders, or folders of runs\n"
     write_run("elsewhere/a")
     monkeypatch.setenv("DEEPHASH_OUTPUT_DIR", "elsewhere")
     assert "1 of 1 runs" in deephash("runs").out

@@ -1,4 +1,4 @@
-"""Searching with an image: the nearest by the codes of the run, in a table, in JSON, in a picture."""
+"""``deephash search``: the images with the nearest codes, in a table, in JSON and in a picture."""
 
 import io
 import json
@@ -18,7 +18,7 @@ from deephash_cli.retrieval.codes_folder import open_side
 
 @pytest.fixture
 def search(deephash, hashed):
-    """Search in the run, and read the results back."""
+    """Return a function that searches in the run, and returns the results from the JSON file and the printed text."""
 
     def call(*arguments):
         result = deephash("search", f"run={hashed.run}", "output=found.json", *arguments)
@@ -29,7 +29,7 @@ def search(deephash, hashed):
 
 
 def expected(run, side, name, k):
-    """The slow twin: every distance, sorted by it and by position; the image itself left out."""
+    """Return the expected results from a slow loop: sorted by distance, then position, without the image itself."""
     query, database = open_side(run / runs.CODES, side), open_side(run / runs.CODES)
     code = query.packed[list(query.ids).index(name)]
     distances = np.bitwise_count(np.asarray(database.packed) ^ code).sum(axis=1, dtype=int)
@@ -43,7 +43,7 @@ def test_a_file_finds_what_its_code_is_near(search, hashed):
     (query,), out = search(f"query={hashed.photos / name}", "k=7")
     found = [(result["id"], result["distance"]) for result in query["results"]]
     assert found == expected(hashed.run, "query", name, 7)
-    assert query["labels"] == [name.split("/")[0]]  # the folder has the name of a class
+    assert query["labels"] == [name.split("/")[0]]  # the folder is named like a class
     assert all(result["relevant"] == (result["labels"] == query["labels"]) for result in query["results"])
     for position, distance in found:
         assert f" {distance} │ {position} " in out
@@ -67,7 +67,7 @@ def test_a_radius_is_inclusive_and_finds_all(search, hashed, index):
     (query,), out = search(f"query={name}", "k=5", f"radius={radius}", f"index={index}")
     within = [(name, distance) for name, distance in ranked if distance <= radius]
     assert [(result["id"], result["distance"]) for result in query["results"]] == within
-    assert f"... and {len(within) - 5} more within {radius}" in out
+    assert f"... and {len(within) - 5} more within distance {radius}" in out
 
 
 def test_an_index_that_was_saved(deephash, search, hashed):
@@ -86,7 +86,7 @@ def test_other_codes_are_searched_in(deephash, search, hashed):
     )
     (query,), _ = search("codes=codes", f"query={hashed.photos / 'bag' / '004.jpg'}", "k=20")
     assert {"id": "004.jpg", "distance": 0} in [{k: r[k] for k in ("id", "distance")} for r in query["results"]]
-    assert {result["relevant"] for result in query["results"]} == {None}  # there are no labels
+    assert {result["relevant"] for result in query["results"]} == {None}  # the codes have no labels
     with Image.open("search.png") as picture:
         assert len(np.unique(np.asarray(picture).reshape(-1, 3), axis=0)) > 1000  # photos were drawn
 
@@ -95,7 +95,7 @@ def test_a_folder_is_many_queries(search, hashed):
     queries, out = search(f"query={hashed.photos}", "k=3")
     assert [query["query"] for query in queries] == sorted(query["query"] for query in queries)
     assert len(queries) == 60
-    assert "... and 40 queries more" in out
+    assert "... and 40 more queries" in out
     assert queries[0]["labels"] == ["bag"]
 
 
@@ -150,8 +150,8 @@ def test_codes_of_another_network_are_refused(deephash, hashed):
         ([], 2, "needs query="),
         (["query=nowhere"], 3, "is neither a file, nor a folder, nor the id of an image"),
         (["query=page.jpg"], 3, "cannot be read: it is none of JPEG"),
-        (["query=x.npy"], 2, "holds vectors, and the run hashes images"),
-        (["query=empty"], 3, "holds no image"),
+        (["query=x.npy"], 2, "contains vectors, but the run hashes images"),
+        (["query=empty"], 3, "contains no images"),
         (["query={photo}", "k=0"], 2, "k must be a whole number, at least 1, got 0"),
         (["query={photo}", "picture=a.tiff"], 2, "picture must end in"),
         (["query={photo}", "index=tree"], 2, "an index is one of exact, flat, hnsw, ivf, multihash, or a file"),
@@ -169,7 +169,7 @@ def test_what_cannot_work_is_said_in_one_sentence(deephash, hashed, arguments, c
 
 
 def test_a_folder_of_codes_cannot_show_other_files(deephash, hashed, tmp_path):
-    """Names in a folder from elsewhere are not followed out of the folder of images, nor is anything built."""
+    """Ids in a third-party folder cannot name files outside the folder of images, or have classes built."""
     (tmp_path / "photos").mkdir()
     shutil.copy(hashed.photos / "bag" / "000.jpg", tmp_path / "secret.jpg")
     from deephash_cli.inference.searcher import Pictures

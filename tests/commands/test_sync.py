@@ -1,4 +1,4 @@
-"""What W&B logged offline is uploaded, and what it lost is logged again, the same, from the run folder."""
+"""``deephash sync``: offline logs of W&B are uploaded; a lost log is made again, the same, from the run folder."""
 
 import json
 import os
@@ -32,7 +32,7 @@ TILE, K = 16, 3
 
 
 class Server(ThreadingHTTPServer):
-    """Enough of W&B's server to take a run; ``behaviour`` is what it does instead."""
+    """The part of W&B's server that a run needs; ``behaviour`` says whether it accepts runs or fails in some way."""
 
     def __init__(self, behaviour: str = "accept"):
         super().__init__(("127.0.0.1", 0), Handler)
@@ -45,12 +45,12 @@ class Server(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_address[1]}"
 
     def asked(self, operation: str) -> list[dict]:
-        """Variables of each request for an operation."""
+        """Return the variables of each request for an operation."""
         questions = [json.loads(body) for path, body in self.requests if path == "/graphql" and body]
         return [question["variables"] for question in questions if question.get("operationName") == operation]
 
     def handle_error(self, request, client_address):
-        """A client that has gone is no error."""
+        """Ignore clients that have closed their connection."""
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -58,7 +58,7 @@ class Handler(BaseHTTPRequestHandler):
     server: Server
 
     def log_message(self, *_):
-        """Say nothing."""
+        """Print no log messages."""
 
     def do_GET(self):
         self._answer(200, {})
@@ -111,7 +111,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def serve(monkeypatch):
-    """Start a server that this process takes for W&B's, with a key for it."""
+    """Start a server that this process uses as W&B's server, and set a key for it."""
     servers = []
 
     def start(behaviour: str = "accept") -> Server:
@@ -161,13 +161,13 @@ def logged(tmp_path_factory):
         patch.setattr(dashboards.Session, "log_results", log_results)
         before = variables()
         assert cli.run(["train", *settings, "logger.tags=[mine]", f"run_dir={place / 'run'}"]) == 0
-        assert variables() == before, "variables of one run would reach the next"
+        assert variables() == before, "environment variables of one run would reach the next"
     return place / "run"
 
 
 @pytest.fixture
 def run(logged):
-    """A copy that does not know that it is one."""
+    """Copy the logged run; its W&B status names the copy's folder, so it does not look moved."""
     folder = Path(shutil.copytree(logged, Path("runs") / "run", symlinks=True))
     state = folder / dashboards.FOLDER / dashboards.STATUS
     write_json(state, {**json.loads(state.read_text()), "folder": str(folder.absolute())})
@@ -175,7 +175,7 @@ def run(logged):
 
 
 def variables() -> dict[str, str]:
-    """What of the environment is W&B's."""
+    """Return the environment variables of W&B."""
     return {name: value for name, value in os.environ.items() if "WANDB" in name}
 
 
@@ -198,7 +198,7 @@ def history(folder: Path) -> list[dict]:
 
 
 def without_times(item):
-    """Everything but the clock, and ids that W&B draws."""
+    """Return an item without times and without random ids of W&B."""
     if isinstance(item, dict):
         chance = ("_timestamp", "_runtime", "artifact_path", "_latest_artifact_path")
         return {key: without_times(value) for key, value in item.items() if not key.endswith(chance)}
@@ -345,7 +345,7 @@ def test_the_default_project_is_that_of_the_settings():
     assert yaml.safe_load((choices.CONF_DIR / "logger" / "wandb.yaml").read_text())["_target_"] == sync.LOGGERS[0]
 
 
-# What there is to do
+# What sync would do
 
 
 def test_a_dry_run_needs_no_key_and_changes_nothing(deephash, run):
@@ -354,7 +354,7 @@ def test_a_dry_run_needs_no_key_and_changes_nothing(deephash, run):
     assert (result.code, result.err) == (0, "")
     assert result.out.splitlines()[-1] == "would upload 1"
     shutil.rmtree(run / dashboards.FOLDER)
-    assert "would upload: runs/run: logged anew from the run folder, as W&B's log is missing" in (
+    assert "would upload: runs/run: logged again from the run folder, because W&B's log is missing" in (
         deephash("sync", "--dry-run", "runs").out
     )
     assert tree(run) == {name: when for name, when in before.items() if "/wandb" not in name} | {
@@ -365,8 +365,8 @@ def test_a_dry_run_needs_no_key_and_changes_nothing(deephash, run):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"whole": False}, "would upload: runs/run: logged anew from the run folder, as W&B's log is not whole"),
-        ({"folder": "/else"}, "would upload: runs/run: logged anew from the run folder, as the folder was moved"),
+        ({"whole": False}, "would upload: runs/run: logged again from the run folder, because W&B's log is incomplete"),
+        ({"folder": "/else"}, "would upload: runs/run: logged again from the run folder, because the folder was moved"),
         ({"status": "online"}, "nothing to upload: runs/run: it was logged online"),
     ],
 )
@@ -382,24 +382,24 @@ def test_a_run_that_was_not_logged_to_wandb_stays_at_home(deephash, run):
     result = deephash("sync", "runs")
     assert (result.code, result.err) == (0, "")
     assert result.out == (
-        "nothing to upload: runs/run: it was not logged to W&B, --rebuild does it now\nnothing to upload 1\n"
+        "nothing to upload: runs/run: it was not logged to W&B; --rebuild logs it now\nnothing to upload 1\n"
     )
 
 
 def test_a_run_that_is_written_to_is_left_alone(deephash, run):
     change_record(run, status="running")
     held = runs.Run(run)
-    assert deephash("sync", "runs").out.startswith("nothing to upload: runs/run: it is running\n")
+    assert deephash("sync", "runs").out.startswith("nothing to upload: runs/run: it is still running\n")
     held.close()
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "the following arguments are required: run folder; deephash sync --help lists what there is"),
+        ((), "the following arguments are required: run folder; see deephash sync --help"),
         (("nothing",), "nothing is not a folder: give run folders, or folders of runs"),
         (("empty",), "no run in empty: give run folders, or folders of runs"),
-        (("runs", "--all"), "unrecognized arguments: --all; deephash sync --help lists what there is"),
+        (("runs", "--all"), "unrecognized arguments: --all; see deephash sync --help"),
         (("runs", "--timeout", "0"), "--timeout must be a number of seconds above 0, got 0"),
         (("runs", "--timeout", "nan"), "--timeout must be a number of seconds above 0, got nan"),
     ],
@@ -440,7 +440,7 @@ def test_a_run_is_uploaded_once(deephash, run, serve):
     assert b"eval/precision_at_k" in history
     asked = len(server.requests)
     again = deephash("sync", "runs")
-    assert (again.code, again.out) == (0, "nothing to upload: runs/run: it is uploaded\nnothing to upload 1\n")
+    assert (again.code, again.out) == (0, "nothing to upload: runs/run: it is already uploaded\nnothing to upload 1\n")
     assert len(server.requests) == asked
     assert files_with(KEY, run) == []
 
@@ -450,9 +450,9 @@ def test_a_log_that_was_lost_is_made_and_uploaded(deephash, run, serve):
     shutil.rmtree(run / dashboards.FOLDER)
     result = deephash("sync", "runs")
     assert result.code == 0, result
-    assert result.out.startswith("uploaded: runs/run: logged anew from the run folder, as W&B's log is missing\n")
+    assert result.out.startswith("uploaded: runs/run: logged again from the run folder, because W&B's log is missing\n")
     assert server.asked("UpsertBucket")[0]["name"] == runs.read_record(run)["id"]
-    assert not server.asked("RunResumeStatus"), "it takes the place of what is there"
+    assert not server.asked("RunResumeStatus"), "it replaces the run on the server"
     assert files_with(KEY, run) == []
 
 
@@ -467,7 +467,7 @@ def test_one_run_that_fails_does_not_keep_the_others(deephash, run, serve):
     assert result.code == 4
     assert "warning: failed: runs/a: runs/a/config.yaml cannot be read as YAML" in result.err
     assert "warning: failed: runs/b: runs/b/run.json is not the record of a run" in result.err
-    assert result.err.endswith("error: 2 of 3 runs failed; the same command again does the rest\n")
+    assert result.err.endswith("error: 2 of 3 runs failed; run the command again for the rest\n")
     assert result.out.endswith("uploaded 1, failed 2\n")
 
 
@@ -511,14 +511,14 @@ def test_an_upload_that_does_not_end_is_ended(deephash, run, serve):
     assert 4 < time.monotonic() - started < 9
     assert result.code == 4
     assert result.err.splitlines() == [
-        "warning: failed: runs/run: it was not uploaded within 2 s: --timeout gives it more, what is there stays",
-        "warning: failed: runs/s: it was not uploaded within 2 s: --timeout gives it more, what is there stays",
-        "warning: failed: runs/t: not tried: the uploads before it did not end",
-        "error: 3 of 3 runs failed; the same command again does the rest",
+        "warning: failed: runs/run: the upload took longer than 2 s: raise --timeout; what was uploaded is kept",
+        "warning: failed: runs/s: the upload took longer than 2 s: raise --timeout; what was uploaded is kept",
+        "warning: failed: runs/t: not tried: the uploads before it timed out",
+        "error: 3 of 3 runs failed; run the command again for the rest",
     ]
 
 
-# Online, and on again
+# Online runs, and continued runs
 
 
 @pytest.fixture
@@ -555,12 +555,13 @@ def test_a_server_that_stalls_costs_what_is_allowed(deephash, command, monkeypat
     started = time.monotonic()
     result = deephash("train", *command, "run_dir=run", "trainer.max_epochs=1")
     assert result.code == 0, result
-    assert time.monotonic() - started < 90  # W&B asks twice for some twenty seconds whether the key is good
+    assert time.monotonic() - started < 90  # W&B checks the key twice, for about twenty seconds each time
     assert "warning: the dashboard did not get everything: Timed out" in result.err
     assert runs.read_record(Path("run"))["status"] == "finished"
     state = dashboards.status(Path("run"))
     assert (state["status"], state["whole"]) == ("failed", False)
-    assert "logged anew from the run folder, as W&B did not get all of it" in deephash("sync", "run", "--dry-run").out
+    said = deephash("sync", "run", "--dry-run").out
+    assert "logged again from the run folder, because W&B does not have all of it" in said
 
 
 def test_an_interrupted_run_is_marked_so(deephash, command, monkeypatch):
@@ -583,13 +584,13 @@ def test_the_environment_wins_and_it_is_said(deephash, command, monkeypatch):
 
 def test_a_run_that_is_gone_on_with_keeps_its_id(deephash, command, monkeypatch):
     assert deephash("train", *command, "run_dir=run", "trainer.max_epochs=1").code == 0
-    time.sleep(1)  # W&B names its folders by the second
+    time.sleep(1)  # W&B names its folders by the time in seconds
     assert deephash("train", "resume=run", "trainer.max_epochs=2").code == 0
     logs = list(Path("run").glob("wandb/offline-run-*/*.wandb"))
     assert [log.stem for log in logs] == [f"run-{runs.read_record(Path('run'))['id']}"] * 2
     monkeypatch.setenv("WANDB_MODE", "offline")
     result = deephash("sync", "run", "--dry-run")
-    assert "as it was interrupted and resumed" in result.out
+    assert "because it was interrupted and resumed" in result.out
     assert deephash("sync", "run").code == 0
     assert len([item for item in history(Path("run")) if "train/loss" in item]) == 2
 

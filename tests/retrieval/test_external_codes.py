@@ -452,7 +452,7 @@ def test_the_four_files_go_together(deephash, missing):
 def test_a_folder_knows_its_own_bits(deephash, setting):
     result = deephash("eval", "codes=c", setting)
     assert result.code == 2
-    assert "bits= and bit_order= go with query= and database=; leave them out" in result.err
+    assert "bits= and bit_order= are for query= and database=; leave them out" in result.err
 
 
 # Damage

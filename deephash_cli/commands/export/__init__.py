@@ -1,7 +1,7 @@
 """``deephash export``: write codes, or the network that makes them, to files that other engines can load.
 
-A target is a module of ``codes/`` or ``network/``, named as it is typed. Its function ``write`` writes into an empty
-folder, reads the result back, and returns how it was checked. No list names it: the folder is the list.
+Each target is a module of ``codes/`` or ``network/``, with the name that is typed after ``to=``. Its function ``write``
+writes into an empty folder, reads the result back, and returns how it was checked. There is no other list of targets.
 """
 
 import importlib
@@ -25,15 +25,21 @@ _TABLE = re.compile(r"[a-z_][a-z0-9_]{0,62}")  # needs no quoting in any engine;
 
 
 def run(config: DictConfig) -> None:
-    """Run ``deephash export``."""
+    """Run ``deephash export``.
+
+    Raises:
+        ConfigError: If a setting is missing or cannot be used.
+        ArtifactError: If the manifest of the codes has a value that JSON cannot represent.
+    """
     if config.to is None:
         raise ConfigError(f"deephash export needs to=<target>, one of {', '.join([*CODES, *NETWORKS])}")
     if config.output is None:
-        raise ConfigError("deephash export needs output=<folder>, a folder to make")
-    table = str(config.table)  # 5 is a number
+        raise ConfigError("deephash export needs output=<folder>, the folder to make")
+    table = str(config.table)  # YAML reads 5 as a number
     if not _TABLE.fullmatch(table):
         raise ConfigError(
-            f"table must be lower-case letters, digits and underscores, at most 63 and no digit first, got {table!r}"
+            "table must be at most 63 lower-case letters, digits and underscores, not starting with a digit, "
+            f"got {table!r}"
         )
     output = Path(config.output)
     if config.to in NETWORKS:
@@ -50,7 +56,7 @@ def run(config: DictConfig) -> None:
     database = open_side(codes, config.side)
     try:
         json.dumps(database.manifest, ensure_ascii=False, allow_nan=False).encode()
-    except ValueError as error:  # it goes into files of other programs, which are stricter than Python
+    except ValueError as error:  # the manifest is copied into files for other programs, which are stricter than Python
         raise ArtifactError(
             f"{codes / MANIFEST} contains a value that JSON cannot represent: {first_line(error)}"
         ) from error

@@ -100,7 +100,7 @@ def prepare(config: DictConfig, settings: dict[str, Any] | None = None) -> Job:
 
     Args:
         config: Composed configuration.
-        settings: The same configuration as plain values, with secrets hidden.
+        settings: The same configuration as plain values, with secrets hidden; None if no run folder is written.
 
     Raises:
         ConfigError: If the settings do not fit each other.

@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from deephash_cli import choices
 from deephash_cli.cli import arguments, checking, limits, verbs
+from deephash_cli.runs import flatten
 
 GROUPS = choices.group_names()
 CHOICES = [(group, choice) for group in GROUPS for choice in choices.choices(group)]
@@ -160,8 +161,22 @@ def test_the_output_folder_comes_from_the_environment(monkeypatch):
 
 
 def test_experiments_differ_from_the_default_and_keep_to_known_keys():
-    from deephash_cli.runs import flatten
-
     default = flatten(OmegaConf.to_container(compose(), resolve=True))
     for choice in choices.choices("experiment"):
         assert flatten(OmegaConf.to_container(compose(f"experiment={choice}"), resolve=True)) != default
+
+
+@pytest.mark.parametrize("group", ["model", "dataset"])
+def test_a_choice_says_only_what_differs_from_what_all_have(group):
+    """Then a new setting of networks or data sets is written once."""
+
+    def settings(file):
+        content = OmegaConf.load(file)
+        return flatten(OmegaConf.to_container(content.get(group) or content, resolve=False))
+
+    files = [file for file in sorted((choices.CONF_DIR / group).glob("*.yaml")) if file.stem != "_base"]
+    base = settings(choices.CONF_DIR / group / "_base.yaml")
+    assert len(files) > 5
+    for file in files:
+        repeated = [key for key, value in settings(file).items() if key in base and base[key] == value != "???"]
+        assert not repeated, file

@@ -96,7 +96,7 @@ def make_split(protocol: str, dataset: RetrievalDataset, seed: int) -> Split:
     generator = _PROTOCOLS[protocol]
     order = _permutation(len(dataset), seed, generator.version)
     query, train, database = generator.divide(dataset, order, protocol)
-    return _split(dataset, protocol, generator.version, seed if generator.draws else None, query, train, database)
+    return split_of(dataset, protocol, generator.version, seed if generator.draws else None, query, train, database)
 
 
 def save_split(path: Path, split: Split, dataset: RetrievalDataset) -> None:
@@ -146,7 +146,7 @@ def load_split(path: Path, dataset: RetrievalDataset) -> Split:
             "it was made from other data, or images are missing"
         )
     rows = [np.array([row_of[name] for name in content[role]], dtype=np.int64) for role in _ROLES]
-    split = _split(dataset, content["name"], content["version"], content["seed"], *rows)
+    split = split_of(dataset, content["name"], content["version"], content["seed"], *rows)
     if split.sha256 != content["sha256"]:
         raise DataError(
             f"{path} was damaged or edited: its ids have the SHA-256 {split.sha256}, not {content['sha256']}"
@@ -334,10 +334,23 @@ def _draw(
     return chosen
 
 
-def _split(
+def split_of(
     dataset: RetrievalDataset, name: str, version: int, seed: int | None, query: _Rows, train: _Rows, database: _Rows
 ) -> Split:
-    """Check the three parts, compute their flags, and identify them by a digest."""
+    """Make a split of given rows: check its parts, compute its flags, and identify it by a digest.
+
+    Args:
+        dataset: The data set.
+        name: Name of the division.
+        version: Version of what draws it.
+        seed: Seed that it was drawn with; None if nothing was drawn.
+        query: Rows of the queries.
+        train: Rows of the training set.
+        database: Rows that are searched.
+
+    Raises:
+        DataError: If a part is empty, lists a row twice, or if a query is in the training set.
+    """
     parts = {}
     for role, rows in zip(_ROLES, (query, train, database), strict=True):
         parts[role] = np.unique(rows)

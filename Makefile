@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow check format docs bench clean
+.PHONY: help demo test slow gpu check format docs bench clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
@@ -16,6 +16,9 @@ test: .venv/developing ## the test suite: minutes on a CPU
 
 slow: .venv/developing ## the tests that take long: packaging, kills, servers that do not answer
 	$(BIN)/python -m pytest -n 2 -m slow
+
+gpu: .venv/developing ## the tests that need a CUDA device
+	$(BIN)/python -m pytest -m gpu
 
 check: .venv/developing ## style, types, and who may import whom
 	$(BIN)/ruff check .

@@ -130,8 +130,9 @@ FOREIGN = [
     "numpy.load", "joblib.load", "torch.load", "torch.hub.load", "torch.jit.load", "torch.utils.cpp_extension.load",
     "torch.serialization.load", "torch.nn.modules.module.os.system", "torch.os.system", "torch.optim.os.system",
     "deephash_cli.files.write_text", "deephash_cli.data.download.download", "deephash_cli.data.cifar10.fetch",
-    "deephash_cli.models.torch.load", "deephash_cli.models.torch.hub.load", "deephash_cli.training.loggers.os.system",
-    "deephash_cli.data.cifar10.read_pickle", "deephash_cli.training.fit.train", "deephash_cli.runs.shutil.rmtree",
+    "deephash_cli.models.backbones.torch.load", "deephash_cli.models.backbones.torch.hub.load",
+    "deephash_cli.training.loggers.time.sleep", "deephash_cli.runs.folder.shutil.rmtree",
+    "deephash_cli.data.cifar10.read_pickle", "deephash_cli.training.fit.train",
     "deephash_cli.methods.no_such_method.Mine", "pytorch_lightning.Trainer.test", "hydra.utils.instantiate", "",
 ]  # fmt: skip
 

@@ -236,7 +236,7 @@ def test_ten_million_codes_are_loaded_in_a_gigabyte(tmp_path):
     code = f"""
 import re
 from pathlib import Path
-from deephash_cli.retrieval.codes import load_codes
+from deephash_cli.retrieval.codes_folder import load_codes
 _, database, _ = load_codes(Path({str(tmp_path)!r}))
 peak = re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())  # ru_maxrss counts this test, too
 print(database.n, database.ids[-1], peak[1])

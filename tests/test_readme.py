@@ -50,11 +50,8 @@ def unchecked(command: str) -> list[str]:
 
 
 COMMANDS = [command for page in PAGES for command in commands(page)]
-LINES = [
-    shlex.split(command, comments=True)[1:]
-    for command in COMMANDS
-    if command.startswith("deephash ") and not unchecked(command)
-]
+CHECKED = [command for command in COMMANDS if command.startswith("deephash ") and not unchecked(command)]
+LINES = [*map(list, dict.fromkeys(tuple(shlex.split(command, comments=True)[1:]) for command in CHECKED))]  # each once
 
 
 def test_there_are_commands():

@@ -11,7 +11,7 @@ import yaml
 from conftest import QUICK, write_photos
 from omegaconf import OmegaConf
 from synthetic import write_run
-from test_conf import CHOICES, compose
+from test_conf import FILES
 
 import deephash_cli
 from deephash_cli import runs
@@ -150,8 +150,16 @@ def test_a_target_of_elsewhere_is_not_trusted(target):
 
 
 def test_every_target_of_the_configuration_folder_is_trusted():
-    for group, choice in CHOICES:
-        require_trusted(OmegaConf.to_container(compose(f"{group}={choice}"), resolve=True), also=[])
+    """In each file as it is written: what is composed of them has no other targets."""
+    targets = [
+        value
+        for file in FILES
+        for name, value in runs.flatten(OmegaConf.to_container(OmegaConf.load(file), resolve=False)).items()
+        if name.rpartition(".")[2] == "_target_" and not name.startswith("hydra.")
+    ]
+    assert len(targets) > 40
+    for target in targets:
+        require_trusted({"_target_": target}, also=[])
 
 
 def test_what_the_user_trusts_is_trusted():

@@ -117,7 +117,7 @@ def create(root: Path, name: str, run_dir: str | None) -> Run:
         if run_dir is None:
             root.mkdir(parents=True, exist_ok=True)
             stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-            path = root / f"{name}-{stamp}-{secrets.token_hex(2)}"
+            path = root / f"{name}-{stamp}-{secrets.token_hex(4)}"
             path.mkdir()
         else:
             path = Path(run_dir)

@@ -38,7 +38,7 @@ def test_fifty_runs_at_once_get_fifty_folders(tmp_path):
     for run in made:
         run.close()
     assert len({run.path for run in made}) == 50
-    assert all(re.fullmatch(r"name-\d{8}-\d{6}-[0-9a-f]{4}", run.path.name) for run in made)
+    assert all(re.fullmatch(r"name-\d{8}-\d{6}-[0-9a-f]{8}", run.path.name) for run in made)
 
 
 def test_a_clash_of_names_is_an_error_and_never_a_shared_folder(tmp_path, monkeypatch):

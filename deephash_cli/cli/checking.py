@@ -4,7 +4,6 @@ Hydra suggests no close matches, accepts any type, and offers to add a misspelt 
 one sentence.
 """
 
-import importlib
 import re
 import shlex
 from collections.abc import Sequence
@@ -210,12 +209,12 @@ def _check_values(config: Any, defaults: Any, overrides: Sequence[str]) -> None:
 
 def _ranges(config: Any) -> dict[str, tuple[float, float | None]]:
     """Return the limits of numeric settings, including those of each kind of index that the configuration has."""
-    ranges = dict(RANGES)
-    for kind in WORDS["kind"]:
-        if kind in config:
-            limits = importlib.import_module(f"deephash_cli.retrieval.indexes.{kind}").RANGES
-            ranges |= {f"{kind}.{name}": limit for name, limit in limits.items()}
-    return ranges
+    kinds = [kind for kind in WORDS["kind"] if kind in config]
+    if not kinds:
+        return RANGES
+    from deephash_cli.retrieval.indexes import kind_of
+
+    return RANGES | {f"{kind}.{name}": limit for kind in kinds for name, limit in kind_of(kind).RANGES.items()}
 
 
 def _explain(verb: str, message: str, config_dir: str | None, chosen: Sequence[str]) -> str:

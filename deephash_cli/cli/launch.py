@@ -35,7 +35,7 @@ def launch(verb: str, typed: Sequence[str]) -> int:
     config = None if parsed.hydra_help else check(verb, overrides, parsed.config_dir, parsed.multirun)
     options = [argument for argument in arguments if argument not in parsed.overrides]
     if config is None or parsed.cfg or parsed.info:
-        return run_hydra(verb, [*overrides, *options], _nothing)
+        return run_hydra(verb, [*overrides, *options])
     with stopping():
         if parsed.multirun:
             return _sweep(Path(config.runs), config.group, [*overrides, *options])
@@ -146,8 +146,11 @@ def _settings_of(folder: Path, overrides: Sequence[str]) -> list[str]:
     return kept
 
 
-def run_hydra(verb: str, arguments: list[str], task: Callable[[Any], Any]) -> int:
-    """Run a task under Hydra and return its exit code. Hydra reads ``sys.argv``, which is replaced for the call."""
+def run_hydra(verb: str, arguments: list[str], task: Callable[[Any], Any] = lambda _: None) -> int:
+    """Run a task under Hydra and return its exit code. Hydra reads ``sys.argv``, which is replaced for the call.
+
+    Without a task Hydra still prints what ``--cfg``, ``--info``, ``--hydra-help`` and the shell's completion ask for.
+    """
     import hydra
 
     before = sys.argv
@@ -159,10 +162,6 @@ def run_hydra(verb: str, arguments: list[str], task: Callable[[Any], Any]) -> in
     finally:
         sys.argv = before
     return 0
-
-
-def _nothing(config: Any) -> None:
-    """Do no work, because Hydra itself prints what ``--cfg``, ``--info`` and ``--hydra-help`` ask for."""
 
 
 def _task(verb: str, *more: Any) -> Callable[[Any], None]:

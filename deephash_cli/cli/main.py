@@ -143,7 +143,7 @@ def complete(arguments: Sequence[str]) -> int:
 def _complete(verb: str, arguments: Sequence[str]) -> int:
     from deephash_cli.cli.launch import run_hydra
 
-    return run_hydra(verb, list(arguments), lambda _: None)
+    return run_hydra(verb, list(arguments))
 
 
 def _print(text: str) -> None:

@@ -92,6 +92,7 @@ def train(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
             if config.gallery:
                 gallery.write(run.path, job.dataset, [entry["query"] for entry in metrics.get("hardest_queries", ())])
             write_json(run.path / runs.METRICS, metrics)
+        loggers.conclude(dashboard, metrics, 0)
     return {**metrics, "run_dir": str(run.path)}
 
 
@@ -270,7 +271,7 @@ def _second_to_the_cause() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _dashboard(folder: Path, identity: str, job: Job) -> Iterator[Logger | None]:
-    """Open the logger that a job's configuration names, and close it with the metrics of the finished run.
+    """Open the logger that a job's configuration names, and close it if the run fails or is stopped.
 
     Yields the logger; None if there is none or it cannot be opened.
     """
@@ -282,7 +283,6 @@ def _dashboard(folder: Path, identity: str, job: Job) -> Iterator[Logger | None]
     except BaseException as error:
         loggers.conclude(dashboard, None, runs.EXIT_CODES["interrupted" if isinstance(error, Stopped) else "failed"])
         raise
-    loggers.conclude(dashboard, read_json(folder / runs.METRICS), 0)
 
 
 @functools.lru_cache(maxsize=1)

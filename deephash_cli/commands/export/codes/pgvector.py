@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from deephash_cli.commands.export.codes.postgres import LOAD, README, VARIABLES, bit_strings, write_table
+from deephash_cli.commands.export.codes.postgres import LOAD, README, VARIABLES, settings_of, write_table
 from deephash_cli.commands.export.source import Source
 from deephash_cli.errors import ArtifactError
 from deephash_cli.files import write_text
@@ -38,11 +38,7 @@ def write(source: Source, folder: Path) -> str:
         raise ArtifactError(
             f"pgvector can index codes of at most {_INDEXED_BITS} bits, got {source.bits}: use to=postgres"
         )
-    settings = {
-        "table": source.table,
-        "bits": source.bits,
-        "example": bit_strings(source.first()[None], source.bits)[0],
-    }
+    settings = settings_of(source)
     variables = VARIABLES.format(note=_UNTRIED, **settings)
     before = "CREATE EXTENSION IF NOT EXISTS vector;\n"
     after = f'CREATE INDEX ON "{source.table}" USING hnsw (code bit_hamming_ops);\n'

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -83,16 +84,18 @@ def write(source: Source, folder: Path) -> str:
     Raises:
         ArtifactError: If PostgreSQL cannot hold an id, or if ``codes.copy`` is read back with other codes.
     """
-    settings = {
-        "table": source.table,
-        "bits": source.bits,
-        "example": bit_strings(source.first()[None], source.bits)[0],
-    }
+    settings = settings_of(source)
     variables = VARIABLES.format(note="", **settings)
     write_text(folder / "load.sql", LOAD.format(note="", before="", after="", **settings))
     write_text(folder / "query.sql", _QUERY.format(variables=variables, **settings))
     source.describe(folder, README.format(engine="PostgreSQL 14 or newer", note="", **settings))
     return write_table(source, folder)
+
+
+def settings_of(source: Source) -> dict[str, Any]:
+    """Return what the SQL files say of the codes: the table's name, the code length, a code to search for."""
+    example = bit_strings(source.first()[None], source.bits)[0]
+    return {"table": source.table, "bits": source.bits, "example": example}
 
 
 def write_table(source: Source, folder: Path) -> str:

@@ -99,7 +99,7 @@ def _vector_queries(searcher: Searcher, path: Path) -> list[Query]:
         raise ConfigError(f"query={path} contains vectors, but the run hashes images")
     vectors = Vectors(open_array(path, "vectors", (2,), FLOATS))
     with torch.inference_mode():
-        u = searcher.encoder(vectors.batch(np.arange(len(vectors))))
+        u = searcher.encoder(torch.from_numpy(vectors.batch(np.arange(len(vectors)))))
     return [Query(f"row {row}", packed[None], [], -1, lambda: None) for row, packed in enumerate(packed_codes(u))]
 
 

@@ -7,10 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
-from jaxtyping import Float, Int64, Integer, UInt8
+from jaxtyping import Float, Float32, Int64, Integer, UInt8
 from PIL import Image, ImageOps
-from torch import Tensor
 
 from deephash_cli.errors import DataError
 from deephash_cli.npy import blocks
@@ -25,10 +23,10 @@ MAX_PIXELS = 89_478_485
 _ORIENTATION = 0x0112  # EXIF
 _ROLES = ("train", "query", "database")
 
-Rows = Integer[np.ndarray, "b"] | Integer[Tensor, "b"]
+Rows = Integer[np.ndarray, "b"]
 
 
-class ImageTensor:
+class ImageArray:
     """Small images that are held in memory.
 
     Attributes:
@@ -38,20 +36,20 @@ class ImageTensor:
 
     in_memory = True
 
-    def __init__(self, images: UInt8[Tensor, "n channels height width"]) -> None:
+    def __init__(self, images: UInt8[np.ndarray, "n channels height width"]) -> None:
         self.images = images
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def batch(self, rows: Rows) -> UInt8[Tensor, "b channels height width"]:
+    def batch(self, rows: Rows) -> UInt8[np.ndarray, "b channels height width"]:
         """Return the images at ``rows``, in that order and at their own size."""
-        return self.images[torch.as_tensor(rows, dtype=torch.int64)]
+        return self.images[rows]
 
     def digest(self) -> str:
         """Return the SHA-256 of shape and pixels: equal images have equal digests, wherever they were loaded from."""
-        digest = hashlib.sha256(f"uint8 {tuple(self.images.shape)}\n".encode())
-        digest.update(self.images.contiguous().numpy().data)
+        digest = hashlib.sha256(f"uint8 {self.images.shape}\n".encode())
+        digest.update(np.ascontiguousarray(self.images).data)
         return digest.hexdigest()
 
 
@@ -88,7 +86,7 @@ class ImageFiles:
         """Return the same files, with ``size`` as the side in pixels of the squares that ``batch(rows)`` returns."""
         return ImageFiles(self.paths, self.root, size)
 
-    def load(self, index: int, size: int | None = None) -> UInt8[Tensor, "3 size size"]:
+    def load(self, index: int, size: int | None = None) -> UInt8[np.ndarray, "3 size size"]:
         """Load the central square of one image, resized to ``size`` pixels a side (bilinear, antialiased).
 
         This is the usual "resize the shorter side, crop the centre", with bounded memory for extreme shapes.
@@ -101,9 +99,10 @@ class ImageFiles:
             DataError: If the file is missing, cannot be decoded, or is a decompression bomb.
             ValueError: If there is no size, or it is less than 1.
         """
-        return torch.from_numpy(self._pixels(index, size))
+        side = self._side(size)
+        return square(decode(self.path(index), at_least=side), side)
 
-    def batch(self, rows: Rows, size: int | None = None) -> UInt8[Tensor, "b 3 size size"]:
+    def batch(self, rows: Rows, size: int | None = None) -> UInt8[np.ndarray, "b 3 size size"]:
         """Load the images at ``rows``, in that order, each as ``load`` returns it.
 
         Raises:
@@ -113,8 +112,8 @@ class ImageFiles:
         side = self._side(size)
         pixels = np.empty((len(rows), 3, side, side), dtype=np.uint8)
         for position, row in enumerate(rows.tolist()):
-            pixels[position] = self._pixels(row, side)
-        return torch.from_numpy(pixels)
+            pixels[position] = self.load(row, side)
+        return pixels
 
     def digest(self) -> str:
         """Return the SHA-256 of each file's path, size and modification time: the key of a cache of these images.
@@ -139,10 +138,6 @@ class ImageFiles:
             raise ValueError(f"images from files need a size of at least 1 pixel, got {side}")
         return side
 
-    def _pixels(self, index: int, size: int | None) -> UInt8[np.ndarray, "3 size size"]:
-        side = self._side(size)
-        return square(decode(self.path(index), at_least=side), side)
-
 
 class Vectors:
     """Feature vectors made by another program, possibly mapped from a file. They are hashed as they are.
@@ -160,9 +155,9 @@ class Vectors:
     def __len__(self) -> int:
         return len(self.array)
 
-    def batch(self, rows: Rows) -> Float[Tensor, "b d"]:
+    def batch(self, rows: Rows) -> Float32[np.ndarray, "b d"]:
         """Return the vectors at ``rows``, in that order, as float32."""
-        return torch.from_numpy(self.array[np.asarray(rows)].astype(np.float32, order="C"))
+        return self.array[rows].astype(np.float32, order="C")
 
     def digest(self) -> str:
         """Return the SHA-256 of shape and float32 values: equal vectors have equal digests, wherever they come from."""
@@ -195,7 +190,7 @@ class RetrievalDataset:
     ids: list[str]
     labels: UInt8[np.ndarray, "n classes"]
     class_names: list[str]
-    images: ImageTensor | ImageFiles | Vectors
+    images: ImageArray | ImageFiles | Vectors
     official: dict[str, Int64[np.ndarray, "_"]] | None = None
 
     def __post_init__(self) -> None:
@@ -248,6 +243,12 @@ def square(image: Image.Image, side: int) -> UInt8[np.ndarray, "3 side side"]:
         left, top = (image.width - short) // 2, (image.height - short) // 2
         image = image.resize((side, side), Image.Resampling.BILINEAR, box=(left, top, left + short, top + short))
     return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+
+
+def to_rgb(pixels: UInt8[np.ndarray, "n channels height width"]) -> UInt8[np.ndarray, "n height width 3"]:
+    """Return grey or colour images with the channels last, as Pillow takes them; grey is repeated in all channels."""
+    n, _, height, width = pixels.shape
+    return np.ascontiguousarray(np.broadcast_to(pixels, (n, 3, height, width)).transpose(0, 2, 3, 1))
 
 
 def multi_hot(classes: Integer[np.ndarray, " n"], count: int) -> UInt8[np.ndarray, "n count"]:

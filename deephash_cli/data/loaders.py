@@ -25,7 +25,7 @@ class Batch(NamedTuple):
 class Inputs(Protocol):
     """Rows of a data set by number: images, or features computed from them."""
 
-    def batch(self, rows: Int[np.ndarray, "n"]) -> Tensor:
+    def batch(self, rows: Int[np.ndarray, "n"]) -> np.ndarray:
         """Return the images (n, c, h, w) or features (n, d) at ``rows``."""
         ...
 
@@ -43,7 +43,8 @@ class Rows(Dataset[Batch]):
 
     def __getitem__(self, positions: Sequence[int]) -> Batch:
         rows = self.rows[np.asarray(positions)]
-        return Batch(self.inputs.batch(rows), self.labels[torch.from_numpy(rows)], torch.as_tensor(positions))
+        inputs = torch.from_numpy(self.inputs.batch(rows))
+        return Batch(inputs, self.labels[torch.from_numpy(rows)], torch.as_tensor(positions))
 
 
 class EpochSampler(Sampler[list[int]]):

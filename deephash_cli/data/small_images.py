@@ -7,12 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import PIL
-import torch
 from jaxtyping import UInt8
 
 from deephash_cli import npy
 from deephash_cli.cache import cache_folder
-from deephash_cli.data.dataset import ImageFiles, ImageTensor, decode
+from deephash_cli.data.dataset import ImageArray, ImageFiles, decode
 from deephash_cli.errors import ArtifactError, DeephashError
 from deephash_cli.files import atomic_write, read_json, sha256_file, write_json
 
@@ -23,7 +22,7 @@ _CHUNK = 512
 _VERSION = 1  # version of the decoding; raise it when ``decode`` gives other pixels
 
 
-def in_memory_if_small(files: ImageFiles) -> ImageTensor | ImageFiles:
+def in_memory_if_small(files: ImageFiles) -> ImageArray | ImageFiles:
     """Decode the files into memory if all are squares of one size up to 64 pixels and fit in 1 GiB.
 
     Opening 60,000 files of 32 x 32 pixels costs far more than reading their pixels. The pixels are therefore kept in
@@ -45,7 +44,7 @@ def in_memory_if_small(files: ImageFiles) -> ImageTensor | ImageFiles:
         if pixels is None:
             return files
         _write(stored, pixels)
-    return ImageTensor(torch.from_numpy(pixels))
+    return ImageArray(pixels)
 
 
 def _common_side(files: ImageFiles) -> int | None:

@@ -322,7 +322,14 @@ class _Batches(Dataset[Batch]):
     def __getitem__(self, number: int) -> Batch:
         shard, rows, last = self.slices[number]
         if not isinstance(self.images, ImageFiles):
-            return Batch(shard, last, list(rows), [list(range(len(rows)))], [self.images.batch(np.array(rows))], [])
+            return Batch(
+                shard,
+                last,
+                list(rows),
+                [list(range(len(rows)))],
+                [torch.from_numpy(self.images.batch(np.array(rows)))],
+                [],
+            )
         good: list[int] = []
         bad: list[tuple[int, str]] = []
         sizes: dict[tuple[int, ...], tuple[list[int], list[Tensor]]] = {}

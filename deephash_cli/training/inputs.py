@@ -144,7 +144,7 @@ class Source:
         size = self.loading.eval_batch_size
         if self._workers:
             return (batch.inputs for batch in self.in_order(rows))
-        return (self.inputs.batch(rows[start : start + size]) for start in range(0, len(rows), size))
+        return (torch.from_numpy(self.inputs.batch(rows[start : start + size])) for start in range(0, len(rows), size))
 
     def _features(self, rows: Int[np.ndarray, "n"]) -> Inputs:
         self.network.to(self.device).eval()

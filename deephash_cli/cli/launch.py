@@ -88,9 +88,9 @@ def _sweep(root: Path, group: str, arguments: list[str]) -> int:
     """Run every combination of a sweep, print its table, and return the exit code."""
     from deephash_cli import runs
     from deephash_cli.cli import sweep
-    from deephash_cli.training.fit import load_dataset
+    from deephash_cli.training import datasets
 
-    load_dataset.cache_clear()
+    datasets.forget()
     runs.check_writable(root)
     folder = root / ".sweeps" / group
     sweep.begin(folder)

@@ -2,9 +2,7 @@
 
 import argparse
 import ast
-import importlib.util
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,10 +12,9 @@ from rich.table import Table
 from deephash_cli.choices import CONF_DIR, PACKAGE, choices
 from deephash_cli.console import console, say
 from deephash_cli.errors import ConfigError, first_line, hint
+from deephash_cli.training.method_facts import UNKNOWN, facts_of, source_of
 
 _HEADING = re.compile(r"\S+: (?P<title>.+) \((?P<authors>.+), (?P<venue>.+) (?P<year>\d{4})\)\.")
-_UNKNOWN = "-"
-_FITTED = "deephash_cli.methods.base.ShallowHasher"  # base class of the methods that are fitted on features
 _INTRODUCTION = """\
 # Methods
 
@@ -109,71 +106,18 @@ def _entry(file: Path) -> Entry:
         beside = file.parent.parent / "loss" / f"{loss}.yaml"
         if beside.exists():
             settings[f"loss/{loss}.yaml"] = beside.read_text(encoding="utf-8")
-    source = _source(module_name)
+    source = source_of(module_name)
     tree = ast.parse("" if source is None else source.read_bytes())
     heading, _, body = (ast.get_docstring(tree) or "").partition("\n\n")
     heading = " ".join(heading.split())
     cited = _HEADING.fullmatch(heading)
-    title, authors, venue, year = cited.groups() if cited else (heading, _UNKNOWN, _UNKNOWN, _UNKNOWN)
-    supervision, inputs = _facts(module_name, class_name)
+    title, authors, venue, year = cited.groups() if cited else (heading, UNKNOWN, UNKNOWN, UNKNOWN)
+    supervision, inputs = facts_of(module_name, class_name)
     if source is None:
         shown = f"there is no module {module_name}"
     else:
         shown = (source.relative_to(PACKAGE.parent) if source.is_relative_to(PACKAGE.parent) else source).as_posix()
     return Entry(file.stem, title, authors, venue, year, supervision, inputs, shown, body.strip("\n"), settings)
-
-
-def _source(module: str) -> Path | None:
-    """Return the file of a module, which is not imported; None if there is no such module."""
-    try:
-        spec = importlib.util.find_spec(module)
-    except (ImportError, ValueError):
-        return None
-    return Path(spec.origin) if spec is not None and spec.origin else None
-
-
-def _facts(module: str, class_name: str) -> tuple[str, str]:
-    """Return what a class learns from and what it is trained on, both read from the sources without importing them.
-
-    The first is the attribute ``supervision``, its own or inherited; the second is ``features`` for every class that
-    inherits from ``ShallowHasher``, over however many files.
-    """
-    supervision, inputs = _UNKNOWN, "images"
-    for name, node in _ancestry(module, class_name, frozenset()):
-        if name == _FITTED:
-            inputs = "features"
-        for statement in node.body:
-            if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == "supervision":
-                supervision = str(ast.literal_eval(statement.value)) if supervision == _UNKNOWN else supervision
-    return (supervision, inputs) if supervision != _UNKNOWN else (_UNKNOWN, _UNKNOWN)
-
-
-def _ancestry(module: str, class_name: str, seen: frozenset[str]) -> Iterator[tuple[str, ast.ClassDef]]:
-    """Yield a class and the classes that it inherits from, nearest first: full name and definition of each."""
-    source = _source(module)
-    if source is None or f"{module}.{class_name}" in seen:
-        return
-    tree = ast.parse(source.read_bytes())
-    places = _imported(tree)
-    for node in tree.body:
-        if isinstance(node, ast.ClassDef) and node.name == class_name:
-            yield f"{module}.{class_name}", node
-            for base in map(ast.unparse, node.bases):
-                head, _, rest = base.partition(".")
-                full = f"{places[head]}.{rest}".rstrip(".") if head in places else f"{module}.{base}"
-                origin, _, name = full.rpartition(".")
-                yield from _ancestry(origin, name, seen | {f"{module}.{class_name}"})
-
-
-def _imported(tree: ast.Module) -> dict[str, str]:
-    """Return what each imported name of a module stands for, as a dotted name."""
-    places: dict[str, str] = {}
-    for node in tree.body:
-        if isinstance(node, ast.Import):
-            places |= {alias.asname or alias.name.split(".")[0]: alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            places |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
-    return places
 
 
 def page(entry: Entry) -> str:
@@ -221,7 +165,7 @@ def show_methods(config_dir: Path | None, name: str | None) -> None:
 
 
 def _citation(entry: Entry, year: bool) -> str:
-    if entry.authors == _UNKNOWN:
+    if entry.authors == UNKNOWN:
         return entry.paper
     return f"{entry.paper} ({entry.authors}, {entry.venue}{f' {entry.year}' if year else ''})"
 

@@ -20,7 +20,8 @@ from deephash_cli.models import HashingNetwork, NoBackbone, packed_codes
 from deephash_cli.retrieval import codes_folder
 from deephash_cli.retrieval.codes import packed_width
 from deephash_cli.training import checkpoints
-from deephash_cli.training.instantiate import build, build_module, is_learned
+from deephash_cli.training.instantiate import build_module, is_learned
+from deephash_cli.training.targets import build
 from deephash_cli.training.trust import require_trusted
 
 _HALF = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}

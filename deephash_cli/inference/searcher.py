@@ -17,7 +17,7 @@ from deephash_cli.errors import ArtifactError, DeephashError
 from deephash_cli.inference.encoder import Encoder, load_encoder
 from deephash_cli.retrieval import indexes
 from deephash_cli.retrieval.codes_folder import Database, open_side
-from deephash_cli.training.instantiate import build
+from deephash_cli.training.targets import build
 from deephash_cli.training.trust import require_trusted
 
 

@@ -33,7 +33,7 @@ from deephash_cli.models import packed_codes
 from deephash_cli.retrieval import codes, codes_folder
 from deephash_cli.retrieval.codes import CodeSet
 from deephash_cli.retrieval.scoring import CLASSES
-from deephash_cli.training.instantiate import build
+from deephash_cli.training.targets import build
 
 PLAN = "encode.json"
 SHARDS = "shards"

@@ -1,7 +1,6 @@
 """Train a network and encode with it: `train` does a whole run step by step, and `fit` is its longest step."""
 
 import contextlib
-import functools
 import json
 import sys
 import traceback
@@ -23,16 +22,18 @@ from torch import Tensor
 from deephash_cli import console, processes, runs
 from deephash_cli.console import say
 from deephash_cli.data.dataset import RetrievalDataset, Vectors
-from deephash_cli.data.protocol import Split, hold_out_validation, load_split, make_split
+from deephash_cli.data.protocol import Split, hold_out_validation
 from deephash_cli.errors import ArtifactError, ConfigError, DataError, DeephashError, Stopped, first_line
 from deephash_cli.files import read_json, sha256_file, write_json, write_text
-from deephash_cli.models import HashingNetwork, NoBackbone
+from deephash_cli.models import HashingNetwork
 from deephash_cli.retrieval import scoring
 from deephash_cli.retrieval.codes_folder import save_codes
 from deephash_cli.retrieval.scoring import CLASSES
 from deephash_cli.training import checkpoints, gallery, loggers, resuming
+from deephash_cli.training.datasets import prepare_data
 from deephash_cli.training.inputs import Loading, Source
-from deephash_cli.training.instantiate import build, build_module, is_learned, target_of
+from deephash_cli.training.instantiate import build_module, is_learned
+from deephash_cli.training.targets import build
 from deephash_cli.training.trust import require_trusted
 from deephash_cli.training.validation import Validation
 
@@ -108,12 +109,7 @@ def prepare(config: DictConfig, settings: dict[str, Any] | None = None) -> Job:
         DataError: If the data are missing, damaged, or do not fit the method.
     """
     seed_everything(config.seed, verbose=False)
-    dataset = load_dataset(OmegaConf.to_yaml(config.dataset.source, resolve=True))
-    _require_fitting(config, dataset)
-    if config.dataset.split_file:
-        split = load_split(Path(config.dataset.split_file), dataset)
-    else:
-        split = make_split(config.dataset.protocol, dataset, config.dataset.split_seed)
+    dataset, split = prepare_data(config)
     return Job(config, settings or {}, dataset, split, build(config.model.network, bits=config.bits))
 
 
@@ -283,49 +279,6 @@ def _dashboard(folder: Path, identity: str, job: Job) -> Iterator[Logger | None]
     except BaseException as error:
         loggers.conclude(dashboard, None, runs.EXIT_CODES["interrupted" if isinstance(error, Stopped) else "failed"])
         raise
-
-
-@functools.lru_cache(maxsize=1)
-def load_dataset(source: str) -> RetrievalDataset:
-    """Load the data set that a node of the configuration describes.
-
-    The last data set is kept in memory, because the runs of a sweep share it.
-
-    Args:
-        source: Node ``dataset.source`` of the configuration, as YAML.
-
-    Raises:
-        DataError: If the data are missing or damaged.
-        ConfigError: If the node cannot be built.
-    """
-    return build(OmegaConf.create(source))
-
-
-def _require_fitting(config: DictConfig, dataset: RetrievalDataset) -> None:
-    """Check that the data set suits the model and the method, before anything is computed.
-
-    Raises:
-        ConfigError: If the model takes images but the data set holds vectors, or the other way round; or if the head
-            is to be trained first although the backbone is frozen.
-        DataError: If the method learns from labels but the data set has no labels.
-    """
-    backbone = target_of(OmegaConf.select(config, "model.network.backbone"))
-    holds = "vectors" if isinstance(dataset.images, Vectors) else "images"
-    takes = "vectors" if backbone is NoBackbone else "images"
-    if holds != takes:
-        raise ConfigError(
-            f"dataset={config.dataset.name} holds {holds} but model={config.model.name} takes {takes}: leave out model="
-        )
-    if config.head.epochs and config.model.frozen:
-        raise ConfigError(
-            f"head.epochs={config.head.epochs} needs model.frozen=false, got model.frozen=true: leave out head.epochs "
-            "and set trainer.max_epochs"
-        )
-    if not dataset.class_names and getattr(target_of(config.module), "supervision", "none") != "none":
-        raise DataError(
-            f"method={config.method} learns from labels, but data set {dataset.name} has no labels: add labels (for "
-            "vectors with dataset.labels=<file.npy>), or choose a method that does not need them, such as method=itq"
-        )
 
 
 def _learn_head(folder: Path, job: Job, source: Source, rows: Int[np.ndarray, "n"]) -> dict[str, Tensor]:

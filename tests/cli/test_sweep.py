@@ -11,7 +11,7 @@ from conftest import write_photos
 from deephash_cli import runs
 from deephash_cli.cli import sweep
 from deephash_cli.errors import DivergedError, Stopped, SweepError
-from deephash_cli.training import fit
+from deephash_cli.training import datasets, fit
 
 GRID = ("-m", "bits=8,12", "seed=0,1")
 
@@ -116,14 +116,14 @@ def test_a_job_without_its_data(deephash, photos, tmp_path):
 
 
 def test_a_bug_in_one_job_keeps_its_traceback(deephash, photos, monkeypatch):
-    whole = fit.make_split
+    whole = datasets.make_split
 
     def broken(protocol, dataset, seed):
         if seed == 1:
             raise ZeroDivisionError("nobody thought of this")
         return whole(protocol, dataset, seed)
 
-    monkeypatch.setattr("deephash_cli.training.fit.make_split", broken)
+    monkeypatch.setattr("deephash_cli.training.datasets.make_split", broken)
     result = deephash("train", "-m", "dataset.split_seed=1,2", "bits=8", *photos)
     assert result.code == 6
     assert "Traceback" in result.err

@@ -1,0 +1,95 @@
+"""Load the data of a run, divide them, and check that they suit its settings, before torch is imported.
+
+Paths, columns, labels and pairs are known before any feature is computed, so a mistake in them must cost no time.
+"""
+
+import functools
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from deephash_cli.data.dataset import RetrievalDataset, Vectors
+from deephash_cli.data.pairs import require_pairs
+from deephash_cli.data.protocol import Split, load_split, make_split
+from deephash_cli.errors import ConfigError, DataError
+from deephash_cli.training.method_facts import UNKNOWN, facts_of
+from deephash_cli.training.targets import build
+
+
+def prepare_data(config: DictConfig) -> tuple[RetrievalDataset, Split]:
+    """Load the data set of a configuration, check it, and divide it. The last data set and division are kept.
+
+    Args:
+        config: Composed configuration of ``deephash train``.
+
+    Returns:
+        The data set, and its division into training set, queries and database.
+
+    Raises:
+        ConfigError: If the data set, the model and the method do not fit each other.
+        DataError: If the data are missing, damaged, or do not fit the method.
+    """
+    source = OmegaConf.to_yaml(config.dataset.source, resolve=True)
+    dataset = load_dataset(source)
+    module, _, name = str(config.module["_target_"]).rpartition(".")
+    supervision, _ = facts_of(module, name)
+    _require_fitting(config, dataset, supervision)
+    split = _divide(source, config.dataset.protocol, config.dataset.split_seed, config.dataset.split_file)
+    if supervision not in ("none", UNKNOWN):
+        require_pairs(dataset.labels[split.train])
+    return dataset, split
+
+
+def forget() -> None:
+    """Forget the data set and division that are kept, because their files may have changed."""
+    load_dataset.cache_clear()
+    _divide.cache_clear()
+
+
+@functools.lru_cache(maxsize=1)
+def load_dataset(source: str) -> RetrievalDataset:
+    """Load the data set that a node of the configuration describes.
+
+    The last data set is kept in memory, because the runs of a sweep share it.
+
+    Args:
+        source: Node ``dataset.source`` of the configuration, as YAML.
+
+    Raises:
+        DataError: If the data are missing or damaged.
+        ConfigError: If the node cannot be built.
+    """
+    return build(OmegaConf.create(source))
+
+
+@functools.lru_cache(maxsize=1)
+def _divide(source: str, protocol: str, seed: int, file: str | None) -> Split:
+    dataset = load_dataset(source)
+    return load_split(Path(file), dataset) if file else make_split(protocol, dataset, seed)
+
+
+def _require_fitting(config: DictConfig, dataset: RetrievalDataset, supervision: str) -> None:
+    """Check that the data set suits the model and the method, before anything is computed.
+
+    Raises:
+        ConfigError: If the model takes images but the data set holds vectors, or the other way round; or if the head
+            is to be trained first although the backbone is frozen.
+        DataError: If the method learns from labels but the data set has no labels.
+    """
+    backbone = OmegaConf.select(config, "model.network.backbone._target_")
+    holds = "vectors" if isinstance(dataset.images, Vectors) else "images"
+    takes = "vectors" if str(backbone).endswith(".NoBackbone") else "images"
+    if holds != takes:
+        raise ConfigError(
+            f"dataset={config.dataset.name} holds {holds} but model={config.model.name} takes {takes}: leave out model="
+        )
+    if config.head.epochs and config.model.frozen:
+        raise ConfigError(
+            f"head.epochs={config.head.epochs} needs model.frozen=false, got model.frozen=true: leave out head.epochs "
+            "and set trainer.max_epochs"
+        )
+    if not dataset.class_names and supervision not in ("none", UNKNOWN):
+        raise DataError(
+            f"method={config.method} learns from labels, but data set {dataset.name} has no labels: add labels (for "
+            "vectors with dataset.labels=<file.npy>), or choose a method that does not need them, such as method=itq"
+        )

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from deephash_cli.errors import one_line
+
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -28,7 +30,7 @@ def say(message: str) -> None:
 
 def warn(message: str) -> None:
     """Print one line to standard error, as a warning."""
-    errors.print(f"warning: {message}", markup=False)
+    errors.print(f"warning: {one_line(message)}", markup=False)
 
 
 @contextlib.contextmanager

@@ -69,6 +69,14 @@ def hint(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
+def one_line(text: str) -> str:
+    """Return a text on one line, with every control character escaped as Python does.
+
+    Names of files and values that users type may contain line breaks, or commands to the terminal.
+    """
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+
+
 def print_error(error: DeephashError) -> None:
     """Show an error on the screen as one sentence."""
-    sys.stderr.write(f"error: {error}\n")
+    sys.stderr.write(f"error: {one_line(str(error))}\n")

@@ -6,6 +6,7 @@ import pytest
 from rich.console import Console
 
 from deephash_cli import console
+from deephash_cli.errors import DeephashError, print_error
 
 
 @pytest.fixture
@@ -26,6 +27,13 @@ def test_messages_are_one_line_however_long_and_are_not_read_as_markup(capsys):
     captured = capsys.readouterr()
     assert captured.out == f"{text}\n"
     assert captured.err == f"warning: {text}\n"
+
+
+def test_no_name_of_a_file_breaks_the_line_or_controls_the_terminal(capsys):
+    console.warn("a\n\x1b[2J\u2028é.jpg")
+    print_error(DeephashError("a\n\x1b[2J\u2028é.jpg"))
+    shown = r"a\n\x1b[2J\u2028é.jpg"
+    assert capsys.readouterr().err == f"warning: {shown}\nerror: {shown}\n"
 
 
 def test_no_colours_where_there_is_no_terminal(capsys):

@@ -28,6 +28,7 @@ from deephash_cli.errors import ArtifactError, ConfigError, DataError, DeephashE
 from deephash_cli.files import read_json, sha256_file, write_json, write_text
 from deephash_cli.models import HashingNetwork, NoBackbone
 from deephash_cli.retrieval import scoring
+from deephash_cli.retrieval.caveats import caveats
 from deephash_cli.retrieval.codes_folder import save_codes
 from deephash_cli.retrieval.scoring import CLASSES
 from deephash_cli.training import checkpoints, gallery, loggers, resuming
@@ -89,6 +90,8 @@ def train(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
             with console.quiet_lightning():
                 fit(run.path, job, dashboard)
             metrics = scoring.score(run.path / runs.CODES, {})
+            for sentence in caveats(metrics):
+                console.warn(sentence)
             if config.gallery:
                 gallery.write(run.path, job.dataset, [entry["query"] for entry in metrics.get("hardest_queries", ())])
             write_json(run.path / runs.METRICS, metrics)

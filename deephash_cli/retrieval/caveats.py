@@ -15,8 +15,8 @@ def caveats(metrics: Mapping[str, Any]) -> list[str]:
     Args:
         metrics: Metrics as `scoring.evaluate` returns them.
 
-    >>> caveats({"queries": 500, "database": 900, "bits": 1, "unique_code_ratio": 1 / 900, "bit_balance": {"ones": [1]}})
-    ['all 900 database items have the same code: the codes have collapsed, and no search can tell the items apart']
+    >>> caveats({"queries": 50, "database": 8, "bits": 1, "unique_code_ratio": 1 / 8, "bit_balance": {"ones": [1.0]}})
+    ['all 8 database items have the same code: the codes have collapsed, and no search can tell the items apart']
     """
     return [*_of_codes(metrics), *_of_labels(metrics), *_of_sizes(metrics)]
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import operator
 import stat
 import warnings
 from collections.abc import Iterator, Sequence
@@ -130,6 +131,9 @@ class RowNumbers(Sequence[str]):
         if isinstance(index, slice):
             return [str(row) for row in self.rows[index].tolist()]
         return str(self.rows[index])
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and len(self) == len(other) and all(map(operator.eq, self, other))
 
     def __iter__(self) -> Iterator[str]:
         for start in range(0, len(self), _NAMES):

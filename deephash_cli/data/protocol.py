@@ -396,21 +396,24 @@ def split_of(
     """
     parts = {}
     for role, rows in zip(_ROLES, (query, train, database), strict=True):
-        parts[role] = np.unique(rows)
+        parts[role] = rows if (rows[1:] > rows[:-1]).all() else np.unique(rows)
         if len(rows) == 0:
             raise DataError(f"protocol {name} leaves no {role} images in data set {dataset.name}; add images")
         if len(parts[role]) < len(rows):
             raise DataError(
                 f"the {role} images of {name} list {len(rows) - len(parts[role])} rows twice; list each once"
             )
-    both = np.intersect1d(parts["query"], parts["train"])
+    both = parts["query"][np.isin(parts["query"], parts["train"])]
     if len(both):
         some = _some(ids_at(dataset.ids, both[:6]))
         raise DataError(
             f"{len(both)} images of data set {dataset.name} are both query and training image: {some}; a method must "
             "not see the labels of its queries, so remove them from one of the two"
         )
-    used = np.unique(np.concatenate(list(parts.values())))
+    is_used = np.zeros(len(dataset), np.bool_)
+    for rows in parts.values():
+        is_used[rows] = True
+    used = np.flatnonzero(is_used)
     flags = {
         "database_contains_train": bool(np.isin(parts["train"], parts["database"]).all()),
         "query_in_database": int(np.isin(parts["query"], parts["database"]).sum()),

@@ -125,7 +125,10 @@ def load_encoder(run: Path, allowed_targets: Sequence[str] = (), vectors: Path |
             f"{run} has no codes yet: its status is {runs.status(run, record)}; deephash train resume=<run folder> "
             "finishes it"
         )
-    provenance = codes_folder.read_manifest(run / runs.CODES)["provenance"]
+    manifest = codes_folder.read_manifest(run / runs.CODES)
+    needed = ["provenance.checkpoint.file", "provenance.checkpoint.sha256"]
+    codes_folder.require_entries(run / runs.CODES, manifest, needed)
+    provenance = manifest["provenance"]
     settings = runs.read_config(run)
     require_trusted(settings, also=allowed_targets)
     try:

@@ -10,6 +10,7 @@ from deephash_cli.errors import ArtifactError, short
 from deephash_cli.npy import RowNumbers
 
 BITS_LIMIT = 2**16
+RANK_LIMIT = 2**53  # cut-offs k and R are below this, as whole numbers that a float64 can hold
 
 
 def binarize(u: Float[np.ndarray, "n bits"]) -> Bool[np.ndarray, "n bits"]:

@@ -367,7 +367,9 @@ def _check_origin(path: Path, manifest: dict[str, Any], sides: Sequence[str]) ->
         if value is not _MISSING and not _KINDS[kind](value):
             raise ArtifactError(f"{path} must give {kind} as {name}, got {short(repr(value))}: it was edited by hand")
     names = manifest.get("provenance", {}).get("class_names")
-    for side in sides if names is not None else ():
+    if names is None:
+        return
+    for side in sides:
         columns = manifest[side]["classes"]
         if columns != len(names):
             raise ArtifactError(

@@ -31,7 +31,7 @@ from deephash_cli.retrieval import scoring
 from deephash_cli.retrieval.caveats import caveats
 from deephash_cli.retrieval.codes_folder import save_codes
 from deephash_cli.retrieval.scoring import CLASSES
-from deephash_cli.training import checkpoints, gallery, loggers, resuming
+from deephash_cli.training import caution, checkpoints, gallery, loggers, resuming
 from deephash_cli.training.inputs import Loading, Source
 from deephash_cli.training.instantiate import build, build_module, is_learned, target_of
 from deephash_cli.training.trust import require_trusted
@@ -320,7 +320,7 @@ def _require_fitting(config: DictConfig, dataset: RetrievalDataset) -> None:
     Raises:
         ConfigError: If the model takes images but the data set holds vectors, or the other way round; or if the head
             is to be trained first although the backbone is frozen.
-        DataError: If the method learns from labels but the data set has no labels.
+        DataError: If the method learns from labels but the data set has no labels, or if all vectors are the same.
     """
     backbone = target_of(OmegaConf.select(config, "model.network.backbone"))
     holds = "vectors" if isinstance(dataset.images, Vectors) else "images"
@@ -339,6 +339,9 @@ def _require_fitting(config: DictConfig, dataset: RetrievalDataset) -> None:
             f"method={config.method} learns from labels, but data set {dataset.name} has no labels: add labels (for "
             "vectors with dataset.labels=<file.npy>), or choose a method that does not need them, such as method=itq"
         )
+    if isinstance(dataset.images, Vectors):
+        centred = OmegaConf.select(config, "module.scaling") == "standard"
+        caution.look_at(dataset.images, config.fit_rows, centred)
 
 
 def _learn_head(folder: Path, job: Job, source: Source, rows: Int[np.ndarray, "n"]) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import io
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -119,6 +120,9 @@ def csv_text(names: Sequence[str], records: Iterable[Mapping[str, Any]]) -> str:
 def read_json(path: Path, limit: int = 256 * 2**20) -> Any:
     """Read a JSON file of at most ``limit`` bytes.
 
+    Only what every reader of JSON understands in the same way is accepted: no NaN or infinity, no key that occurs twice
+    in an object, and no half of a surrogate pair, which no text file could hold.
+
     Raises:
         ArtifactError: If the file is missing, too large, or not JSON.
     """
@@ -127,13 +131,32 @@ def read_json(path: Path, limit: int = 256 * 2**20) -> Any:
         size = path.stat().st_size
         if size > limit:
             raise ArtifactError(f"{path} has {size} bytes, but at most {limit} are allowed")
-        return json.loads(path.read_bytes().decode("utf-8"))
+        text = path.read_bytes().decode("utf-8")
+        content = json.loads(text, parse_constant=_finite, parse_float=_finite, object_pairs_hook=_without_repetition)
+        if "\\ud" in text or "\\uD" in text:
+            json.dumps(content, ensure_ascii=False).encode()
+        return content
     except FileNotFoundError as error:
         raise ArtifactError(f"{path} does not exist") from error
     except OSError as error:
         raise ArtifactError(f"could not read {path}: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{path} is not valid JSON ({error}); it was damaged or edited by hand") from error
+
+
+def _finite(text: str) -> float:
+    if math.isfinite(number := float(text)):
+        return number
+    raise ValueError(f"{text} is not a finite number")
+
+
+def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the object with these pairs. Of a key that occurs twice, one value would be ignored silently."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in content if keys.count(key) > 1)!r} occurs twice")
+    return content
 
 
 def sha256_file(path: Path) -> str:

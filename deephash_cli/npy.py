@@ -2,17 +2,20 @@
 
 import contextlib
 import math
+import operator
 import stat
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
 import numpy as np
+from jaxtyping import Int
 
 from deephash_cli.errors import ArtifactError, short
 
 _BLOCK = 2**22  # elements that are read at a time
+_NAMES = 2**16  # row numbers that are text at the same time
 
 
 class Header(NamedTuple):
@@ -101,6 +104,45 @@ def _npy_errors(path: Path) -> Iterator[None]:
         # NumPy's header parser evaluates text and does not catch the exceptions that this raises.
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise ArtifactError(f"{path} is not a .npy array as np.save writes it: {reason}") from error
+
+
+class RowNumbers(Sequence[str]):
+    """Row numbers as text: the ids of items that have no names. A text is made only when it is asked for.
+
+    Args:
+        rows: Row numbers (n,), all different and at least 0.
+
+    >>> list(RowNumbers(np.array([7, 10])))
+    ['7', '10']
+    """
+
+    def __init__(self, rows: Int[np.ndarray, " n"]) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        """Return one row number, or a list of them, as text."""
+        if isinstance(index, slice):
+            return [str(row) for row in self.rows[index].tolist()]
+        return str(self.rows[index])
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and len(self) == len(other) and all(map(operator.eq, self, other))
+
+    def __iter__(self) -> Iterator[str]:
+        for start in range(0, len(self), _NAMES):
+            yield from self[start : start + _NAMES]
+
+
+def ids_at(ids: Sequence[str], rows: Int[np.ndarray, " n"]) -> Sequence[str]:
+    """Return the ids of some rows, in the order of ``rows``: as a list, or as row numbers if the ids are such."""
+    return RowNumbers(ids.rows[rows]) if isinstance(ids, RowNumbers) else [ids[int(row)] for row in rows]
 
 
 class Labels(NamedTuple):

@@ -13,6 +13,7 @@ RANGES: dict[str, tuple[float, float | None]] = {
     "loader.batch_size": (2, None),
     "loader.eval_batch_size": (1, None),
     "loader.num_workers": (0, None),
+    "fit_rows": (2, None),
     "model.image_size": (8, None),
     "model.network.hidden_units": (0, None),
     "model.network.dropout": (0, 1),

@@ -68,6 +68,7 @@ def run(config: DictConfig, source: DictConfig | None = None) -> dict[str, Any]:
         say(f"{work.shards - left} of {work.shards} shards are in {config.output}, {left} are missing")
         return {"images": len(work.dataset), "skipped": None, "missing_shards": left}
     manifest = codes_folder.read_manifest(Path(task.output), ("database",))
+    codes_folder.require_entries(Path(task.output), manifest, ["skipped"])
     count, skipped = manifest["database"]["count"], manifest["skipped"]
     say(f"codes of {count} {work.unit}, {manifest['bits']} bits: {config.output}")
     if skipped:

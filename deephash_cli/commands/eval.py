@@ -6,11 +6,12 @@ from typing import Any
 from omegaconf import DictConfig
 
 from deephash_cli import runs
-from deephash_cli.console import say
+from deephash_cli.console import say, warn
 from deephash_cli.errors import ConfigError
 from deephash_cli.files import write_json
 from deephash_cli.retrieval import external_codes as foreign
 from deephash_cli.retrieval import scoring
+from deephash_cli.retrieval.caveats import caveats
 from deephash_cli.retrieval.codes_folder import MANIFEST
 from deephash_cli.retrieval.metrics_table import show
 from deephash_cli.retrieval.scoring import SETTINGS, score, settle
@@ -42,6 +43,8 @@ def run(config: DictConfig) -> dict[str, Any]:
     else:
         metrics = score(Path(config.codes), overrides)
     show(metrics)
+    for sentence in caveats(metrics):
+        warn(sentence)
     if config.output is not None:
         write_json(Path(config.output), metrics)
         say(f"metrics: {config.output}")

@@ -15,7 +15,7 @@ from jaxtyping import Int64, UInt8
 from omegaconf import DictConfig, OmegaConf
 from rich.table import Table
 
-from deephash_cli.console import console, say
+from deephash_cli.console import console, say, warn
 from deephash_cli.errors import ConfigError
 from deephash_cli.files import write_json
 from deephash_cli.retrieval import indexes, ranking
@@ -42,6 +42,8 @@ def run(config: DictConfig) -> dict[str, Any] | None:
     database = open_side(folder)
     _check_paths(output, report, config)
     asked = _queries(folder, database, config.queries, config.seed) if config.check else None
+    if config.check and config.k > database.n:
+        warn(f"k={config.k} is more than the {database.n} codes of the database: any index finds all of them")
     settings: dict[str, Any] = OmegaConf.to_container(config[config.kind]) if config.kind in config else {}  # type: ignore[assignment]
     say(f"building {config.kind} from {database.n} codes of {database.bits} bits")
     start = time.perf_counter()

@@ -1,17 +1,19 @@
 """Retrieval data sets: ids, multi-hot labels, images or vectors and, optionally, the authors' own division."""
 
+import functools
 import hashlib
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Float32, Int64, Integer, UInt8
+from jaxtyping import Float, Float32, Float64, Int64, Integer, UInt8
 from PIL import Image, ImageOps
 
 from deephash_cli.errors import DataError
-from deephash_cli.npy import blocks
+from deephash_cli.npy import RowNumbers, blocks
 
 # Every decoder is a way in for malformed files, and Pillow has forty of them: only these formats are accepted.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
@@ -139,6 +141,13 @@ class ImageFiles:
         return side
 
 
+class Spread(NamedTuple):
+    """Where the values of each column of vectors lie. The deviation of a column is exactly 0 if it is constant."""
+
+    mean: Float64[np.ndarray, " d"]
+    deviation: Float64[np.ndarray, " d"]
+
+
 class Vectors:
     """Feature vectors made by another program, possibly mapped from a file. They are hashed as they are.
 
@@ -157,7 +166,19 @@ class Vectors:
 
     def batch(self, rows: Rows) -> Float32[np.ndarray, "b d"]:
         """Return the vectors at ``rows``, in that order, as float32."""
-        return self.array[rows].astype(np.float32, order="C")
+        return np.ascontiguousarray(self.array[rows], dtype=np.float32)
+
+    @functools.cached_property
+    def spread(self) -> Spread:
+        """Mean and standard deviation of each column, computed in float64 from the float32 values, block by block."""
+        first = self.array[0].astype(np.float32).astype(np.float64)  # subtracted first, or a large mean costs digits
+        sums, squares = np.zeros((2, self.array.shape[1]))
+        for rows in blocks(self.array):
+            block = self.array[rows].astype(np.float32) - first
+            sums += block.sum(axis=0)
+            squares += np.einsum("nd,nd->d", block, block)
+        mean = sums / len(self)
+        return Spread(first + mean, np.sqrt(np.maximum(squares / len(self) - mean**2, 0)))
 
     def digest(self) -> str:
         """Return the SHA-256 of shape and float32 values: equal vectors have equal digests, wherever they come from."""
@@ -187,7 +208,7 @@ class RetrievalDataset:
     """
 
     name: str
-    ids: list[str]
+    ids: Sequence[str]
     labels: UInt8[np.ndarray, "n classes"]
     class_names: list[str]
     images: ImageArray | ImageFiles | Vectors
@@ -209,7 +230,8 @@ class RetrievalDataset:
             )
         if self.labels.size and self.labels.max() > 1:
             raise DataError(f"data set {self.name} has a label {self.labels.max()}; labels are 0 or 1")
-        self._check_ids()
+        if not isinstance(self.ids, RowNumbers):
+            self._check_ids()
         for role, rows in (self.official or {}).items():
             if role not in _ROLES:
                 raise DataError(f"data set {self.name} has a part {role!r}; the parts are train, query and database")

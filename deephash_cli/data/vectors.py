@@ -7,7 +7,7 @@ from jaxtyping import Float, UInt8
 
 from deephash_cli.data.dataset import RetrievalDataset, Vectors
 from deephash_cli.errors import ArtifactError, DataError
-from deephash_cli.npy import FLOATS, blocks, open_array, read_labels
+from deephash_cli.npy import FLOATS, RowNumbers, blocks, open_array, read_labels
 
 _LABELS_LIMIT = 2**31  # largest number of entries in the multi-hot labels made from class ids
 
@@ -40,7 +40,7 @@ def vectors(file: str | None, labels: str | None, ids: str | None) -> RetrievalD
     multi_hot = np.zeros((count, 0), np.uint8) if labels is None else _labels(Path(labels).expanduser(), path, count)
     return RetrievalDataset(
         name="vectors",
-        ids=[str(row) for row in range(count)] if ids is None else _ids(Path(ids).expanduser(), path, count),
+        ids=RowNumbers(np.arange(count)) if ids is None else _ids(Path(ids).expanduser(), path, count),
         labels=multi_hot,
         class_names=[str(column) for column in range(multi_hot.shape[1])],
         images=Vectors(array),

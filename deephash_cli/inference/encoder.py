@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from deephash_cli import runs
 from deephash_cli.data.dataset import square
+from deephash_cli.data.protocol import training_size
 from deephash_cli.data.small_images import MAX_SIDE
 from deephash_cli.errors import ArtifactError
-from deephash_cli.files import read_json
 from deephash_cli.models import HashingNetwork, NoBackbone, packed_codes
 from deephash_cli.retrieval import codes_folder
 from deephash_cli.retrieval.codes import packed_width
@@ -126,7 +126,10 @@ def load_encoder(run: Path, allowed_targets: Sequence[str] = (), vectors: Path |
             f"{run} has no codes yet: its status is {runs.status(run, record)}; deephash train resume=<run folder> "
             "finishes it"
         )
-    provenance = codes_folder.read_manifest(run / runs.CODES)["provenance"]
+    manifest = codes_folder.read_manifest(run / runs.CODES)
+    needed = ["provenance.checkpoint.file", "provenance.checkpoint.sha256"]
+    codes_folder.require_entries(run / runs.CODES, manifest, needed)
+    provenance = manifest["provenance"]
     settings = runs.read_config(run)
     require_trusted(settings, also=allowed_targets)
     try:
@@ -163,5 +166,6 @@ def load_encoder(run: Path, allowed_targets: Sequence[str] = (), vectors: Path |
 
 def _stand_in_labels(run: Path, settings: dict[str, Any]) -> Float[Tensor, "n 2"]:
     """Make labels for as many images as the run was trained on: the size of a method's layers can depend on that."""
-    n = len(read_json(run / runs.SPLIT)["train"]) - settings["validation"]["queries"]
+    n = training_size(run / runs.SPLIT) - settings["validation"]["queries"]
+    n = min(n, settings.get("fit_rows", n))  # runs of earlier versions were fitted on all images
     return torch.eye(2).repeat(-(-n // 2), 1)[:n]

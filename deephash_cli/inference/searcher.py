@@ -15,7 +15,7 @@ from deephash_cli import runs
 from deephash_cli.data.dataset import ImageArray, ImageFiles, RetrievalDataset, decode, to_rgb
 from deephash_cli.errors import ArtifactError, DeephashError
 from deephash_cli.inference.encoder import Encoder, load_encoder
-from deephash_cli.retrieval import indexes
+from deephash_cli.retrieval import codes_folder, indexes
 from deephash_cli.retrieval.codes_folder import Database, open_side
 from deephash_cli.training.targets import build
 from deephash_cli.training.trust import require_trusted
@@ -215,6 +215,7 @@ def open_searcher(
         raise ArtifactError(
             f"{folder} does not say which network made its codes: give a folder of codes that deephash encode wrote"
         )
+    codes_folder.require_entries(folder or run / runs.CODES, database.manifest, ["provenance.checkpoint.sha256"])
     ours, theirs = (origin["checkpoint"]["sha256"] for origin in (encoder.provenance, database.manifest["provenance"]))
     if ours != theirs:
         raise ArtifactError(
@@ -231,8 +232,8 @@ def open_searcher(
 
 def class_names(side: Database) -> list[str]:
     """Return the names of the label columns of a database; their numbers as text if the manifest has no names."""
-    names, classes = side.manifest["provenance"].get("class_names") or (), side.labels.shape[1]
-    return list(names) if len(names) == classes else [str(number) for number in range(classes)]
+    names = side.manifest["provenance"].get("class_names")  # as many as there are columns, which its reader has checked
+    return [str(number) for number in range(side.labels.shape[1])] if names is None else list(names)
 
 
 def label_names(names: Sequence[str], side: Database, position: int) -> list[str]:

@@ -284,6 +284,8 @@ class Work:
     def _join(self) -> None:
         places = [self.place(number) for number in range(self.shards)]
         manifests = [codes_folder.read_manifest(place, ("database",)) for place in places]
+        for place, manifest in zip(places, manifests, strict=True):
+            codes_folder.require_entries(place, manifest, ["skipped"])
         skipped = sum(manifest["skipped"] for manifest in manifests)
         if not any(manifest["database"]["count"] for manifest in manifests):
             first = (places[0] / SKIPPED).read_text().splitlines()[1]

@@ -4,7 +4,7 @@ import contextlib
 import json
 import mmap
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
@@ -15,7 +15,7 @@ from jaxtyping import UInt8
 from deephash_cli.errors import ArtifactError, short
 from deephash_cli.files import atomic_write, read_json, sha256_file, write_json
 from deephash_cli.npy import map_array, read_header
-from deephash_cli.retrieval.codes import BITS_LIMIT, CodeSet, is_count, packed_width, require_comparable
+from deephash_cli.retrieval.codes import BITS_LIMIT, RANK_LIMIT, CodeSet, is_count, packed_width, require_comparable
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -270,12 +270,112 @@ def read_manifest(folder: Path, sides: Sequence[str] = _SIDES) -> dict[str, Any]
         part = manifest.get(side)
         if not isinstance(part, dict) or not all(is_count(part.get(key)) for key in ("count", "classes")):
             raise ArtifactError(f"{path} must give count and classes of the {side}, got {short(repr(part))}")
+    _check_origin(path, manifest, sides)
     files = manifest.get("files")
     for name in (name for side in sides for name in _file_names(side)):
         entry = files.get(name) if isinstance(files, dict) else None
         if not isinstance(entry, dict) or not is_count(entry.get("bytes")) or not isinstance(entry.get("sha256"), str):
             raise ArtifactError(f"{path} must give bytes and sha256 of {name}, got {short(repr(entry))}")
     return manifest
+
+
+# Kinds of values of a manifest's entries: words for messages, and a test.
+_KINDS: dict[str, Callable[[Any], bool]] = {
+    "text": lambda value: isinstance(value, str),
+    "text or null": lambda value: value is None or isinstance(value, str),
+    "a whole number of at least 0": is_count,
+    "a whole number of at least 0 or null": lambda value: value is None or is_count(value),
+    "an object": lambda value: isinstance(value, dict),
+    "an object or null": lambda value: value is None or isinstance(value, dict),
+    "a list of whole numbers from 1": lambda value: (
+        isinstance(value, list) and all(is_count(rank) and 1 <= rank < RANK_LIMIT for rank in value)
+    ),
+    "a list of different names": lambda value: (
+        isinstance(value, list) and all(isinstance(name, str) for name in value) and len(set(value)) == len(value)
+    ),
+    "zero or skip": lambda value: value in ("zero", "skip"),
+}
+# Kind of each entry that a command reads. Every entry may be missing here; a command says which ones it needs.
+_ENTRIES = {
+    "provenance": "an object",
+    "provenance.method": "text",
+    "provenance.module": "an object",
+    "provenance.model": "text",
+    "provenance.dataset": "text",
+    "provenance.encoded": "text",
+    "provenance.run": "text or null",
+    "provenance.split": "an object",
+    "provenance.split.name": "text",
+    "provenance.split.sha256": "text",
+    "provenance.seed": "a whole number of at least 0",
+    "provenance.epochs": "a whole number of at least 0",
+    "provenance.class_names": "a list of different names",
+    "provenance.validation": "an object or null",
+    "provenance.checkpoint": "an object",
+    "provenance.checkpoint.file": "text",
+    "provenance.checkpoint.sha256": "text",
+    "provenance.versions": "an object",
+    "evaluation": "an object",
+    "evaluation.ks": "a list of whole numbers from 1",
+    "evaluation.map_at": "a list of whole numbers from 1",
+    "evaluation.radius": "a whole number of at least 0",
+    "evaluation.zero_hits": "zero or skip",
+    "source": "an object",
+    "source.root": "text",
+    "source.dataset": "an object",
+    "skipped": "a whole number of at least 0",
+}
+
+
+_MISSING = object()
+
+
+def require_entries(folder: Path, manifest: Mapping[str, Any], names: Sequence[str]) -> None:
+    """Check that a manifest has entries that a command needs.
+
+    Args:
+        folder: Codes folder, for the message.
+        manifest: Manifest of the folder, from `read_manifest`.
+        names: Names of the entries; those in an inner object have dots, such as ``provenance.method``.
+
+    Raises:
+        ArtifactError: If an entry is missing.
+    """
+    if missing := [name for name in names if _entry(manifest, name) is _MISSING]:
+        raise ArtifactError(
+            f"{Path(folder) / MANIFEST} must give {', '.join(missing)}, got none: another program wrote it, or it was "
+            "edited by hand"
+        )
+
+
+def _entry(manifest: Mapping[str, Any], name: str) -> Any:
+    """Return the entry with a dotted name, or ``_MISSING``."""
+    part: Any = manifest
+    for key in name.split("."):
+        part = part.get(key, _MISSING) if isinstance(part, Mapping) else _MISSING
+    return part
+
+
+def _check_origin(path: Path, manifest: dict[str, Any], sides: Sequence[str]) -> None:
+    """Check the entries of a manifest that describe where its codes come from and how they are evaluated.
+
+    Raises:
+        ArtifactError: If one of them is of the wrong kind, or if the class names do not fit the label columns.
+    """
+    for name, kind in _ENTRIES.items():
+        value = _entry(manifest, name)
+        if value is not _MISSING and not _KINDS[kind](value):
+            raise ArtifactError(f"{path} must give {kind} as {name}, got {short(repr(value))}: it was edited by hand")
+    names = manifest.get("provenance", {}).get("class_names")
+    if names is None:
+        return
+    for side in sides:
+        columns = manifest[side]["classes"]
+        if columns != len(names):
+            raise ArtifactError(
+                f"{path} must give a class name for each of the {columns} label columns of the {side}, "
+                f"got {len(names)} names: it was edited by hand"
+            )
 
 
 def _load_side(folder: Path, side: str, manifest: dict[str, Any]) -> CodeSet:

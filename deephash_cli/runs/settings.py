@@ -28,7 +28,7 @@ INCIDENTAL = (
     "loader.pin_memory",
 )
 # Settings that a resumed run may change: those above, and those of how long and on which devices it trains.
-RESUMABLE = (*INCIDENTAL, "trainer", "checkpoint", "metrics")
+RESUMABLE = (*INCIDENTAL, "trainer", "checkpoint", "metrics", "fit_rows")
 _CONFIG_LIMIT = 2**20  # bytes
 _CONFIG_DEPTH = 100
 _SAFE: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the compiled loader takes a tenth of the time

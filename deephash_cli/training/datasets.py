@@ -12,6 +12,7 @@ from deephash_cli.data.dataset import RetrievalDataset, Vectors
 from deephash_cli.data.pairs import require_pairs
 from deephash_cli.data.protocol import Split, load_split, make_split
 from deephash_cli.errors import ConfigError, DataError
+from deephash_cli.training import caution
 from deephash_cli.training.method_facts import UNKNOWN, facts_of
 from deephash_cli.training.targets import build
 
@@ -34,6 +35,7 @@ def prepare_data(config: DictConfig) -> tuple[RetrievalDataset, Split]:
     module, _, name = str(config.module["_target_"]).rpartition(".")
     supervision, _ = facts_of(module, name)
     _require_fitting(config, dataset, supervision)
+    _look_at_vectors(source, config.fit_rows, OmegaConf.select(config, "module.scaling") == "standard")
     split = _divide(source, config.dataset.protocol, config.dataset.split_seed, config.dataset.split_file)
     if supervision not in ("none", UNKNOWN):
         require_pairs(dataset.labels[split.train])
@@ -44,6 +46,7 @@ def forget() -> None:
     """Forget the data set and division that are kept, because their files may have changed."""
     load_dataset.cache_clear()
     _divide.cache_clear()
+    _look_at_vectors.cache_clear()
 
 
 @functools.lru_cache(maxsize=1)
@@ -68,13 +71,21 @@ def _divide(source: str, protocol: str, seed: int, file: str | None) -> Split:
     return load_split(Path(file), dataset) if file else make_split(protocol, dataset, seed)
 
 
+@functools.lru_cache(maxsize=1)
+def _look_at_vectors(source: str, fit_rows: int, centred: bool) -> None:
+    """Warn of vectors that will not give useful codes, once for each data set."""
+    images = load_dataset(source).images
+    if isinstance(images, Vectors):
+        caution.look_at(images, fit_rows, centred)
+
+
 def _require_fitting(config: DictConfig, dataset: RetrievalDataset, supervision: str) -> None:
     """Check that the data set suits the model and the method, before anything is computed.
 
     Raises:
         ConfigError: If the model takes images but the data set holds vectors, or the other way round; or if the head
             is to be trained first although the backbone is frozen.
-        DataError: If the method learns from labels but the data set has no labels.
+        DataError: If the method learns from labels but the data set has no labels, or if all vectors are the same.
     """
     backbone = OmegaConf.select(config, "model.network.backbone._target_")
     holds = "vectors" if isinstance(dataset.images, Vectors) else "images"

@@ -22,11 +22,12 @@ from torch import Tensor
 from deephash_cli import console, processes, runs
 from deephash_cli.console import say
 from deephash_cli.data.dataset import RetrievalDataset, Vectors
-from deephash_cli.data.protocol import Split, hold_out_validation
+from deephash_cli.data.protocol import Split, fitting_sample, hold_out_validation
 from deephash_cli.errors import ArtifactError, ConfigError, DataError, DeephashError, Stopped, first_line
 from deephash_cli.files import read_json, sha256_file, write_json, write_text
 from deephash_cli.models import HashingNetwork
 from deephash_cli.retrieval import scoring
+from deephash_cli.retrieval.caveats import caveats
 from deephash_cli.retrieval.codes_folder import save_codes
 from deephash_cli.retrieval.scoring import CLASSES
 from deephash_cli.training import checkpoints, gallery, loggers, resuming
@@ -90,6 +91,8 @@ def train(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
             with console.quiet_lightning():
                 fit(run.path, job, dashboard)
             metrics = scoring.score(run.path / runs.CODES, {})
+            for sentence in caveats(metrics):
+                console.warn(sentence)
             if config.gallery:
                 gallery.write(run.path, job.dataset, [entry["query"] for entry in metrics.get("hardest_queries", ())])
             write_json(run.path / runs.METRICS, metrics)
@@ -161,10 +164,11 @@ def fit(folder: Path, job: Job, dashboard: Logger | None) -> None:
         if config.compile:
             job.network.backbone.compile()
         source = Source(job.dataset, job.network, trainer.strategy.root_device, Loading(**config.loader))
-        module = build_module(config, job.network, source.labels[train_rows])
+        fit_rows = train_rows if is_learned(config) else _fitting_rows(job, train_rows)
+        module = build_module(config, job.network, source.labels[fit_rows])
         if config.head.epochs and not job.network.frozen and not checkpoint:
             module.load_state_dict(_learn_head(folder, job, source, train_rows))
-        training = source.shuffled(train_rows, config.seed) if is_learned(config) else source.at_once(train_rows)
+        training = source.shuffled(train_rows, config.seed) if is_learned(config) else source.at_once(fit_rows)
         validation = None
         if len(validation_rows):
             validation = [source.in_order(processes.own_share(rows)) for rows in (validation_rows, train_rows)]
@@ -182,6 +186,15 @@ def fit(folder: Path, job: Job, dashboard: Logger | None) -> None:
             save_codes(
                 folder / runs.CODES, query, database, _provenance(job, trainer.current_epoch, chosen, keeping.best)
             )
+
+
+def _fitting_rows(job: Job, rows: Int[np.ndarray, "n"]) -> Int[np.ndarray, "m"]:
+    """Return the training rows that a method without gradients is fitted on, and say so if they are a sample."""
+    most = job.config.fit_rows
+    chosen = fitting_sample(rows, most, job.config.seed, job.split.version)
+    if len(chosen) < len(rows):
+        say(f"fitting on {len(chosen)} of {len(rows)} training rows, drawn at random (fit_rows={most})")
+    return chosen
 
 
 def follow() -> None:
@@ -331,6 +344,7 @@ def _provenance(job: Job, epochs: int, checkpoint: Path, best: float) -> dict[st
             **({"class_names": names} if 0 < len(names) <= CLASSES else {}),
             "selection": "best on validation queries" if validated else "last epoch",
             "validation": {"queries": config.validation.queries, "map": best} if validated else None,
+            **_fitted_on(job),
             **_inputs(job),
             "checkpoint": {"file": f"{runs.CHECKPOINTS}/{checkpoint.name}", "sha256": sha256_file(checkpoint)},
             "versions": runs.versions(),
@@ -342,6 +356,12 @@ def _provenance(job: Job, epochs: int, checkpoint: Path, best: float) -> dict[st
             "zero_hits": config.metrics.zero_hits,
         },
     }
+
+
+def _fitted_on(job: Job) -> dict[str, int]:
+    """Return the number of training images that the method was fitted on, if they are a sample."""
+    most, training = job.config.fit_rows, len(job.split.train) - job.config.validation.queries
+    return {"fitted_on": most} if not is_learned(job.config) and most < training else {}
 
 
 def _inputs(job: Job) -> dict[str, Any]:

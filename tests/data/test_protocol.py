@@ -7,8 +7,16 @@ import pytest
 
 from deephash_cli.data.dataset import ImageArray, RetrievalDataset, multi_hot
 from deephash_cli.data.fashion_mnist import fashion_mini
-from deephash_cli.data.protocol import hold_out_validation, load_split, make_split, save_split
+from deephash_cli.data.protocol import (
+    fitting_sample,
+    hold_out_validation,
+    load_split,
+    make_split,
+    save_split,
+    training_size,
+)
 from deephash_cli.errors import ConfigError, DataError
+from deephash_cli.npy import RowNumbers
 
 
 @pytest.fixture(scope="module")
@@ -283,6 +291,43 @@ def test_file_can_be_read_without_the_project(tmp_path):
     assert content["counts"] == {"query": 5, "train": 45, "database": 45}
     assert content["query"] == [dataset.ids[row] for row in split.query]
     assert (content["name"], content["version"], content["seed"]) == ("holdout", 1, 0)
+
+
+@pytest.mark.parametrize("block", [3, 2**16])
+def test_a_file_written_in_blocks_is_ordinary_json(tmp_path, monkeypatch, block):
+    monkeypatch.setattr("deephash_cli.data.protocol._BLOCK", block)
+    dataset = made(np.eye(2)[np.arange(40) % 2], ids=[f'"ü\\{number}' for number in range(40)])
+    split = make_split("holdout", dataset, 0)
+    save_split(tmp_path / "split.json", split, dataset)
+    text = (tmp_path / "split.json").read_text()
+    assert text == json.dumps(json.loads(text), indent=2, ensure_ascii=False) + "\n"
+    assert load_split(tmp_path / "split.json", dataset) == split
+    assert training_size(tmp_path / "split.json") == len(split.train)
+
+
+def test_row_numbers_as_ids_give_the_same_split_as_their_texts(tmp_path):
+    labels = np.eye(2)[np.arange(1200) % 2]
+    numbers, texts = (made(labels, ids=ids) for ids in (RowNumbers(np.arange(1200)), [str(i) for i in range(1200)]))
+    for dataset, other in ((numbers, texts), (texts, numbers)):
+        split = make_split("holdout", dataset, 0)
+        save_split(tmp_path / "split.json", split, dataset)
+        assert load_split(tmp_path / "split.json", other) == split
+    content = json.loads((tmp_path / "split.json").read_text())
+    for name in ("1200", "07", "-1", "1" * 5000, "x"):
+        (tmp_path / "split.json").write_text(json.dumps({**content, "query": [name]}))
+        with pytest.raises(DataError, match="names 1 ids that the data set made does not have"):
+            load_split(tmp_path / "split.json", numbers)
+
+
+def test_a_method_is_fitted_on_a_sample_of_many_rows():
+    rows = np.arange(0, 2000, 2)
+    assert fitting_sample(rows, 1000, 0, 1) is rows
+    some = fitting_sample(rows, 50, 0, 1)
+    assert len(some) == 50
+    assert np.isin(some, rows).all()
+    assert (np.diff(some) > 0).all()
+    assert np.array_equal(some, fitting_sample(rows, 50, 0, 1))
+    assert not np.array_equal(some, fitting_sample(rows, 50, 1, 1))
 
 
 def changed(tmp_path, change):

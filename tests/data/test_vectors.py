@@ -315,6 +315,27 @@ def test_a_run_on_multi_hot_labels_with_ids(deephash, method):
     assert {**again, "checkpoint": None} == {**metrics, "checkpoint": None}
 
 
+def test_more_training_rows_than_fit_rows_are_sampled_and_recorded(deephash):
+    result, metrics = train(deephash, *LABELLED, "method=klsh", "fit_rows=30")
+    assert "fitting on 30 of 81 training rows, drawn at random (fit_rows=30)" in result.out
+    assert metrics["fitted_on"] == 30
+    assert metrics["database"] == 81
+    found = deephash("search", "run=run", "query=x.npy", "k=100", "output=found.json")
+    assert found.code == 0, found
+    assert "warning: k=100 is more than the 81 images that are searched" in found.err
+    result, metrics = train(deephash, *LABELLED, "method=klsh", run_dir="all")
+    assert "fitting on" not in result.out
+    assert "fitted_on" not in metrics
+
+
+def test_a_run_says_what_its_numbers_are_worth(deephash):
+    result, metrics = train(deephash, *LABELLED, "method=itq")
+    assert f"warning: every metric is an estimate from only {metrics['queries']} queries" in result.err
+    assert result.err == deephash("eval", "run=run").err
+    sweep = deephash("train", "-m", *LABELLED, "method=itq", *SHORT)
+    assert result.err in sweep.err
+
+
 def test_validation_and_a_split_file(deephash):
     _, metrics = train(deephash, *LABELLED, "method=dpsh", "validation.queries=6")
     assert metrics["selection"] == "best on validation queries"

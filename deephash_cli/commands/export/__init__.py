@@ -5,7 +5,6 @@ writes into an empty folder, reads the result back, and returns how it was check
 """
 
 import importlib
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -16,9 +15,9 @@ from deephash_cli import runs
 from deephash_cli.choices import modules
 from deephash_cli.commands.export.source import Source
 from deephash_cli.console import say
-from deephash_cli.errors import ArtifactError, ConfigError, first_line
+from deephash_cli.errors import ConfigError
 from deephash_cli.files import atomic_folder
-from deephash_cli.retrieval.codes_folder import MANIFEST, open_side
+from deephash_cli.retrieval.codes_folder import open_side
 
 CODES, NETWORKS = modules("commands/export/codes"), modules("commands/export/network")
 _TABLE = re.compile(r"[a-z_][a-z0-9_]{0,62}")  # needs no quoting in any engine; PostgreSQL truncates longer names
@@ -54,12 +53,6 @@ def run(config: DictConfig) -> None:
         return
     codes = runs.codes_folder("export", config.run, config.codes)
     database = open_side(codes, config.side)
-    try:
-        json.dumps(database.manifest, ensure_ascii=False, allow_nan=False).encode()
-    except ValueError as error:  # the manifest is copied into files for other programs, which are stricter than Python
-        raise ArtifactError(
-            f"{codes / MANIFEST} contains a value that JSON cannot represent: {first_line(error)}"
-        ) from error
     with atomic_folder(output) as folder:
         checked = _writer("codes", config.to)(Source(database, config.side, table), folder)
         size = _size(folder)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,8 +29,8 @@ _NEEDED = {
 
 CAPTION = "mean and standard deviation over seeds, the number of seeds in brackets"
 MARKED = (
-    "the highest mean over several seeds in its column and all such means within its standard deviation; a column is "
-    "not marked if a single seed comes as close, and a single seed is marked only beside other single seeds"
+    "the highest mean of its column, and each mean within its standard deviation; beside means over several seeds a "
+    "single seed is not marked, and if it comes as close, they are not marked either"
 )
 DIGITS = 4
 _UNRANKED = ("empty_ball_rate", "unique_code_ratio", "bit_balance", "bit_correlation")  # higher is not better
@@ -349,8 +350,14 @@ def _section(members: Sequence[Result]) -> Section:
         metrics["database"],
         None if len(models) > 1 else models.pop(),
         lengths,
-        sorted(rows, key=lambda row: row.label),
+        sorted(rows, key=lambda row: (_by_number(row.label), row.label)),
     )
+
+
+def _by_number(label: str) -> list[Any]:
+    """Return a sort key that puts ``iterations=5`` before ``iterations=20``."""
+    parts = re.split(r"(\d+)", label)  # text, digits, text, ...
+    return [(len(part.lstrip("0")), part.lstrip("0")) if number % 2 else part for number, part in enumerate(parts)]
 
 
 def _model(result: Result) -> str | None:

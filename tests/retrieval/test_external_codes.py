@@ -271,7 +271,7 @@ def test_the_numbers_can_be_traced_to_the_files(deephash):
     assert metrics["source"]["classes"] == [0, 1, 2, 3]
     assert metrics["bits"] == BITS
     assert "query.npy (float32 -1/1) in database.npy (float32 -1/1), 12 bits" in result.out
-    assert repr(metrics["map"]) in result.out
+    assert f"│ {metrics['map']:.4f} │" in result.out
     assert "5 queries, 40 database items\n" in result.out
 
 

@@ -506,7 +506,8 @@ def test_all_charts_are_drawn_and_all_runs_shown_in_a_small_window(page, written
     page.open(written, height=700)
     assert page.evaluate("document.body.dataset.drawn") == "16"
     assert page.evaluate("[...document.querySelectorAll('canvas')].every(c => c.hidden || c.width > 100)")
-    cut = "[...document.querySelectorAll('.scroll')].filter(e => e.checkVisibility() && e.scrollHeight > e.clientHeight + 1)"
+    shown = "[...document.querySelectorAll('.scroll')].filter(e => e.checkVisibility())"
+    cut = f"{shown}.filter(e => e.scrollHeight > e.clientHeight + 1)"
     assert page.evaluate(f"{cut}.length") == 0
     assert page.problems == []
 
@@ -577,7 +578,8 @@ def test_light_dark_and_a_phone(page, written):
     dark = page.evaluate(background)
     assert page.evaluate("document.getElementById('theme').textContent") == "Light"
     assert page.evaluate("[document.documentElement.scrollWidth, innerWidth]") == [390, 390]
-    wide = "[...document.querySelectorAll('.scroll')].filter(e => e.checkVisibility() && e.scrollWidth > e.clientWidth + 1)"
+    shown = "[...document.querySelectorAll('.scroll')].filter(e => e.checkVisibility())"
+    wide = f"{shown}.filter(e => e.scrollWidth > e.clientWidth + 1)"
     page.until(f"{wide}.length > 0 && {wide}.every(e => e.classList.contains('cue'))")
     assert "scroll for more" in page.evaluate(f"getComputedStyle({wide}[0], '::before').content")
     page.evaluate("document.getElementById('theme').click()")

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import yaml
 
 from deephash_cli import runs
-from deephash_cli.errors import ConfigError, DeephashError, first_line, hint
+from deephash_cli.errors import ConfigError, DeephashError, first_line, hint, short
 from deephash_cli.files import read_json
 
 COLUMNS = ("status", "method", "dataset", "bits", "seed", "map", "started", "minutes", "run")
@@ -71,7 +72,8 @@ def paths_and_filters(words: Sequence[str]) -> tuple[list[Path], dict[str, str]]
 
 def _is_filter(word: str) -> bool:
     name, equals, _ = word.partition("=")
-    return bool(name and equals) and "/" not in name and not Path(word).exists()
+    exists = os.path.exists(word)  # noqa: PTH110  Path.exists raises an error if a name is too long for a path
+    return bool(name and equals) and "/" not in name and not exists
 
 
 def read(folder: Path) -> Listed:
@@ -151,7 +153,7 @@ def _full(name: str, known: set[str]) -> str:
         raise ConfigError(f"{name} may be {' or '.join(ends[:4])}: give the whole name")
     if not ends:
         near = hint(name, known) or hint(name, {full.rpartition(".")[2] for full in known})
-        raise ConfigError(f"no run has the setting {name}{near}")
+        raise ConfigError(f"no run has the setting {short(name)}{near}")
     return ends[0]
 
 

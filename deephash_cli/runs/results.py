@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from deephash_cli import runs
-from deephash_cli.errors import ArtifactError, ConfigError, DeephashError, first_line, hint
+from deephash_cli.errors import ArtifactError, ConfigError, DeephashError, first_line, hint, short
 from deephash_cli.files import read_json
 from deephash_cli.retrieval import scoring
 from deephash_cli.runs import listing
@@ -220,8 +220,8 @@ def find(paths: Iterable[Path]) -> list[Path]:
     """
     found: set[Path] = set()
     for path in paths:
-        if not path.is_dir():
-            raise ConfigError(f"{path} is not a folder: give run folders, or folders of runs")
+        if not os.path.isdir(path):  # noqa: PTH112  Path.is_dir raises an error if a name is too long
+            raise ConfigError(f"{short(str(path))} is not a folder: give run folders, or folders of runs")
         for folder, below, files in os.walk(path):
             if runs.RECORD in files:
                 found.add(Path(folder))

@@ -155,6 +155,8 @@ def test_what_cannot_be_read_is_named(deephash):
         (("max_epoch=3",), "no run has the setting max_epoch; did you mean"),
         (("_target_=x",), "_target_ may be augment._target_ or optimizer._target_: give the whole name"),
         (("bits=12", "bits=24"), "bits is given twice: write bits=12,24 for runs with either value"),
+        (("x" * 300,), "xxx"),
+        (("x" * 300 + "=1",), "no run has the setting xxx"),
         (("run/bits=12",), "run/bits=12 is not a folder: give run folders, or folders of runs"),
         (("--sort", "mpa"), "--sort must be one of status, method,"),
         (("nothing",), "nothing is not a folder: give run folders, or folders of runs"),

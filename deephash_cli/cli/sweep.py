@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from rich.markup import escape
 from rich.table import Table
 
-from deephash_cli.console import console, errors, say
+from deephash_cli.console import errors, say, show
 from deephash_cli.errors import ArtifactError, DeephashError, Stopped, SweepError, first_line
 from deephash_cli.files import read_json, write_json
 from deephash_cli.runs.results import Cell
@@ -108,7 +109,8 @@ def conclude(folder: Path) -> None:
     done = [job for job in jobs if job["status"] == "finished"]
     if done:
         done.sort(key=lambda job: job["metrics"].get(OBJECTIVE, 0), reverse=True)
-        console.print(_table(done))
+        table, title = _table(done)
+        show(table, title)
         say(f"for a page with charts and pictures: deephash report {folder.parent.parent}")
     if (best := folder / BEST).exists():
         found = yaml.safe_load(best.read_text())
@@ -142,23 +144,22 @@ def _columns(metrics: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
-def _table(jobs: Sequence[Mapping[str, Any]]) -> Table:
-    """Return a table with a row per combination of settings other than the seed; shared settings are in the title."""
+def _table(jobs: Sequence[Mapping[str, Any]]) -> tuple[Table, str]:
+    """Return a table with a row per combination of settings other than the seed, and a title with shared settings."""
     common = set.intersection(*(set(job["overrides"]) for job in jobs))
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for job in jobs:
         varied = (item for item in job["overrides"] if item not in common and not item.startswith("seed="))
         groups.setdefault(" ".join(varied) or "all", []).append(job)
     shared = " ".join(item for item in jobs[0]["overrides"] if item in common and not item.startswith("seed="))
-    table = Table(title=f"{shared} (mean and standard deviation over seeds)".strip(), title_justify="left")
-    table.add_column("settings", overflow="fold", min_width=8)
+    table = Table("settings")
     table.add_column("seeds", justify="right")
     names = [name for name in (OBJECTIVE, *COLUMNS, *WITHOUT_LABELS) if any(name in job["metrics"] for job in jobs)]
     for name in names:
-        table.add_column(name, justify="right", overflow="fold")
+        table.add_column(name, justify="right", min_width=8)  # "0.7653 ±" stays together
     for settings, members in groups.items():
         cells = [
             str(Cell.of([job["metrics"][name] for job in members if name in job["metrics"]]) or "") for name in names
         ]
-        table.add_row(settings, str(len(members)), *cells)
-    return table
+        table.add_row(escape(settings), str(len(members)), *cells)
+    return table, f"{shared} (mean and standard deviation over seeds)".strip()

@@ -15,7 +15,7 @@ from jaxtyping import Int64, UInt8
 from omegaconf import DictConfig, OmegaConf
 from rich.table import Table
 
-from deephash_cli.console import console, say, warn
+from deephash_cli.console import say, show, warn
 from deephash_cli.errors import ConfigError
 from deephash_cli.files import write_json
 from deephash_cli.retrieval import indexes, ranking
@@ -183,7 +183,7 @@ def _show(measured: Mapping[str, Any]) -> None:
     title = (
         f"{measured['kind']}, {measured['database']} codes of {measured['bits']} bits, {measured['queries']} queries"
     )
-    table = Table("", measured["kind"], "exact", title=title, title_justify="left")
+    table = Table("", measured["kind"], "exact")
     for column in table.columns[1:]:
         column.justify = "right"
     nearest, within = measured["nearest"], measured["within"]
@@ -199,7 +199,7 @@ def _show(measured: Mapping[str, Any]) -> None:
     size = measured["database"] * ((measured["bits"] + 7) // 8)
     table.add_row("MB", f"{measured['bytes'] / 1e6:.1f}", f"{size / 1e6:.1f}")
     table.add_row("seconds to build", f"{measured['build_seconds']:.1f}", "0")
-    console.print(table)
+    show(table, title)
     threads = "thread" if measured["threads"] == 1 else "threads"
     say(f"queries: {measured['queries_from']}; {measured['threads']} {threads}")
     say("recall counts each result as near as the results of exact search; among equally near items, any will do")

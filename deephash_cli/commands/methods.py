@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
+from rich.markup import escape
 from rich.table import Table
 
 from deephash_cli.choices import CONF_DIR, PACKAGE, choices
-from deephash_cli.console import console, say
+from deephash_cli.console import console, say, show
 from deephash_cli.errors import ConfigError, first_line, hint
 from deephash_cli.training.method_facts import UNKNOWN, facts_of, source_of
 
@@ -125,13 +126,13 @@ def page(entry: Entry) -> str:
     blocks = [f"`conf/{name}`:\n\n```yaml\n{text.strip()}\n```" for name, text in entry.settings.items()]
     learns = "without labels" if entry.supervision == "none" else f"from {entry.supervision}"
     facts = f"Learns {learns}, trained on {_words(entry.inputs)}. Written in `{entry.file}`."
-    return "\n\n".join((f"## {entry.name}", _citation(entry, year=True), facts, entry.text, *blocks)) + "\n"
+    return "\n\n".join((f"## {entry.name}", _citation(entry), facts, entry.text, *blocks)) + "\n"
 
 
 def document() -> str:
     """Return the text of ``docs/methods.md``: the pages of all methods."""
     entries = catalogue(None)
-    contents = "\n".join(f"- [{entry.name}](#{entry.name}): {_citation(entry, year=True)}" for entry in entries)
+    contents = "\n".join(f"- [{entry.name}](#{entry.name}): {_citation(entry)}" for entry in entries)
     return "\n".join((f"{_INTRODUCTION}\n{contents}\n", *map(page, entries)))
 
 
@@ -152,22 +153,20 @@ def show_methods(config_dir: Path | None, name: str | None) -> None:
             raise ConfigError(f"there is no method {name!r}{hint(name, names)}; the methods are: {', '.join(names)}")
         console.print(page(entries[names.index(name)]), markup=False, soft_wrap=True, end="")
         return
-    table = Table()
-    for column in ("method", "learns from", "trained on", "year", "paper"):
-        table.add_column(column, no_wrap=column == "method")
-    table.add_column("file", overflow="fold")
+    table = Table("method", "learns from", "trained on", "venue", "paper")
     for entry in entries:
         facts = (_words(entry.supervision), _words(entry.inputs))
-        table.add_row(entry.name, *facts, entry.year, _citation(entry, year=False), entry.file)
-    console.print(table)
+        venue = UNKNOWN if entry.venue == UNKNOWN else f"{entry.venue} {entry.year}"
+        table.add_row(*map(escape, (entry.name, *facts, venue, entry.paper or entry.file)))
+    show(table)
     say("features are computed by a frozen model, or are your own vectors: dataset=vectors")
-    say("deephash methods <method> prints its equation, its settings, and what differs from the paper")
+    say("deephash methods <method> prints its authors, file, equation, settings, and what differs from the paper")
 
 
-def _citation(entry: Entry, year: bool) -> str:
+def _citation(entry: Entry) -> str:
     if entry.authors == UNKNOWN:
         return entry.paper
-    return f"{entry.paper} ({entry.authors}, {entry.venue}{f' {entry.year}' if year else ''})"
+    return f"{entry.paper} ({entry.authors}, {entry.venue} {entry.year})"
 
 
 def _words(fact: str) -> str:

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from deephash_cli import runs
-from deephash_cli.console import console, say, warn
+from deephash_cli.console import say, show, warn
 from deephash_cli.data.dataset import Vectors, decode
 from deephash_cli.data.image_folder import images_below
 from deephash_cli.errors import ConfigError, DataError
@@ -107,7 +107,7 @@ def _vector_queries(searcher: Searcher, path: Path) -> list[Query]:
 
 def _show(query: Query, hits: Sequence[Hit]) -> None:
     labels = f" ({', '.join(query.labels)})" if query.labels else ""
-    table = Table(title=escape(f"{query.name}{labels}"), title_justify="left")
+    table = Table()
     for name in ("rank", "distance"):
         table.add_column(name, justify="right")
     table.add_column("id")
@@ -118,7 +118,7 @@ def _show(query: Query, hits: Sequence[Hit]) -> None:
     for rank, hit in enumerate(hits, start=1):
         more = (escape(", ".join(hit.labels)), marks[hit.relevant]) if labelled else ()
         table.add_row(str(rank), str(hit.distance), escape(hit.id), *more)
-    console.print(table)
+    show(table, f"{query.name}{labels}")
 
 
 def _described(query: Query, hits: Sequence[Hit]) -> dict[str, Any]:

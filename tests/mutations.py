@@ -156,7 +156,8 @@ def refusal(work: Callable[[], Any]) -> tuple[Any, str | None]:
             return None, wrong_message(str(error))
         except Exception as error:
             where = traceback.extract_tb(error.__traceback__)[-1]
-            return None, f"{type(error).__name__}: {str(error)[:200]} ({where.filename.rsplit('/', 1)[-1]}:{where.lineno})"
+            message = " ".join(str(error)[:200].split())
+            return None, f"{type(error).__name__}: {message} ({where.filename.rsplit('/', 1)[-1]}:{where.lineno})"
 
 
 def wrong_message(message: str) -> str | None:
@@ -171,5 +172,9 @@ def wrong_message(message: str) -> str | None:
 
 
 def report(failures: list[str]) -> str:
-    """Return the text of a failed test: how many inputs failed, and the first of them."""
-    return "\n".join([f"{len(failures)} inputs failed:", *(failure[:1500] for failure in failures[:8])])
+    """Return the text of a failed test: how many inputs failed, and one failure of each kind, at most ten."""
+    kinds: dict[str, str] = {}
+    for failure in failures:
+        first = failure.splitlines()[0]
+        kinds.setdefault(first.rpartition("(")[2] if first.endswith(")") else first.rpartition(": ")[2][:40], failure)
+    return "\n".join([f"{len(failures)} inputs failed:", *(failure[:1500] for failure in list(kinds.values())[:10])])

@@ -19,10 +19,10 @@ EXIT_CODES = (0, 2, 3, 4, 5, 6, 130)  # those of deephash --help without 1, whic
 # Pieces of text that parsers of commands, tables and lists treat differently from letters.
 PIECES = (
     "'", '"', "\\", "(", ")", "[", "]", "{", "}", ",", ";", ":", "=", "+", "++", "~", "@", "$", "${", "${x}", "${k}",
-    "${oc.env:HOME}", "#", "%", "&", "*", "?", "!", "|", "<", ">", "`", " ", "  ", "\t", "\n", "\r", "\r\n", "\0", "/",
-    "./", "../", "//", "-", "--", ".", "..", "é", "e\u0301", "日本", "\u00a0", "\u200b", "\ufeff", "\u202e", "🙂",
-    "\x1b[31m", "\x85", "\u2028", "0", "1", "-1", "1e5", "2024", "0x1f", "1_000", "inf", "nan", "null", "None", "true",
-    "false", "yes", "???", "_target_", "a" * 300,
+    "${oc.env:HOME}", "#", "%", "&", "*", "?", "!", "|", "<", ">", "`", " ", "  ", "\t", "\n", "\r", "\r\n", "\0",
+    "/", "./", "../", "//", "-", "--", ".", "..", "é", "e\u0301", "日本", "\u00a0", "\u200b", "\ufeff", "\u202e", "🙂",
+    "\x1b[31m", "\x85", "\u2028", "0", "1", "-1", "1e5", "2024", "0x1f", "1_000", "inf", "nan", "null", "None",
+    "true", "false", "yes", "???", "_target_", "a" * 300,
 )  # fmt: skip
 
 
@@ -99,9 +99,9 @@ def content(rng: np.random.Generator, original: bytes) -> bytes:
 
 REMOVED = object()
 ODD_VALUES = (
-    REMOVED, None, True, False, 0, 1, -1, 2, 3, 13, 2**31, 2**63, 10**400, -(10**30), 0.0, 0.5, -0.5, 1e308, float("nan"),
-    float("inf"), "", "0", "12", "null", "x", "é\n", "../../etc/passwd", "\0", "\ud800", "a" * 5000, [], [None], [0], ["x"],
-    [[]], [1, 2, 3], {}, {"x": 1}, {"": None}, {"_target_": "os.system"}, {"0": {"0": []}},
+    REMOVED, None, True, False, 0, 1, -1, 2, 3, 13, 2**31, 2**63, 10**400, -(10**30), 0.0, 0.5, -0.5, 1e308,
+    float("nan"), float("inf"), "", "0", "12", "null", "x", "é\n", "../../etc/passwd", "\0", "\ud800", "a" * 5000,
+    [], [None], [0], ["x"], [[]], [1, 2, 3], {}, {"x": 1}, {"": None}, {"_target_": "os.system"}, {"0": {"0": []}},
 )  # fmt: skip
 
 

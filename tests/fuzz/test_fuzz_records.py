@@ -1,4 +1,4 @@
-"""Edited records of runs and codes give the same result or one sentence: each value of the JSON and YAML files in turn."""
+"""Records of runs and codes in which a value was edited give the same result, or one sentence."""
 
 import json
 import shutil
@@ -101,7 +101,9 @@ def works(settings: dict[str, Any]) -> dict[str, Work]:
 
 # For each file, what reads it.
 READERS = {
-    "runs/a/codes/manifest.json": ("eval run", "eval codes", "search run", "export postgres", "export safetensors", "index"),
+    "runs/a/codes/manifest.json": (
+        "eval run", "eval codes", "search run", "export postgres", "export safetensors", "index",
+    ),
     "codes/manifest.json": ("search codes", "export opensearch", "encode"),
     "codes/encode.json": ("encode", "search codes"),
     "runs/a/run.json": ("eval run", "search run", "runs", "runs as JSON", "compare", "report", "index"),

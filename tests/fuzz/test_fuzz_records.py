@@ -138,7 +138,8 @@ def edited(file: Path, number: int) -> str:
 @pytest.mark.parametrize("numbers", mutations.chunks(6, 156))
 def test_edited_records(place, settings, file, numbers):
     do = works(settings)
-    right = {name: do[name]() for name in READERS[file] if name in SAME}
+    same = {*SAME} - {"search run"} if file.endswith(".yaml") else {*SAME}  # other settings are another network
+    right = {name: do[name]() for name in READERS[file] if name in same}
     original = Path(file).read_bytes()
     failures = []
     for number in numbers:
@@ -146,7 +147,7 @@ def test_edited_records(place, settings, file, numbers):
         present = Path(file).read_bytes()
         for name in READERS[file]:
             result, wrong = mutations.refusal(do[name])
-            if wrong is None and result is not None and name in SAME and result != right[name]:
+            if wrong is None and result is not None and name in right and result != right[name]:
                 wrong = f"another result: {str(result)[:200]}"
             if wrong:
                 failures.append(f"{number}: {name}, {what}: {wrong}")

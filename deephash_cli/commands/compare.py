@@ -15,6 +15,7 @@ from deephash_cli.console import console, say, say_wrapped, show, warn
 from deephash_cli.errors import ConfigError
 from deephash_cli.files import csv_text, write_text
 from deephash_cli.runs import listing, results
+from deephash_cli.runs.outputs import MARKS, settle
 from deephash_cli.runs.results import Cell, Section
 
 _MOST_DIGITS = 15  # of a number in double precision
@@ -55,6 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--percent", action="store_true")
     parser.add_argument("--caption")
     parser.add_argument("--label")
+    parser.add_argument("--overwrite", action="store_true")
 
 
 def run(parsed: argparse.Namespace) -> None:
@@ -75,7 +77,7 @@ def run(parsed: argparse.Namespace) -> None:
     metrics = [name for names in parsed.metric or ["map"] for name in names.split(",") if name]
     paths, wanted = listing.paths_and_filters(parsed.words)
     style = Style(digits, parsed.percent, parsed.caption, parsed.label)
-    compare(paths, wanted, list(dict.fromkeys(metrics)) or ["map"], form, parsed.output, style)
+    compare(paths, wanted, list(dict.fromkeys(metrics)) or ["map"], form, parsed.output, style, parsed.overwrite)
 
 
 def compare(
@@ -85,6 +87,7 @@ def compare(
     form: str,
     output: Path | None,
     style: Style,
+    overwrite: bool = False,
 ) -> None:
     """Print the tables of the runs at or below some paths, or write them to a file.
 
@@ -95,18 +98,21 @@ def compare(
         form: Output format: ``table``, or one of ``FORMATS``.
         output: File for the tables; None prints them.
         style: How numbers look, and what stands around a LaTeX table.
+        overwrite: Whether ``output`` may be a file that ``deephash compare`` did not make, and replace it.
 
     Raises:
-        ConfigError: If there is no finished run with the wanted values, or none has one of the metrics.
+        ConfigError: If there is no finished run with the wanted values, none has one of the metrics, or ``output`` must
+            not be replaced.
     """
+    (file,) = settle("compare", {"--output ": output}, {}, overwrite)
     found, left_out = results.gather(paths, metrics, wanted)
     sections = results.sections(found)
     if form != "table":
         text = FORMATS[form](sections, metrics, style)
-        if output is None:
+        if file is None:
             console.file.write(text)
         else:
-            write_text(output, text)
+            write_text(file, MARKS.get(form, "") + text)
             say(f"{len(found)} runs in {output}")
     else:
         for section in sections:

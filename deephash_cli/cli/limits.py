@@ -57,11 +57,13 @@ WORDS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 # Settings that are lists of whole numbers, with the lowest number that is allowed in each.
 LISTS = {"metrics.ks": 1, "dataset.map_at": 1, "ks": 1, "map_at": 1, "shards": 0}
-# Settings that must be text; most have no default that would show it.
-TEXTS = (
-    "run_dir", "runs", "resume", "group", "dataset.root", "dataset.file", "dataset.split_file", "dataset.train",
-    "dataset.query", "dataset.database", "dataset.vectors", "dataset.labels", "dataset.ids", "run", "codes", "output",
-    "query", "database", "query_labels", "database_labels", "input", "root", "picture", "check_output",
+# Settings that are the path of a file or folder, or may be one. Any name works, in quotes for the shell alone.
+PATHS = (
+    "run_dir", "runs", "resume", "dataset.root", "dataset.file", "dataset.split_file", "dataset.train", "dataset.query",
+    "dataset.database", "dataset.vectors", "dataset.labels", "dataset.ids", "run", "codes", "output", "query",
+    "database", "query_labels", "database_labels", "input", "root", "picture", "index", "check_output", "model.weights",
 )  # fmt: skip
+# Settings that must be text; most have no default that would show it.
+TEXTS = (*PATHS, "group", "logger.project", "logger.entity", "table")
 # Settings that have a default and may still be set to null.
 OPTIONAL = ("picture",)

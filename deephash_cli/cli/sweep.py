@@ -1,7 +1,6 @@
 """Jobs of a sweep: a record of how each ended, and the table at the end. Jobs may run in other processes."""
 
 import contextlib
-import re
 import sqlite3
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -11,6 +10,7 @@ from typing import Any
 import yaml
 from rich.table import Table
 
+from deephash_cli.cli.arguments import value_of
 from deephash_cli.console import console, errors, say
 from deephash_cli.errors import ArtifactError, DeephashError, Stopped, SweepError, first_line
 from deephash_cli.files import read_json, write_json
@@ -127,8 +127,9 @@ def conclude(folder: Path) -> None:
 
 
 def plain(override: str) -> str:
-    """Return an override without the quotes that Hydra needs."""
-    return re.sub(r"='([^']*)'$", r"=\1", override)
+    """Return an override as it is typed, without the quotes and escapes that Hydra needs."""
+    value = value_of(override)
+    return f"{override.partition('=')[0]}={value}".replace("\\${", "${") if isinstance(value, str) else override
 
 
 def _columns(metrics: Mapping[str, Any]) -> dict[str, float]:

@@ -5,12 +5,14 @@ import os
 import re
 import shlex
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from deephash_cli.choices import group_names
 from deephash_cli.cli import verbs
 from deephash_cli.cli.limits import PATHS, TEXTS
 from deephash_cli.errors import ConfigError
+from deephash_cli.runs.settings import escape, unescape
 
 _PLAIN = re.compile(r"\.{1,2}|(\.{0,2}/|[A-Za-z_])[A-Za-z0-9_./-]*")  # text that Hydra reads as it is ...
 _WORDS = ("true", "false", "inf", "nan")  # ... except for these
@@ -93,7 +95,7 @@ def quote_text(key: str, value: str) -> str:
     the name of a file. These rules hold, in this order:
 
     1. ``null`` is None; ``./null`` is a file of this name.
-    2. The name of a file or folder that exists is taken as it is.
+    2. The name of a file or folder that exists is taken as it is, and so is a new one below a folder called ``${...}``.
     3. Quotes or backslashes that Hydra understands keep their meaning, because earlier releases needed them.
     4. ``~`` at the start of a path is the home folder.
     5. All other text is taken as it is, except that ``${...}`` is an interpolation.
@@ -109,16 +111,16 @@ def quote_text(key: str, value: str) -> str:
         return value
     if key in PATHS and value == "???":  # OmegaConf takes this text for a value that is missing
         return "'./???'"
-    if key in PATHS and os.path.lexists(value):
-        name = f"./{value}" if value[0] == "~" else value  # the readers of data expand a leading ~
-        return quote(re.sub(r"(\\*)\$\{", r"\1\1\\${", name))  # a backslash makes ${ plain text
+    if key in PATHS and _exists(value):
+        name = str(Path(value).absolute()) if value[0] == "~" else value  # the readers of data expand a leading ~
+        return quote(escape(name))
     if re.match("[\"']", value) or "\\" in value:
         meant = _read(f"{key}={value}")
         if meant is not None and isinstance(meant.value(), str):
             return value
     if key in PATHS and value[0] == "~":
         home = os.path.expanduser(value)  # noqa: PTH111  # Path raises an error for an unknown user
-        value = f"./{value}" if home == value else home
+        value = str(Path(value).absolute()) if home == value else home
     return quote(value)
 
 
@@ -127,20 +129,26 @@ def quote_sweep(key: str, value: str) -> str:
 
     ``choice(a,b)`` and Hydra's other functions keep their meaning.
     """
-    if (key in PATHS and os.path.lexists(value)) or "," not in value:
+    if (key in PATHS and _exists(value)) or "," not in value:
         return quote_text(key, value)
     meant = _read(f"{key}={value}")
     if meant is not None and meant.is_sweep_override() and re.match(r"[a-z]+\(", value):
         return value
     parts = re.findall(r"""\s*("(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')\s*(?=,|$)|((?<=,)[^,]*|^[^,]*)""", value)
-    texts = [quoted or (plain if os.path.lexists(plain) else plain.strip()) for quoted, plain in parts]
+    texts = [quoted or (plain if _exists(plain) else plain.strip()) for quoted, plain in parts]
     return ",".join(quote_text(key, text) if text else "''" for text in texts)
 
 
 def value_of(override: str) -> Any:
     """Return the value that Hydra reads from an override; the text behind ``=`` if Hydra cannot read it."""
     meant = _read(override)
-    return override.partition("=")[2] if meant is None else meant.value()
+    return override.partition("=")[2] if meant is None else unescape(meant.value())
+
+
+def _exists(path: str) -> bool:
+    """Return whether a path names something that exists, or a folder on its way has an interpolation as its name."""
+    ways = [parent for parent in Path(path).parents if "${" in parent.name] if "${" in path else []
+    return any(os.path.lexists(name) for name in (path, *ways))
 
 
 def _read(override: str) -> Any:

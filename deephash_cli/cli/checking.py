@@ -53,7 +53,7 @@ def check(verb: str, overrides: Sequence[str], config_dir: str | None, multirun:
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.core.override_parser.types import IntervalSweep, Override
     from hydra.errors import HydraException, OverrideParseException
-    from omegaconf import OmegaConf
+    from omegaconf import OmegaConf, open_dict
 
     from deephash_cli.cli import lengths
 
@@ -104,7 +104,9 @@ def check(verb: str, overrides: Sequence[str], config_dir: str | None, multirun:
             try:
                 composed = compose(verb, overrides=[*fixed, *variant], return_hydra_config=True)
                 refuse_decided(verb, composed.hydra)
-                configs.append(OmegaConf.masked_copy(composed, [name for name in composed if name != "hydra"]))
+                with open_dict(composed):
+                    del composed["hydra"]
+                configs.append(composed)
                 OmegaConf.to_container(configs[-1], resolve=True, throw_on_missing=True)
                 _check_values(configs[-1], compose(verb, overrides=chosen), variant)
             except (HydraException, OmegaConfBaseException, YAMLError) as error:
@@ -247,7 +249,7 @@ def _explain(verb: str, message: str, config_dir: str | None, chosen: Sequence[s
     if match := re.search(r"Could not find '([^']+)/([^'/]+)'|Could not find '([^']+)'", message):
         path = match[3] or f"{match[1]}/{match[2]}"
         if path.startswith("hydra/"):
-            return explain_choice(*path.rsplit("/", 1), config_dir)
+            return explain_choice(path.rpartition("/")[0], path.rpartition("/")[2], config_dir)
         group = next((name for name in group_names() if path.startswith(f"{name}/")), path.split("/")[0])
         choice = path.removeprefix(f"{group}/")
         exist = choices(group) if (CONF_DIR / group).is_dir() else []

@@ -186,11 +186,11 @@ def _train_job(config: Any) -> float | None:
     from hydra.core.hydra_config import HydraConfig
 
     from deephash_cli.cli.sweep import is_search, run_job
-    from deephash_cli.runs import hide_in_override
+    from deephash_cli.runs import escape, hide_in_override
     from deephash_cli.training.fit import train
 
     job = HydraConfig.get()
-    typed = list(job.overrides.task)
+    typed = escape(list(job.overrides.task))  # reading resolved it
     telling = [override for override in typed if not override.startswith(("resume=", "group=", "logger="))]
     shown = [hide_in_override(override) for override in telling]
     searching = is_search(job.sweeper)

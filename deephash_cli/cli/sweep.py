@@ -129,7 +129,7 @@ def conclude(folder: Path) -> None:
 def plain(override: str) -> str:
     """Return an override as it is typed, without the quotes and escapes that Hydra needs."""
     value = value_of(override)
-    return f"{override.partition('=')[0]}={value}".replace("\\${", "${") if isinstance(value, str) else override
+    return f"{override.partition('=')[0]}={value}" if isinstance(value, str) else override
 
 
 def _columns(metrics: Mapping[str, Any]) -> dict[str, float]:

@@ -8,7 +8,7 @@ continue. When all shards exist, they are joined into one folder of codes.
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from deephash_cli import processes, runs
 from deephash_cli.console import progress, say, warn
@@ -16,6 +16,7 @@ from deephash_cli.errors import ConfigError
 from deephash_cli.inference.ray_workers import encode_with_ray
 from deephash_cli.inference.shards import SKIPPED, Task, Work
 from deephash_cli.retrieval import codes_folder
+from deephash_cli.training.instantiate import as_yaml
 
 
 def run(config: DictConfig, source: DictConfig | None = None) -> dict[str, Any]:
@@ -41,7 +42,7 @@ def run(config: DictConfig, source: DictConfig | None = None) -> dict[str, Any]:
     task = Task(
         run=str(run_folder.absolute()),
         input=_absolute(config.input),
-        source=None if source is None else OmegaConf.to_yaml(source, resolve=True),
+        source=None if source is None else as_yaml(source),
         root=_absolute(config.root),
         output=str(Path(config.output).absolute()),
         shard_size=config.shard_size,

@@ -5,7 +5,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from deephash_cli import processes
+from deephash_cli import processes, runs
 from deephash_cli.console import say
 from deephash_cli.retrieval.metrics_table import show
 from deephash_cli.training import fit
@@ -24,7 +24,7 @@ def run(config: DictConfig) -> dict[str, Any]:
         return {}
     fit.load_dataset.cache_clear()
     try:
-        metrics = fit.train(config, list(HydraConfig.get().overrides.task))
+        metrics = fit.train(config, runs.escape(list(HydraConfig.get().overrides.task)))  # reading resolved it
     finally:
         processes.dismiss()
     show(metrics)

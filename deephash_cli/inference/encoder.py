@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -135,7 +135,7 @@ def load_encoder(run: Path, allowed_targets: Sequence[str] = (), vectors: Path |
             backbone["weights"] = "none"  # the checkpoint has the weights
         if vectors is not None and "file" in backbone:
             backbone["file"] = str(vectors)
-        config: DictConfig = OmegaConf.create(settings)
+        config = cast(DictConfig, OmegaConf.create(runs.escape(settings)))
         network = build(config.model.network, bits=bits)
         if not is_learned(config):  # a fitted method puts its own hash layer into the network
             network = build_module(config, network, labels).network

@@ -29,12 +29,14 @@ from deephash_cli.runs.settings import (
     INCIDENTAL,
     RESUMABLE,
     belongs,
+    escape,
     fingerprint,
     flatten,
     forbidden_changes,
     hide_in_override,
     read_config,
     redact,
+    unescape,
 )
 
 __all__ = [
@@ -57,6 +59,7 @@ __all__ = [
     "codes_folder",
     "create",
     "default_root",
+    "escape",
     "find",
     "fingerprint",
     "flatten",
@@ -69,5 +72,6 @@ __all__ = [
     "scan",
     "seconds",
     "status",
+    "unescape",
     "versions",
 ]

@@ -32,7 +32,7 @@ from deephash_cli.retrieval.codes_folder import save_codes
 from deephash_cli.retrieval.scoring import CLASSES
 from deephash_cli.training import checkpoints, gallery, loggers, resuming
 from deephash_cli.training.inputs import Loading, Source
-from deephash_cli.training.instantiate import build, build_module, is_learned, target_of
+from deephash_cli.training.instantiate import as_yaml, build, build_module, is_learned, target_of
 from deephash_cli.training.trust import require_trusted
 from deephash_cli.training.validation import Validation
 
@@ -108,7 +108,7 @@ def prepare(config: DictConfig, settings: dict[str, Any] | None = None) -> Job:
         DataError: If the data are missing, damaged, or do not fit the method.
     """
     seed_everything(config.seed, verbose=False)
-    dataset = load_dataset(OmegaConf.to_yaml(config.dataset.source, resolve=True))
+    dataset = load_dataset(as_yaml(config.dataset.source))
     _require_fitting(config, dataset)
     if config.dataset.split_file:
         split = load_split(Path(config.dataset.split_file), dataset)
@@ -160,7 +160,7 @@ def fit(folder: Path, job: Job, dashboard: Logger | None) -> None:
             f"each of {trainer.world_size} devices needs at least one image of the queries, of the database and of the "
             f"validation queries, but the smallest of these has {fewest}: lower trainer.devices"
         )
-    task = json.dumps({"folder": str(folder.absolute()), "config": OmegaConf.to_yaml(config, resolve=True)})
+    task = json.dumps({"folder": str(folder.absolute()), "config": as_yaml(config)})
     with processes.team(trainer.world_size, trainer.strategy.root_device, FOLLOW, task):
         if config.compile:
             job.network.backbone.compile()
@@ -242,7 +242,7 @@ def _run_folder(config: DictConfig, earlier: Path | None) -> Iterator[runs.Run]:
 @contextlib.contextmanager
 def _recorded(run: runs.Run, job: Job, overrides: Sequence[str]) -> Iterator[str]:
     """Record that a run has started and how it ended. Yields the id of the run."""
-    yaml = OmegaConf.to_yaml(OmegaConf.create(job.settings))
+    yaml = OmegaConf.to_yaml(OmegaConf.create(runs.escape(job.settings)))
     identity = run.start(yaml, runs.fingerprint(job.settings), overrides)
     try:
         yield identity

@@ -14,6 +14,7 @@ from deephash_cli.choices import CONF_DIR, choices, group_names
 from deephash_cli.cli.arguments import normalize, quote
 from deephash_cli.cli.hydra_keys import explain_choice, refuse_decided
 from deephash_cli.cli.limits import LISTS, LONGEST, OPTIONAL, RANGES, TEXTS, WORDS
+from deephash_cli.cli.trainer_settings import check_trainer
 from deephash_cli.errors import ConfigError, first_line, hint, short
 
 _UNCLOSED = "an interpolation is written ${name}, and a closing brace is missing"
@@ -219,6 +220,8 @@ def _check_values(config: Any, defaults: Any, overrides: Sequence[str]) -> None:
         number = isinstance(value, int | float if isinstance(default, float) else int) and not isinstance(value, bool)
         if not number or not low <= value <= (float("inf") if high is None else high):
             raise ConfigError(f"{key} must be {kind}, {limits}, got {short(str(value))}")
+    if "trainer" in config:
+        check_trainer(OmegaConf.to_container(config.trainer, resolve=True))  # type: ignore[arg-type]
     for key, words in WORDS.items():
         value = OmegaConf.select(config, key, throw_on_missing=False)
         if value is not None and value not in words:

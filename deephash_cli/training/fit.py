@@ -5,17 +5,15 @@ import functools
 import json
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 from jaxtyping import Int
-from lightning_fabric.plugins.environments.lightning import LightningEnvironment
-from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning import Callback, Trainer, seed_everything
+from pytorch_lightning import seed_everything
 from pytorch_lightning.callbacks import EMAWeightAveraging
 from pytorch_lightning.loggers import Logger
 from torch import Tensor
@@ -23,6 +21,7 @@ from torch import Tensor
 from deephash_cli import console, processes, runs
 from deephash_cli.console import say
 from deephash_cli.data.dataset import RetrievalDataset, Vectors
+from deephash_cli.data.loaders import EpochSampler
 from deephash_cli.data.protocol import Split, hold_out_validation, load_split, make_split
 from deephash_cli.errors import ArtifactError, ConfigError, DataError, DeephashError, Stopped, first_line
 from deephash_cli.files import read_json, sha256_file, write_json, write_text
@@ -33,6 +32,7 @@ from deephash_cli.retrieval.scoring import CLASSES
 from deephash_cli.training import checkpoints, gallery, loggers, resuming
 from deephash_cli.training.inputs import Loading, Source
 from deephash_cli.training.instantiate import as_yaml, build, build_module, is_learned, target_of
+from deephash_cli.training.trainer import check_trainer, make_trainer, run_trainer
 from deephash_cli.training.trust import require_trusted
 from deephash_cli.training.validation import Validation
 
@@ -82,6 +82,7 @@ def train(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
         say(f"already done: {earlier}")
         return {**read_json(earlier / runs.METRICS), "run_dir": str(earlier)}
     runs.check_writable(earlier or Path(config.run_dir or config.runs))
+    check_trainer(config)
     job = prepare(config, settings)
     with _run_folder(config, earlier) as run, _recorded(run, job, overrides) as identity:
         resuming.keep_split(run.path, job.split, job.dataset)
@@ -160,6 +161,8 @@ def fit(folder: Path, job: Job, dashboard: Logger | None) -> None:
             f"each of {trainer.world_size} devices needs at least one image of the queries, of the database and of the "
             f"validation queries, but the smallest of these has {fewest}: lower trainer.devices"
         )
+    if is_learned(config):
+        _require_batches(config, len(train_rows), trainer.world_size)
     task = json.dumps({"folder": str(folder.absolute()), "config": as_yaml(config)})
     with processes.team(trainer.world_size, trainer.strategy.root_device, FOLLOW, task):
         if config.compile:
@@ -172,11 +175,13 @@ def fit(folder: Path, job: Job, dashboard: Logger | None) -> None:
         validation = None
         if len(validation_rows):
             validation = [source.in_order(processes.own_share(rows)) for rows in (validation_rows, train_rows)]
-        trainer.fit(module, training, validation, ckpt_path=checkpoint)
+        run_trainer(trainer, module, training, validation, checkpoint)
 
         chosen, best = (folder / runs.CHECKPOINTS / name for name in (checkpoints.LAST, checkpoints.BEST))
         if best.exists():
             chosen = best
+        elif not chosen.exists():
+            raise ConfigError("nothing was trained: raise trainer.max_time or another limit of the trainer")
         elif validation:
             console.warn("training ended before the first validation: the codes are those of the last epoch")
         module.load_state_dict(checkpoints.read_checkpoint(chosen)["state_dict"])
@@ -214,7 +219,8 @@ def _settings(config: DictConfig) -> dict[str, Any]:
         require_trusted(settings, also=config.allowed_targets)
     processes.require_alone("train")
     if not is_learned(config):  # fitted in one step by one process, even if other methods of a sweep use several
-        for name, value in {"max_epochs": 1, "devices": 1, "num_nodes": 1, "strategy": "auto"}.items():
+        one_step = {"max_epochs": 1, "limit_train_batches": None, "devices": 1, "num_nodes": 1, "strategy": "auto"}
+        for name, value in one_step.items():
             OmegaConf.update(config.trainer, name, value, force_add=True)  # the user's own trainer may lack the setting
             settings["trainer"][name] = value
     return settings
@@ -328,6 +334,22 @@ def _require_fitting(config: DictConfig, dataset: RetrievalDataset) -> None:
         )
 
 
+def _require_batches(config: DictConfig, images: int, devices: int) -> None:
+    """Check that ``trainer.limit_train_batches`` leaves at least one batch of so many training images.
+
+    Raises:
+        ConfigError: If nothing would be trained, or a batch is too small for the number of devices.
+        DataError: If there are fewer than two training images.
+    """
+    batches = len(EpochSampler(images, config.loader.batch_size, config.seed, parts=devices))
+    share = OmegaConf.select(config, "trainer.limit_train_batches")
+    if isinstance(share, float) and batches * share < 1:
+        raise ConfigError(
+            f"trainer.limit_train_batches={share} of {batches} batches is less than one batch, so nothing would be "
+            "trained: give a number of batches, such as trainer.limit_train_batches=1, or a larger share"
+        )
+
+
 def _learn_head(folder: Path, job: Job, source: Source, rows: Int[np.ndarray, "n"]) -> dict[str, Tensor]:
     """Train the layers above the backbone on the backbone's features, before the backbone is fine-tuned.
 
@@ -351,7 +373,7 @@ def _learn_head(folder: Path, job: Job, source: Source, rows: Int[np.ndarray, "n
         **changes,
     )
     module = build_module(config, job.network, source.labels[rows])
-    trainer.fit(module, source.shuffled_features(rows, head.batch_size, config.seed))
+    run_trainer(trainer, module, source.shuffled_features(rows, head.batch_size, config.seed))
     return module.state_dict()
 
 
@@ -398,42 +420,3 @@ def _inputs(job: Job) -> dict[str, Any]:
         return {"views": "none: vectors as they are", "vectors": {"sha256": images.digest()}}
     views = "two, features averaged: the image and its mirror image" if job.network.mirrored else "one"
     return {"views": f"{views}; shorter side resized, centre crop"}
-
-
-def make_trainer(
-    config: DictConfig,
-    folder: Path,
-    make_loggers: Callable[[], list[Logger]],
-    callbacks: list[Callback],
-    **changes: Any,
-) -> Trainer:
-    """Build the trainer of a configuration. Only the process that the user started gets loggers.
-
-    Args:
-        config: Composed configuration.
-        folder: Run folder.
-        make_loggers: Function that creates the loggers; it is called in the first process only.
-        callbacks: Callbacks of the trainer.
-        **changes: Arguments of the trainer that replace those of the configuration.
-
-    Raises:
-        ConfigError: If the trainer refuses its settings.
-    """
-    create = build(config.trainer, _partial_=True)
-    try:
-        return create(
-            logger=make_loggers() if processes.is_first() else False,
-            callbacks=callbacks,
-            default_root_dir=folder,
-            # processes.team starts the processes on every kind of cluster, so Lightning must not detect one
-            plugins=[checkpoints.VerifiedCheckpointIO(), LightningEnvironment()],
-            check_val_every_n_epoch=config.validation.every_n_epochs,
-            **changes,
-            enable_checkpointing=False,  # EpochCheckpoints saves them
-            enable_progress_bar=False,  # EpochReport shows one
-            enable_model_summary=False,
-            num_sanity_val_steps=0,
-            use_distributed_sampler=False,  # EpochSampler decides the order of an epoch
-        )
-    except (MisconfigurationException, ValueError, TypeError) as error:
-        raise ConfigError(f"trainer: {first_line(error)}") from error

@@ -193,7 +193,7 @@ def _check_values(config: Any, defaults: Any, overrides: Sequence[str]) -> None:
         default, value = (OmegaConf.select(source, key, throw_on_missing=False) for source in (defaults, config))
         if default is None:
             continue
-        if value is None and key not in OPTIONAL and (key in RANGES or key in defaults):
+        if value is None and key not in OPTIONAL and (key in RANGES or key in defaults or key.endswith("._target_")):
             raise ConfigError(f"{key} must not be empty: its default is {short(str(default))}")
         if value is None:
             continue

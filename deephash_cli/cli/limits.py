@@ -9,6 +9,7 @@ RANGES: dict[str, tuple[float, float | None]] = {
     "bits": (1, LONGEST),
     "seed": (0, 2**31 - 1),
     "dataset.split_seed": (0, 2**31 - 1),
+    "trial": (2, None),
     "trainer.max_epochs": (1, None),
     "trainer.num_nodes": (1, None),
     "trainer.accumulate_grad_batches": (1, None),
@@ -70,4 +71,4 @@ PATHS = (
 # Settings that must be text; most have no default that would show it.
 TEXTS = (*PATHS, "group", "logger.project", "logger.entity", "table")
 # Settings that have a default and may still be set to null.
-OPTIONAL = ("picture",)
+OPTIONAL = ("picture", "trial")

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from deephash_cli import console, processes, runs
 from deephash_cli.console import say
+from deephash_cli.data import trial
 from deephash_cli.data.dataset import RetrievalDataset, Vectors
 from deephash_cli.data.loaders import EpochSampler
 from deephash_cli.data.protocol import Split, hold_out_validation, load_split, make_split
@@ -84,6 +85,11 @@ def train(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
     runs.check_writable(earlier or Path(config.run_dir or config.runs))
     check_trainer(config)
     job = prepare(config, settings)
+    if config.trial:
+        console.warn(
+            f"trial={config.trial} uses at most so many queries, training images and database items: the numbers "
+            "of this run mean nothing"
+        )
     with _run_folder(config, earlier) as run, _recorded(run, job, overrides) as identity:
         resuming.keep_split(run.path, job.split, job.dataset)
         with _dashboard(run.path, identity, job) as dashboard:
@@ -115,6 +121,8 @@ def prepare(config: DictConfig, settings: dict[str, Any] | None = None) -> Job:
         split = load_split(Path(config.dataset.split_file), dataset)
     else:
         split = make_split(config.dataset.protocol, dataset, config.dataset.split_seed)
+    if config.trial:
+        dataset, split = trial.reduce(dataset, split, config.trial)
     return Job(config, settings or {}, dataset, split, build(config.model.network, bits=config.bits))
 
 

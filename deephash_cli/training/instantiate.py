@@ -46,9 +46,9 @@ def build(node: Any, **arguments: Any) -> Any:
             cause = cause.__cause__
         if isinstance(cause, DeephashError):
             raise cause from error
-        if cause is error or isinstance(
-            cause, ValueError | TypeError | ImportError | AttributeError | OmegaConfBaseException
-        ):
+        if cause is error:  # Hydra itself refuses the target
+            raise ConfigError(" ".join(str(error).split())) from error
+        if isinstance(cause, ValueError | TypeError | ImportError | AttributeError | OmegaConfBaseException):
             raise ConfigError(f"{node.get('_target_', 'the configuration')}: {first_line(cause)}") from error
         raise
 

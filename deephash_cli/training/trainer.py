@@ -115,8 +115,8 @@ def _explain_trainer(config: DictConfig, error: Exception) -> str:
     message, accelerator = str(error), OmegaConf.select(config, "trainer.accelerator")
     if "No supported gpu backend" in message or "can not run on your system" in message:
         return (
-            f"trainer.accelerator={accelerator} finds no such device on this machine: use trainer=auto, which takes what "
-            "there is, or trainer=cpu"
+            f"trainer.accelerator={accelerator} finds no such device on this machine: use trainer=auto, which takes "
+            "what there is, or trainer=cpu"
         )
     if "your machine only has" in message:
         return (

@@ -1,8 +1,10 @@
 """Errors that users can cause. Each has one sentence (what was expected, what was got, what to do) and an exit code."""
 
 import difflib
+import shlex
 import sys
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class DeephashError(Exception):
@@ -67,6 +69,17 @@ def hint(word: str, known: Iterable[str]) -> str:
     """Suggest the known word closest to an unknown one, as a question to append to a message; "" if none is close."""
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def command(*words: str | Path) -> str:
+    """Return a command, or a part of one, as it is typed into a shell: with quotes where the shell needs them.
+
+    Args:
+        *words: Words of the command, such as ``"deephash"`` and ``"run=my run"``. A path that starts with ``-`` becomes
+            one that no command takes for an option.
+    """
+    texts = [f"./{word}" if isinstance(word, Path) and str(word).startswith("-") else str(word) for word in words]
+    return shlex.join(texts)
 
 
 def print_error(error: DeephashError) -> None:

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from deephash_cli.cli.arguments import value_of
 from deephash_cli.console import console, errors, say
-from deephash_cli.errors import ArtifactError, DeephashError, Stopped, SweepError, first_line
+from deephash_cli.errors import ArtifactError, DeephashError, Stopped, SweepError, command, first_line
 from deephash_cli.files import read_json, write_json
 from deephash_cli.runs.results import Cell
 
@@ -109,7 +109,7 @@ def conclude(folder: Path) -> None:
     if done:
         done.sort(key=lambda job: job["metrics"].get(OBJECTIVE, 0), reverse=True)
         console.print(_table(done))
-        say(f"for a page with charts and pictures: deephash report {folder.parent.parent}")
+        say(f"for a page with charts and pictures: {command('deephash', 'report', folder.parent.parent)}")
     if (best := folder / BEST).exists():
         found = yaml.safe_load(best.read_text())
         settings = " ".join(f"{name}={value}" for name, value in found["best_params"].items())

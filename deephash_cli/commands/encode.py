@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 
 from deephash_cli import processes, runs
 from deephash_cli.console import progress, say, warn
-from deephash_cli.errors import ConfigError
+from deephash_cli.errors import ConfigError, command
 from deephash_cli.inference.ray_workers import encode_with_ray
 from deephash_cli.inference.shards import SKIPPED, Task, Work
 from deephash_cli.retrieval import codes_folder
@@ -73,7 +73,8 @@ def run(config: DictConfig, source: DictConfig | None = None) -> dict[str, Any]:
     say(f"codes of {count} {work.unit}, {manifest['bits']} bits: {config.output}")
     if skipped:
         warn(f"{skipped} images could not be read and are left out: {Path(config.output) / SKIPPED} says why")
-    say(f"search them: deephash search run={run_folder} codes={config.output} query=<image>")
+    search = command("deephash", "search", f"run={run_folder}", f"codes={config.output}")
+    say(f"search them: {search} query=<image>")
     return {"images": count, "skipped": skipped, "missing_shards": 0}
 
 

@@ -132,10 +132,10 @@ def _check_paths(output: Path, report: Path, config: DictConfig) -> None:
         raise ConfigError(f"check_output must be a file that ends in .json, got {report}")
     if config.check_output is not None and not config.check:
         raise ConfigError("check_output= needs --check: add --check, or leave out check_output=")
-    for name, path in (("output", output), ("check_output", report)):
+    for name, path, ending in (("output", output, ENDING), ("check_output", report, ".json")):
         if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
             problem = "cannot be written to" if path.parent.is_dir() else "does not exist"
-            raise ConfigError(f"{name}={path} is in a folder that {problem}: give another, output=<file{ENDING}>")
+            raise ConfigError(f"{name}={path} is in a folder that {problem}: give another, {name}=<file{ending}>")
 
 
 def _queries(

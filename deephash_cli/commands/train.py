@@ -1,5 +1,6 @@
 """``deephash train``: train a method, write its codes, and report its metrics."""
 
+from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
@@ -7,6 +8,7 @@ from omegaconf import DictConfig
 
 from deephash_cli import processes, runs
 from deephash_cli.console import say
+from deephash_cli.errors import command
 from deephash_cli.retrieval.metrics_table import show
 from deephash_cli.training import fit
 
@@ -28,7 +30,8 @@ def run(config: DictConfig) -> dict[str, Any]:
     finally:
         processes.dismiss()
     show(metrics)
-    say(f"run folder: {metrics['run_dir']}")
-    say(f"to recompute every number from the codes: deephash eval run={metrics['run_dir']}")
-    say(f"for a page with charts and pictures: deephash report {metrics['run_dir']}")
+    folder = Path(metrics["run_dir"])
+    say(f"run folder: {folder}")
+    say(f"to recompute every number from the codes: {command('deephash', 'eval', f'run={folder}')}")
+    say(f"for a page with charts and pictures: {command('deephash', 'report', folder)}")
     return metrics

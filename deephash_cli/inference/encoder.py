@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from deephash_cli import runs
 from deephash_cli.data.dataset import square
 from deephash_cli.data.small_images import MAX_SIDE
-from deephash_cli.errors import ArtifactError
+from deephash_cli.errors import ArtifactError, command
 from deephash_cli.files import read_json
 from deephash_cli.models import HashingNetwork, NoBackbone, packed_codes
 from deephash_cli.retrieval import codes_folder
@@ -122,8 +122,8 @@ def load_encoder(run: Path, allowed_targets: Sequence[str] = (), vectors: Path |
     manifest_file = run / runs.CODES / codes_folder.MANIFEST
     if not manifest_file.is_file():
         raise ArtifactError(
-            f"{run} has no codes yet: its status is {runs.status(run, record)}; deephash train resume=<run folder> "
-            "finishes it"
+            f"{run} has no codes yet: its status is {runs.status(run, record)}; "
+            f"{command('deephash', 'train', f'resume={run}')} finishes it"
         )
     provenance = codes_folder.read_manifest(run / runs.CODES)["provenance"]
     settings = runs.read_config(run)
@@ -147,7 +147,7 @@ def load_encoder(run: Path, allowed_targets: Sequence[str] = (), vectors: Path |
     if checkpoints.digest(checkpoint) != digest:
         raise ArtifactError(
             f"{checkpoint} is not the checkpoint that the codes in {run / runs.CODES} were made with: the run was "
-            "continued after that; deephash train resume=<run folder> makes the codes again"
+            f"continued after that; {command('deephash', 'train', f'resume={run}')} makes the codes again"
         )
     prefix = "network."
     weights = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}

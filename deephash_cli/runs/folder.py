@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from deephash_cli import __version__
-from deephash_cli.errors import ArtifactError, ConfigError
+from deephash_cli.errors import ArtifactError, ConfigError, command
 from deephash_cli.files import read_json, write_json, write_text
 from deephash_cli.runs.settings import CONFIG, hide_in_override
 
@@ -123,7 +123,8 @@ def create(root: Path, name: str, run_dir: str | None) -> Run:
             path = Path(run_dir)
             if path.is_dir() and any(entry.name != ".lock" for entry in path.iterdir()):
                 raise ConfigError(
-                    f"run_dir={path} is not empty: choose another folder, or resume={path} to continue the run in it"
+                    f"run_dir={path} is not empty: choose another folder, or {command(f'resume={path}')} to continue "
+                    "the run in it"
                 )
             path.mkdir(parents=True, exist_ok=True)
         return Run(path)

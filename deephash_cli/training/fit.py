@@ -24,7 +24,7 @@ from deephash_cli.data import trial
 from deephash_cli.data.dataset import RetrievalDataset, Vectors
 from deephash_cli.data.loaders import EpochSampler
 from deephash_cli.data.protocol import Split, hold_out_validation, load_split, make_split
-from deephash_cli.errors import ArtifactError, ConfigError, DataError, DeephashError, Stopped, first_line
+from deephash_cli.errors import ArtifactError, ConfigError, DataError, DeephashError, Stopped, command, first_line
 from deephash_cli.files import read_json, sha256_file, write_json, write_text
 from deephash_cli.models import HashingNetwork, NoBackbone
 from deephash_cli.retrieval import scoring
@@ -264,7 +264,7 @@ def _recorded(run: runs.Run, job: Job, overrides: Sequence[str]) -> Iterator[str
     except Stopped:
         with _second_to_the_cause():
             run.end("interrupted")
-        say(f"interrupted: resume={run.path} continues after the last finished epoch")
+        say(f"interrupted: {command(f'resume={run.path}')} continues after the last finished epoch")
         raise
     except BaseException as error:
         with _second_to_the_cause():

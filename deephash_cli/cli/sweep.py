@@ -1,7 +1,6 @@
 """Jobs of a sweep: a record of how each ended, and the table at the end. Jobs may run in other processes."""
 
 import contextlib
-import re
 import sqlite3
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -12,8 +11,9 @@ import yaml
 from rich.markup import escape
 from rich.table import Table
 
+from deephash_cli.cli.arguments import value_of
 from deephash_cli.console import errors, say, show
-from deephash_cli.errors import ArtifactError, DeephashError, Stopped, SweepError, first_line
+from deephash_cli.errors import ArtifactError, DeephashError, Stopped, SweepError, command, first_line
 from deephash_cli.files import read_json, write_json
 from deephash_cli.runs.results import Cell
 
@@ -111,7 +111,7 @@ def conclude(folder: Path) -> None:
         done.sort(key=lambda job: job["metrics"].get(OBJECTIVE, 0), reverse=True)
         table, title = _table(done)
         show(table, title)
-        say(f"for a page with charts and pictures: deephash report {folder.parent.parent}")
+        say(f"for a page with charts and pictures: {command('deephash', 'report', folder.parent.parent)}")
     if (best := folder / BEST).exists():
         found = yaml.safe_load(best.read_text())
         settings = " ".join(f"{name}={value}" for name, value in found["best_params"].items())
@@ -129,8 +129,9 @@ def conclude(folder: Path) -> None:
 
 
 def plain(override: str) -> str:
-    """Return an override without the quotes that Hydra needs."""
-    return re.sub(r"='([^']*)'$", r"=\1", override)
+    """Return an override as it is typed, without the quotes and escapes that Hydra needs."""
+    value = value_of(override)
+    return f"{override.partition('=')[0]}={value}" if isinstance(value, str) else override
 
 
 def _columns(metrics: Mapping[str, Any]) -> dict[str, float]:

@@ -8,13 +8,14 @@ continue. When all shards exist, they are joined into one folder of codes.
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from deephash_cli import runs
 from deephash_cli.console import progress, say, warn
-from deephash_cli.errors import ConfigError
+from deephash_cli.errors import ConfigError, command
 from deephash_cli.retrieval import codes_folder
 from deephash_cli.runs.outputs import settle_folder
+from deephash_cli.training.targets import as_yaml
 
 
 def run(config: DictConfig, source: DictConfig | None = None) -> dict[str, Any]:
@@ -48,7 +49,7 @@ def run(config: DictConfig, source: DictConfig | None = None) -> dict[str, Any]:
     task = Task(
         run=str(run_folder.absolute()),
         input=_absolute(config.input),
-        source=None if source is None else OmegaConf.to_yaml(source, resolve=True),
+        source=None if source is None else as_yaml(source),
         root=_absolute(config.root),
         output=str(output),
         shard_size=config.shard_size,
@@ -81,7 +82,8 @@ def run(config: DictConfig, source: DictConfig | None = None) -> dict[str, Any]:
     if skipped:
         listed = Path(config.output) / codes_folder.SKIPPED
         warn(f"{skipped} images could not be read and are left out: {listed} says why")
-    say(f"search them: deephash search run={run_folder} codes={config.output} query=<image>")
+    search = command("deephash", "search", f"run={run_folder}", f"codes={config.output}")
+    say(f"search them: {search} query=<image>")
     return {"images": count, "skipped": skipped, "missing_shards": 0}
 
 

@@ -7,8 +7,9 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+from deephash_cli import runs
 from deephash_cli.console import say
-from deephash_cli.errors import DeephashError
+from deephash_cli.errors import DeephashError, command
 from deephash_cli.retrieval.metrics_table import show
 from deephash_cli.training import datasets
 
@@ -32,12 +33,14 @@ def run(config: DictConfig) -> dict[str, Any]:
         fit.follow()
         return {}
     try:
-        metrics = fit.train(config, list(HydraConfig.get().overrides.task))
+        metrics = fit.train(config, runs.escape(list(HydraConfig.get().overrides.task)))  # reading resolved it
     finally:
         processes.dismiss()
     show(metrics)
-    say(f"run folder: {metrics['run_dir']}")
-    say(f"to recompute every number from the codes: deephash eval run={metrics['run_dir']}")
+    folder = Path(metrics["run_dir"])
+    say(f"run folder: {folder}")
+    say(f"to recompute every number from the codes: {command('deephash', 'eval', f'run={folder}')}")
+    say(f"for a page with charts and pictures: {command('deephash', 'report', folder)}")
     return metrics
 
 

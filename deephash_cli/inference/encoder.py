@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from deephash_cli import runs
 from deephash_cli.data.dataset import square
 from deephash_cli.data.protocol import training_size
 from deephash_cli.data.small_images import MAX_SIDE
-from deephash_cli.errors import ArtifactError
+from deephash_cli.errors import ArtifactError, command
 from deephash_cli.models import HashingNetwork, NoBackbone, packed_codes
 from deephash_cli.retrieval import codes_folder
 from deephash_cli.retrieval.codes import packed_width
@@ -123,8 +123,8 @@ def load_encoder(run: Path, allowed_targets: Sequence[str] = (), vectors: Path |
     manifest_file = run / runs.CODES / codes_folder.MANIFEST
     if not manifest_file.is_file():
         raise ArtifactError(
-            f"{run} has no codes yet: its status is {runs.status(run, record)}; deephash train resume=<run folder> "
-            "finishes it"
+            f"{run} has no codes yet: its status is {runs.status(run, record)}; "
+            f"{command('deephash', 'train', f'resume={run}')} finishes it"
         )
     manifest = codes_folder.read_manifest(run / runs.CODES)
     needed = ["provenance.checkpoint.file", "provenance.checkpoint.sha256"]
@@ -139,7 +139,7 @@ def load_encoder(run: Path, allowed_targets: Sequence[str] = (), vectors: Path |
             backbone["weights"] = "none"  # the checkpoint has the weights
         if vectors is not None and "file" in backbone:
             backbone["file"] = str(vectors)
-        config: DictConfig = OmegaConf.create(settings)
+        config = cast(DictConfig, OmegaConf.create(runs.escape(settings)))
         network = build(config.model.network, bits=bits)
         if not is_learned(config):  # a fitted method puts its own hash layer into the network
             network = build_module(config, network, labels).network
@@ -151,7 +151,7 @@ def load_encoder(run: Path, allowed_targets: Sequence[str] = (), vectors: Path |
     if checkpoints.digest(checkpoint) != digest:
         raise ArtifactError(
             f"{checkpoint} is not the checkpoint that the codes in {run / runs.CODES} were made with: the run was "
-            "continued after that; deephash train resume=<run folder> makes the codes again"
+            f"continued after that; {command('deephash', 'train', f'resume={run}')} makes the codes again"
         )
     prefix = "network."
     weights = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}

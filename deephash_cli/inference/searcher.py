@@ -190,7 +190,7 @@ class Pictures:
             node, self._node = self._node, None
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                self._dataset = build(OmegaConf.create(node))
+                self._dataset = build(OmegaConf.create(runs.escape(node)))
             assert self._dataset is not None
             self._rows = {identifier: row for row, identifier in enumerate(self._dataset.ids)}
         if self._dataset is None or name not in self._rows:

@@ -303,7 +303,7 @@ class Work:
     def _source(self) -> dict[str, Any]:
         """Describe where the images are, so that they can be shown later: see ``searcher.Pictures``."""
         if self.task.source is not None:
-            return {"dataset": OmegaConf.to_container(OmegaConf.create(self.task.source))}
+            return {"dataset": OmegaConf.to_container(OmegaConf.create(self.task.source), resolve=True)}
         images = self.dataset.images
         return {"root": str(images.root)} if isinstance(images, ImageFiles) else {}
 

@@ -32,12 +32,14 @@ from deephash_cli.runs.settings import (
     INCIDENTAL,
     RESUMABLE,
     belongs,
+    escape,
     fingerprint,
     flatten,
     forbidden_changes,
     hide_in_override,
     read_config,
     redact,
+    unescape,
 )
 
 __all__ = [
@@ -63,6 +65,7 @@ __all__ = [
     "codes_folder",
     "create",
     "default_root",
+    "escape",
     "find",
     "fingerprint",
     "flatten",
@@ -75,5 +78,6 @@ __all__ = [
     "scan",
     "seconds",
     "status",
+    "unescape",
     "versions",
 ]

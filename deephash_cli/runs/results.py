@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from deephash_cli import runs
-from deephash_cli.errors import ArtifactError, ConfigError, DeephashError, first_line, hint, short
+from deephash_cli.errors import ArtifactError, ConfigError, DeephashError, command, first_line, hint, short
 from deephash_cli.files import read_json
 from deephash_cli.retrieval import scoring
 from deephash_cli.runs import listing
@@ -244,8 +244,8 @@ def read(folder: Path) -> Result:
     if "split" not in missing:
         missing += [f"split.{name}" for name in ("name", "sha256") if not isinstance(known["split"].get(name), str)]
     if missing:
-        again = f"deephash eval run={folder} output={folder / runs.METRICS} writes it again"
-        raise ArtifactError(f"{runs.METRICS} has no {', '.join(missing)}: {again}")
+        again = command("deephash", "eval", f"run={folder}", f"output={folder / runs.METRICS}")
+        raise ArtifactError(f"{runs.METRICS} has no {', '.join(missing)}: {again} writes it again")
     return Result(folder, record, runs.flatten(runs.read_config(folder)), metrics)
 
 

@@ -8,13 +8,14 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+from deephash_cli.data import trial
 from deephash_cli.data.dataset import RetrievalDataset, Vectors
 from deephash_cli.data.pairs import require_pairs
 from deephash_cli.data.protocol import Split, load_split, make_split
 from deephash_cli.errors import ConfigError, DataError
 from deephash_cli.training import caution
 from deephash_cli.training.method_facts import UNKNOWN, facts_of
-from deephash_cli.training.targets import build
+from deephash_cli.training.targets import as_yaml, build
 
 
 def prepare_data(config: DictConfig) -> tuple[RetrievalDataset, Split]:
@@ -30,13 +31,15 @@ def prepare_data(config: DictConfig) -> tuple[RetrievalDataset, Split]:
         ConfigError: If the data set, the model and the method do not fit each other.
         DataError: If the data are missing, damaged, or do not fit the method.
     """
-    source = OmegaConf.to_yaml(config.dataset.source, resolve=True)
+    source = as_yaml(config.dataset.source)
     dataset = load_dataset(source)
     module, _, name = str(config.module["_target_"]).rpartition(".")
     supervision, _ = facts_of(module, name)
     _require_fitting(config, dataset, supervision)
     _look_at_vectors(source, config.fit_rows, OmegaConf.select(config, "module.scaling") == "standard")
     split = _divide(source, config.dataset.protocol, config.dataset.split_seed, config.dataset.split_file)
+    if config.trial:
+        dataset, split = trial.reduce(dataset, split, config.trial)
     if supervision not in ("none", UNKNOWN):
         require_pairs(dataset.labels[split.train])
     return dataset, split

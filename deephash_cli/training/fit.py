@@ -4,17 +4,15 @@ import contextlib
 import json
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 from jaxtyping import Int
-from lightning_fabric.plugins.environments.lightning import LightningEnvironment
-from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning import Callback, Trainer, seed_everything
+from pytorch_lightning import seed_everything
 from pytorch_lightning.callbacks import EMAWeightAveraging
 from pytorch_lightning.loggers import Logger
 from torch import Tensor
@@ -22,8 +20,9 @@ from torch import Tensor
 from deephash_cli import console, processes, runs
 from deephash_cli.console import say
 from deephash_cli.data.dataset import RetrievalDataset, Vectors
+from deephash_cli.data.loaders import EpochSampler
 from deephash_cli.data.protocol import Split, fitting_sample, hold_out_validation
-from deephash_cli.errors import ArtifactError, ConfigError, DataError, DeephashError, Stopped, first_line
+from deephash_cli.errors import ArtifactError, ConfigError, DataError, DeephashError, Stopped, command, first_line
 from deephash_cli.files import read_json, sha256_file, write_json, write_text
 from deephash_cli.models import HashingNetwork
 from deephash_cli.retrieval import scoring
@@ -35,7 +34,8 @@ from deephash_cli.training import checkpoints, gallery, loggers, resuming
 from deephash_cli.training.datasets import prepare_data
 from deephash_cli.training.inputs import Loading, Source
 from deephash_cli.training.instantiate import build_module, is_learned
-from deephash_cli.training.targets import build
+from deephash_cli.training.targets import as_yaml, build
+from deephash_cli.training.trainer import check_trainer, make_trainer, run_trainer
 from deephash_cli.training.trust import require_trusted
 from deephash_cli.training.validation import Validation
 
@@ -88,7 +88,13 @@ def train(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
     if config.run_dir and not earlier:
         runs.check_unused(Path(config.run_dir))
         outputs.settle_folder("train", config.run_dir, {"dataset.root=": config.dataset.get("root")}, name="run_dir=")
+    check_trainer(config)
     job = prepare(config, settings)
+    if config.trial:
+        console.warn(
+            f"trial={config.trial} uses at most so many queries, training images and database items: the numbers "
+            "of this run mean nothing"
+        )
     with _run_folder(config, earlier) as run, _recorded(run, job, overrides) as identity:
         resuming.keep_split(run.path, job.split, job.dataset)
         with _dashboard(run.path, identity, job) as dashboard:
@@ -163,7 +169,9 @@ def fit(folder: Path, job: Job, dashboard: Logger | None) -> None:
             f"each of {trainer.world_size} devices needs at least one image of the queries, of the database and of the "
             f"validation queries, but the smallest of these has {fewest}: lower trainer.devices"
         )
-    task = json.dumps({"folder": str(folder.absolute()), "config": OmegaConf.to_yaml(config, resolve=True)})
+    if is_learned(config):
+        _require_batches(config, len(train_rows), trainer.world_size)
+    task = json.dumps({"folder": str(folder.absolute()), "config": as_yaml(config)})
     with processes.team(trainer.world_size, trainer.strategy.root_device, FOLLOW, task):
         if config.compile:
             job.network.backbone.compile()
@@ -176,11 +184,13 @@ def fit(folder: Path, job: Job, dashboard: Logger | None) -> None:
         validation = None
         if len(validation_rows):
             validation = [source.in_order(processes.own_share(rows)) for rows in (validation_rows, train_rows)]
-        trainer.fit(module, training, validation, ckpt_path=checkpoint)
+        run_trainer(trainer, module, training, validation, checkpoint)
 
         chosen, best = (folder / runs.CHECKPOINTS / name for name in (checkpoints.LAST, checkpoints.BEST))
         if best.exists():
             chosen = best
+        elif not chosen.exists():
+            raise ConfigError("nothing was trained: raise trainer.max_time or another limit of the trainer")
         elif validation:
             console.warn("training ended before the first validation: the codes are those of the last epoch")
         module.load_state_dict(checkpoints.read_checkpoint(chosen)["state_dict"])
@@ -227,7 +237,8 @@ def _settings(config: DictConfig) -> dict[str, Any]:
         require_trusted(settings, also=config.allowed_targets)
     processes.require_alone("train")
     if not is_learned(config):  # fitted in one step by one process, even if other methods of a sweep use several
-        for name, value in {"max_epochs": 1, "devices": 1, "num_nodes": 1, "strategy": "auto"}.items():
+        one_step = {"max_epochs": 1, "limit_train_batches": None, "devices": 1, "num_nodes": 1, "strategy": "auto"}
+        for name, value in one_step.items():
             OmegaConf.update(config.trainer, name, value, force_add=True)  # the user's own trainer may lack the setting
             settings["trainer"][name] = value
     return settings
@@ -255,7 +266,7 @@ def _run_folder(config: DictConfig, earlier: Path | None) -> Iterator[runs.Run]:
 @contextlib.contextmanager
 def _recorded(run: runs.Run, job: Job, overrides: Sequence[str]) -> Iterator[str]:
     """Record that a run has started and how it ended. Yields the id of the run."""
-    yaml = OmegaConf.to_yaml(OmegaConf.create(job.settings))
+    yaml = OmegaConf.to_yaml(OmegaConf.create(runs.escape(job.settings)))
     identity = run.start(yaml, runs.fingerprint(job.settings), overrides)
     try:
         yield identity
@@ -263,7 +274,7 @@ def _recorded(run: runs.Run, job: Job, overrides: Sequence[str]) -> Iterator[str
     except Stopped:
         with _second_to_the_cause():
             run.end("interrupted")
-        say(f"interrupted: resume={run.path} continues after the last finished epoch")
+        say(f"interrupted: {command(f'resume={run.path}')} continues after the last finished epoch")
         raise
     except BaseException as error:
         with _second_to_the_cause():
@@ -298,6 +309,22 @@ def _dashboard(folder: Path, identity: str, job: Job) -> Iterator[Logger | None]
         raise
 
 
+def _require_batches(config: DictConfig, images: int, devices: int) -> None:
+    """Check that ``trainer.limit_train_batches`` leaves at least one batch of so many training images.
+
+    Raises:
+        ConfigError: If nothing would be trained, or a batch is too small for the number of devices.
+        DataError: If there are fewer than two training images.
+    """
+    batches = len(EpochSampler(images, config.loader.batch_size, config.seed, parts=devices))
+    share = OmegaConf.select(config, "trainer.limit_train_batches")
+    if isinstance(share, float) and batches * share < 1:
+        raise ConfigError(
+            f"trainer.limit_train_batches={share} of {batches} batches is less than one batch, so nothing would be "
+            "trained: give a number of batches, such as trainer.limit_train_batches=1, or a larger share"
+        )
+
+
 def _learn_head(folder: Path, job: Job, source: Source, rows: Int[np.ndarray, "n"]) -> dict[str, Tensor]:
     """Train the layers above the backbone on the backbone's features, before the backbone is fine-tuned.
 
@@ -321,7 +348,7 @@ def _learn_head(folder: Path, job: Job, source: Source, rows: Int[np.ndarray, "n
         **changes,
     )
     module = build_module(config, job.network, source.labels[rows])
-    trainer.fit(module, source.shuffled_features(rows, head.batch_size, config.seed))
+    run_trainer(trainer, module, source.shuffled_features(rows, head.batch_size, config.seed))
     return module.state_dict()
 
 
@@ -375,42 +402,3 @@ def _inputs(job: Job) -> dict[str, Any]:
         return {"views": "none: vectors as they are", "vectors": {"sha256": images.digest()}}
     views = "two, features averaged: the image and its mirror image" if job.network.mirrored else "one"
     return {"views": f"{views}; shorter side resized, centre crop"}
-
-
-def make_trainer(
-    config: DictConfig,
-    folder: Path,
-    make_loggers: Callable[[], list[Logger]],
-    callbacks: list[Callback],
-    **changes: Any,
-) -> Trainer:
-    """Build the trainer of a configuration. Only the process that the user started gets loggers.
-
-    Args:
-        config: Composed configuration.
-        folder: Run folder.
-        make_loggers: Function that creates the loggers; it is called in the first process only.
-        callbacks: Callbacks of the trainer.
-        **changes: Arguments of the trainer that replace those of the configuration.
-
-    Raises:
-        ConfigError: If the trainer refuses its settings.
-    """
-    create = build(config.trainer, _partial_=True)
-    try:
-        return create(
-            logger=make_loggers() if processes.is_first() else False,
-            callbacks=callbacks,
-            default_root_dir=folder,
-            # processes.team starts the processes on every kind of cluster, so Lightning must not detect one
-            plugins=[checkpoints.VerifiedCheckpointIO(), LightningEnvironment()],
-            check_val_every_n_epoch=config.validation.every_n_epochs,
-            **changes,
-            enable_checkpointing=False,  # EpochCheckpoints saves them
-            enable_progress_bar=False,  # EpochReport shows one
-            enable_model_summary=False,
-            num_sanity_val_steps=0,
-            use_distributed_sampler=False,  # EpochSampler decides the order of an epoch
-        )
-    except (MisconfigurationException, ValueError, TypeError) as error:
-        raise ConfigError(f"trainer: {first_line(error)}") from error

@@ -4,10 +4,16 @@ from typing import Any
 
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from deephash_cli.errors import ConfigError, DeephashError, first_line
+from deephash_cli.runs import escape
+
+
+def as_yaml(node: DictConfig) -> str:
+    """Return a node of the configuration as YAML, resolved, so that OmegaConf reads the same values from it again."""
+    return OmegaConf.to_yaml(OmegaConf.create(escape(OmegaConf.to_container(node, resolve=True))))
 
 
 def build(node: Any, **arguments: Any) -> Any:
@@ -27,13 +33,17 @@ def build(node: Any, **arguments: Any) -> Any:
     if node is None:
         return None
     try:
-        return instantiate(node, _convert_="all", **arguments)
+        plain = OmegaConf.to_container(node, resolve=True)
+        # Hydra resolves a node twice, so ${ in the name of a file has to be escaped twice
+        return instantiate(OmegaConf.create(escape(escape(plain))), _convert_="all", **arguments)
     except (InstantiationException, OmegaConfBaseException) as error:
         cause: BaseException = error
         while cause.__cause__ is not None and not isinstance(cause, DeephashError):
             cause = cause.__cause__
         if isinstance(cause, DeephashError):
             raise cause from error
+        if cause is error:  # Hydra itself refuses the target
+            raise ConfigError(" ".join(str(error).split())) from error
         if isinstance(cause, ValueError | TypeError | ImportError | AttributeError | OmegaConfBaseException):
             raise ConfigError(f"{node.get('_target_', 'the configuration')}: {first_line(cause)}") from error
         raise

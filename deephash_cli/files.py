@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from deephash_cli.errors import ArtifactError, ConfigError
+from deephash_cli.errors import ArtifactError, ConfigError, short
 
 
 @contextlib.contextmanager
@@ -120,20 +120,29 @@ def read_json(path: Path, limit: int = 256 * 2**20) -> Any:
     """Read a JSON file of at most ``limit`` bytes.
 
     Raises:
-        ArtifactError: If the file is missing, too large, or not JSON.
+        ArtifactError: If the file is missing, too large, or not JSON, or gives a key of an object twice.
     """
     path = Path(path)
     try:
         size = path.stat().st_size
         if size > limit:
             raise ArtifactError(f"{path} has {size} bytes, but at most {limit} are allowed")
-        return json.loads(path.read_bytes().decode("utf-8"))
+        return json.loads(path.read_bytes().decode("utf-8"), object_pairs_hook=_object)
     except FileNotFoundError as error:
         raise ArtifactError(f"{path} does not exist") from error
     except OSError as error:
         raise ArtifactError(f"could not read {path}: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{path} is not valid JSON ({error}); it was damaged or edited by hand") from error
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make a dictionary of the keys and values of a JSON object; Python's own parser would keep the last of two."""
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {short(next(key for key in keys if keys.count(key) > 1))!r} is there twice")
+    return result
 
 
 def sha256_file(path: Path) -> str:

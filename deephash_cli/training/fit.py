@@ -24,6 +24,7 @@ from deephash_cli import console, processes, runs
 from deephash_cli.console import say
 from deephash_cli.data.dataset import RetrievalDataset, Vectors
 from deephash_cli.data.protocol import Split, hold_out_validation, load_split, make_split
+from deephash_cli.data.summary import summary
 from deephash_cli.errors import ArtifactError, ConfigError, DataError, DeephashError, Stopped, first_line
 from deephash_cli.files import read_json, sha256_file, write_json, write_text
 from deephash_cli.models import HashingNetwork, NoBackbone
@@ -35,6 +36,11 @@ from deephash_cli.training.inputs import Loading, Source
 from deephash_cli.training.instantiate import build, build_module, is_learned, target_of
 from deephash_cli.training.trust import require_trusted
 from deephash_cli.training.validation import Validation
+
+_SAID: set[tuple[str | None, str]] = set()  # lines that the runs of a sweep have printed, with its name
+
+# Where a data set that has no labels takes them from, for messages.
+_LABELS_FROM = {"csv": " (a column labels in the table)", "vectors": " (with dataset.labels=<file.npy>)"}
 
 # The command with which the first of several processes starts the others.
 FOLLOW = (sys.executable, "-P", "-c", "from deephash_cli.training.fit import follow; follow()")
@@ -114,6 +120,8 @@ def prepare(config: DictConfig, settings: dict[str, Any] | None = None) -> Job:
         split = load_split(Path(config.dataset.split_file), dataset)
     else:
         split = make_split(config.dataset.protocol, dataset, config.dataset.split_seed)
+    if dataset.reading is not None:
+        _say_once(config.group, summary(dataset, split, config.dataset.split_file))
     return Job(config, settings or {}, dataset, split, build(config.model.network, bits=config.bits))
 
 
@@ -301,6 +309,13 @@ def load_dataset(source: str) -> RetrievalDataset:
     return build(OmegaConf.create(source))
 
 
+def _say_once(group: str | None, message: str) -> None:
+    """Print a line, but only once if the runs of a sweep repeat it."""
+    if group is None or (group, message) not in _SAID:
+        say(message)
+    _SAID.add((group, message))
+
+
 def _require_fitting(config: DictConfig, dataset: RetrievalDataset) -> None:
     """Check that the data set suits the model and the method, before anything is computed.
 
@@ -323,8 +338,9 @@ def _require_fitting(config: DictConfig, dataset: RetrievalDataset) -> None:
         )
     if not dataset.class_names and getattr(target_of(config.module), "supervision", "none") != "none":
         raise DataError(
-            f"method={config.method} learns from labels, but data set {dataset.name} has no labels: add labels (for "
-            "vectors with dataset.labels=<file.npy>), or choose a method that does not need them, such as method=itq"
+            f"method={config.method} learns from labels, but data set {dataset.name} has no labels: "
+            f"add labels{_LABELS_FROM.get(dataset.name, '')}, or choose a method that does not need them, such as "
+            "method=itq, method=sh or method=lsh"
         )
 
 

@@ -244,10 +244,10 @@ def test_unknown_protocol_lists_those_that_exist(mini):
     with pytest.raises(ConfigError) as caught:
         make_split("holdut", mini, 0)
     assert str(caught.value) == (
-        "dataset.protocol=holdut does not exist; choose from s1, s1_disjoint, s1_validation, s2, official, holdout; "
-        "did you mean holdout?"
+        "dataset.protocol=holdut does not exist; choose from s1, s1_disjoint, s1_validation, s2, official, holdout, "
+        "auto; did you mean holdout?"
     )
-    with pytest.raises(ConfigError, match=r"choose from s1, s1_disjoint, s1_validation, s2, official, holdout$"):
+    with pytest.raises(ConfigError, match=r"choose from s1, s1_disjoint, s1_validation, s2, official, holdout, auto$"):
         make_split("zzzzzz", mini, 0)
 
 

@@ -55,7 +55,7 @@ def csv_table(root: str | Path | None, file: str | None) -> RetrievalDataset:
     if "labels" in table.columns:
         read = labels.from_cells(table.columns["labels"], table.places)
     else:
-        read = labels.Labels(np.zeros((len(images.ids), 0), np.uint8), [], "no labels")
+        read = labels.Labels(np.zeros((len(images.ids), 0), np.uint8), [], "")
     unused = [name for name in table.columns if name not in _COLUMNS]
     _require_no_meaning(path, table, unused)
     official = _official(table) if "split" in table.columns else None

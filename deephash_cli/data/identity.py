@@ -3,7 +3,7 @@
 import os
 import stat
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from deephash_cli.data.text import lines
@@ -138,10 +138,10 @@ class ImageNames:
 
     def _find(self, path: str, place: str) -> tuple[str, os.stat_result | None]:
         """Return the spelling of a path under which a file exists, and its status; None if there is no such file."""
-        forms = [path, *(unicodedata.normalize(form, path) for form in ("NFC", "NFD")), path.replace("\\", "/")]
-        for written in dict.fromkeys(forms):
+        for written in _spellings(path):
+            file = self.root / written
             try:
-                status = (self.root / written).stat()
+                status = file.stat()
             except (FileNotFoundError, NotADirectoryError):
                 continue
             except (OSError, ValueError) as error:
@@ -152,7 +152,7 @@ class ImageNames:
             if self._strict and not stat.S_ISREG(status.st_mode):
                 kind = "a folder" if stat.S_ISDIR(status.st_mode) else "no ordinary file"
                 raise DataError(f"{place}: {short(path)} is {kind}, expected an image file; correct the path")
-            if self._strict and not os.access(self.root / written, os.R_OK):
+            if self._strict and not os.access(file, os.R_OK):
                 raise DataError(f"{place}: {short(path)} cannot be read: you have no permission; change its mode")
             return written, status
         return path, None
@@ -188,6 +188,15 @@ class ImageNames:
             return row
         real = (os.path.realpath(self.root / path) for path in (identifier, self.ids[row]))
         return row if len(set(real)) == 1 else None
+
+
+def _spellings(path: str) -> Iterator[str]:
+    """Yield a path as it is written, and then as other systems write it: other forms of accents, and backslashes."""
+    yield path
+    if not path.isascii():
+        yield from (unicodedata.normalize(form, path) for form in ("NFC", "NFD"))
+    if "\\" in path:
+        yield path.replace("\\", "/")
 
 
 def listed(file: Path, root: Path) -> ImageNames:

@@ -133,7 +133,7 @@ def _parse(line: str, place: str, root: Path) -> tuple[str, list[str]]:
         raise DataError(
             f"{place}: the columns are separated by commas; separate them by spaces, or give a table with dataset=csv"
         )
-    if "\t" not in line and not all(is_number(column) for column in columns):
+    if "\t" not in line and not all(is_number(column) for column in set(columns)):
         longer, numbers = line.strip(), []
         while (parts := longer.rsplit(maxsplit=1)) and len(parts) == 2 and is_number(parts[1]):
             longer = parts[0]

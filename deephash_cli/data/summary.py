@@ -37,7 +37,7 @@ def _count(number: int, things: str) -> str:
 
 def _classes(names: Sequence[str]) -> str:
     if not names:
-        return "no classes"
+        return "no labels"
     some = ", ".join(short(name) for name in names[:_NAMES]) + (", ..." if len(names) > _NAMES else "")
     return f"{len(names)} {'class' if len(names) == 1 else 'classes'}: {some}"
 

@@ -38,7 +38,7 @@ def vectors(file: str | None, labels: str | None, ids: str | None) -> RetrievalD
         raise DataError(f"dataset.vectors: {error}") from error
     _require_finite(path, array)
     count = len(array)
-    multi_hot, how = np.zeros((count, 0), np.uint8), "no labels"
+    multi_hot, how = np.zeros((count, 0), np.uint8), ""
     if labels is not None:
         multi_hot, how = _labels(Path(labels).expanduser(), path, count)
     return RetrievalDataset(

@@ -76,6 +76,8 @@ def test_a_proper_dataset():
         ({"ids": ("a", "b\u2028c")}, "which is empty or spans several lines"),
         ({"ids": ("a", "")}, "which is empty or spans several lines"),
         ({"ids": ("a", "b\udcff")}, "which is not valid UTF-8"),
+        ({"ids": ("\u00e9", "e\u0301")}, "has the id 'e\\u0301' and '\\xe9', which look the same"),
+        ({"class_names": ("c", "c "), "labels": ((1, 0), (0, 1))}, "has the classes 'c' and 'c ', which look the same"),
         ({"ids": ("a", "b", "c")}, "has 3 ids, 2 rows of labels and 3 images"),
         ({"images": ImageTensor(torch.zeros(3, 1, 2, 2, dtype=torch.uint8))}, "2 rows of labels and 3 images"),
         ({"class_names": ("c", "d")}, "has 1 label columns and 2 class names"),
@@ -660,6 +662,40 @@ def test_lists_that_are_not_there(tmp_path):
         lists(tmp_path, "train", "typo")
 
 
+def test_lists_with_class_numbers_headers_and_spaces(tmp_path):
+    picture(tmp_path / "images" / "my cat.png")
+    write_lists(
+        tmp_path,
+        train="images/0.png 0\nimages/1.png 9\nimages/my cat.png 3\n",
+        query="images/2.png 0\nimages/3.png 1\n",  # only 0 and 1 here, but the lists are read together
+    )
+    data = lists(tmp_path, "train", "query")
+    assert data.ids == ["images/0.png", "images/1.png", "images/my cat.png", "images/2.png", "images/3.png"]
+    assert data.class_names == ["class 0", "class 1", "class 3", "class 9"]
+    assert data.labels.argmax(axis=1).tolist() == [0, 3, 2, 0, 1]
+    write_lists(
+        tmp_path, train="image cat dog\rimages/0.png 1 -1\rimages/1.png -1 1\r", query="images/2.png 1.0 -1.0\n"
+    )
+    data = lists(tmp_path, "train", "query")
+    assert data.class_names == ["cat", "dog"]
+    assert data.labels.tolist() == [[1, 0], [0, 1], [1, 0]]
+
+
+def test_a_query_is_found_again_in_the_database(tmp_path):
+    write_lists(
+        tmp_path,
+        train="images/0.png 1\n",
+        query=f"images/1.png 1\n{tmp_path}/images/2.png 1\n",
+        database="./images/0.png 1\nimages/../images/1.png 1.0\nlink.png 1\nimages/3.png 1\n",
+    )
+    (tmp_path / "link.png").symlink_to("images/2.png")
+    data = lists(tmp_path, "train", "query", "database")
+    assert data.ids == [f"images/{number}.png" for number in range(4)]
+    split = make_split("official", data, 0)
+    assert split.flags["query_in_database"] == 2
+    assert split.database.tolist() == [0, 1, 2, 3]
+
+
 def test_a_training_image_as_query_is_refused(tmp_path):
     write_lists(tmp_path, train="images/0.png 1\nimages/1.png 1", query="images/1.png 1")
     with pytest.raises(DataError, match=r"both query and training image: images/1\.png"):
@@ -693,10 +729,34 @@ def test_table(tmp_path):
     assert (split.train.tolist(), split.query.tolist(), split.database.tolist()) == ([0], [1], [0, 2])
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        " Path , LABELS ,Split\n images/0.png , a , Train \n\nimages/1.png,a,QUERY\n,,\n",
+        "label,split,path\ra,['train'],images/0.png\ra,query,images\\1.png\r",
+        ",path,labels,split,,\n0,./images/0.png,a,train,,\n1,images/1.png,a,query,,\n",
+    ],
+)
+def test_tables_as_other_programs_write_them(tmp_path, content):
+    data = csv_table(None, table(tmp_path, content))
+    assert data.ids == ["images/0.png", "images/1.png"]
+    assert data.class_names == ["a"]
+    split = make_split("auto", data, 0)
+    assert (split.name, split.train.tolist(), split.query.tolist()) == ("official", [0], [1])
+
+
+def test_table_without_labels(tmp_path):
+    data = csv_table(None, table(tmp_path, "path,caption\nimages/0.png,one\nimages/1.png,two\n"))
+    assert data.labels.shape == (2, 0)
+    assert data.class_names == []
+    assert data.reading == ("", "not used: column caption")
+
+
 def test_table_without_split(tmp_path):
     path = table(tmp_path, "path,labels\n0.png,a\n1.png,a\n2.png,b\n")
     data = csv_table(tmp_path / "images", path)
     assert data.official is None
+    assert make_split("auto", data, 0).name == "holdout"
     assert make_split("holdout", data, 0).flags["label_kind"] == "single"
     with pytest.raises(DataError, match="has no division of its own"):
         make_split("official", data, 0)

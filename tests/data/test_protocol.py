@@ -320,6 +320,32 @@ def test_wrong_split_files(tmp_path, change, sentence):
         load_split(path, dataset)
 
 
+def test_other_spellings_of_ids_in_a_split_file(tmp_path):
+    labels, parts = [[1]] * 3, {"query": [0], "train": [1, 2]}
+    before = made(labels, parts, ids=["./a.png", "caf\u00e9.png", "c.png"])
+    split = make_split("official", before, 0)
+    save_split(tmp_path / "split.json", split, before)
+    now = made(labels, parts, ids=["a.png", "cafe\u0301.png", "c.png"])
+    again = load_split(tmp_path / "split.json", now)
+    assert (again.query.tolist(), again.train.tolist()) == ([0], [1, 2])
+    assert again.sha256 == make_split("official", now, 0).sha256
+
+
+def test_digest_does_not_depend_on_the_form_of_an_accent():
+    labels, parts = [[1]] * 2, {"query": [0], "train": [1]}
+    digests = {make_split("official", made(labels, parts, ids=["a", name]), 0).sha256 for name in ("\u00e9", "e\u0301")}
+    assert len(digests) == 1
+
+
+def test_a_split_file_with_a_key_twice(tmp_path):
+    dataset = single(20)
+    path = tmp_path / "split.json"
+    save_split(path, make_split("holdout", dataset, 0), dataset)
+    path.write_text(path.read_text().replace('"seed": 0,', '"seed": 0, "query": [],'))
+    with pytest.raises(DataError, match=r"not valid JSON \(the key 'query' is there twice\)"):
+        load_split(path, dataset)
+
+
 def test_missing_or_broken_split_file(tmp_path):
     dataset = single(20)
     with pytest.raises(DataError, match=r"dataset\.split_file: .*does not exist"):

@@ -143,7 +143,7 @@ def _official(table: _Table) -> dict[str, np.ndarray]:
     """Read the column split: the rows of each part."""
     parts = []
     for cell, place in zip(table.columns["split"], table.places, strict=True):
-        own = [word.casefold() for word in re.split(r"[\s;|,'\"\[\](){}]+", shown(cell)) if canonical(word)]
+        own = [word.casefold() for word in re.split(r"[\s;|,'\"\[\](){}]+", canonical(cell)) if word]
         unknown = [word for word in own if word not in _ROLES]
         if unknown:
             meant = f", which is probably {_PARTS[unknown[0]]} here" if unknown[0] in _PARTS else ""

@@ -88,12 +88,19 @@ class ImageNames:
                 not exist is not an error yet: see ``require_all``.
         """
         rows: dict[int, int] = {}  # the position in the list at which each row is named
+        again: list[tuple[int, int]] = []
         for position, (path, place) in enumerate(zip(paths, places, strict=True)):
             before = rows.setdefault(self._row(path, place), position)
             if before != position:
-                line = places[before].rpartition(":")[2]
-                same = "" if paths[before] == path else f", where it is called {short(paths[before])}"
-                raise DataError(f"{place}: {short(path)} is already in line {line}{same}; {remedy}")
+                again.append((before, position))
+        if again:
+            before, position = again[0]
+            line = places[before].rpartition(":")[2]
+            same = "" if paths[before] == paths[position] else f", where it is called {short(paths[before])}"
+            more = f" ({len(again) - 1} more lines name an image again)" if len(again) > 1 else ""
+            raise DataError(
+                f"{places[position]}: {short(paths[position])} is already in line {line}{same}; {remedy}{more}"
+            )
         return list(rows)
 
     def _row(self, path: str, place: str) -> int:

@@ -129,7 +129,7 @@ def _parse(line: str, place: str, root: Path) -> tuple[str, list[str]]:
     columns = rest.split()
     if not path.strip():
         raise DataError(f"{place}: the path is empty; a line must be {_LINE}")
-    if not columns and "," in path and is_number(path.rpartition(",")[2].strip()):
+    if "," in line and is_number(line.rpartition(",")[2].strip()):
         raise DataError(
             f"{place}: the columns are separated by commas; separate them by spaces, or give a table with dataset=csv"
         )
@@ -138,7 +138,7 @@ def _parse(line: str, place: str, root: Path) -> tuple[str, list[str]]:
         while (parts := longer.rsplit(maxsplit=1)) and len(parts) == 2 and is_number(parts[1]):
             longer = parts[0]
             numbers.insert(0, parts[1])
-        if numbers and not (root / path).is_file():
+        if numbers and not os.path.isfile(root / path):  # noqa: PTH113  as above
             return longer, numbers
     return path.strip(), columns
 

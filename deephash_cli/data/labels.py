@@ -91,7 +91,10 @@ def from_columns(columns: Sequence[Sequence[str]], places: Sequence[str], names:
             raise DataError(f"{place}: expected {width} label columns, as in {places[0]}, got {len(own)}")
         wrong = next((value for value in own if number_of[value] is None), None)
         if wrong is not None:
-            raise DataError(f"{place}: labels must be 0 or 1, or one class number, got {short(wrong)!r}; correct it")
+            raise DataError(
+                f"{place}: labels must be 0 or 1, or one class number, got {short(wrong)!r}; correct it, or give class "
+                "names in a table with dataset=csv"
+            )
     values = np.array([[number_of[value] for value in own] for own in columns], dtype=np.int64)
     if names is not None and len(names) != width:
         raise DataError(

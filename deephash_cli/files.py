@@ -153,7 +153,7 @@ def read_json(path: Path, limit: int = 256 * 2**20) -> Any:
     in an object, and no half of a surrogate pair, which no text file could hold.
 
     Raises:
-        ArtifactError: If the file is missing, too large, or not JSON.
+        ArtifactError: If the file is missing, too large, or not JSON, or gives a key of an object twice.
     """
     path = Path(path)
     try:

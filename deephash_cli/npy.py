@@ -248,7 +248,8 @@ def labels_of(place: Path | str, array: np.ndarray, lowest: int = 0) -> Labels:
 
     Args:
         place: Where the array is, for messages: a file, or the name of an argument.
-        array: Class ids (n,) or (n, 1), or multi-hot labels (n, classes), of a kind that `require_kind` allows.
+        array: Class ids (n,) or (n, 1), or multi-hot labels (n, classes), of 0 and 1 or of -1 and 1, of a kind that
+            `require_kind` allows.
         lowest: Lowest allowed class id.
 
     Raises:
@@ -290,17 +291,21 @@ def _highest_class(place: Path | str, array: np.ndarray, lowest: int) -> int:
 
 
 def _read_multi_hot(place: Path | str, array: np.ndarray) -> np.ndarray:
-    """Check multi-hot labels and return them as uint8, without a copy if the file has bytes."""
-    copied = None if array.dtype.itemsize == 1 else np.empty(array.shape, np.uint8)
+    """Check multi-hot labels and return them as uint8, without a copy if the file has bytes of 0 and 1."""
+    absent = -1 if array.dtype.kind in "if" and any((array[rows] == -1).any() for rows in blocks(array)) else 0
+    copied = None if array.dtype.itemsize == 1 and absent == 0 else np.empty(array.shape, np.uint8)
     for rows in blocks(array):
         block = np.asarray(array[rows])
         ones = block == 1
-        strange = ~(ones | (block == 0))
+        strange = ~(ones | (block == absent))
         if strange.any():
             row, column = divmod(int(strange.argmax()), array.shape[1])
+            remedy = "class ids go into an array of one dimension"
+            if absent and block[row, column] == 0:
+                remedy = "it has -1 elsewhere, so give all entries as 0 or 1"
             raise ArtifactError(
-                f"{place} must hold multi-hot labels, 0 or 1 with one column per class, got {block[row, column]} in "
-                f"row {rows.start + row}, column {column}: class ids go into an array of one dimension"
+                f"{place} must hold multi-hot labels, {absent} or 1 with one column per class, got "
+                f"{block[row, column]} in row {rows.start + row}, column {column}: {remedy}"
             )
         if copied is not None:
             copied[rows] = ones

@@ -3,7 +3,7 @@
 import functools
 import hashlib
 import io
-from collections.abc import Sequence
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float, Float32, Float64, Int64, Integer, UInt8
 from PIL import Image, ImageOps
 
+from deephash_cli.data.identity import alike
 from deephash_cli.errors import DataError
 from deephash_cli.npy import RowNumbers, blocks
 
@@ -201,10 +202,12 @@ class RetrievalDataset:
         images: Images in memory or in files; or vectors, to which everything said here about images applies.
         official: The authors' own division: row numbers under "train", "query" and, optionally, "database"; None if
             there is none.
+        reading: Remarks on how the user's files were understood, to be shown before training; None for a published
+            data set.
 
     Raises:
-        DataError: If there is no image, lengths differ, ids repeat or span lines, a label is not 0 or 1, or
-            ``official`` has an unknown part or row.
+        DataError: If there is no image, lengths differ, ids repeat or span lines, ids or class names look the same
+            when printed, a label is not 0 or 1, or ``official`` has an unknown part or row.
     """
 
     name: str
@@ -213,6 +216,7 @@ class RetrievalDataset:
     class_names: list[str]
     images: ImageArray | ImageFiles | Vectors
     official: dict[str, Int64[np.ndarray, "_"]] | None = None
+    reading: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         count = len(self.ids)
@@ -227,6 +231,11 @@ class RetrievalDataset:
             raise DataError(
                 f"data set {self.name} has {self.labels.shape[1]} label columns and {len(self.class_names)} class "
                 "names; the two counts must be equal"
+            )
+        if pair := alike(self.class_names):
+            raise DataError(
+                f"data set {self.name} has the classes {pair[0]!a} and {pair[1]!a}, which look the same when printed; "
+                "give them one name"
             )
         if self.labels.size and self.labels.max() > 1:
             raise DataError(f"data set {self.name} has a label {self.labels.max()}; labels are 0 or 1")
@@ -244,11 +253,14 @@ class RetrievalDataset:
         return len(self.ids)
 
     def _check_ids(self) -> None:
-        seen = set()
+        seen: dict[str, str] = {}
         for identifier in self.ids:
-            if identifier in seen:
-                raise DataError(f"data set {self.name} has the id {identifier!r} twice; ids must be unique: rename one")
-            seen.add(identifier)
+            composed = unicodedata.normalize("NFC", identifier)
+            if composed in seen:
+                both = "twice" if seen[composed] == identifier else f"and {seen[composed]!a}, which look the same"
+                shown = repr(identifier) if both == "twice" else ascii(identifier)
+                raise DataError(f"data set {self.name} has the id {shown} {both}; ids must be unique: rename one")
+            seen[composed] = identifier
             # Ids are stored one per line, so they may contain no character that ends a line for any reader.
             if identifier.splitlines() != [identifier]:
                 raise DataError(
@@ -338,13 +350,3 @@ def _bomb(path: Path | str, pixels: str) -> DataError:
 def _unreadable(path: Path | str, reason: str) -> DataError:
     reason = " ".join(reason.split()).rstrip(".")  # some decoders' messages span lines
     return DataError(f"image {path} cannot be read: {reason}; replace or remove the file")
-
-
-def missing_images(source: str, root: Path, paths: Sequence[str]) -> DataError:
-    """Return the error for files that a list or table names but that do not exist."""
-    some = ", ".join(paths[:5])
-    more = ", ..." if len(paths) > 5 else ""
-    return DataError(
-        f"{source}: {len(paths)} of the images named do not exist under {root}: {some}{more}; "
-        "set dataset.root to the folder that the paths start from"
-    )

@@ -64,6 +64,7 @@ def image_folder(root: str | Path | None) -> RetrievalDataset:
         labels=multi_hot(np.array(classes), len(folders)),
         class_names=[folder.name for folder in folders],
         images=in_memory_if_small(ImageFiles(paths, root)),
+        reading=(),
     )
 
 

@@ -11,6 +11,7 @@ to distort results.
                   for choosing settings: as in the test, nothing was trained on its queries, but it is not the test
     s2            1000 queries per class; all other images are trained on and searched
     official      the data set's own division
+    auto          official if the data set has a division of its own, otherwise holdout; a split has the name of the two
     holdout       a tenth of each class are queries, or a tenth of all images if there are no labels; all other images
                   are trained on and searched
 """
@@ -18,7 +19,9 @@ to distort results.
 import difflib
 import hashlib
 import json
+import posixpath
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +42,7 @@ _VALIDATION, _SAMPLE = 1, 2  # make the random numbers of these choices differ f
 _BLOCK = 2**16  # ids that are written at a time
 _HEAD = 2**16  # bytes at the beginning of a split file that are enough for all but the ids
 _LIMIT = 2**32  # bytes of a split file: a hundred million ids
+_AUTO = "auto"
 _HINT = "use dataset.protocol=holdout, which takes a tenth of each class as queries"
 
 
@@ -85,7 +89,7 @@ def make_split(protocol: str, dataset: RetrievalDataset, seed: int) -> Split:
     """Divide a data set by a named protocol. The same arguments give the same rows on every machine.
 
     Args:
-        protocol: Name of the protocol, such as ``s1``.
+        protocol: Name of the protocol, such as ``s1``; ``auto`` chooses between ``official`` and ``holdout``.
         dataset: Data set to divide.
         seed: Seed of the generator, at least 0; ``official`` does not use it.
 
@@ -93,10 +97,13 @@ def make_split(protocol: str, dataset: RetrievalDataset, seed: int) -> Split:
         ConfigError: If there is no such protocol, or the seed is negative.
         DataError: If the data set does not suit the protocol: a class is too small, or it has no division of its own.
     """
+    if protocol == _AUTO:
+        protocol = "holdout" if dataset.official is None else "official"
     if protocol not in _PROTOCOLS:
-        near = difflib.get_close_matches(protocol, _PROTOCOLS, n=1, cutoff=0.4)
+        known = [*_PROTOCOLS, _AUTO]
+        near = difflib.get_close_matches(protocol, known, n=1, cutoff=0.4)
         hint = f"; did you mean {near[0]}?" if near else ""
-        raise ConfigError(f"dataset.protocol={protocol} does not exist; choose from {', '.join(_PROTOCOLS)}{hint}")
+        raise ConfigError(f"dataset.protocol={protocol} does not exist; choose from {', '.join(known)}{hint}")
     if seed < 0:
         raise ConfigError(f"dataset.split_seed must be 0 or more, got {seed}")
     generator = _PROTOCOLS[protocol]
@@ -170,17 +177,19 @@ def load_split(path: Path, dataset: RetrievalDataset) -> Split:
             "set that matches the other"
         )
     row_of = _row_finder(dataset.ids)
-    unknown = list(dict.fromkeys(name for role in _ROLES for name in content[role] if row_of(name) is None))
+    found = {name: row_of(name) for role in _ROLES for name in content[role]}
+    unknown = [name for name, row in found.items() if row is None]
     if unknown:
         raise DataError(
             f"{path} names {len(unknown)} ids that the data set {dataset.name} does not have: {_some(unknown)}; "
             "it was made from other data, or images are missing"
         )
-    rows = [np.array([row_of(name) for name in content[role]], dtype=np.int64) for role in _ROLES]
+    rows = [np.array([found[name] for name in content[role]], dtype=np.int64) for role in _ROLES]
     split = split_of(dataset, content["name"], content["version"], content["seed"], *rows)
-    if split.sha256 != content["sha256"]:
+    ids = {role: content[role] for role in _ROLES}
+    if content["sha256"] not in (_digest(ids), _digest(ids, as_written=True)):
         raise DataError(
-            f"{path} was damaged or edited: its ids have the SHA-256 {split.sha256}, not {content['sha256']}"
+            f"{path} was damaged or edited: its ids have the SHA-256 {_digest(ids)}, not {content['sha256']}"
         )
     return split
 
@@ -431,34 +440,48 @@ def _label_kind(labels: UInt8[np.ndarray, "n classes"]) -> str:
     return "multi" if labels.sum(axis=1).max(initial=0) > 1 else "single"
 
 
-def _digest(ids: Mapping[str, Sequence[str]]) -> str:
+def _digest(ids: Mapping[str, Sequence[str]], as_written: bool = False) -> str:
     """Return the SHA-256 of a text that lists the ids of the three parts.
 
     The text is the line ``query 1000``, then the ids of the queries in byte order, one per line; then the same for
-    ``train``, and then for ``database``. The order of rows in the data set does not matter: the division is the same if
-    the same images are in the same parts.
+    ``train``, and then for ``database``. Ids are in composed Unicode (NFC), unless they are taken as written, which is
+    how earlier versions made the digest; macOS and Linux may store the same file name in different forms. The order of
+    rows in the data set does not matter: the division is the same if the same images are in the same parts.
     """
     digest = hashlib.sha256()
     for role in _ROLES:
         digest.update(f"{role} {len(ids[role])}\n".encode())
-        lines = _in_byte_order(ids[role])
+        lines = _in_byte_order(ids[role], as_written)
         for start in range(0, len(lines), _BLOCK):
             digest.update(b"".join(line + b"\n" for line in lines[start : start + _BLOCK]))
     return digest.hexdigest()
 
 
-def _in_byte_order(ids: Sequence[str]) -> list[bytes] | np.ndarray:
+def _in_byte_order(ids: Sequence[str], as_written: bool) -> list[bytes] | np.ndarray:
     if isinstance(ids, RowNumbers) and len(ids):
         lines = ids.rows.astype(f"S{len(str(ids.rows.max()))}")  # a tenth of the memory that Python's objects take
         lines.sort()
         return lines
-    return sorted(identifier.encode("utf-8") for identifier in ids)
+    return sorted((name if as_written else _composed(name)).encode("utf-8") for name in ids)
+
+
+def _composed(identifier: str) -> str:
+    return unicodedata.normalize("NFC", identifier)
 
 
 def _row_finder(ids: Sequence[str]) -> Callable[[str], int | None]:
-    """Return a function that gives the row of an id of a data set, or None if there is no such id."""
+    """Return a function that gives the row of an id of a data set, or None if there is no such id.
+
+    The id may be a path in another spelling.
+    """
     if not isinstance(ids, RowNumbers):
-        return {identifier: row for row, identifier in enumerate(ids)}.get
+        known = {_composed(identifier): row for row, identifier in enumerate(ids)}
+
+        def row_of_path(name: str) -> int | None:
+            name = _composed(name)
+            return known.get(name, known.get(posixpath.normpath(name)))
+
+        return row_of_path
 
     def row_of(name: str) -> int | None:
         # The row numbers of a data set are all numbers from 0, so a number is its own row.

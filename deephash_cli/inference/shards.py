@@ -23,8 +23,8 @@ from torch.utils.data import DataLoader, Dataset
 from deephash_cli import console, processes
 from deephash_cli.console import warn
 from deephash_cli.data.dataset import ImageFiles, RetrievalDataset, Vectors, decode
+from deephash_cli.data.identity import listed
 from deephash_cli.data.image_folder import images_below
-from deephash_cli.data.image_list import lines
 from deephash_cli.data.vectors import vectors
 from deephash_cli.errors import ArtifactError, ConfigError, DataError, DeephashError, first_line
 from deephash_cli.files import alone, atomic_folder, csv_text, read_json, write_json, write_text
@@ -456,8 +456,8 @@ def _read_input(task: Task) -> RetrievalDataset:
             warn(f"left out {others} files or folders under {place} that are hidden or have no image extension")
         return _unlabelled(place.name, [path.relative_to(place) for path in found], place)
     if place.is_file():
-        names = [line.strip() for line in lines(place) if line.strip()]
-        return _unlabelled(place.stem, [Path(name) for name in names], Path(task.root or place.parent))
+        root = Path(task.root or place.parent)
+        return _unlabelled(place.stem, [Path(path) for path in listed(place, root).ids], root)
     raise DataError(
         f"input={place} must be a folder of images, a text file with one path per line, or a .npy file of vectors, but "
         "it does not exist (to encode a data set by its name, use dataset=<name>)"

@@ -86,13 +86,13 @@ def read(folder: Path) -> Listed:
     settings = runs.flatten(runs.read_config(folder))
     status = runs.status(folder, record)
     seconds = runs.seconds(record)
-    value = None
-    if (folder / runs.METRICS).exists():
-        metrics = read_json(folder / runs.METRICS)
-        value = metrics.get("map") if isinstance(metrics, dict) else None
+    metrics = read_json(folder / runs.METRICS) if (folder / runs.METRICS).exists() else None
+    value = metrics.get("map") if isinstance(metrics, dict) else None
     dataset, split = settings.get("dataset.name"), settings.get("dataset.protocol")
     if file := settings.get("dataset.split_file"):
         split = Path(str(file)).name
+    elif split == "auto" and isinstance(metrics, dict) and isinstance(chosen := metrics.get("split"), dict):
+        split = chosen.get("name", split)  # the protocol that was chosen
     columns = {
         "status": status,
         "method": settings.get("method"),

@@ -19,7 +19,8 @@ from deephash_cli.runs.listing import LeftOut
 # Settings that do not make runs different in kind. A table has columns for the lengths and averages over the seeds. The
 # title of its section gives the data set and the split. The choice of metrics does not change the codes.
 VARIED = (
-    "bits", "seed", "metrics", "dataset.root", "dataset.source", "dataset.download", "dataset.split_file",
+    "bits", "seed", "metrics", "dataset.root", "dataset.source", "dataset.download", "dataset.protocol",
+    "dataset.split_file",
     *runs.INCIDENTAL,
 )  # fmt: skip
 _NEEDED = {

@@ -8,14 +8,18 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+from deephash_cli.console import say
 from deephash_cli.data import trial
 from deephash_cli.data.dataset import RetrievalDataset, Vectors
 from deephash_cli.data.pairs import require_pairs
 from deephash_cli.data.protocol import Split, load_split, make_split
+from deephash_cli.data.summary import summary
 from deephash_cli.errors import ConfigError, DataError
 from deephash_cli.training import caution
 from deephash_cli.training.method_facts import UNKNOWN, facts_of
 from deephash_cli.training.targets import as_yaml, build
+
+_LABELS_FROM = {"csv": " (a column labels in the table)", "vectors": " (with dataset.labels=<file.npy>)"}
 
 
 def prepare_data(config: DictConfig) -> tuple[RetrievalDataset, Split]:
@@ -70,8 +74,12 @@ def load_dataset(source: str) -> RetrievalDataset:
 
 @functools.lru_cache(maxsize=1)
 def _divide(source: str, protocol: str, seed: int, file: str | None) -> Split:
+    """Divide a data set. How a user's own data were understood is said once for each division."""
     dataset = load_dataset(source)
-    return load_split(Path(file), dataset) if file else make_split(protocol, dataset, seed)
+    split = load_split(Path(file), dataset) if file else make_split(protocol, dataset, seed)
+    if dataset.reading is not None:
+        say(summary(dataset, split, file))
+    return split
 
 
 @functools.lru_cache(maxsize=1)
@@ -104,6 +112,7 @@ def _require_fitting(config: DictConfig, dataset: RetrievalDataset, supervision:
         )
     if not dataset.class_names and supervision not in ("none", UNKNOWN):
         raise DataError(
-            f"method={config.method} learns from labels, but data set {dataset.name} has no labels: add labels (for "
-            "vectors with dataset.labels=<file.npy>), or choose a method that does not need them, such as method=itq"
+            f"method={config.method} learns from labels, but data set {dataset.name} has no labels: "
+            f"add labels{_LABELS_FROM.get(dataset.name, '')}, or choose a method that does not need them, such as "
+            "method=itq, method=sh or method=lsh"
         )

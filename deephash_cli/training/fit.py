@@ -39,6 +39,11 @@ from deephash_cli.training.trainer import check_trainer, make_trainer, run_train
 from deephash_cli.training.trust import require_trusted
 from deephash_cli.training.validation import Validation
 
+_SAID: set[tuple[str | None, str]] = set()  # lines that the runs of a sweep have printed, with its name
+
+# Where a data set that has no labels takes them from, for messages.
+_LABELS_FROM = {"csv": " (a column labels in the table)", "vectors": " (with dataset.labels=<file.npy>)"}
+
 # The command with which the first of several processes starts the others.
 FOLLOW = (sys.executable, "-P", "-c", "from deephash_cli.training.fit import follow; follow()")
 

@@ -164,6 +164,12 @@ def test_a_list_and_a_data_set(encode, hashed):
     Path("list.txt").write_text("coat/003.jpg\nbag/000.jpg\n")
     assert encode("input=list.txt", f"root={hashed.photos}", "output=listed").code == 0
     assert list(open_side(Path("listed")).ids) == ["coat/003.jpg", "bag/000.jpg"]
+    Path("list.txt").write_text(f"coat/003.jpg\n./bag/000.jpg\n{hashed.photos}/coat/003.jpg\n")
+    result = encode("input=list.txt", f"root={hashed.photos}", "output=twice")
+    assert result.code == 3
+    assert (
+        f"list.txt:3: {hashed.photos}/coat/003.jpg is already in line 1, where it is called coat/003.jpg" in result.err
+    )
     result = encode("dataset=image_folder", f"dataset.root={hashed.photos}", "output=labelled")
     assert result.code == 0
     labelled = open_side(Path("labelled"))

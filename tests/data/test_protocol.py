@@ -251,10 +251,10 @@ def test_unknown_protocol_lists_those_that_exist(mini):
     with pytest.raises(ConfigError) as caught:
         make_split("holdut", mini, 0)
     assert str(caught.value) == (
-        "dataset.protocol=holdut does not exist; choose from s1, s1_disjoint, s1_validation, s2, official, holdout; "
-        "did you mean holdout?"
+        "dataset.protocol=holdut does not exist; choose from s1, s1_disjoint, s1_validation, s2, official, holdout, "
+        "auto; did you mean holdout?"
     )
-    with pytest.raises(ConfigError, match=r"choose from s1, s1_disjoint, s1_validation, s2, official, holdout$"):
+    with pytest.raises(ConfigError, match=r"choose from s1, s1_disjoint, s1_validation, s2, official, holdout, auto$"):
         make_split("zzzzzz", mini, 0)
 
 
@@ -361,6 +361,32 @@ def changed(tmp_path, change):
 def test_wrong_split_files(tmp_path, change, sentence):
     path, dataset = changed(tmp_path, change)
     with pytest.raises(DataError, match=sentence):
+        load_split(path, dataset)
+
+
+def test_other_spellings_of_ids_in_a_split_file(tmp_path):
+    labels, parts = [[1]] * 3, {"query": [0], "train": [1, 2]}
+    before = made(labels, parts, ids=["./a.png", "caf\u00e9.png", "c.png"])
+    split = make_split("official", before, 0)
+    save_split(tmp_path / "split.json", split, before)
+    now = made(labels, parts, ids=["a.png", "cafe\u0301.png", "c.png"])
+    again = load_split(tmp_path / "split.json", now)
+    assert (again.query.tolist(), again.train.tolist()) == ([0], [1, 2])
+    assert again.sha256 == make_split("official", now, 0).sha256
+
+
+def test_digest_does_not_depend_on_the_form_of_an_accent():
+    labels, parts = [[1]] * 2, {"query": [0], "train": [1]}
+    digests = {make_split("official", made(labels, parts, ids=["a", name]), 0).sha256 for name in ("\u00e9", "e\u0301")}
+    assert len(digests) == 1
+
+
+def test_a_split_file_with_a_key_twice(tmp_path):
+    dataset = single(20)
+    path = tmp_path / "split.json"
+    save_split(path, make_split("holdout", dataset, 0), dataset)
+    path.write_text(path.read_text().replace('"seed": 0,', '"seed": 0, "query": [],'))
+    with pytest.raises(DataError, match=r"not valid JSON \(the key 'query' is there twice\)"):
         load_split(path, dataset)
 
 

@@ -218,7 +218,7 @@
     }
 
     update() {
-      if (!this.bits) return;
+      if (!this.bits || this.element.hidden) return;
       for (const option of this.bits.options) option.disabled = !lengths.has(option.value);
       if (this.bits.selectedOptions[0]?.disabled ?? true) {
         this.bits.value = [...this.bits.options].filter((option) => !option.disabled).at(-1)?.value ?? "";

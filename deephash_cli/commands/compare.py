@@ -74,10 +74,10 @@ def run(parsed: argparse.Namespace) -> None:
     if parsed.digits is not None and not 1 <= parsed.digits <= _MOST_DIGITS:
         raise ConfigError(f"--digits must be a whole number from 1 to {_MOST_DIGITS}, got {parsed.digits}")
     digits = parsed.digits or (results.DIGITS - 2 if parsed.percent else results.DIGITS)
-    metrics = [name for names in parsed.metric or ["map"] for name in names.split(",") if name]
+    metrics = [name.strip() for names in parsed.metric or ["map"] for name in names.split(",")]
     paths, wanted = listing.paths_and_filters(parsed.words)
     style = Style(digits, parsed.percent, parsed.caption, parsed.label)
-    compare(paths, wanted, list(dict.fromkeys(metrics)) or ["map"], form, parsed.output, style, parsed.overwrite)
+    compare(paths, wanted, list(dict.fromkeys(metrics)), form, parsed.output, style, parsed.overwrite)
 
 
 def compare(
@@ -131,7 +131,7 @@ def _title(section: Section, metrics: Sequence[str], style: Style) -> str:
 
 def _caption(section: Section, metrics: Sequence[str]) -> str:
     """Return the sentence below a table: what a cell shows, which cells are bold, and how ties are treated."""
-    marks = any(any(row) for metric in metrics for row in section.best(metric))
+    marks = any(map(section.has_best, metrics))
     rules = dict.fromkeys(results.tie_rule(metric) for metric in metrics)
     return "; ".join((results.CAPTION, *([f"bold: {results.MARKED}"] if marks else []), *rules))
 

@@ -18,6 +18,7 @@ from deephash_cli.runs.listing import COLUMNS, Listed
 
 _RIGHT = ("bits", "seed", "map", "minutes")
 _LEAST_NEEDED = ("minutes", "started", "dataset")  # columns that a narrow terminal does without, in this order
+_SHORT = 60  # largest number of characters of the settings of a run in the table
 STATUSES = {"finished": "green", "running": "cyan", "failed": "red", "interrupted": "yellow"}
 
 
@@ -59,7 +60,7 @@ def list_runs(paths: Sequence[Path], wanted: Mapping[str, str], sort: str, rever
     chosen = [*with_value, *(run for run in chosen if run.columns[sort] is None)]
     differing = _differing(chosen)
     if form == "table":
-        _show(chosen, [_text(settings) for settings in differing], sort, len(found))
+        _show(chosen, [_text(settings, _SHORT) for settings in differing], sort, len(found))
     else:
         records: list[dict[str, Any]] = [
             {**run.columns, "settings": settings, "note": run.note}
@@ -93,8 +94,10 @@ def _kind(run: Listed) -> dict[str, Any]:
     return {name: value for name, value in run.settings.items() if not runs.belongs(name, results.VARIED)}
 
 
-def _text(settings: Mapping[str, Any]) -> str:
-    return " ".join(f"{name}={value}" for name, value in settings.items())
+def _text(settings: Mapping[str, Any], length: int | None = None) -> str:
+    """Return settings as one line, cut between two of them if it would have more than ``length`` characters."""
+    text = " ".join(f"{name}={' '.join(str(value).split())}" for name, value in settings.items())
+    return text if length is None else textwrap.shorten(text, length, placeholder=" ...", break_on_hyphens=False)
 
 
 def _order(value: Any) -> tuple[bool, Any]:

@@ -149,13 +149,14 @@ class Section:
         """Return one list per row, with the cell for each code length; None where a row has no value."""
         return [[cell(row.cells.get(bits, ()), metric) for bits in self.lengths] for row in self.rows]
 
-    def best(self, metric: str) -> list[list[bool]]:
-        """Return one list per row: whether its cell for each code length is marked as best, by the rule of `best`.
+    def has_best(self, metric: str) -> bool:
+        """Return whether cells of a metric are marked as best: there are several rows, and higher is better."""
+        return len(self.rows) > 1 and not metric.startswith(_UNRANKED)
 
-        Nothing is marked if there is a single row or higher is not better.
-        """
+    def best(self, metric: str) -> list[list[bool]]:
+        """Return one list per row: whether its cell for each code length is marked as best, by the rule of `best`."""
         cells = self.cells(metric)
-        if len(self.rows) < 2 or metric.startswith(_UNRANKED):
+        if not self.has_best(metric):
             return [[False] * len(self.lengths) for _ in cells]
         return [list(row) for row in zip(*map(best, zip(*cells, strict=True)), strict=True)]
 

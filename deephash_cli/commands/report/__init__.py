@@ -212,7 +212,7 @@ def _section(section: Section, others: Sequence[Section], metric: str, paths: Se
         "rows": rows,
         "sources": sources,
         "alone": all(cell is None or cell.deviation is None for cells in section.cells(metric) for cell in cells),
-        "marked": any(map(any, section.best(metric))),
+        "marked": section.has_best(metric),
         "runs": listed,
         "settings": any(run["settings"] for run in listed),
         "doubts": any(run["doubt"] for run in listed),

@@ -72,7 +72,7 @@
     const choices = new URLSearchParams(location.hash.slice(1));
     for (const name of NAMES) {
       const values = new Set(choices.getAll(name));
-      if (values.size) for (const box of all(`#filters input[name="${name}"]`)) box.checked = values.has(box.value);
+      for (const box of all(`#filters input[name="${name}"]`)) box.checked = !values.size || values.has(box.value);
     }
     document.getElementById("published").checked = choices.get("published") !== "no";
     for (const [number, panel] of panels.entries()) {
@@ -218,7 +218,7 @@
     }
 
     update() {
-      if (!this.bits) return;
+      if (!this.bits || this.element.hidden) return;
       for (const option of this.bits.options) option.disabled = !lengths.has(option.value);
       if (this.bits.selectedOptions[0]?.disabled ?? true) {
         this.bits.value = [...this.bits.options].filter((option) => !option.disabled).at(-1)?.value ?? "";

@@ -205,10 +205,10 @@ def require_kind(
             "save an array of numbers, such as np.stack(list(array))"
         )
     if dtype.kind not in kind.kinds or dtype.itemsize > 8:
-        raise ArtifactError(
-            f"{place} must hold {what} as {kind.words}, got {dtype.str}: "
-            f"convert it, such as with array.astype({kind.example}), and save it again"
-        )
+        convert = f"convert it, such as with array.astype({kind.example})"
+        if what == "labels" and dtype.kind in "US":
+            convert = "number the classes, such as with np.unique(array, return_inverse=True)[1]"
+        raise ArtifactError(f"{place} must hold {what} as {kind.words}, got {dtype.str}: {convert}, and save it again")
     if len(shape) not in dimensions:
         expected = " or ".join(str(n) for n in dimensions)
         raise ArtifactError(

@@ -38,7 +38,7 @@ def complete(folder: Path) -> dict:
 def trained(deephash, *overrides: str) -> Path:
     result = deephash("train", *overrides, "run_dir=run")
     assert result.code == 0, result
-    assert result.err == ""
+    assert result.surprises == ""
     assert "run folder: run" in result.out
     assert "deephash eval run=run" in result.out
     return Path("run")

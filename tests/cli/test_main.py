@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from conftest import METHODS, QUICK
+from conftest import METHODS, QUICK, TINY
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -549,6 +549,6 @@ def test_a_screen_that_knows_neither_colours_nor_unicode_and_is_narrow(photos):
     plain = {"PYTHONIOENCODING": "ascii", "NO_COLOR": "1", "TERM": "dumb", "COLUMNS": "60", "LC_ALL": "C"}
     result = python(f"{code}; cli.main()", **plain)
     assert result.returncode == 0, result
-    assert result.stderr == ""
+    assert not [line for line in result.stderr.splitlines() if not TINY.match(line)]
     assert "\x1b" not in result.stdout
     assert re.search(r"\d\.\d{4} \?", result.stdout)

@@ -133,8 +133,8 @@ def _class_numbers(values: Int64[np.ndarray, " n"], places: Sequence[str], names
     if (values == -1).any() and (len(known) == 0 or known[-1] <= 1):
         row = int((values == -1).argmax())
         raise DataError(
-            f"{places[row]}: a single column of -1 and 1 has two meanings; write the class numbers 0 and 1, or for an "
-            "image that is not of the only class two columns, 0 1"
+            f"{places[row]}: a single column of -1 and 1 has two meanings, two classes or no class; write 0 and 1 for "
+            "two classes"
         )
     if names is not None:
         raise DataError(

@@ -24,10 +24,11 @@ _MEANT = {
 }  # usual names for the same column in other programs
 _PARTS = {
     **{role: role for role in _ROLES},
-    **dict.fromkeys(("training", "val", "valid", "validation", "dev"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), ""),
+    "training": "train",
     **dict.fromkeys(("test", "testing", "queries"), "query"),
     **dict.fromkeys(("gallery", "db", "retrieval"), "database"),
-}  # the part that is meant by a word
+}  # the part that is meant by a word; "" if it may be any
 
 
 def csv_table(root: str | Path | None, file: str | None) -> RetrievalDataset:
@@ -146,7 +147,7 @@ def _official(table: _Table) -> dict[str, np.ndarray]:
         own = [word.casefold() for word in re.split(r"[\s;|,'\"\[\](){}]+", canonical(cell)) if word]
         unknown = [word for word in own if word not in _ROLES]
         if unknown:
-            meant = f", which is probably {_PARTS[unknown[0]]} here" if unknown[0] in _PARTS else ""
+            meant = f", which is probably {_PARTS[unknown[0]]} here" if _PARTS.get(unknown[0]) else ""
             raise DataError(
                 f"{place}: split must be train, query or database, got {short(unknown[0])!r}{meant}; separate several "
                 "parts by ;, and leave the cell empty for an image in no part"

@@ -71,6 +71,7 @@ class ImageNames:
         self.ids: list[str] = []
         self.missing: list[str] = []
         self._strict = strict
+        self._first_missing = ""
         self._bases = [Path(os.path.normpath(root.absolute())), Path(os.path.realpath(root))]
         self._row_of_path: dict[str, int] = {}
         self._row_of_file: dict[tuple[int, int], int] = {}
@@ -119,16 +120,18 @@ class ImageNames:
             self._row_of_path[identifier] = row
             if status is None:
                 self.missing.append(path)
+                self._first_missing = self._first_missing or place
             else:
                 self._row_of_file[status.st_dev, status.st_ino] = row
         self._row_of_path[path] = row
         return row
 
-    def require_all(self, source: str) -> None:
+    def require_all(self, source: str, hint: str = "") -> None:
         """Check that all files exist.
 
         Args:
             source: The table or lists that name them, for messages.
+            hint: What else may be wrong, to be added to the message.
 
         Raises:
             DataError: If some do not exist.
@@ -136,12 +139,15 @@ class ImageNames:
         if not self.missing:
             return
         some = ", ".join(short(path) for path in self.missing[:5]) + (", ..." if len(self.missing) > 5 else "")
+        hint = f" (the first is in {self._first_missing}){hint}"
         count = f"{source}: {len(self.missing)} of the images named do not exist"
         if all(Path(path).is_absolute() for path in self.missing):
-            raise DataError(f"{count}: {some}; correct the paths")
+            raise DataError(f"{count}: {some}; correct the paths{hint}")
         if not self.root.is_dir():
             raise DataError(f"dataset.root={self.root} is not a folder; set it to the folder that the paths start from")
-        raise DataError(f"{count} under {self.root}: {some}; set dataset.root to the folder that the paths start from")
+        raise DataError(
+            f"{count} under {self.root}: {some}; set dataset.root to the folder that the paths start from{hint}"
+        )
 
     def _find(self, path: str, place: str) -> tuple[str, os.stat_result | None]:
         """Return the spelling of a path under which a file exists, and its status; None if there is no such file."""

@@ -133,8 +133,8 @@ def _class_numbers(values: Int64[np.ndarray, " n"], places: Sequence[str], names
     if (values == -1).any() and (len(known) == 0 or known[-1] <= 1):
         row = int((values == -1).argmax())
         raise DataError(
-            f"{places[row]}: a single column of -1 and 1 has two meanings; write the class numbers 0 and 1, or for an "
-            "image that is not of the only class two columns, 0 1"
+            f"{places[row]}: a single column of -1 and 1 has two meanings, two classes or no class; write 0 and 1 for "
+            "two classes"
         )
     if names is not None:
         raise DataError(
@@ -190,6 +190,7 @@ def _items_of_list(cell: str, place: str) -> list[str] | None:
 def _rows_of_lists(cells: Sequence[str], lists: Sequence[list[str] | None], places: Sequence[str]) -> list[list[str]]:
     for cell, items, place in zip(cells, lists, places, strict=True):
         if items is None and canonical(cell):
+            _require_name(_name(cell), place)
             raise DataError(
                 f"{place}: the labels {short(cell)!r} are no list, but other lines have lists such as "
                 f"{short(next(other for other, own in zip(cells, lists, strict=True) if own is not None))!r}; write "
@@ -202,16 +203,17 @@ def _rows_of_text(cells: Sequence[str], places: Sequence[str]) -> tuple[list[lis
     for cell, place in zip(cells, places, strict=True):
         if len(cell.strip().splitlines()) > 1:
             raise DataError(f"{place}: the labels {short(cell)!r} have a line break in them; separate names by ;")
-    first = {mark: next((row for row, cell in enumerate(cells) if mark in cell), None) for mark in ";|,"}
+    first = {mark: next((row for row, cell in enumerate(cells) if mark in cell), None) for mark in ";|"}
     if first[";"] is not None and first["|"] is not None:
         raise DataError(
             f"{places[first['|']]}: names are separated by |, but in {places[first[';']]} by ;; separate all by ;"
         )
     mark = ";" if first[";"] is not None else "|" if first["|"] is not None else None
-    if mark is None and first[","] is not None:
+    comma = next((row for row, cell in enumerate(cells) if "," in cell and (mark or ";") not in cell), None)
+    if comma is not None:
         raise DataError(
-            f"{places[first[',']]}: the comma in the labels {short(cells[first[',']])!r} may separate two names or be "
-            "part of one; write ; between two names, or ; after a name that has a comma in it"
+            f"{places[comma]}: the comma in the labels {short(cells[comma])!r} may separate two names or be part of "
+            f"one; write {mark or ';'} between two names, or {mark or ';'} after a name that has a comma in it"
         )
     rows = [cell.split(mark) if mark else [cell] for cell in cells]
     known = {canonical(name) for row in rows for name in row}

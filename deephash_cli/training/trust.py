@@ -14,7 +14,10 @@ TRUSTED = (
     "deephash_cli.data", "deephash_cli.methods", "deephash_cli.models", "deephash_cli.schedules",
     "deephash_cli.training.loggers", "pytorch_lightning.trainer", "torch.nn", "torch.optim", "torchvision.transforms",
 )  # fmt: skip
-UNTRUSTED = tuple(f"deephash_cli.data.{name}" for name in ("download", "features", "protocol", "restricted_pickle"))
+UNTRUSTED = tuple(
+    f"deephash_cli.data.{name}"
+    for name in ("download", "features", "identity", "protocol", "restricted_pickle", "text")
+)
 _SHORT = {  # other names of trusted targets, among them those in runs of version 0.1
     "pytorch_lightning.Trainer": "pytorch_lightning.trainer.trainer.Trainer",
     "deephash_cli.tracking.WandbRun": "deephash_cli.training.loggers.WandbRun",

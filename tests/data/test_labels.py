@@ -52,7 +52,12 @@ def test_cells(texts, expected):
     [
         (("dog", "red,shoe"), r"t\.csv:3: the comma in the labels 'red,shoe' may separate two names or be part of one"),
         (("red;shoe", "a|b"), r"t\.csv:3: names are separated by \|, but in t\.csv:2 by ;"),
-        (("red;shoe", "red,shoe"), r"t\.csv:3: the name 'red,shoe' consists of names that other lines have"),
+        (("red;shoe", "hat,cap"), r"t\.csv:3: the comma in the labels 'hat,cap' may separate two names"),
+        (("['red']", "nan"), r"t\.csv:3: the label 'nan' is what programs write for a missing value"),
+        (
+            ("red;shoe", "red;hat", "red,hat;shoe"),
+            r"t\.csv:4: the name 'red,hat' consists of names that other lines have",
+        ),
         (("['red', 'shoe']", "red"), r"t\.csv:3: the labels 'red' are no list, but other lines have lists"),
         (("['red', nan]",), r"t\.csv:2: the labels .* cannot be read as one"),
         (("['a' 'b' ... 'z']",), "cannot be read as one"),

@@ -19,7 +19,7 @@ from deephash_cli.errors import command
 
 ODD = (
     "IMG (1).jpg", " leading", "trailing ", "a,b", "a=b", "it's", 'say "x"', "'a', 'b'", "[x]", "{y}", "#1", "a&b",
-    "$HOME", "100%", "back\\slash", "end\\", "a:b", "*", "what?", "!", "~", "~nobody/x", "é", "e\u0301", "日本", "😀",
+    "$HOME", "100%", "back\\slash", "end\\", "a:b", "*", "what?", "!", "~", "~x9/y", "é", "e\u0301", "日本", "😀",
     "2024", "1e5", "0x10", "1_000", "true", "NaN", "inf", "???", "./null", "${x}", "${", "\\${x}", "-x", "--check",
     "choice(a,b)", "two\nlines", "tab\t",
 )  # fmt: skip
@@ -40,7 +40,7 @@ def test_a_file_of_any_name_is_found(name):
 
 @pytest.mark.parametrize("name", [name for name in ODD if "${" not in name])
 def test_a_name_that_does_not_exist_reaches_the_verb(name):
-    meant = {"~": os.environ["HOME"], "~nobody/x": str(Path("~nobody/x").absolute()), "???": "./???"}.get(name, name)
+    meant = {"~": os.environ["HOME"], "~x9/y": str(Path("~x9/y").absolute()), "???": "./???"}.get(name, name)
     assert read(arguments.normalize(f"query={name}")) == meant
 
 
@@ -106,7 +106,7 @@ def test_bytes_that_are_not_text_are_refused(deephash):
     assert "is not UTF-8 text: rename the file or folder" in result.err
 
 
-@pytest.mark.parametrize("name", ["my photos (2024), été", "${x}", 'it\'s "a=b"'])
+@pytest.mark.parametrize("name", ['my "photos" (2024), it\'s été', "${x}"])
 def test_a_run_and_a_sweep_on_a_folder_of_any_name(deephash, name):
     data = Path(name)
     data.mkdir()

@@ -95,7 +95,7 @@ def quote_text(key: str, value: str) -> str:
     the name of a file. These rules hold, in this order:
 
     1. ``null`` is None; ``./null`` is a file of this name.
-    2. The name of a file or folder that exists is taken as it is, and so is a new one below a folder called ``${...}``.
+    2. The name of a file or folder that exists is taken as it is, and so is a new one below a folder called ``${x}``.
     3. Quotes or backslashes that Hydra understands keep their meaning, because earlier releases needed them.
     4. ``~`` at the start of a path is the home folder.
     5. All other text is taken as it is, except that ``${...}`` is an interpolation.
@@ -127,9 +127,9 @@ def quote_text(key: str, value: str) -> str:
 def quote_sweep(key: str, value: str) -> str:
     """Quote each value of a path or a name in a sweep: a comma separates values, unless the whole names a file.
 
-    ``choice(a,b)`` and Hydra's other functions keep their meaning.
+    ``choice(a,b)`` and Hydra's other functions keep their meaning. ``runs`` and ``group`` belong to the whole sweep.
     """
-    if (key in PATHS and _exists(value)) or "," not in value:
+    if key in ("runs", "group") or "," not in value or (key in PATHS and _exists(value)):
         return quote_text(key, value)
     meant = _read(f"{key}={value}")
     if meant is not None and meant.is_sweep_override() and re.match(r"[a-z]+\(", value):
@@ -146,8 +146,8 @@ def value_of(override: str) -> Any:
 
 
 def _exists(path: str) -> bool:
-    """Return whether a path names something that exists, or a folder on its way has an interpolation as its name."""
-    ways = [parent for parent in Path(path).parents if "${" in parent.name] if "${" in path else []
+    """Return whether a path exists, or is a new one below a folder that exists and has ``${`` or a comma in its name."""
+    ways = [parent for parent in Path(path).parents if "${" in parent.name or "," in parent.name]
     return any(os.path.lexists(name) for name in (path, *ways))
 
 

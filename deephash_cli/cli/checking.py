@@ -13,7 +13,7 @@ from typing import Any
 from deephash_cli.choices import CONF_DIR, choices, group_names
 from deephash_cli.cli.arguments import normalize, quote
 from deephash_cli.cli.hydra_keys import explain_choice, refuse_decided
-from deephash_cli.cli.limits import LISTS, LONGEST, OPTIONAL, RANGES, TEXTS, WORDS
+from deephash_cli.cli.limits import LISTS, LONGEST, NEEDED, OPTIONAL, RANGES, TEXTS, WORDS
 from deephash_cli.cli.trainer_settings import check_trainer
 from deephash_cli.errors import ConfigError, first_line, hint, short
 
@@ -206,6 +206,11 @@ def _check_values(config: Any, defaults: Any, overrides: Sequence[str]) -> None:
                 if not isinstance(value, allowed) or (kind in (int, float) and isinstance(value, bool)):
                     raise ConfigError(f"{key} must be {name} (such as {default}), got {value!r}")
                 break
+    for key in NEEDED:
+        if key.split(".")[0] in config and OmegaConf.select(config, key, throw_on_missing=False) is None:
+            raise ConfigError(f"{key} must not be empty: every run needs it")
+    if (group := OmegaConf.select(config, "group")) is not None and (not group or str(group) != Path(str(group)).name):
+        raise ConfigError(f"group must be a name that a folder can have, without /, got {short(repr(group))}")
     for key in TEXTS:  # a file of the user's own may have a folder such as 2024, which YAML reads as a number
         value = OmegaConf.select(config, key, throw_on_missing=False)
         if value is not None and not isinstance(value, str):
@@ -264,6 +269,8 @@ def _explain(verb: str, message: str, config_dir: str | None, chosen: Sequence[s
     if match := re.search(r"Could not (?:override|delete from config\.) '([^']+)'|Key '([^']+)' is not in", message):
         key = match[1] or match[2]
         known = _known_keys(verb, chosen)
+        if key in known and (inner := re.search(r"Key '([^']+)' is not in", message)):
+            key = f"{key}.{inner[1]}"
         parent = key
         beside: list[str] = []
         while parent and not beside:

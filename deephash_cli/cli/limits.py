@@ -70,6 +70,11 @@ PATHS = (
     "database", "query_labels", "database_labels", "input", "root", "picture", "index", "check_output", "model.weights",
 )  # fmt: skip
 # Settings that must be text; most have no default that would show it.
-TEXTS = (*PATHS, "group", "logger.project", "logger.entity", "table")
+TEXTS = (*PATHS, "group", "dataset.name", "dataset.protocol", "logger.project", "logger.entity", "table")
+# Settings that every configuration with their group must have, even if the user's own file sets them to null.
+NEEDED = (
+    "dataset.name", "dataset.protocol", "dataset.source", "dataset.map_at", "metrics.ks", "metrics.radius",
+    "metrics.zero_hits",
+)  # fmt: skip
 # Settings that have a default and may still be set to null.
 OPTIONAL = ("picture", "trial")

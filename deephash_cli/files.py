@@ -8,6 +8,7 @@ import io
 import json
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,7 +21,8 @@ from deephash_cli.errors import ArtifactError, ConfigError
 def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     """Open a temporary file beside ``path``; on success flush it to disk and rename it, on failure remove it.
 
-    A reader sees the whole old file or the whole new one, never a part, even after a power failure.
+    A reader sees the whole old file or the whole new one, never a part, even after a power failure. What is written to
+    a device, such as ``/dev/null``, goes straight to it.
 
     Raises:
         ArtifactError: If the folder cannot be written to, or the disk is full.
@@ -28,6 +30,11 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     path = Path(path)
     temporary = None
     try:
+        if is_device(path):
+            sys.stdout.flush()  # the device may be the screen, where the order counts
+            with path.open("ab") as device:
+                yield device
+            return
         descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
         temporary = Path(name)
         with os.fdopen(descriptor, "wb") as file:
@@ -45,12 +52,20 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
             temporary.unlink(missing_ok=True)
 
 
+def is_device(path: Path) -> bool:
+    """Return whether a path is a device, a pipe or an open stream of this process, and not a file of its own."""
+    if str(path.absolute()).startswith(("/dev/std", "/dev/fd/", "/proc/")):  # even if the stream goes to a file
+        return True
+    return path.exists() and not path.is_file() and not path.is_dir()
+
+
 @contextlib.contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
+def atomic_folder(path: Path, replace: bool = False) -> Iterator[Path]:
     """Yield an empty folder beside ``path``; on success flush its files to disk and rename it, on failure remove it.
 
     Args:
         path: Path of a folder that does not exist or is empty. Missing parent folders are created.
+        replace: Whether a folder that is not empty is replaced, and removed with all its files.
 
     Raises:
         ConfigError: If ``path`` exists and is not an empty folder.
@@ -59,7 +74,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     path = Path(path).absolute()
     temporary = None
     try:
-        if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        if path.exists() and not (path.is_dir() and (replace or not any(path.iterdir()))):
             raise ConfigError(f"{path} already exists: choose another folder, or remove it")
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
@@ -68,7 +83,13 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             with file.open("rb") as content:
                 os.fsync(content.fileno())
         temporary.chmod(0o777 & ~_umask())  # mkdtemp makes folders that only their owner can enter
-        temporary.replace(path)
+        if replace and path.exists():
+            earlier = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
+            path.replace(earlier)
+            temporary.replace(path)
+            shutil.rmtree(earlier)
+        else:
+            temporary.replace(path)
         temporary = None
         _sync_folder(path.parent)
     except OSError as error:

@@ -14,6 +14,7 @@ from deephash_cli.console import console, say, warn
 from deephash_cli.errors import ConfigError
 from deephash_cli.files import csv_text, write_text
 from deephash_cli.runs import results
+from deephash_cli.runs.outputs import MARKS, settle
 from deephash_cli.runs.results import Cell, Section
 
 _LATEX = str.maketrans({
@@ -28,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--metric", default="map")
     parser.add_argument("--format")
     parser.add_argument("--output", type=Path)
+    parser.add_argument("--overwrite", action="store_true")
 
 
 def run(parsed: argparse.Namespace) -> None:
@@ -37,10 +39,10 @@ def run(parsed: argparse.Namespace) -> None:
         raise ConfigError(f"--format must be one of table, {', '.join(FORMATS)}, got {form}")
     if parsed.output is not None and form == "table":
         raise ConfigError(f"--output {parsed.output} must end in {', '.join(ENDINGS)}, or add --format")
-    compare(parsed.paths, parsed.metric, form, parsed.output)
+    compare(parsed.paths, parsed.metric, form, parsed.output, parsed.overwrite)
 
 
-def compare(paths: Sequence[Path], metric: str, form: str, output: Path | None) -> None:
+def compare(paths: Sequence[Path], metric: str, form: str, output: Path | None, overwrite: bool = False) -> None:
     """Print the tables of the runs at or below some paths, or write them to a file.
 
     Args:
@@ -48,18 +50,20 @@ def compare(paths: Sequence[Path], metric: str, form: str, output: Path | None) 
         metric: Name of the metric to show, such as ``map``, ``map_stable``, ``precision_at_100``.
         form: Output format: ``table``, or one of ``FORMATS``.
         output: File for the tables; None prints them.
+        overwrite: Whether ``output`` may be a file that ``deephash compare`` did not make, and replace it.
 
     Raises:
-        ConfigError: If there is no finished run, or none has the metric.
+        ConfigError: If there is no finished run, if none has the metric, or if ``output`` must not be replaced.
     """
+    (file,) = settle("compare", {"--output ": output}, {}, overwrite)
     found, left_out = results.gather(paths, metric)
     sections = results.sections(found)
     if form != "table":
         text = FORMATS[form](sections, metric)
-        if output is None:
+        if file is None:
             console.file.write(text)
         else:
-            write_text(output, text)
+            write_text(file, MARKS.get(form, "") + text)
             say(f"{len(found)} runs in {output}")
     else:
         for section in sections:

@@ -10,12 +10,11 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from deephash_cli import processes, runs
+from deephash_cli import runs
 from deephash_cli.console import progress, say, warn
 from deephash_cli.errors import ConfigError
-from deephash_cli.inference.ray_workers import encode_with_ray
-from deephash_cli.inference.shards import SKIPPED, Task, Work
 from deephash_cli.retrieval import codes_folder
+from deephash_cli.runs.outputs import settle_folder
 
 
 def run(config: DictConfig, source: DictConfig | None = None) -> dict[str, Any]:
@@ -30,20 +29,28 @@ def run(config: DictConfig, source: DictConfig | None = None) -> dict[str, Any]:
         ``missing_shards``, the number of missing shards.
 
     Raises:
-        ConfigError: If the input or the output is not given, or a shard number is too large.
+        ConfigError: If the input or the output is not given, the output must not be replaced, or a shard number is too
+            large.
     """
     if (config.input is None) == (source is None):
         got = "neither" if source is None else "both"
         raise ConfigError(f"deephash encode needs input=<folder, list or vectors.npy>, or dataset=<name>, got {got}")
     if config.output is None:
         raise ConfigError("deephash encode needs output=<folder> for the codes")
+    read = {f"{name}=": config[name] for name in ("run", "input")} | {"dataset.root=": (source or {}).get("root")}
+    output = settle_folder("encode", config.output, read)
     run_folder = runs.given_or_latest(config.run)
+    # Imported here because torch takes seconds; an output that cannot be used is refused before that.
+    from deephash_cli import processes
+    from deephash_cli.inference.ray_workers import encode_with_ray
+    from deephash_cli.inference.shards import Task, Work
+
     task = Task(
         run=str(run_folder.absolute()),
         input=_absolute(config.input),
         source=None if source is None else OmegaConf.to_yaml(source, resolve=True),
         root=_absolute(config.root),
-        output=str(Path(config.output).absolute()),
+        output=str(output),
         shard_size=config.shard_size,
         batch_size=config.batch_size,
         num_workers=config.num_workers,
@@ -71,7 +78,8 @@ def run(config: DictConfig, source: DictConfig | None = None) -> dict[str, Any]:
     count, skipped = manifest["database"]["count"], manifest["skipped"]
     say(f"codes of {count} {work.unit}, {manifest['bits']} bits: {config.output}")
     if skipped:
-        warn(f"{skipped} images could not be read and are left out: {Path(config.output) / SKIPPED} says why")
+        listed = Path(config.output) / codes_folder.SKIPPED
+        warn(f"{skipped} images could not be read and are left out: {listed} says why")
     say(f"search them: deephash search run={run_folder} codes={config.output} query=<image>")
     return {"images": count, "skipped": skipped, "missing_shards": 0}
 

@@ -173,7 +173,7 @@ def _plan(folder: Path, rebuild: bool) -> Plan:
         return Plan(folder, rebuild="W&B does not have all of it" if state else "W&B's log is missing")
     if state and not state.get("whole"):
         return Plan(folder, rebuild="W&B's log is incomplete")
-    if state.get("folder") not in (None, str(folder.absolute())):
+    if isinstance(before := state.get("folder"), str) and Path(before).resolve() != folder.resolve():
         return Plan(folder, rebuild="the folder was moved")  # W&B's log contains absolute paths
     if len(waiting) > 1:
         return Plan(folder, rebuild="it was interrupted and resumed")

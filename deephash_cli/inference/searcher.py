@@ -153,7 +153,7 @@ class Pictures:
     """
 
     def __init__(self, source: dict[str, Any]):
-        self._root = Path(source["root"]).resolve() if "root" in source else None
+        self._root = Path(source["root"]).absolute() if "root" in source else None
         self._node = source.get("dataset")
         self._dataset: RetrievalDataset | None = None
         self._rows: dict[str, int] = {}
@@ -162,12 +162,28 @@ class Pictures:
         """Return the image with this id, in RGB; None if it is not available."""
         try:
             if self._root is not None:
-                place = (self._root / name).resolve()
-                # ids come with the codes, so they may be somebody else's and must not lead out of the folder
-                return decode(place) if place.is_relative_to(self._root) else None
+                return decode(self._root / name) if self._is_inside(name) else None
             return self._of_dataset(name)
         except DeephashError:
             return None
+
+    def why_not(self, name: str) -> str:
+        """Return why the image with this id is not shown, for the user of this machine."""
+        if self._root is None:
+            return f"the picture of {name} is not available"
+        if not self._is_inside(name):
+            return f"{name} is not shown, because it lies outside {self._root}, the folder of the encoded images"
+        return f"the picture of {name} cannot be read in {self._root}"
+
+    def _is_inside(self, name: str) -> bool:
+        """Whether an id is a path below the folder of the images.
+
+        Ids come with the codes, so they may be somebody else's and must not lead out of the folder. A symbolic link in
+        the folder is the user's own, and is followed as ``deephash encode`` follows it.
+        """
+        return (
+            self._root is not None and ".." not in Path(name).parts and (self._root / name).is_relative_to(self._root)
+        )
 
     def _of_dataset(self, name: str) -> Image.Image | None:
         if self._node is not None:

@@ -32,12 +32,10 @@ from deephash_cli.inference.encoder import load_encoder, prepare
 from deephash_cli.models import packed_codes
 from deephash_cli.retrieval import codes, codes_folder
 from deephash_cli.retrieval.codes import CodeSet
+from deephash_cli.retrieval.codes_folder import PLAN, SHARDS, SKIPPED
 from deephash_cli.retrieval.scoring import CLASSES
 from deephash_cli.training.targets import build
 
-PLAN = "encode.json"
-SHARDS = "shards"
-SKIPPED = "skipped.csv"
 _COLUMNS = ("id", "reason")
 # The command with which the first of several processes starts the others.
 FOLLOW = (sys.executable, "-P", "-c", "from deephash_cli.inference.shards import follow; follow()")
@@ -132,8 +130,8 @@ class Work:
         """Record what the folder will hold, or compare it with the record of an earlier start.
 
         Raises:
-            ConfigError: If the folder was started with different settings or a different input, if it holds other
-                files, or if it cannot be created.
+            ConfigError: If the folder was started with different settings or a different input, or if it cannot be
+                created.
         """
         provenance = self.encoder.provenance
         plan = {
@@ -155,13 +153,11 @@ class Work:
                     "differ): choose another output, or remove that folder"
                 )
             return
-        if self.folder.is_dir() and any(self.folder.iterdir()):
-            raise ConfigError(f"output={self.folder} is not empty and holds no {PLAN}: choose another folder")
         try:
             (self.folder / SHARDS).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(f"cannot make output={self.folder}: {error.strerror or error}") from error
-        write_json(file, plan)
+        write_json(file, {**plan, "run_folder": self.task.run})
 
     def rows(self, shard: int) -> range:
         """Return the rows of the images in a shard."""
@@ -297,7 +293,9 @@ class Work:
         if 0 < len(names) <= CLASSES:
             origin["class_names"] = names
         codes_folder.join_databases(
-            self.folder, places, {"provenance": origin, "source": self._source(), "skipped": skipped}
+            self.folder,
+            places,
+            {"provenance": origin, "run_folder": self.task.run, "source": self._source(), "skipped": skipped},
         )
 
     def _source(self) -> dict[str, Any]:

@@ -19,8 +19,13 @@ from deephash_cli.retrieval.codes import BITS_LIMIT, CodeSet, is_count, packed_w
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+PLAN = "encode.json"  # what deephash encode was started with; it and the next two are only in its folders
+SHARDS = "shards"
+SKIPPED = "skipped.csv"
 _OWN_KEYS = ("format", "bits", "bit_order", "query", "database", "files")
 _SIDES = ("query", "database")
+_FILES = {side: (f"{side}.npy", f"{side}_labels.npy", f"{side}_ids.txt") for side in _SIDES}
+FILES = {MANIFEST, PLAN, SHARDS, SKIPPED, *(name for names in _FILES.values() for name in names)}
 _MANIFEST_LIMIT = 2**20
 _BLOCK = 2**24  # bytes of a text file that are searched at a time
 
@@ -63,7 +68,7 @@ def join_databases(folder: Path, parts: Sequence[Path], provenance: Mapping[str,
     bits, classes = manifests[0]["bits"], manifests[0]["database"]["classes"]
     count = sum(manifest["database"]["count"] for manifest in manifests)
     _begin(folder)
-    names = _file_names("database")
+    names = _FILES["database"]
     with contextlib.ExitStack() as files:
         codes, labels, ids = (files.enter_context(atomic_write(folder / name)) for name in names)
         for file, width in ((codes, packed_width(bits)), (labels, classes)):
@@ -89,7 +94,7 @@ def _save(folder: Path, sides: Mapping[str, CodeSet], provenance: Mapping[str, A
         raise ValueError(f"provenance must be JSON, got something else: {error}") from error
     _begin(folder)
     for side, codes in sides.items():
-        codes_name, labels_name, ids_name = _file_names(side)
+        codes_name, labels_name, ids_name = _FILES[side]
         for name, array in ((codes_name, codes.packed), (labels_name, codes.labels)):
             with atomic_write(folder / name) as file:
                 np.save(file, np.ascontiguousarray(array), allow_pickle=False)
@@ -116,7 +121,7 @@ def _write_manifest(
     folder: Path, bits: int, counts: Mapping[str, tuple[int, int]], provenance: Mapping[str, Any]
 ) -> None:
     """Write the manifest, which completes a folder. ``counts`` has the numbers of images and classes of each side."""
-    names = [name for side in counts for name in _file_names(side)]
+    names = [name for side in counts for name in _FILES[side]]
     manifest = {
         "format": FORMAT,
         "bits": bits,
@@ -271,7 +276,7 @@ def read_manifest(folder: Path, sides: Sequence[str] = _SIDES) -> dict[str, Any]
         if not isinstance(part, dict) or not all(is_count(part.get(key)) for key in ("count", "classes")):
             raise ArtifactError(f"{path} must give count and classes of the {side}, got {short(repr(part))}")
     files = manifest.get("files")
-    for name in (name for side in sides for name in _file_names(side)):
+    for name in (name for side in sides for name in _FILES[side]):
         entry = files.get(name) if isinstance(files, dict) else None
         if not isinstance(entry, dict) or not is_count(entry.get("bytes")) or not isinstance(entry.get("sha256"), str):
             raise ArtifactError(f"{path} must give bytes and sha256 of {name}, got {short(repr(entry))}")
@@ -292,7 +297,7 @@ def _load_side(folder: Path, side: str, manifest: dict[str, Any]) -> CodeSet:
 
 def _verified_names(folder: Path, side: str, manifest: dict[str, Any]) -> tuple[str, str, str]:
     """Return the names of a side's files, after checking each file against its digest."""
-    names = _file_names(side)  # fixed names: a manifest from another person cannot make us open other files
+    names = _FILES[side]  # fixed names: a manifest from another person cannot make us open other files
     for name in names:
         _verify(folder / name, manifest["files"][name])
     return names
@@ -352,7 +357,3 @@ def _read_ids(path: Path, count: int) -> list[str]:
     if lines != count:
         raise ArtifactError(f"{path} has {lines} ids but {MANIFEST} says {count}")
     return ids
-
-
-def _file_names(side: str) -> tuple[str, str, str]:
-    return f"{side}.npy", f"{side}_labels.npy", f"{side}_ids.txt"

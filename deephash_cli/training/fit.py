@@ -29,6 +29,7 @@ from deephash_cli.models import HashingNetwork
 from deephash_cli.retrieval import scoring
 from deephash_cli.retrieval.codes_folder import save_codes
 from deephash_cli.retrieval.scoring import CLASSES
+from deephash_cli.runs import outputs
 from deephash_cli.training import checkpoints, gallery, loggers, resuming
 from deephash_cli.training.datasets import prepare_data
 from deephash_cli.training.inputs import Loading, Source
@@ -83,6 +84,9 @@ def train(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
         say(f"already done: {earlier}")
         return {**read_json(earlier / runs.METRICS), "run_dir": str(earlier)}
     runs.check_writable(earlier or Path(config.run_dir or config.runs))
+    if config.run_dir and not earlier:
+        runs.check_unused(Path(config.run_dir))
+        outputs.settle_folder("train", config.run_dir, {"dataset.root=": config.dataset.get("root")}, name="run_dir=")
     job = prepare(config, settings)
     with _run_folder(config, earlier) as run, _recorded(run, job, overrides) as identity:
         resuming.keep_split(run.path, job.split, job.dataset)
@@ -252,7 +256,7 @@ def _recorded(run: runs.Run, job: Job, overrides: Sequence[str]) -> Iterator[str
         with _second_to_the_cause():
             run.end("failed", first_line(error))
             if not isinstance(error, DeephashError):
-                write_text(run.path / "error.txt", traceback.format_exc())
+                write_text(run.path / runs.ERROR, traceback.format_exc())
         raise
 
 

@@ -17,10 +17,12 @@ from deephash_cli import __version__
 from deephash_cli.commands.report import curves, galleries, published, tables
 from deephash_cli.console import say, warn
 from deephash_cli.errors import ConfigError
-from deephash_cli.files import write_text
+from deephash_cli.files import is_device, write_text
 from deephash_cli.runs import results
+from deephash_cli.runs.outputs import settle, unused
 from deephash_cli.runs.results import LeftOut, Result, Section
 
+DEFAULT = Path("report.html")
 _HERE = Path(__file__).parent
 _CHARTS = {
     "value": "mean over seeds at each code length; whiskers are one standard deviation",
@@ -49,15 +51,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Say which arguments the verb has."""
     parser.add_argument("paths", nargs="+", type=Path, metavar="run folder")
     parser.add_argument("--metric", default="map")
-    parser.add_argument("-o", "--output", type=Path, default=Path("report.html"))
+    parser.add_argument("-o", "--output", type=Path)
+    parser.add_argument("--overwrite", action="store_true")
 
 
 def run(parsed: argparse.Namespace) -> None:
     """Run ``deephash report``."""
-    report(parsed.paths, parsed.metric, parsed.output, parsed.command)
+    report(parsed.paths, parsed.metric, parsed.output or unused(DEFAULT), parsed.command, parsed.overwrite)
 
 
-def report(paths: Sequence[Path], metric: str, output: Path, command: str) -> None:
+def report(paths: Sequence[Path], metric: str, output: Path, command: str, overwrite: bool = False) -> None:
     """Write the report of all runs in the given folders.
 
     Args:
@@ -65,19 +68,19 @@ def report(paths: Sequence[Path], metric: str, output: Path, command: str) -> No
         metric: Name of the headline metric, such as ``map``, ``map_stable`` or ``precision_at_100``.
         output: Path of the file to write; it must end in .html or .htm, and its folder must exist.
         command: Command line as it was typed, shown at the foot of the page.
+        overwrite: Whether ``output`` may be a file that ``deephash report`` did not make, and replace it.
 
     Raises:
-        ConfigError: If there is no finished run, no run has the metric, or ``output`` cannot be written to.
+        ConfigError: If there is no finished run, if no run has the metric, or if ``output`` cannot be written to or
+            must not be replaced.
         ArtifactError: If the file cannot be written.
     """
-    if output.suffix not in (".html", ".htm"):
+    if output.suffix not in (".html", ".htm") and not is_device(output):
         raise ConfigError(f"--output {output} must end in .html; deephash compare writes tables in other formats")
-    if output.is_dir() or not output.parent.is_dir():
-        wrong = f"{output} is a folder" if output.is_dir() else f"{output.parent} is not a folder"
-        raise ConfigError(f"--output {output} must be a file in a folder that exists, but {wrong}")
+    file = settle("report", {"--output ": output}, {}, overwrite)[0] or output
     found, left_out = results.gather(paths, metric)
     text = render(found, left_out, paths, metric, command)
-    write_text(output, text)
+    write_text(file, text)
     say(f"{len(found)} runs in {output} ({len(text.encode()) / 1e6:.1f} MB)")
     if left_out:
         warn(f"left out {len(left_out)} of {len(found) + len(left_out)} folders; {output} lists them with the reasons")

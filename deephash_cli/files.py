@@ -32,7 +32,7 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     try:
         if is_device(path):
             sys.stdout.flush()  # the device may be the screen, where the order counts
-            with path.open("ab") as device:
+            with _open_device(path) as device:
                 yield device
             return
         descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
@@ -57,6 +57,14 @@ def is_device(path: Path) -> bool:
     if str(path.absolute()).startswith(("/dev/std", "/dev/fd/", "/proc/")):  # even if the stream goes to a file
         return True
     return path.exists() and not path.is_file() and not path.is_dir()
+
+
+def _open_device(path: Path) -> IO[bytes]:
+    """Open a device for writing. A stream of this process is continued, so that nothing in its file is overwritten."""
+    name = str(path.absolute())
+    named = {"/dev/stdout": "1", "/dev/stderr": "2"}.get(name)
+    number = named or name.removeprefix("/dev/fd/").removeprefix("/proc/self/fd/")
+    return os.fdopen(os.dup(int(number)), "wb") if number.isdecimal() else path.open("ab")
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ from deephash_cli.console import console, say
 from deephash_cli.errors import ConfigError
 from deephash_cli.files import is_device, write_json
 from deephash_cli.retrieval import indexes, ranking
-from deephash_cli.retrieval.codes_folder import Database, open_side
+from deephash_cli.retrieval.codes_folder import Database, open_side, read_manifest
 from deephash_cli.runs import codes_folder
 from deephash_cli.runs.outputs import settle, unused
 
@@ -39,6 +39,7 @@ def run(config: DictConfig) -> dict[str, Any] | None:
     folder = codes_folder("index", config.run, config.codes)
     output = unused(folder / f"{config.kind}{ENDING}") if config.output is None else Path(config.output)
     report = output.with_name(f"{output.name}.check.json") if config.check_output is None else Path(config.check_output)
+    read_manifest(folder, ("database",))
     report_file = _check_paths(output, report, config)
     database = open_side(folder)
     asked = _queries(folder, database, config.queries, config.seed) if config.check else None

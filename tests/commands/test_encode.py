@@ -213,7 +213,7 @@ def test_there_can_be_more_shards_than_open_files(tmp_path):
         (["output=c"], 2, "needs input=<folder, list or vectors.npy>, or dataset=<name>, got neither"),
         (["input=x"], 2, "needs output=<folder>"),
         (["input=nowhere", "output=c"], 3, "it does not exist (to encode a data set by its name, use dataset=<name>)"),
-        (["input={photos}", "output={photos}"], 2, "is not empty and holds no encode.json"),
+        (["input={photos}", "output={photos}"], 2, "output={photos} is input={photos} itself, which is read"),
         (["input={photos}", "output=c", "shards=[9]"], 2, "shards must be between 0 and 0, got 9"),
         (["input={photos}", "output=c", "shards=[x]"], 2, "shards must be a list of whole numbers"),
         (["input={photos}", "output=c", "bad_images=ask"], 2, "bad_images must be stop or skip, got ask"),
@@ -224,7 +224,7 @@ def test_what_cannot_work_is_said_in_one_sentence(encode, hashed, arguments, cod
     np.save("x.npy", np.zeros((3, 4), np.float32))
     result = encode(*(argument.format(photos=hashed.photos) for argument in arguments))
     assert result.code == code
-    assert sentence in result.err
+    assert sentence.format(photos=hashed.photos) in result.err
     assert result.err.startswith("error: ")
     assert result.err.count("\n") == 1
 

@@ -192,8 +192,8 @@ def test_a_manifest_that_was_edited(deephash, run, change):
 
 def test_a_place_where_nothing_can_be_written(deephash, trained):
     result = deephash("eval", f"run={trained}", "output=nowhere/m.json")
-    assert result.code == 4
-    assert "could not write nowhere/m.json" in result.err
+    assert result.code == 2
+    assert "output=nowhere/m.json is in a folder that does not exist" in result.err
 
 
 def test_the_manifest_says_all_that_is_needed(trained):

@@ -89,6 +89,7 @@ def make(deephash):
     """Write a report and read it; return the command's result, the text of the file and its elements."""
 
     def run(*arguments):
+        Path("report.html").unlink(missing_ok=True)
         result = deephash("report", *(arguments or ("runs",)))
         assert result.code == 0, result
         text = Path("report.html").read_text(encoding="utf-8")
@@ -420,7 +421,10 @@ def test_a_damaged_gallery_is_left_out(make, damage, reason):
         ((), "the following arguments are required: run folder; see deephash report --help"),
         (("nothing",), "nothing is not a folder: give run folders, or folders of runs"),
         (("runs", "-o", "table.csv"), "--output table.csv must end in .html; deephash compare writes tables"),
-        (("runs", "-o", "no/report.html"), "--output no/report.html must be a file in a folder that exists, but no is"),
+        (
+            ("runs", "-o", "no/report.html"),
+            "--output no/report.html is in a folder that does not exist: make the folder",
+        ),
         (("runs", "--metric", "mapp"), "none of 1 runs has mapp; did you mean"),
         (("empty",), "no finished run in empty"),
         (("broken",), "no finished run in broken (broken/a: interrupted)"),

@@ -376,6 +376,15 @@ def test_what_a_run_needs_is_seen_from_its_folder(deephash, run, change, said):
     assert deephash("sync", "--dry-run", "runs").out.startswith(said)
 
 
+def test_a_run_was_not_moved_if_only_the_current_folder_is_another(deephash, run, monkeypatch):
+    Path("below").mkdir()
+    Path("linked").symlink_to("runs")
+    for path in ("linked", "below/../runs"):
+        assert "offline-run-" in deephash("sync", "--dry-run", path).out.splitlines()[0]
+    monkeypatch.chdir("below")
+    assert "offline-run-" in deephash("sync", "--dry-run", "../runs").out.splitlines()[0]
+
+
 def test_a_run_that_was_not_logged_to_wandb_stays_at_home(deephash, run):
     shutil.rmtree(run / dashboards.FOLDER)
     change_settings(run, logger=None)

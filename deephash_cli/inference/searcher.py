@@ -153,7 +153,7 @@ class Pictures:
     """
 
     def __init__(self, source: dict[str, Any]):
-        self._root = Path(source["root"]).absolute() if "root" in source else None
+        self._root = Path(source["root"]).absolute() if isinstance(source.get("root"), str) else None
         self._node = source.get("dataset")
         self._dataset: RetrievalDataset | None = None
         self._rows: dict[str, int] = {}
@@ -164,7 +164,7 @@ class Pictures:
             if self._root is not None:
                 return decode(self._root / name) if self._is_inside(name) else None
             return self._of_dataset(name)
-        except DeephashError:
+        except (DeephashError, OSError, ValueError):  # the last two: a name that no file can have
             return None
 
     def why_not(self, name: str) -> str:

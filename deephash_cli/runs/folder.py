@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeGuard
 
 from deephash_cli import __version__
 from deephash_cli.errors import ArtifactError, ConfigError
@@ -226,9 +226,9 @@ def _maker(codes: Path) -> Path:
             f"{codes} does not say which network made its codes: give a folder of codes that deephash encode wrote"
         )
     place, root = manifest.get("run_folder"), default_root()
-    recorded = [Path(place)] if isinstance(place, str) else []
+    recorded = [Path(place)] if _is_line(place) else []
     for folder in [*recorded, *(path for path, _ in scan(root))]:
-        with contextlib.suppress(ArtifactError):
+        with contextlib.suppress(ArtifactError, OSError):  # of a path that is too long for the system
             record = read_record(folder)
             if identity is None:  # a copy of a run's own codes
                 is_maker = _origin(read_manifest(folder / CODES, ()))[1] == network
@@ -251,8 +251,13 @@ def _origin(manifest: Mapping[str, Any]) -> tuple[str | None, str | None]:
     known = provenance if isinstance(provenance, Mapping) else {}
     checkpoint = known.get("checkpoint")
     found = known.get("run"), checkpoint.get("sha256") if isinstance(checkpoint, Mapping) else None
-    identity, network = (value if isinstance(value, str) else None for value in found)
+    identity, network = (value if _is_line(value) else None for value in found)
     return identity, network
+
+
+def _is_line(value: Any) -> TypeGuard[str]:
+    """Whether a value of a record, which may have been edited, is text that can be printed in a line."""
+    return isinstance(value, str) and value.isprintable() and bool(value)
 
 
 def _nearby(folder: Path) -> Path:

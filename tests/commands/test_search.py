@@ -232,7 +232,8 @@ def test_a_folder_of_codes_cannot_show_other_files(deephash, hashed, tmp_path):
     from deephash_cli.inference.searcher import Pictures
 
     pictures = Pictures({"root": str(tmp_path / "photos")})
-    assert pictures.get("../secret.jpg") is None
+    for name in ("../secret.jpg", "a\0b", "a" * 5000, "/", "", ".", "a/../../secret.jpg"):
+        assert pictures.get(name) is None
     assert pictures.get(str(tmp_path / "secret.jpg")) is None
     codes = Path(shutil.copytree(hashed.run / "codes", "foreign"))
     manifest = json.loads((codes / "manifest.json").read_text())

@@ -366,6 +366,7 @@ def test_a_dry_run_needs_no_key_and_changes_nothing(deephash, run):
     ("change", "said"),
     [
         ({"whole": False}, "would upload: runs/run: logged again from the run folder, because W&B's log is incomplete"),
+        ({"folder": "\0"}, "would upload: runs/run: logged again from the run folder, because the folder was moved"),
         ({"folder": "/else"}, "would upload: runs/run: logged again from the run folder, because the folder was moved"),
         ({"status": "online"}, "nothing to upload: runs/run: it was logged online"),
     ],

@@ -291,7 +291,7 @@ def load(path: Path, database: Database) -> Faiss:
     if record["codes_sha256"] != _digest_of(database):
         raise ArtifactError(
             f"{path} is an index of other codes ({record['count']} codes of {record['bits']} bits), not of those given "
-            f"({database.n} codes of {database.bits} bits): build it again with deephash index"
+            f"({database.n} codes of {database.bits} bits): build it again with deephash index and output={path}"
         )
     try:
         intact = path.stat().st_size == record["bytes"] and sha256_file(path) == record["sha256"]

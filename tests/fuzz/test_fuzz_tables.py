@@ -75,14 +75,14 @@ def untouched(original: str, changed: bytes) -> list[str]:
     ]
 
 
-def different(dataset: RetrievalDataset, names: list[str], root: Path, parts: bool) -> str | None:
+def different(dataset: RetrievalDataset, names: list[str], root: Path, columns: bool) -> str | None:
     """Return how a data set differs from what was meant by the lines of these images; None if it does not.
 
     Args:
         dataset: The data set that was loaded.
         names: Images whose lines are as they were.
         root: Folder of the images.
-        parts: Whether the parts that the lines name are compared, too.
+        columns: Whether the columns are those that they were; else a table may have no labels and no parts.
     """
     rows: dict[Path, list[int]] = {}
     for row, identifier in enumerate(dataset.ids):
@@ -91,12 +91,12 @@ def different(dataset: RetrievalDataset, names: list[str], root: Path, parts: bo
     for name, found in places.items():
         if len(found) != 1:
             return f"{name} is in {len(found)} rows of {dataset.ids}"
-    for name in names:
+    for name in names if columns or dataset.class_names else ():
         for other in names:
             similar = bool((dataset.labels[places[name][0]] & dataset.labels[places[other][0]]).any())
             if similar != bool({*CLASSES[name]} & {*CLASSES[other]}):
                 return f"{name} and {other} count as {'' if similar else 'not '}similar, classes {dataset.class_names}"
-    for role, wanted in (("query", QUERIES), ("train", NAMES[:6])) if parts else ():
+    for role, wanted in (("query", QUERIES), ("train", NAMES[:6])) if columns else ():
         part = (dataset.official or {}).get(role, np.zeros(0, np.int64)).tolist()
         for name in names:
             if (places[name][0] in part) != (name in wanted):
@@ -105,12 +105,12 @@ def different(dataset: RetrievalDataset, names: list[str], root: Path, parts: bo
 
 
 def check(
-    load: Callable[[bytes], RetrievalDataset], changed: bytes, names: list[str], root: Path, parts: bool = True
+    load: Callable[[bytes], RetrievalDataset], changed: bytes, names: list[str], root: Path, columns: bool = True
 ) -> str | None:
     """Return what is wrong with what is loaded from a changed text; None if it is what was meant, or refused."""
     dataset, wrong = mutations.refusal(lambda: load(changed))
     if wrong is None and dataset is not None:
-        wrong = different(dataset, names, root, parts)
+        wrong = different(dataset, names, root, columns)
     return wrong
 
 
@@ -129,7 +129,7 @@ def test_damaged_lists_and_tables(images, kind, numbers):
         else:
             changed = mutations.text(rng, original).encode("utf-8", errors="surrogatepass")
         columns = changed.removeprefix(b"\xef\xbb\xbf").split(b"\n")[0].rstrip() == b"path,labels,split"
-        wrong = check(load, changed, untouched(original, changed), images, parts=kind == "list" or columns)
+        wrong = check(load, changed, untouched(original, changed), images, kind == "list" or columns)
         if wrong:
             failures.append(f"{number}: {wrong}\n   {changed!r}")
     assert not failures, mutations.report(failures)
@@ -218,6 +218,8 @@ TABLE_SPELLINGS: dict[str, Callable[[str], str | bytes]] = {
     "split in capitals": lambda text: text.replace("path,labels,split", "path,labels,Split"),
     "split in another form": lambda text: text.replace("path,labels,split", "path,labels,splits"),
     "split misspelt": lambda text: text.replace("path,labels,split", "path,labels,splt"),
+    "labels in another form": lambda text: text.replace("path,labels,split", "path,label_s,split"),
+    "labels misspelt": lambda text: text.replace("path,labels,split", "path,lables,split"),
     "parts in capitals": lambda text: text.replace("query", "Query").replace("train", "Train"),
     "spaces in the header": lambda text: text.replace("path,labels,split", " path , labels , split "),
     "quotes in the header": lambda text: text.replace("path,labels,split", '"path","labels","split"'),

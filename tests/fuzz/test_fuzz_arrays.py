@@ -55,7 +55,7 @@ def as_labels_of_vectors(file: str) -> Any:
 
 def as_vectors(file: str) -> Any:
     dataset = vectors(file, "labels.npy", None)
-    return dataset.images.batch(np.arange(len(dataset))).numpy()
+    return np.asarray(dataset.images.batch(np.arange(len(dataset))))
 
 
 def similar(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -55,7 +55,7 @@ def as_labels_of_vectors(file: str) -> Any:
 
 def as_vectors(file: str) -> Any:
     dataset = vectors(file, "labels.npy", None)
-    return dataset.images.batch(np.arange(len(dataset))).numpy()
+    return np.asarray(dataset.images.batch(np.arange(len(dataset))))
 
 
 def similar(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -245,7 +245,7 @@ def test_damaged_codes_folders(numbers):
     assert not failures, mutations.report(failures)
 
 
-@pytest.mark.parametrize("highest", [5 * 10**6, 2**62])
+@pytest.mark.parametrize("highest", [2 * 10**6, 2**62])
 def test_class_ids_that_are_far_apart_take_no_memory(files, highest):
     """A mistake in one label must not take gigabytes: as for external codes, or one sentence."""
     ids = arrays()["class ids"].copy()

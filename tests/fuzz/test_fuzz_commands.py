@@ -163,7 +163,7 @@ def run(deephash: Any, verb: str, words: list[str], at: int | None) -> str | Non
     return changed_meaning(verb, words, at, yaml.safe_load(result.out))
 
 
-@pytest.mark.parametrize("numbers", mutations.chunks(30, 980))
+@pytest.mark.parametrize("numbers", mutations.chunks(20, 970))
 def test_mutated_command_lines(deephash, numbers):
     Path("photos").mkdir()
     failures = []
@@ -176,7 +176,7 @@ def test_mutated_command_lines(deephash, numbers):
     assert not failures, mutations.report(failures)
 
 
-@pytest.mark.parametrize("numbers", mutations.chunks(20, 320))
+@pytest.mark.parametrize("numbers", mutations.chunks(10, 310))
 def test_mutated_sweeps(numbers):
     failures = []
     for number in numbers:

@@ -135,7 +135,7 @@ def edited(file: Path, number: int) -> str:
 
 
 @pytest.mark.parametrize("file", READERS)
-@pytest.mark.parametrize("numbers", mutations.chunks(6, 156))
+@pytest.mark.parametrize("numbers", mutations.chunks(2, 152))
 def test_edited_records(place, settings, file, numbers):
     do = works(settings)
     same = {*SAME} - {"search run"} if file.endswith(".yaml") else {*SAME}  # other settings are another network

@@ -12,7 +12,8 @@ from rich.table import Table
 
 from deephash_cli import runs
 from deephash_cli.console import console, say, warn
-from deephash_cli.data.dataset import Vectors, decode
+from deephash_cli.data.dataset import Vectors
+from deephash_cli.data.decoding import decode
 from deephash_cli.data.image_folder import images_below
 from deephash_cli.errors import ConfigError, DataError
 from deephash_cli.files import write_bytes, write_json

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from deephash_cli.data.dataset import ENDINGS, ImageFiles, ImageTensor, RetrievalDataset, multi_hot
+from deephash_cli.data.dataset import ImageFiles, ImageTensor, RetrievalDataset, multi_hot
+from deephash_cli.data.decoding import ENDINGS
 from deephash_cli.data.download import download as fetch
 from deephash_cli.data.download import extract_tar
 from deephash_cli.data.location import candidate_folders, download_folder, listed

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from deephash_cli.data.dataset import ENDINGS, ImageFiles, RetrievalDataset, multi_hot
+from deephash_cli.data.dataset import ImageFiles, RetrievalDataset, multi_hot
+from deephash_cli.data.decoding import ENDINGS
 from deephash_cli.data.small_images import in_memory_if_small
 from deephash_cli.errors import DataError
 

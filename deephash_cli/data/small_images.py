@@ -12,7 +12,8 @@ from jaxtyping import UInt8
 
 from deephash_cli import npy
 from deephash_cli.cache import cache_folder
-from deephash_cli.data.dataset import ImageFiles, ImageTensor, decode
+from deephash_cli.data.dataset import ImageFiles, ImageTensor
+from deephash_cli.data.decoding import decode
 from deephash_cli.errors import ArtifactError, DeephashError
 from deephash_cli.files import atomic_write, read_json, sha256_file, write_json
 

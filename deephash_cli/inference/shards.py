@@ -22,7 +22,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from deephash_cli import console, processes
 from deephash_cli.console import warn
-from deephash_cli.data.dataset import ImageFiles, RetrievalDataset, Vectors, decode
+from deephash_cli.data.dataset import ImageFiles, RetrievalDataset, Vectors
+from deephash_cli.data.decoding import decode
 from deephash_cli.data.image_folder import images_below
 from deephash_cli.data.image_list import lines
 from deephash_cli.data.vectors import vectors

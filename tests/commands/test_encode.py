@@ -18,7 +18,7 @@ from conftest import write_photos
 from PIL import Image
 
 from deephash_cli import runs
-from deephash_cli.data.dataset import MAX_PIXELS
+from deephash_cli.data.decoding import MAX_PIXELS
 from deephash_cli.files import read_json
 from deephash_cli.retrieval.codes import CodeSet
 from deephash_cli.retrieval.codes_folder import join_databases, open_side, save_database

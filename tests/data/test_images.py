@@ -11,8 +11,7 @@ import torch
 from PIL import Image
 
 from deephash_cli.cache import cache_folder
-from deephash_cli.data import dataset as dataset_module
-from deephash_cli.data import small_images
+from deephash_cli.data import decoding, small_images
 from deephash_cli.data.dataset import ImageFiles, ImageTensor
 from deephash_cli.data.small_images import in_memory_if_small
 from deephash_cli.errors import DataError
@@ -198,7 +197,7 @@ def test_decompression_bombs_are_refused(tmp_path, side):
 
 
 def test_own_pixel_limit_needs_no_help_from_pillow(tmp_path, monkeypatch):
-    monkeypatch.setattr(dataset_module, "MAX_PIXELS", 99)
+    monkeypatch.setattr(decoding, "MAX_PIXELS", 99)
     Image.new("L", (10, 10)).save(tmp_path / "large.png")
     with pytest.raises(DataError, match="10 x 10 pixels, more than the 99 allowed"):
         loaded(tmp_path / "large.png")

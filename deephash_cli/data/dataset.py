@@ -49,9 +49,9 @@ class ImageTensor:
 class ImageFiles:
     """Image files that are decoded on demand. Instances can be pickled, for data loader workers.
 
-    Any JPEG, PNG, WebP, BMP or GIF becomes 8-bit RGB: the EXIF rotation is applied, 16-bit values keep their upper 8
+    Any JPEG, PNG, WebP, BMP, GIF, AVIF, TIFF or HEIC becomes 8-bit RGB: the EXIF rotation is applied, 16-bit values keep their upper 8
     bits, transparent images are placed on white (as on a white page), grey is repeated in all channels, CMYK is
-    converted without a colour profile, and an animation is represented by its first frame.
+    converted without a colour profile, and an animation or a file of several pages is represented by its first.
 
     Attributes:
         paths: Paths of the files, absolute or relative to ``root``.
@@ -176,6 +176,7 @@ class RetrievalDataset:
         images: Images in memory or in files; or vectors, to which everything said here about images applies.
         official: The authors' own division: row numbers under "train", "query" and, optionally, "database"; None if
             there is none.
+        left_out: Files beside the images that are not in the data set, as pairs of an id and a reason.
 
     Raises:
         DataError: If there is no image, lengths differ, ids repeat or span lines, a label is not 0 or 1, or
@@ -188,6 +189,7 @@ class RetrievalDataset:
     class_names: list[str]
     images: ImageTensor | ImageFiles | Vectors
     official: dict[str, Int64[np.ndarray, "_"]] | None = None
+    left_out: Sequence[tuple[str, str]] = ()
 
     def __post_init__(self) -> None:
         count = len(self.ids)

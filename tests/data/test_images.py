@@ -204,7 +204,7 @@ def test_own_pixel_limit_needs_no_help_from_pillow(tmp_path, monkeypatch):
 
 
 def test_only_listed_decoders_are_opened(tmp_path):
-    Image.new("RGB", (8, 8)).save(tmp_path / "a.png", format="TIFF")
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png", format="TGA")
     with pytest.raises(DataError, match="none of JPEG"):
         loaded(tmp_path / "a.png")
 

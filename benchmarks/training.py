@@ -90,7 +90,7 @@ class Case:
         labels = self.source.labels[self.rows]
         began = time.perf_counter()
         for positions in EpochSampler(len(self.rows), config.loader.batch_size, 0):
-            inputs = self.source.inputs.batch(self.rows[positions])
+            inputs = torch.from_numpy(self.source.inputs.batch(self.rows[positions]))
             batch_labels = labels[positions]
             u = module.network(inputs if inputs.ndim == 2 else module.augment(inputs))
             module.u_buffer[positions] = u.detach()
@@ -113,7 +113,7 @@ class Case:
         began = time.perf_counter()
         with torch.inference_mode():
             for start in range(0, len(self.encoded), size):
-                network(self.source.inputs.batch(self.encoded[start : start + size]))
+                network(torch.from_numpy(self.source.inputs.batch(self.encoded[start : start + size])))
         return time.perf_counter() - began
 
 

@@ -12,6 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from deephash_cli import processes, runs
 from deephash_cli.console import progress, say, warn
+from deephash_cli.data.image_folder import describe_left_out
+from deephash_cli.data.inspection import peculiarities
 from deephash_cli.errors import ConfigError
 from deephash_cli.inference.ray_workers import encode_with_ray
 from deephash_cli.inference.shards import SKIPPED, Task, Work
@@ -31,6 +33,7 @@ def run(config: DictConfig, source: DictConfig | None = None) -> dict[str, Any]:
 
     Raises:
         ConfigError: If the input or the output is not given, or a shard number is too large.
+        DataError: If there are images that cannot be read and ``bad_images`` is ``stop``.
     """
     if (config.input is None) == (source is None):
         got = "neither" if source is None else "both"
@@ -53,6 +56,10 @@ def run(config: DictConfig, source: DictConfig | None = None) -> dict[str, Any]:
     processes.require_alone("encode")
     work = Work(task)
     work.begin()
+    if work.dataset.left_out:
+        warn(describe_left_out(work.dataset.left_out, Path(config.output) / SKIPPED))
+    for sentence in peculiarities(work.dataset):
+        warn(sentence)
     wanted = range(work.shards) if config.shards is None else config.shards
     if beyond := [number for number in wanted if number >= work.shards]:
         raise ConfigError(f"shards must be between 0 and {work.shards - 1}, got {beyond[0]}")
@@ -63,6 +70,7 @@ def run(config: DictConfig, source: DictConfig | None = None) -> dict[str, Any]:
                 encode_with_ray(task, missing, config.workers, config.gpus_per_worker, work.size, show)
             else:
                 work.encode(missing, config.accelerator, config.devices, show)
+        work.require_readable(missing)
     left = work.conclude()
     if left:
         say(f"{work.shards - left} of {work.shards} shards are in {config.output}, {left} are missing")

@@ -1,5 +1,6 @@
 """``deephash search``: the nearest images of an image, as a table, as JSON, and as a picture."""
 
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -14,7 +15,7 @@ from deephash_cli import runs
 from deephash_cli.console import console, say, warn
 from deephash_cli.data.dataset import Vectors
 from deephash_cli.data.decoding import decode
-from deephash_cli.data.image_folder import images_below
+from deephash_cli.data.image_folder import describe_left_out, images_below
 from deephash_cli.errors import ConfigError, DataError
 from deephash_cli.files import write_bytes, write_json
 from deephash_cli.inference import contact_sheet as sheets
@@ -69,9 +70,11 @@ def _queries(searcher: Searcher, run: Path, place: Path) -> list[Query]:
     if place.suffix == ".npy":
         return _vector_queries(searcher, place)
     if place.is_dir():
-        found, _ = images_below(place)
+        found, others = images_below(place)
         if not found:
-            raise DataError(f"query={place} contains no images")
+            raise DataError(f"query={place} contains no images ({len(others)} other files)")
+        if others:
+            warn(describe_left_out(others))
         return [_image_query(searcher, path, path.relative_to(place)) for path in found]
     if place.is_file():
         return [_image_query(searcher, place, place)]
@@ -91,7 +94,8 @@ def _image_query(searcher: Searcher, path: Path, name: Path) -> Query:
     """Return the query for an image file; if a folder in ``name`` is named like a class, that class is its label."""
     if searcher.encoder.takes != "images":
         raise ConfigError(f"query={path} is not a .npy file, but the run hashes vectors")
-    labels = [folder for folder in name.parts[:-1] if folder in searcher.class_names]
+    folders = [unicodedata.normalize("NFC", folder) for folder in name.parts[:-1]]
+    labels = [folder for folder in folders if folder in searcher.class_names]
     return Query(name.as_posix(), searcher.encode(decode(path)), labels[:1], -1, lambda: decode(path))
 
 
@@ -100,7 +104,7 @@ def _vector_queries(searcher: Searcher, path: Path) -> list[Query]:
         raise ConfigError(f"query={path} contains vectors, but the run hashes images")
     vectors = Vectors(open_array(path, "vectors", (2,), FLOATS))
     with torch.inference_mode():
-        u = searcher.encoder(vectors.batch(np.arange(len(vectors))))
+        u = searcher.encoder(torch.from_numpy(vectors.batch(np.arange(len(vectors)))))
     return [Query(f"row {row}", packed[None], [], -1, lambda: None) for row, packed in enumerate(packed_codes(u))]
 
 

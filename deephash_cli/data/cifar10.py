@@ -6,9 +6,8 @@ Krizhevsky, 2009, "Learning multiple layers of features from tiny images".
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from deephash_cli.data.dataset import ImageFiles, ImageTensor, RetrievalDataset, multi_hot
+from deephash_cli.data.dataset import ImageArray, ImageFiles, RetrievalDataset, multi_hot
 from deephash_cli.data.decoding import ENDINGS
 from deephash_cli.data.download import download as fetch
 from deephash_cli.data.download import extract_tar
@@ -63,7 +62,7 @@ def _from_batches(folder: Path) -> RetrievalDataset:
         ids += [f"{part}/{number:05d}" for number in range(sizes[part])]
         pixels += [part_pixels for part_pixels, _ in parts]
         classes += [part_classes for _, part_classes in parts]
-    images = ImageTensor(torch.from_numpy(np.concatenate(pixels)))
+    images = ImageArray(np.concatenate(pixels))
     return _pool(ids, np.concatenate(classes), images, sizes["train"])
 
 
@@ -106,7 +105,7 @@ def _from_folders(root: Path) -> RetrievalDataset:
     return _pool(ids, np.array(classes), in_memory_if_small(ImageFiles(paths, root)), train)
 
 
-def _pool(ids: list[str], classes: np.ndarray, images: ImageTensor | ImageFiles, train: int) -> RetrievalDataset:
+def _pool(ids: list[str], classes: np.ndarray, images: ImageArray | ImageFiles, train: int) -> RetrievalDataset:
     official = {"train": np.arange(train), "query": np.arange(train, len(ids)), "database": np.arange(train)}
     return RetrievalDataset("cifar10", ids, multi_hot(classes, 10), CLASS_NAMES, images, official)
 

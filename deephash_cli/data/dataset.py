@@ -6,20 +6,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
-from jaxtyping import Float, Int64, Integer, UInt8
-from torch import Tensor
+from jaxtyping import Float, Float32, Int64, Integer, UInt8
 
-from deephash_cli.data.decoding import decode, square, unreadable
+from deephash_cli.data.decoding import decode, square, unreadable, why
 from deephash_cli.errors import DataError
 from deephash_cli.npy import blocks
 
 _ROLES = ("train", "query", "database")
 
-Rows = Integer[np.ndarray, "b"] | Integer[Tensor, "b"]
+Rows = Integer[np.ndarray, "b"]
 
 
-class ImageTensor:
+class ImageArray:
     """Small images that are held in memory.
 
     Attributes:
@@ -29,29 +27,29 @@ class ImageTensor:
 
     in_memory = True
 
-    def __init__(self, images: UInt8[Tensor, "n channels height width"]) -> None:
+    def __init__(self, images: UInt8[np.ndarray, "n channels height width"]) -> None:
         self.images = images
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def batch(self, rows: Rows) -> UInt8[Tensor, "b channels height width"]:
+    def batch(self, rows: Rows) -> UInt8[np.ndarray, "b channels height width"]:
         """Return the images at ``rows``, in that order and at their own size."""
-        return self.images[torch.as_tensor(rows, dtype=torch.int64)]
+        return self.images[rows]
 
     def digest(self) -> str:
         """Return the SHA-256 of shape and pixels: equal images have equal digests, wherever they were loaded from."""
-        digest = hashlib.sha256(f"uint8 {tuple(self.images.shape)}\n".encode())
-        digest.update(self.images.contiguous().numpy().data)
+        digest = hashlib.sha256(f"uint8 {self.images.shape}\n".encode())
+        digest.update(np.ascontiguousarray(self.images).data)
         return digest.hexdigest()
 
 
 class ImageFiles:
     """Image files that are decoded on demand. Instances can be pickled, for data loader workers.
 
-    Any JPEG, PNG, WebP, BMP, GIF, AVIF, TIFF or HEIC becomes 8-bit RGB: the EXIF rotation is applied, 16-bit values keep their upper 8
-    bits, transparent images are placed on white (as on a white page), grey is repeated in all channels, CMYK is
-    converted without a colour profile, and an animation or a file of several pages is represented by its first.
+    Any JPEG, PNG, WebP, BMP, GIF, AVIF, TIFF or HEIC becomes 8-bit RGB: the EXIF rotation is applied, 16-bit values
+    keep their upper 8 bits, transparent images are placed on white (as on a white page), grey is repeated in all
+    channels, CMYK is converted without a colour profile, and only the first frame or page of a file is read.
 
     Attributes:
         paths: Paths of the files, absolute or relative to ``root``.
@@ -79,7 +77,7 @@ class ImageFiles:
         """Return the same files, with ``size`` as the side in pixels of the squares that ``batch(rows)`` returns."""
         return ImageFiles(self.paths, self.root, size)
 
-    def load(self, index: int, size: int | None = None) -> UInt8[Tensor, "3 size size"]:
+    def load(self, index: int, size: int | None = None) -> UInt8[np.ndarray, "3 size size"]:
         """Load the central square of one image, resized to ``size`` pixels a side (bilinear, antialiased).
 
         This is the usual "resize the shorter side, crop the centre", with bounded memory for extreme shapes.
@@ -92,9 +90,10 @@ class ImageFiles:
             DataError: If the file is missing, cannot be decoded, or is a decompression bomb.
             ValueError: If there is no size, or it is less than 1.
         """
-        return torch.from_numpy(self._pixels(index, size))
+        side = self._side(size)
+        return square(decode(self.path(index), at_least=side), side)
 
-    def batch(self, rows: Rows, size: int | None = None) -> UInt8[Tensor, "b 3 size size"]:
+    def batch(self, rows: Rows, size: int | None = None) -> UInt8[np.ndarray, "b 3 size size"]:
         """Load the images at ``rows``, in that order, each as ``load`` returns it.
 
         Raises:
@@ -104,8 +103,8 @@ class ImageFiles:
         side = self._side(size)
         pixels = np.empty((len(rows), 3, side, side), dtype=np.uint8)
         for position, row in enumerate(rows.tolist()):
-            pixels[position] = self._pixels(row, side)
-        return torch.from_numpy(pixels)
+            pixels[position] = self.load(row, side)
+        return pixels
 
     def digest(self) -> str:
         """Return the SHA-256 of each file's path, size and modification time: the key of a cache of these images.
@@ -118,7 +117,7 @@ class ImageFiles:
             try:
                 status = (self.root / path).stat()
             except OSError as error:
-                raise unreadable(self.root / path, error.strerror or str(error)) from error
+                raise unreadable(self.root / path, why(self.root / path, error)) from error
             digest.update(
                 f"{path.as_posix()}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(errors="surrogateescape")
             )
@@ -129,10 +128,6 @@ class ImageFiles:
         if side is None or side < 1:
             raise ValueError(f"images from files need a size of at least 1 pixel, got {side}")
         return side
-
-    def _pixels(self, index: int, size: int | None) -> UInt8[np.ndarray, "3 size size"]:
-        side = self._side(size)
-        return square(decode(self.path(index), at_least=side), side)
 
 
 class Vectors:
@@ -151,9 +146,9 @@ class Vectors:
     def __len__(self) -> int:
         return len(self.array)
 
-    def batch(self, rows: Rows) -> Float[Tensor, "b d"]:
+    def batch(self, rows: Rows) -> Float32[np.ndarray, "b d"]:
         """Return the vectors at ``rows``, in that order, as float32."""
-        return torch.from_numpy(self.array[np.asarray(rows)].astype(np.float32, order="C"))
+        return self.array[rows].astype(np.float32, order="C")
 
     def digest(self) -> str:
         """Return the SHA-256 of shape and float32 values: equal vectors have equal digests, wherever they come from."""
@@ -176,7 +171,8 @@ class RetrievalDataset:
         images: Images in memory or in files; or vectors, to which everything said here about images applies.
         official: The authors' own division: row numbers under "train", "query" and, optionally, "database"; None if
             there is none.
-        left_out: Files beside the images that are not in the data set, as pairs of an id and a reason.
+        left_out: Files beside the images that are not read, each with its path and a reason.
+        unreadable: Ids of image files that cannot be read and were taken out of the data set, each with a reason.
 
     Raises:
         DataError: If there is no image, lengths differ, ids repeat or span lines, a label is not 0 or 1, or
@@ -187,9 +183,10 @@ class RetrievalDataset:
     ids: list[str]
     labels: UInt8[np.ndarray, "n classes"]
     class_names: list[str]
-    images: ImageTensor | ImageFiles | Vectors
+    images: ImageArray | ImageFiles | Vectors
     official: dict[str, Int64[np.ndarray, "_"]] | None = None
     left_out: Sequence[tuple[str, str]] = ()
+    unreadable: Sequence[tuple[str, str]] = ()
 
     def __post_init__(self) -> None:
         count = len(self.ids)
@@ -232,6 +229,12 @@ class RetrievalDataset:
                 )
             if any("\ud800" <= character <= "\udfff" for character in identifier):
                 raise DataError(f"data set {self.name} has the id {identifier!a}, which is not valid UTF-8; rename it")
+
+
+def to_rgb(pixels: UInt8[np.ndarray, "n channels height width"]) -> UInt8[np.ndarray, "n height width 3"]:
+    """Return grey or colour images with the channels last, as Pillow takes them; grey is repeated in all channels."""
+    n, _, height, width = pixels.shape
+    return np.ascontiguousarray(np.broadcast_to(pixels, (n, 3, height, width)).transpose(0, 2, 3, 1))
 
 
 def multi_hot(classes: Integer[np.ndarray, " n"], count: int) -> UInt8[np.ndarray, "n count"]:

@@ -94,7 +94,7 @@ def decode(source: Path | bytes, at_least: int | None = None) -> Image.Image:
     except Image.UnidentifiedImageError as error:
         raise unreadable(path, _why_unidentified(head)) from error
     except Exception as error:  # decoders fail in a dozen ways on damaged files; to the user they all mean the same
-        raise unreadable(path, _why(path, error)) from error
+        raise unreadable(path, why(path, error)) from error
 
 
 def _open(source: Path | bytes) -> BinaryIO:
@@ -112,7 +112,7 @@ def _formats(path: Path | str, head: bytes) -> tuple[str, ...]:
     if head[4:8] != b"ftyp" or head[8:12] not in _HEIF or b"avif" in head:
         return FORMATS
     if not _register_heif():
-        raise _error(path, "is a HEIC image, which needs another package", f"install it with {HEIF_PACKAGE}")
+        raise _error(path, f"is a HEIC image, which needs another package: {HEIF_PACKAGE}", "or convert the image")
     return ("HEIF",)
 
 
@@ -183,7 +183,8 @@ def _why_unidentified(head: bytes) -> str:
     return f"it is none of {', '.join(FORMATS)}, whatever its name says"
 
 
-def _why(path: Path | str, error: Exception) -> str:
+def why(path: Path | str, error: Exception) -> str:
+    """Return why a file cannot be read, from the error that reading it raised."""
     if isinstance(error, FileNotFoundError) and isinstance(path, Path) and path.is_symlink():
         return f"it is a broken link to {path.readlink()}"
     return getattr(error, "strerror", None) or str(error) or type(error).__name__

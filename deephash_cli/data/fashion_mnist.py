@@ -12,10 +12,9 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 
 import numpy as np
-import torch
 from jaxtyping import UInt8
 
-from deephash_cli.data.dataset import ImageTensor, RetrievalDataset, multi_hot
+from deephash_cli.data.dataset import ImageArray, RetrievalDataset, multi_hot
 from deephash_cli.data.download import download as fetch
 from deephash_cli.data.location import candidate_folders, download_folder, listed
 from deephash_cli.errors import DataError
@@ -34,7 +33,7 @@ def fashion_mini() -> RetrievalDataset:
     """Load Fashion-MNIST's 10,000 test images, which are part of this package."""
     images, labels = _read_part(resources.files("deephash_cli.data") / "fashion_mini", "t10k")
     ids = [f"test/{number:05d}" for number in range(len(images))]
-    return RetrievalDataset("fashion_mini", ids, multi_hot(labels, 10), CLASS_NAMES, ImageTensor(images))
+    return RetrievalDataset("fashion_mini", ids, multi_hot(labels, 10), CLASS_NAMES, ImageArray(images))
 
 
 def fashion_mnist(root: str | Path | None, download: bool) -> RetrievalDataset:
@@ -59,7 +58,7 @@ def fashion_mnist(root: str | Path | None, download: bool) -> RetrievalDataset:
         ids=[f"{part}/{number:05d}" for part, size in sizes.items() for number in range(size)],
         labels=multi_hot(np.concatenate([labels for _, labels in parts.values()]), 10),
         class_names=CLASS_NAMES,
-        images=ImageTensor(torch.cat([images for images, _ in parts.values()])),
+        images=ImageArray(np.concatenate([images for images, _ in parts.values()])),
         official={"train": train, "query": np.arange(sizes["test"]) + len(train), "database": train},
     )
 
@@ -83,11 +82,11 @@ def read_idx(content: bytes, name: str, dimensions: int) -> UInt8[np.ndarray, ".
     if found != expected or not expected:
         sizes = " x ".join(map(str, shape))
         raise DataError(f"{name} should hold {sizes} bytes after its header but has {found}; download it again")
-    # A copy, because a tensor must not share memory that cannot be written to.
+    # A copy, because whoever makes a tensor of the array needs memory that can be written to.
     return np.frombuffer(bytearray(content), dtype=np.uint8, offset=start).reshape(shape)
 
 
-def _read_part(folder: Path | Traversable, prefix: str) -> tuple[torch.Tensor, np.ndarray]:
+def _read_part(folder: Path | Traversable, prefix: str) -> tuple[np.ndarray, np.ndarray]:
     images = _read_file(folder, f"{prefix}-images-idx3-ubyte", 3)
     labels = _read_file(folder, f"{prefix}-labels-idx1-ubyte", 1)
     if images.shape[1:] != (28, 28) or len(images) != len(labels) or labels.max() > 9:
@@ -95,7 +94,7 @@ def _read_part(folder: Path | Traversable, prefix: str) -> tuple[torch.Tensor, n
             f"{folder} has {prefix} images of shape {images.shape} with {len(labels)} labels up to {labels.max()}; "
             "expected images of 28 x 28 pixels and one label from 0 to 9 for each"
         )
-    return torch.from_numpy(images)[:, None], labels
+    return images[:, None], labels
 
 
 def _read_file(folder: Path | Traversable, name: str, dimensions: int) -> np.ndarray:

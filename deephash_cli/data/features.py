@@ -18,7 +18,7 @@ _FLUSH_ROWS = 1024  # rows between two records of progress: the most that an int
 
 
 class Features:
-    """Rows of a feature file, as float32 tensors."""
+    """Rows of a feature file, as float32."""
 
     def __init__(self, array: Float[np.ndarray, "n features"]):
         self.array = array
@@ -26,9 +26,9 @@ class Features:
     def __len__(self) -> int:
         return len(self.array)
 
-    def batch(self, rows: Int[np.ndarray, "n"]) -> Float[Tensor, "n features"]:
+    def batch(self, rows: Int[np.ndarray, "n"]) -> Float[np.ndarray, "n features"]:
         """Return the features at ``rows`` as float32."""
-        return torch.from_numpy(self.array[rows]).float()  # faster than astype
+        return torch.from_numpy(self.array[rows]).float().numpy()  # faster than astype
 
 
 def feature_key(network_digest: str, data_digest: str) -> str:

@@ -57,7 +57,7 @@ def image_folder(root: str | Path | None, labels: str = "folders") -> RetrievalD
         raise _unlisted(error) from error
     folders = [path for path in entries if path.is_dir() and not is_hidden(path.name)]
     if labels == "folders" and folders:
-        paths, left_out, of_path = _classes(root, folders, [path for path in entries if path not in folders])
+        paths, left_out, of_path = _classes(root, folders, [path for path in entries if path not in set(folders)])
         names = sorted(set(of_path))
     else:
         paths, left_out = images_below(root)
@@ -180,7 +180,7 @@ def _why_left_out(path: Path) -> str | None:
         return "has no image ending"
     if ending not in endings():
         if ending in HEIF_ENDINGS:
-            return f"is a HEIC image, which needs another package; install it with {HEIF_PACKAGE}"
+            return f"is a HEIC image, which needs another package: {HEIF_PACKAGE}"
         return f"has the ending {ending}, which is not that of an image format that is read"
     try:
         regular = stat.S_ISREG(path.stat().st_mode)
@@ -189,21 +189,19 @@ def _why_left_out(path: Path) -> str | None:
     return None if regular else "is not a file: opening it could wait for ever"
 
 
-def describe_left_out(left_out: Sequence[tuple[str | Path, str]], place: Path) -> str:
+def describe_left_out(left_out: Sequence[tuple[str | Path, str]], place: Path | None = None) -> str:
     """Return a sentence that counts the files that are left out, by ending.
 
     Args:
         left_out: Path of each file, and the reason why it is left out.
-        place: File that lists them.
+        place: File that lists them; None if there is none.
     """
     counts = Counter(_kind(Path(path), reason) for path, reason in left_out)
     kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])))
-    files = "file" if len(left_out) == 1 else "files"
-    heif = any(kind in HEIF_ENDINGS for kind in counts) and not HEIF_ENDINGS <= endings()
-    names = "names it" if len(left_out) == 1 else "names each"
-    return f"left out {len(left_out)} {files}: {kinds}; {place} {names}" + (
-        f"; to read .heic: {HEIF_PACKAGE}" if heif else ""
-    )
+    files, each = ("file", "it") if len(left_out) == 1 else ("files", "each")
+    sentence = f"left out {len(left_out)} {files}: {kinds}" + (f"; {place} names {each}" if place else "")
+    needs_package = HEIF_ENDINGS & counts.keys() - endings()
+    return f"{sentence}; to read {', '.join(sorted(needs_package))}: {HEIF_PACKAGE}" if needs_package else sentence
 
 
 def _kind(path: Path, reason: str) -> str:

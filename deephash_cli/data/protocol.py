@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int64, UInt8
 
-from deephash_cli.data.dataset import ImageTensor, RetrievalDataset
+from deephash_cli.data.dataset import ImageArray, RetrievalDataset
 from deephash_cli.errors import ArtifactError, ConfigError, DataError
 from deephash_cli.files import read_json, write_json
 
@@ -372,7 +372,7 @@ def split_of(
         "database_contains_train": bool(np.isin(parts["train"], parts["database"]).all()),
         "query_in_database": int(np.isin(parts["query"], parts["database"]).sum()),
         "unlabelled_rows": {role: int((~dataset.labels[rows].any(axis=1)).sum()) for role, rows in parts.items()},
-        "duplicate_images": _duplicates(dataset.images, used) if isinstance(dataset.images, ImageTensor) else None,
+        "duplicate_images": _duplicates(dataset.images, used) if isinstance(dataset.images, ImageArray) else None,
         "label_kind": _label_kind(dataset.labels[used]),
     }
     digest = _digest({role: [dataset.ids[row] for row in rows] for role, rows in parts.items()})
@@ -399,8 +399,8 @@ def _digest(ids: dict[str, list[str]]) -> str:
     return digest.hexdigest()
 
 
-def _duplicates(images: ImageTensor, rows: _Rows) -> int:
-    pixels = images.images.contiguous().numpy()
+def _duplicates(images: ImageArray, rows: _Rows) -> int:
+    pixels = np.ascontiguousarray(images.images)
     distinct = {hashlib.blake2b(pixels[row].data, digest_size=16).digest() for row in rows}
     return len(rows) - len(distinct)
 

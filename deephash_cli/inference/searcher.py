@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from deephash_cli import runs
-from deephash_cli.data.dataset import ImageFiles, ImageTensor, RetrievalDataset
+from deephash_cli.data.dataset import ImageArray, ImageFiles, RetrievalDataset, to_rgb
 from deephash_cli.data.decoding import decode
 from deephash_cli.errors import ArtifactError, DeephashError
 from deephash_cli.inference.encoder import Encoder, load_encoder
@@ -183,8 +183,8 @@ class Pictures:
         images, row = self._dataset.images, self._rows[name]
         if isinstance(images, ImageFiles):
             return decode(images.path(row))
-        if isinstance(images, ImageTensor):
-            return Image.fromarray(images.images[row].expand(3, -1, -1).permute(1, 2, 0).numpy())
+        if isinstance(images, ImageArray):
+            return Image.fromarray(to_rgb(images.images[row : row + 1])[0])
         return None
 
 

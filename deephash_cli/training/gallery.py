@@ -10,7 +10,7 @@ from jaxtyping import Int64, UInt8
 from PIL import Image, ImageOps
 
 from deephash_cli import runs
-from deephash_cli.data.dataset import ImageFiles, RetrievalDataset, Vectors
+from deephash_cli.data.dataset import ImageFiles, RetrievalDataset, Vectors, to_rgb
 from deephash_cli.retrieval import metrics, ranking, scoring
 from deephash_cli.retrieval.codes import CodeSet
 from deephash_cli.retrieval.codes_folder import load_codes
@@ -105,7 +105,7 @@ def _tiles(dataset: RetrievalDataset, rows: Int64[np.ndarray, "q k"]) -> UInt8[n
     images = dataset.images
     assert not isinstance(images, Vectors)
     pixels = images.batch(rows.ravel(), TILE) if isinstance(images, ImageFiles) else images.batch(rows.ravel())
-    shown = pixels.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy()
+    shown = to_rgb(pixels)
     tile = min(TILE, *shown.shape[1:3])
     squares = [np.asarray(ImageOps.fit(Image.fromarray(image), (tile, tile))) for image in shown]
     return np.stack(squares).reshape(*rows.shape, tile, tile, 3)

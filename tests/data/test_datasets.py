@@ -11,14 +11,13 @@ import time
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from deephash_cli.data import cifar10 as cifar10_module
 from deephash_cli.data import fashion_mnist as fashion_mnist_module
 from deephash_cli.data.cifar10 import CLASS_NAMES, cifar10
 from deephash_cli.data.csv_table import csv_table
-from deephash_cli.data.dataset import ImageFiles, ImageTensor, RetrievalDataset, multi_hot
+from deephash_cli.data.dataset import ImageArray, ImageFiles, RetrievalDataset, multi_hot
 from deephash_cli.data.download import download, extract_tar
 from deephash_cli.data.fashion_mnist import fashion_mini, fashion_mnist, read_idx
 from deephash_cli.data.image_folder import image_folder
@@ -56,7 +55,7 @@ def one_sentence(caught, *parts):
 
 
 def dataset(ids=("a", "b"), labels=((1,), (0,)), class_names=("c",), images=None, official=None):
-    images = images if images is not None else ImageTensor(torch.zeros(len(ids), 1, 2, 2, dtype=torch.uint8))
+    images = images if images is not None else ImageArray(np.zeros((len(ids), 1, 2, 2), np.uint8))
     labels = np.array(labels, dtype=np.uint8)
     return RetrievalDataset("made", list(ids), labels, list(class_names), images, official)
 
@@ -77,7 +76,7 @@ def test_a_proper_dataset():
         ({"ids": ("a", "")}, "which is empty or spans several lines"),
         ({"ids": ("a", "b\udcff")}, "which is not valid UTF-8"),
         ({"ids": ("a", "b", "c")}, "has 3 ids, 2 rows of labels and 3 images"),
-        ({"images": ImageTensor(torch.zeros(3, 1, 2, 2, dtype=torch.uint8))}, "2 rows of labels and 3 images"),
+        ({"images": ImageArray(np.zeros((3, 1, 2, 2), np.uint8))}, "2 rows of labels and 3 images"),
         ({"class_names": ("c", "d")}, "has 1 label columns and 2 class names"),
         ({"labels": ((1,), (2,))}, "has a label 2; labels are 0 or 1"),
         ({"official": {"test": np.array([0])}}, "has a part 'test'"),
@@ -274,7 +273,7 @@ def test_batches_written_by_python_2(tmp_path):
     (tmp_path / "test_batch").write_bytes(batch)
     loaded = cifar10(tmp_path, download=False)
     assert loaded.labels[-2:].argmax(axis=1).tolist() == [9, 8]
-    assert (loaded.images.images[-2:].numpy().ravel() == data).all()
+    assert (loaded.images.images[-2:].ravel() == data).all()
 
 
 def test_cifar10_folders(tmp_path):
@@ -282,7 +281,7 @@ def test_cifar10_folders(tmp_path):
     (tmp_path / "train" / "cat" / ".hidden.png").write_bytes(b"")
     (tmp_path / "train" / "cat" / "notes.txt").write_text("")
     data = cifar10(tmp_path, download=False)
-    assert isinstance(data.images, ImageTensor)
+    assert isinstance(data.images, ImageArray)
     assert len(data) == 30
     assert data.ids[:3] == ["train/airplane/0000", "train/airplane/0001", "train/automobile/0000"]
     assert data.ids[-1] == "test/truck/0000"

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deephash_cli.data.dataset import ImageTensor
+from deephash_cli.data.dataset import ImageArray
 from deephash_cli.data.loaders import Batch, EpochSampler, Rows, encode_loader, train_loader
 from deephash_cli.errors import ConfigError, DataError
 
@@ -72,8 +72,8 @@ def test_the_parts_of_a_batch_are_the_batch(n, sizes):
 @pytest.fixture
 def rows():
     """Rows 3, 5, 6, 9 of ten images; image i is filled with i and has label i."""
-    pixels = torch.arange(10, dtype=torch.uint8)[:, None, None, None].expand(-1, 1, 2, 2)
-    return Rows(ImageTensor(pixels), torch.eye(10), np.array([3, 5, 6, 9]))
+    pixels = np.broadcast_to(np.arange(10, dtype=np.uint8)[:, None, None, None], (10, 1, 2, 2))
+    return Rows(ImageArray(pixels), torch.eye(10), np.array([3, 5, 6, 9]))
 
 
 def test_indices_are_positions_in_the_set_that_is_gone_over(rows):

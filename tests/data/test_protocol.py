@@ -4,9 +4,8 @@ import json
 
 import numpy as np
 import pytest
-import torch
 
-from deephash_cli.data.dataset import ImageTensor, RetrievalDataset, multi_hot
+from deephash_cli.data.dataset import ImageArray, RetrievalDataset, multi_hot
 from deephash_cli.data.fashion_mnist import fashion_mini
 from deephash_cli.data.protocol import hold_out_validation, load_split, make_split, save_split
 from deephash_cli.errors import ConfigError, DataError
@@ -21,13 +20,13 @@ def made(labels, official=None, name="made", ids=None, images=None):
     labels = np.asarray(labels, dtype=np.uint8)
     count = len(labels)
     if images is None:
-        images = torch.arange(count * 2, dtype=torch.int64).view(torch.uint8).reshape(count, 1, 4, 4)
+        images = np.arange(count * 2).view(np.uint8).reshape(count, 1, 4, 4)
     return RetrievalDataset(
         name=name,
         ids=ids or [f"img/{number}" for number in range(count)],
         labels=labels,
         class_names=[f"c{column}" for column in range(labels.shape[1])],
-        images=ImageTensor(images),
+        images=ImageArray(images),
         official={role: np.array(rows, dtype=np.int64) for role, rows in official.items()} if official else None,
     )
 
@@ -170,7 +169,7 @@ def test_official_uses_the_own_division():
 
 
 def test_flags_report_overlap_unlabelled_and_duplicates():
-    images = torch.zeros(5, 1, 2, 2, dtype=torch.uint8)
+    images = np.zeros((5, 1, 2, 2), np.uint8)
     images[4] = 1
     dataset = made([[1], [0], [1], [0], [1]], {"query": [0, 1], "train": [2, 3], "database": [0, 3, 4]}, images=images)
     assert make_split("official", dataset, 0).flags == {

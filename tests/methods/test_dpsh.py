@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from deephash_cli.data.dataset import ImageTensor
+from deephash_cli.data.dataset import ImageArray
 from deephash_cli.data.loaders import Batch, Rows, train_loader
 from deephash_cli.methods.dpsh import DPSH, DPSHLoss
 from deephash_cli.methods.parts.losses import similar
@@ -265,7 +265,7 @@ def test_the_first_pass_fills_the_buffer_with_plain_outputs_once():
     augment.forward = spoil
     dpsh = module(SINGLE, buffer_init="first_pass", hidden_units=16, dropout=0.5, augment=augment).train()
     everything = batch_of(SINGLE, list(range(11)))
-    loader = train_loader(Rows(ImageTensor(everything.inputs), SINGLE.float(), np.arange(11)), 4, 0, 0, False)
+    loader = train_loader(Rows(ImageArray(everything.inputs.numpy()), SINGLE.float(), np.arange(11)), 4, 0, 0, False)
     dpsh._trainer = SimpleNamespace(global_step=0, train_dataloader=loader, strategy=None)
     before = {name: value.clone() for name, value in dpsh.network.state_dict().items()}
     dpsh.on_train_epoch_start()

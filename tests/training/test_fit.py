@@ -217,7 +217,7 @@ def test_the_average_of_weights_is_what_is_encoded(train, monkeypatch):
     data = image_folder(folder.parent / "photos")
     rows = np.array([data.ids.index(name) for name in query.ids])
     with torch.no_grad():
-        u = network.eval()(data.images.batch(rows))
+        u = network.eval()(torch.from_numpy(data.images.batch(rows)))
     assert np.array_equal(packed_codes(u), query.packed)
 
 

@@ -2,10 +2,9 @@
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from deephash_cli.data.dataset import ImageFiles, ImageTensor, RetrievalDataset, Vectors
+from deephash_cli.data.dataset import ImageArray, ImageFiles, RetrievalDataset, Vectors
 from deephash_cli.files import read_json
 from deephash_cli.retrieval import metrics, ranking
 from deephash_cli.retrieval.codes import CodeSet, pack, unpack
@@ -29,7 +28,7 @@ def labels():
 @pytest.fixture
 def images():
     """Images of a single colour each, which identifies the image."""
-    return ImageTensor(torch.arange(N).mul(5).to(torch.uint8)[:, None, None, None].expand(N, 3, 20, 16).contiguous())
+    return ImageArray(np.broadcast_to((np.arange(N) * 5).astype(np.uint8)[:, None, None, None], (N, 3, 20, 16)))
 
 
 def write(folder, dataset, query, database, hardest=(), bits=8):
@@ -105,7 +104,7 @@ def test_without_labels_nothing_is_right_or_wrong(tmp_path, images):
 
 
 def test_grey_images_and_files(tmp_path, labels):
-    grey = ImageTensor(torch.full((N, 1, 100, 80), 7, dtype=torch.uint8))
+    grey = ImageArray(np.full((N, 1, 100, 80), 7, np.uint8))
     write(tmp_path / "grey", dataset_of(grey, labels), range(5), range(5, N))
     assert read_json(tmp_path / "grey" / "retrieval.json")["tile"] == gallery.TILE
 

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from deephash_cli import processes, runs
 from deephash_cli.console import progress, say, warn
 from deephash_cli.data.image_folder import describe_left_out
-from deephash_cli.data.inspection import peculiarities
+from deephash_cli.data.inspection import peculiarities, unreadable_count, write_list
 from deephash_cli.errors import ConfigError
 from deephash_cli.inference.ray_workers import encode_with_ray
 from deephash_cli.inference.shards import SKIPPED, Task, Work
@@ -58,13 +58,15 @@ def run(config: DictConfig, source: DictConfig | None = None) -> dict[str, Any]:
     work.begin()
     if work.dataset.left_out:
         warn(describe_left_out(work.dataset.left_out, Path(config.output) / SKIPPED))
-    for sentence in peculiarities(work.dataset):
-        warn(sentence)
     wanted = range(work.shards) if config.shards is None else config.shards
     if beyond := [number for number in wanted if number >= work.shards]:
         raise ConfigError(f"shards must be between 0 and {work.shards - 1}, got {beyond[0]}")
     missing = [] if work.is_complete() else [number for number in wanted if not work.has(number)]
     if missing:
+        for sentence in peculiarities(work.dataset):
+            warn(sentence)
+        if work.dataset.left_out:
+            write_list(Path(task.output) / SKIPPED, work.dataset.left_out)
         with progress(f"encoding, {work.unit}", sum(work.size(number) for number in missing)) as show:
             if config.launcher == "ray":
                 encode_with_ray(task, missing, config.workers, config.gpus_per_worker, work.size, show)
@@ -79,7 +81,7 @@ def run(config: DictConfig, source: DictConfig | None = None) -> dict[str, Any]:
     count, skipped = manifest["database"]["count"], manifest["skipped"]
     say(f"codes of {count} {work.unit}, {manifest['bits']} bits: {config.output}")
     if skipped:
-        warn(f"{skipped} images could not be read and are left out: {Path(config.output) / SKIPPED} says why")
+        warn(f"{unreadable_count(skipped)} left out: {Path(config.output) / SKIPPED} says why")
     say(f"search them: deephash search run={run_folder} codes={config.output} query=<image>")
     return {"images": count, "skipped": skipped, "missing_shards": 0}
 

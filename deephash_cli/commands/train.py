@@ -30,5 +30,6 @@ def run(config: DictConfig) -> dict[str, Any]:
     show(metrics)
     say(f"run folder: {metrics['run_dir']}")
     say(f"to recompute every number from the codes: deephash eval run={metrics['run_dir']}")
-    say(f"for a page with charts and pictures: deephash report {metrics['run_dir']}")
+    if "map" in metrics:  # without labels there are no charts
+        say(f"for a page with charts and pictures: deephash report {metrics['run_dir']}")
     return metrics

@@ -189,7 +189,7 @@ def _why_left_out(path: Path) -> str | None:
     return None if regular else "is not a file: opening it could wait for ever"
 
 
-def describe_left_out(left_out: Sequence[tuple[str | Path, str]], place: Path | None = None) -> str:
+def describe_left_out(left_out: Sequence[tuple[str | Path, str]], place: Path | str | None = None) -> str:
     """Return a sentence that counts the files that are left out, by ending.
 
     Args:

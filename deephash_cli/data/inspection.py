@@ -53,24 +53,32 @@ def unreadable_images(dataset: RetrievalDataset) -> list[tuple[str, str]]:
     return bad
 
 
-def refusal(bad: Sequence[tuple[str, str]], count: int, file: Path) -> DataError:
+def refusal(
+    bad: Sequence[tuple[str, str]], count: int, file: Path, left_out: Sequence[tuple[str, str]] = ()
+) -> DataError:
     """Return the error that names the image files that cannot be read.
 
     Args:
         bad: Id of each file, with the reason.
         count: Number of images of which these are a part.
         file: File to write the whole list to, if the message cannot name all.
+        left_out: Files that are not read and stand in the same list, each with the reason.
     """
     some = ", ".join(f"{name} ({reason.removeprefix('cannot be read: ')})" for name, reason in bad[:_NAMED])
     if len(bad) == 1:
         return DataError(f"image {bad[0][0]} {bad[0][1]}; replace or remove it, or {REMEDY}")
     rest = ""
     if len(bad) > _NAMED:
-        write_list(file, bad)
+        write_list(file, [*left_out, *bad])
         rest = f" and {len(bad) - _NAMED} more, which {file} lists"
     return DataError(
         f"{len(bad)} of the {count} images cannot be read: {some}{rest}; replace or remove them, or {REMEDY}"
     )
+
+
+def unreadable_count(count: int) -> str:
+    """Return the start of a sentence about images that could not be read, up to its verb."""
+    return "1 image could not be read and is" if count == 1 else f"{count} images could not be read and are"
 
 
 def write_list(file: Path, left_out: Sequence[tuple[str, str]]) -> None:

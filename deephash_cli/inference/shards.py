@@ -282,7 +282,8 @@ class Work:
         notes = [self._note(shard) for shard in shards]
         bad = [(name, reason) for note in notes if note.exists() for name, reason in read_json(note)]
         if bad:
-            raise refusal(bad, sum(self.size(shard) for shard in shards), self.folder / SKIPPED)
+            count = sum(self.size(shard) for shard in shards)
+            raise refusal(bad, count, self.folder / SKIPPED, self.dataset.left_out)
 
     def conclude(self) -> int:
         """Join the shards into one folder of codes if none is missing.

@@ -21,8 +21,13 @@ from pytorch_lightning.loggers import Logger
 from torch import Tensor
 
 from deephash_cli import console, processes, runs
+from deephash_cli.cache import cache_folder
+from deephash_cli.choices import CONF_DIR, choices
 from deephash_cli.console import say
+from deephash_cli.data import inspection
 from deephash_cli.data.dataset import RetrievalDataset, Vectors
+from deephash_cli.data.decoding import ImageError
+from deephash_cli.data.image_folder import describe_left_out
 from deephash_cli.data.protocol import Split, hold_out_validation, load_split, make_split
 from deephash_cli.errors import ArtifactError, ConfigError, DataError, DeephashError, Stopped, first_line
 from deephash_cli.files import read_json, sha256_file, write_json, write_text
@@ -85,8 +90,9 @@ def train(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
     job = prepare(config, settings)
     with _run_folder(config, earlier) as run, _recorded(run, job, overrides) as identity:
         resuming.keep_split(run.path, job.split, job.dataset)
+        _list_left_out(run.path, job.dataset)
         with _dashboard(run.path, identity, job) as dashboard:
-            with console.quiet_lightning():
+            with console.quiet_lightning(), _all_bad_images_named(job.dataset):
                 fit(run.path, job, dashboard)
             metrics = scoring.score(run.path / runs.CODES, {})
             if config.gallery:
@@ -96,19 +102,24 @@ def train(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
     return {**metrics, "run_dir": str(run.path)}
 
 
-def prepare(config: DictConfig, settings: dict[str, Any] | None = None) -> Job:
+def prepare(
+    config: DictConfig, settings: dict[str, Any] | None = None, unreadable: tuple[tuple[str, str], ...] | None = None
+) -> Job:
     """Load the data set, divide it and build the network: all that can fail before a run gets a folder.
 
     Args:
         config: Composed configuration.
         settings: The same configuration as plain values, with secrets hidden; None if no run folder is written.
+        unreadable: Ids of the images that ``bad_images=skip`` takes out of the data set, each with a reason; None to
+            find them.
 
     Raises:
         ConfigError: If the settings do not fit each other.
         DataError: If the data are missing, damaged, or do not fit the method.
     """
     seed_everything(config.seed, verbose=False)
-    dataset = load_dataset(OmegaConf.to_yaml(config.dataset.source, resolve=True))
+    skipped = unreadable if config.bad_images == "skip" else ()
+    dataset = load_dataset(OmegaConf.to_yaml(config.dataset.source, resolve=True), skipped)
     _require_fitting(config, dataset)
     if config.dataset.split_file:
         split = load_split(Path(config.dataset.split_file), dataset)
@@ -160,7 +171,13 @@ def fit(folder: Path, job: Job, dashboard: Logger | None) -> None:
             f"each of {trainer.world_size} devices needs at least one image of the queries, of the database and of the "
             f"validation queries, but the smallest of these has {fewest}: lower trainer.devices"
         )
-    task = json.dumps({"folder": str(folder.absolute()), "config": OmegaConf.to_yaml(config, resolve=True)})
+    task = json.dumps(
+        {
+            "folder": str(folder.absolute()),
+            "config": OmegaConf.to_yaml(config, resolve=True),
+            "unreadable": list(job.dataset.unreadable),
+        }
+    )
     with processes.team(trainer.world_size, trainer.strategy.root_device, FOLLOW, task):
         if config.compile:
             job.network.backbone.compile()
@@ -197,7 +214,8 @@ def follow() -> None:
     config = cast(DictConfig, OmegaConf.create(task["config"]))
     try:
         with console.quiet_lightning():
-            fit(Path(task["folder"]), prepare(config), None)
+            unreadable = tuple((name, reason) for name, reason in task["unreadable"])
+            fit(Path(task["folder"]), prepare(config, unreadable=unreadable), None)
     except DeephashError as error:  # the first process gets the same error and prints it
         sys.exit(error.exit_code)
 
@@ -228,7 +246,9 @@ def _run_folder(config: DictConfig, earlier: Path | None) -> Iterator[runs.Run]:
     try:
         yield run
     except (ConfigError, DataError):
-        if not earlier:
+        if any((run.path / runs.CHECKPOINTS).glob("*.ckpt")):
+            say(f"the run folder is kept: resume={run.path} continues after its last checkpoint")
+        elif not earlier:
             run.discard()  # the command could not work, so there was no run
         raise
     except ArtifactError:
@@ -285,20 +305,50 @@ def _dashboard(folder: Path, identity: str, job: Job) -> Iterator[Logger | None]
         raise
 
 
+def _list_left_out(folder: Path, dataset: RetrievalDataset) -> None:
+    """Write the files that are not in a data set into the run folder, each with the reason, and say how many."""
+    file = folder / runs.SKIPPED
+    file.unlink(missing_ok=True)  # a resumed run has the list of its last start
+    if dataset.left_out or dataset.unreadable:
+        inspection.write_list(file, [*dataset.left_out, *dataset.unreadable])
+    if dataset.left_out:
+        console.warn(describe_left_out(dataset.left_out, f"{runs.SKIPPED} in the run folder"))
+    if count := len(dataset.unreadable):
+        console.warn(f"{inspection.unreadable_count(count)} left out: {runs.SKIPPED} in the run folder says why")
+
+
+@contextlib.contextmanager
+def _all_bad_images_named(dataset: RetrievalDataset) -> Iterator[None]:
+    """When an image cannot be read, check all images of the data set, so that one message names all such files."""
+    try:
+        yield
+    except ImageError as error:
+        if bad := inspection.unreadable_images(dataset):
+            raise inspection.refusal(bad, len(dataset), cache_folder() / runs.SKIPPED) from error
+        raise
+
+
 @functools.lru_cache(maxsize=1)
-def load_dataset(source: str) -> RetrievalDataset:
-    """Load the data set that a node of the configuration describes.
+def load_dataset(source: str, unreadable: tuple[tuple[str, str], ...] | None = ()) -> RetrievalDataset:
+    """Load the data set that a node of the configuration describes, and warn of images that show nothing.
 
     The last data set is kept in memory, because the runs of a sweep share it.
 
     Args:
         source: Node ``dataset.source`` of the configuration, as YAML.
+        unreadable: Ids of images to take out of the data set because they cannot be read, each with a reason; None to
+            decode every image once and take out those that cannot be read.
 
     Raises:
         DataError: If the data are missing or damaged.
         ConfigError: If the node cannot be built.
     """
-    return build(OmegaConf.create(source))
+    dataset = build(OmegaConf.create(source))
+    dataset = inspection.without(dataset, inspection.unreadable_images(dataset) if unreadable is None else unreadable)
+    if processes.is_first():
+        for sentence in inspection.peculiarities(dataset):
+            console.warn(sentence)
+    return dataset
 
 
 def _require_fitting(config: DictConfig, dataset: RetrievalDataset) -> None:
@@ -324,8 +374,17 @@ def _require_fitting(config: DictConfig, dataset: RetrievalDataset) -> None:
     if not dataset.class_names and getattr(target_of(config.module), "supervision", "none") != "none":
         raise DataError(
             f"method={config.method} learns from labels, but data set {dataset.name} has no labels: add labels (for "
-            "vectors with dataset.labels=<file.npy>), or choose a method that does not need them, such as method=itq"
+            "vectors with dataset.labels=<file.npy>, for images with a sub-folder for each class), or choose a method "
+            f"that needs none: {', '.join(_without_labels())}"
         )
+
+
+def _without_labels() -> list[str]:
+    """Return the names of the methods of deephash that learn from images alone."""
+    files = {name: cast(DictConfig, OmegaConf.load(CONF_DIR / "method" / f"{name}.yaml")) for name in choices("method")}
+    targets = {name: OmegaConf.create({"_target_": file.module["_target_"]}) for name, file in files.items()}
+    classes = {name: target_of(target) for name, target in targets.items()}
+    return [name for name, method in classes.items() if method.supervision == "none"]
 
 
 def _learn_head(folder: Path, job: Job, source: Source, rows: Int[np.ndarray, "n"]) -> dict[str, Tensor]:
@@ -378,6 +437,7 @@ def _provenance(job: Job, epochs: int, checkpoint: Path, best: float) -> dict[st
             **({"class_names": names} if 0 < len(names) <= CLASSES else {}),
             "selection": "best on validation queries" if validated else "last epoch",
             "validation": {"queries": config.validation.queries, "map": best} if validated else None,
+            **({"skipped_images": len(job.dataset.unreadable)} if job.dataset.unreadable else {}),
             **_inputs(job),
             "checkpoint": {"file": f"{runs.CHECKPOINTS}/{checkpoint.name}", "sha256": sha256_file(checkpoint)},
             "versions": runs.versions(),

@@ -1,6 +1,7 @@
 """Look over the images of a data set before they are used: files that cannot be read, and images that show nothing."""
 
 import dataclasses
+import itertools
 import os
 from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -64,7 +65,8 @@ def refusal(
         file: File to write the whole list to, if the message cannot name all.
         left_out: Files that are not read and stand in the same list, each with the reason.
     """
-    some = ", ".join(f"{name} ({reason.removeprefix('cannot be read: ')})" for name, reason in bad[:_NAMED])
+    groups = itertools.groupby(bad[:_NAMED], key=lambda entry: entry[1].removeprefix("cannot be read: "))
+    some = ", ".join(f"{', '.join(name for name, _ in group)} ({reason})" for reason, group in groups)
     if len(bad) == 1:
         return DataError(f"image {bad[0][0]} {bad[0][1]}; replace or remove it, or {REMEDY}")
     rest = ""

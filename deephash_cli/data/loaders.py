@@ -1,5 +1,6 @@
 """Batches of images or features: shuffled by (seed, epoch) for training, in order for encoding."""
 
+import contextlib
 import functools
 import os
 from collections.abc import Iterator, Sequence
@@ -16,8 +17,9 @@ from deephash_cli import console, processes
 from deephash_cli.data.dataset import ImageFiles
 from deephash_cli.errors import ConfigError, DataError, DeephashError
 
-PATIENCE = 1800  # seconds; how long to wait for a batch, so that no wait is without an end
+PATIENCE = 600  # seconds; how long to wait for a batch, so that no wait is without an end
 _SHARED = "/dev/shm"  # where Linux keeps the memory that processes share
+_END = object()
 _PREFETCHED = 2  # batches that each worker prepares in advance
 
 
@@ -111,6 +113,35 @@ class EpochSampler(Sampler[list[int]]):
             yield processes.share(batch, self.part, self.parts)
 
 
+@contextlib.contextmanager
+def lost_workers_explained(setting: str) -> Iterator[None]:
+    """Explain the errors of torch about worker processes that are killed or hang.
+
+    A killed worker is noticed by a signal handler, which raises its error wherever this process happens to be.
+
+    Args:
+        setting: Name of the setting of the number of workers.
+
+    Raises:
+        ConfigError: If a worker was killed or gave no batch.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        message = str(error)
+        if message.startswith("DataLoader worker") and ("exited unexpectedly" in message or "killed" in message):
+            raise ConfigError(
+                f"a worker process that decodes images was killed, often because memory ran out: lower {setting} or "
+                "the batch size"
+            ) from error
+        if message.startswith("DataLoader timed out"):
+            raise ConfigError(
+                f"the worker processes that decode images gave no batch for {PATIENCE} seconds: check the disk with "
+                f"the images, or set {setting}=0"
+            ) from error
+        raise
+
+
 class Loader(DataLoader[Any]):
     """Batches of a data set, made by worker processes, with errors that a user can act on.
 
@@ -160,12 +191,10 @@ class Loader(DataLoader[Any]):
 
     def _checked(self, batches: Iterator[Any]) -> Iterator[Any]:
         while True:
-            try:
-                batch = next(batches)
-            except StopIteration:
+            with lost_workers_explained(self.setting):
+                batch = next(batches, _END)
+            if batch is _END:
                 return
-            except RuntimeError as error:
-                raise self._explained(error) from error
             if isinstance(batch, _Failure):
                 raise batch.error
             if isinstance(batch, _NoRoom):
@@ -181,20 +210,6 @@ class Loader(DataLoader[Any]):
         return Loader(
             self.whole, self.sampler, self.num_workers, self.setting, self.batch_bytes, pin_memory=self.pin_memory
         )
-
-    def _explained(self, error: RuntimeError) -> Exception:
-        message = str(error)
-        if "exited unexpectedly" in message or "killed by signal" in message:
-            return ConfigError(
-                "a worker process that decodes images was killed, often because memory ran out: lower "
-                f"{self.setting}, which is {self.num_workers}, or the batch size"
-            )
-        if message.startswith("DataLoader timed out"):
-            return ConfigError(
-                f"the worker processes that decode images gave no batch for {PATIENCE} seconds: check the disk with "
-                f"the images, or set {self.setting}=0"
-            )
-        return error
 
 
 class _Guarded(Dataset[Any]):

@@ -27,7 +27,7 @@ from deephash_cli.data.decoding import ImageError, decode
 from deephash_cli.data.image_folder import images_below
 from deephash_cli.data.image_list import lines
 from deephash_cli.data.inspection import COLUMNS, record, refusal, write_list
-from deephash_cli.data.loaders import Loader
+from deephash_cli.data.loaders import Loader, lost_workers_explained
 from deephash_cli.data.vectors import vectors
 from deephash_cli.errors import ArtifactError, ConfigError, DataError, DeephashError, first_line
 from deephash_cli.files import alone, atomic_folder, csv_text, read_json, write_json, write_text
@@ -222,7 +222,8 @@ class Work:
             with processes.team(trainer.world_size, trainer.strategy.root_device, FOLLOW, task):
                 own = list(shards)[processes.rank() :: processes.count()]
                 trainer.callbacks.append(_Writer(self, show))  # type: ignore[attr-defined]
-                trainer.predict(_Predicting(self.encoder), self._batches(own), return_predictions=False)
+                with lost_workers_explained("num_workers"):
+                    trainer.predict(_Predicting(self.encoder), self._batches(own), return_predictions=False)
 
     def _batches(self, shards: Sequence[int]) -> "_AnyIterable":
         slices = [

@@ -28,6 +28,7 @@ from deephash_cli.data import inspection
 from deephash_cli.data.dataset import RetrievalDataset, Vectors
 from deephash_cli.data.decoding import ImageError
 from deephash_cli.data.image_folder import describe_left_out
+from deephash_cli.data.loaders import lost_workers_explained
 from deephash_cli.data.protocol import Split, hold_out_validation, load_split, make_split
 from deephash_cli.errors import ArtifactError, ConfigError, DataError, DeephashError, Stopped, first_line
 from deephash_cli.files import read_json, sha256_file, write_json, write_text
@@ -189,7 +190,8 @@ def fit(folder: Path, job: Job, dashboard: Logger | None) -> None:
         validation = None
         if len(validation_rows):
             validation = [source.in_order(processes.own_share(rows)) for rows in (validation_rows, train_rows)]
-        trainer.fit(module, training, validation, ckpt_path=checkpoint)
+        with lost_workers_explained("loader.num_workers"):
+            trainer.fit(module, training, validation, ckpt_path=checkpoint)
 
         chosen, best = (folder / runs.CHECKPOINTS / name for name in (checkpoints.LAST, checkpoints.BEST))
         if best.exists():

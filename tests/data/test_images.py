@@ -63,7 +63,7 @@ SOLID = [
     ("rgb.tif", Image.new("RGB", (8, 8), (10, 20, 30)), (10, 20, 30)),
     ("bilevel.tiff", Image.new("1", (8, 8), 1), (255, 255, 255)),
     ("cmyk.tif", Image.new("CMYK", (8, 8), (0, 0, 0, 255)), (0, 0, 0)),
-    ("lab.tif", Image.new("LAB", (8, 8), (0, 128, 128)), (0, 0, 0)),
+    ("lab.tif", Image.new("LAB", (8, 8), (0, 128, 128)), (1, 0, 1)),
     ("rgba_clear.tif", Image.new("RGBA", (8, 8), (10, 20, 30, 0)), (255, 255, 255)),
     ("grey16.tif", Image.fromarray(np.full((8, 8), 0x8123, dtype=np.uint16)), (0x81, 0x81, 0x81)),
 ]

@@ -158,9 +158,9 @@ def test_a_killed_worker_is_one_sentence(how):
 
 
 def test_a_worker_that_hangs_is_one_sentence(monkeypatch):
-    monkeypatch.setattr(loaders, "PATIENCE", 2)
-    with pytest.raises(ConfigError, match=r"gave no batch for 2 seconds: .* or set loader\.num_workers=0"):
-        list(loader(Failing(lambda: time.sleep(60))))
+    monkeypatch.setattr(loaders, "PATIENCE", 1)
+    with pytest.raises(ConfigError, match=r"gave no batch for 1 seconds: .* or set loader\.num_workers=0"):
+        list(loader(Failing(lambda: time.sleep(4))))
 
 
 def test_batches_that_shared_memory_has_no_room_for_are_made_here(monkeypatch, capsys):

@@ -28,7 +28,18 @@ class LeftOut(NamedTuple):
     reason: str
 
 
-def image_folder(root: str | Path | None, labels: str = "folders") -> RetrievalDataset:
+def image_folder(root: str | Path | None) -> RetrievalDataset:
+    """Load the images of a folder with a sub-folder for each class; see ``folder_of_images``.
+
+    The configurations of runs that were made before there was a choice of labels name this function.
+
+    Args:
+        root: Folder of the images; None is an error.
+    """
+    return folder_of_images(root, "folders")
+
+
+def folder_of_images(root: str | Path | None, labels: str) -> RetrievalDataset:
     """Load the images of a folder, at any depth; ids are the paths relative to ``root``.
 
     Files that are left out are listed in the attribute ``left_out`` of the data set.

@@ -21,7 +21,7 @@ from deephash_cli.data.csv_table import csv_table
 from deephash_cli.data.dataset import ImageArray, ImageFiles, RetrievalDataset, multi_hot
 from deephash_cli.data.download import download, extract_tar
 from deephash_cli.data.fashion_mnist import fashion_mini, fashion_mnist, read_idx
-from deephash_cli.data.image_folder import describe_left_out, image_folder
+from deephash_cli.data.image_folder import describe_left_out, folder_of_images, image_folder
 from deephash_cli.data.image_list import image_list
 from deephash_cli.data.protocol import make_split
 from deephash_cli.data.restricted_pickle import read_pickle
@@ -539,7 +539,7 @@ def test_a_folder_without_labels(tmp_path, nested):
     below = "2024/may" if nested else "."
     for number in range(3):
         picture(tmp_path / below / f"{number}.png", number)
-    data = image_folder(tmp_path, labels="none") if nested else image_folder(tmp_path)
+    data = folder_of_images(tmp_path, labels="none") if nested else image_folder(tmp_path)
     assert data.ids == [f"{'2024/may/' if nested else ''}{number}.png" for number in range(3)]
     assert data.labels.shape == (3, 0)
     assert data.class_names == []
@@ -607,7 +607,7 @@ def test_image_folder_errors(tmp_path):
     with pytest.raises(DataError, match=r"has no sub-folders and no image \(1 other files\)"):
         image_folder(tmp_path)
     with pytest.raises(ConfigError, match=r"dataset\.labels of an image folder must be folders or none, got all"):
-        image_folder(tmp_path, labels="all")
+        folder_of_images(tmp_path, labels="all")
     picture(tmp_path / "one.png")
     picture(tmp_path / "train" / "cat" / "1.png")
     picture(tmp_path / "test" / "cat" / "1.png")
@@ -620,7 +620,7 @@ def test_image_folder_errors(tmp_path):
     picture(tmp_path / "bag" / "1.png")
     with pytest.raises(DataError, match=r"holds 1 images \(one\.png\) beside 3 sub-folders, .*dataset\.labels=none"):
         image_folder(tmp_path)
-    assert len(image_folder(tmp_path, labels="none")) == 4
+    assert len(folder_of_images(tmp_path, labels="none")) == 4
 
 
 # List files

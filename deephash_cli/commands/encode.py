@@ -12,6 +12,8 @@ from omegaconf import DictConfig
 
 from deephash_cli import runs
 from deephash_cli.console import progress, say, warn
+from deephash_cli.data.image_folder import describe_left_out
+from deephash_cli.data.inspection import peculiarities, unreadable_count, write_list
 from deephash_cli.errors import ConfigError, command
 from deephash_cli.retrieval import codes_folder
 from deephash_cli.runs.outputs import settle_folder
@@ -32,6 +34,7 @@ def run(config: DictConfig, source: DictConfig | None = None) -> dict[str, Any]:
     Raises:
         ConfigError: If the input or the output is not given, the output must not be replaced, or a shard number is too
             large.
+        DataError: If there are images that cannot be read and ``bad_images`` is ``stop``.
     """
     if (config.input is None) == (source is None):
         got = "neither" if source is None else "both"
@@ -61,16 +64,23 @@ def run(config: DictConfig, source: DictConfig | None = None) -> dict[str, Any]:
     processes.require_alone("encode")
     work = Work(task)
     work.begin()
+    if work.dataset.left_out:
+        warn(describe_left_out(work.dataset.left_out, Path(config.output) / codes_folder.SKIPPED))
     wanted = range(work.shards) if config.shards is None else config.shards
     if beyond := [number for number in wanted if number >= work.shards]:
         raise ConfigError(f"shards must be between 0 and {work.shards - 1}, got {beyond[0]}")
     missing = [] if work.is_complete() else [number for number in wanted if not work.has(number)]
     if missing:
+        for sentence in peculiarities(work.dataset):
+            warn(sentence)
+        if work.dataset.left_out:
+            write_list(Path(task.output) / codes_folder.SKIPPED, work.dataset.left_out)
         with progress(f"encoding, {work.unit}", sum(work.size(number) for number in missing)) as show:
             if config.launcher == "ray":
                 encode_with_ray(task, missing, config.workers, config.gpus_per_worker, work.size, show)
             else:
                 work.encode(missing, config.accelerator, config.devices, show)
+        work.require_readable(missing)
     left = work.conclude()
     if left:
         say(f"{work.shards - left} of {work.shards} shards are in {config.output}, {left} are missing")
@@ -81,7 +91,7 @@ def run(config: DictConfig, source: DictConfig | None = None) -> dict[str, Any]:
     say(f"codes of {count} {work.unit}, {manifest['bits']} bits: {config.output}")
     if skipped:
         listed = Path(config.output) / codes_folder.SKIPPED
-        warn(f"{skipped} images could not be read and are left out: {listed} says why")
+        warn(f"{unreadable_count(skipped)} left out: {listed} says why")
     search = command("deephash", "search", f"run={run_folder}", f"codes={config.output}")
     say(f"search them: {search} query=<image>")
     return {"images": count, "skipped": skipped, "missing_shards": 0}

@@ -1,5 +1,6 @@
 """``deephash search``: the nearest images of an image, as a table, as JSON, and as a picture."""
 
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -11,8 +12,9 @@ from rich.table import Table
 
 from deephash_cli import runs
 from deephash_cli.console import say, show, warn
-from deephash_cli.data.dataset import Vectors, decode
-from deephash_cli.data.image_folder import images_below
+from deephash_cli.data.dataset import Vectors
+from deephash_cli.data.decoding import decode
+from deephash_cli.data.image_folder import describe_left_out, images_below
 from deephash_cli.errors import ConfigError, DataError
 from deephash_cli.files import is_device, write_bytes, write_json
 from deephash_cli.inference import contact_sheet as sheets
@@ -94,9 +96,11 @@ def _queries(searcher: "Searcher", run: Path, place: Path) -> list["Query"]:
     if place.suffix == ".npy":
         return _vector_queries(searcher, place)
     if place.is_dir():
-        found, _ = images_below(place)
+        found, others = images_below(place)
         if not found:
-            raise DataError(f"query={place} contains no images")
+            raise DataError(f"query={place} contains no images ({len(others)} other files)")
+        if others:
+            warn(describe_left_out(others))
         return [_image_query(searcher, path, path.relative_to(place)) for path in found]
     if place.is_file():
         return [_image_query(searcher, place, place)]
@@ -118,7 +122,8 @@ def _image_query(searcher: "Searcher", path: Path, name: Path) -> "Query":
 
     if searcher.encoder.takes != "images":
         raise ConfigError(f"query={path} is not a .npy file, but the run hashes vectors")
-    labels = [folder for folder in name.parts[:-1] if folder in searcher.class_names]
+    folders = [unicodedata.normalize("NFC", folder) for folder in name.parts[:-1]]
+    labels = [folder for folder in folders if folder in searcher.class_names]
     return Query(name.as_posix(), searcher.encode(decode(path)), labels[:1], -1, lambda: decode(path))
 
 

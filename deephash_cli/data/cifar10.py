@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from deephash_cli.data.dataset import ENDINGS, ImageArray, ImageFiles, RetrievalDataset, multi_hot
+from deephash_cli.data.dataset import ImageArray, ImageFiles, RetrievalDataset, multi_hot
+from deephash_cli.data.decoding import ENDINGS
 from deephash_cli.data.download import download as fetch
 from deephash_cli.data.download import extract_tar
 from deephash_cli.data.location import candidate_folders, download_folder, listed

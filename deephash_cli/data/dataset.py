@@ -2,7 +2,6 @@
 
 import functools
 import hashlib
-import io
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,20 +10,12 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Float32, Float64, Int64, Integer, UInt8
-from PIL import Image, ImageOps
 
+from deephash_cli.data.decoding import decode, square, unreadable, why
 from deephash_cli.data.identity import alike
 from deephash_cli.errors import DataError
 from deephash_cli.npy import RowNumbers, blocks
 
-# Every decoder is a way in for malformed files, and Pillow has forty of them: only these formats are accepted.
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
-ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"})
-
-# Pillow's own threshold for decompression bombs: a quarter of a GiB as RGB, more than any photograph here needs.
-MAX_PIXELS = 89_478_485
-
-_ORIENTATION = 0x0112  # EXIF
 _ROLES = ("train", "query", "database")
 
 Rows = Integer[np.ndarray, "b"]
@@ -60,9 +51,9 @@ class ImageArray:
 class ImageFiles:
     """Image files that are decoded on demand. Instances can be pickled, for data loader workers.
 
-    Any JPEG, PNG, WebP, BMP or GIF becomes 8-bit RGB: the EXIF rotation is applied, 16-bit values keep their upper 8
-    bits, transparent images are placed on white (as on a white page), grey is repeated in all channels, CMYK is
-    converted without a colour profile, and an animation is represented by its first frame.
+    Any JPEG, PNG, WebP, BMP, GIF, AVIF, TIFF or HEIC becomes 8-bit RGB: the EXIF rotation is applied, 16-bit values
+    keep their upper 8 bits, transparent images are placed on white (as on a white page), grey is repeated in all
+    channels, CMYK is converted without a colour profile, and only the first frame or page of a file is read.
 
     Attributes:
         paths: Paths of the files, absolute or relative to ``root``.
@@ -130,7 +121,7 @@ class ImageFiles:
             try:
                 status = (self.root / path).stat()
             except OSError as error:
-                raise _unreadable(self.root / path, error.strerror or str(error)) from error
+                raise unreadable(self.root / path, why(self.root / path, error)) from error
             digest.update(
                 f"{path.as_posix()}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(errors="surrogateescape")
             )
@@ -205,6 +196,8 @@ class RetrievalDataset:
             there is none.
         reading: Remarks on how the user's files were understood, to be shown before training; None for a published
             data set.
+        left_out: Files beside the images that are not read, each with its path and a reason.
+        unreadable: Ids of image files that cannot be read and were taken out of the data set, each with a reason.
 
     Raises:
         DataError: If there is no image, lengths differ, ids repeat or span lines, ids or class names look the same
@@ -218,6 +211,8 @@ class RetrievalDataset:
     images: ImageArray | ImageFiles | Vectors
     official: dict[str, Int64[np.ndarray, "_"]] | None = None
     reading: tuple[str, ...] | None = None
+    left_out: Sequence[tuple[str, str]] = ()
+    unreadable: Sequence[tuple[str, str]] = ()
 
     def __post_init__(self) -> None:
         count = len(self.ids)
@@ -271,15 +266,6 @@ class RetrievalDataset:
                 raise DataError(f"data set {self.name} has the id {identifier!a}, which is not valid UTF-8; rename it")
 
 
-def square(image: Image.Image, side: int) -> UInt8[np.ndarray, "3 side side"]:
-    """Return the central square of an RGB image, resized to ``side`` pixels a side (bilinear, antialiased)."""
-    if image.size != (side, side):
-        short = min(image.size)
-        left, top = (image.width - short) // 2, (image.height - short) // 2
-        image = image.resize((side, side), Image.Resampling.BILINEAR, box=(left, top, left + short, top + short))
-    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
-
-
 def to_rgb(pixels: UInt8[np.ndarray, "n channels height width"]) -> UInt8[np.ndarray, "n height width 3"]:
     """Return grey or colour images with the channels last, as Pillow takes them; grey is repeated in all channels."""
     n, _, height, width = pixels.shape
@@ -291,63 +277,3 @@ def multi_hot(classes: Integer[np.ndarray, " n"], count: int) -> UInt8[np.ndarra
     labels = np.zeros((len(classes), count), dtype=np.uint8)
     labels[np.arange(len(classes)), classes] = 1
     return labels
-
-
-def decode(source: Path | bytes, at_least: int | None = None) -> Image.Image:
-    """Read an image file as RGB, rotated upright.
-
-    Args:
-        source: Path of the file, or its content as bytes.
-        at_least: Length in pixels to which the caller will shrink the shorter side; None decodes at full size. A JPEG
-            more than twice as large is then decoded at a half, a quarter or an eighth of its size, which is several
-            times faster for photographs.
-
-    Raises:
-        DataError: If the file is missing, cannot be decoded, or has more than ``MAX_PIXELS``.
-    """
-    path = "that was given" if isinstance(source, bytes) else source
-    try:
-        opened = io.BytesIO(source) if isinstance(source, bytes) else source.open("rb")
-        with opened as file, Image.open(file, formats=FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise _bomb(path, f"{image.width} x {image.height}")
-            if at_least is not None:
-                image.draft(image.mode, (2 * at_least, 2 * at_least))
-            image.load()
-            return _to_rgb(_upright(image))
-    except DataError:
-        raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise _bomb(path, "too many") from error
-    except Image.UnidentifiedImageError as error:
-        empty = not source if isinstance(source, bytes) else source.stat().st_size == 0
-        reason = "it is empty" if empty else f"it is none of {', '.join(FORMATS)}, whatever its name says"
-        raise _unreadable(path, reason) from error
-    except Exception as error:  # decoders fail in a dozen ways on damaged files; to the user they all mean the same
-        raise _unreadable(path, getattr(error, "strerror", None) or str(error) or type(error).__name__) from error
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    try:
-        turned = image.getexif().get(_ORIENTATION, 1) != 1
-    except Exception:  # an EXIF block that cannot be parsed says nothing about rotation, and the pixels are sound
-        turned = False
-    return ImageOps.exif_transpose(image) if turned else image
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # Pillow would clip 16 bits at 255 instead of scaling them
-        return Image.fromarray((np.asarray(image).astype(np.int64).clip(0, 65535) >> 8).astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        visible = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", visible.size, "white"), visible).convert("RGB")
-    return image.convert("RGB")
-
-
-def _bomb(path: Path | str, pixels: str) -> DataError:
-    return DataError(f"image {path} has {pixels} pixels, more than the {MAX_PIXELS} allowed; shrink or remove the file")
-
-
-def _unreadable(path: Path | str, reason: str) -> DataError:
-    reason = " ".join(reason.split()).rstrip(".")  # some decoders' messages span lines
-    return DataError(f"image {path} cannot be read: {reason}; replace or remove the file")

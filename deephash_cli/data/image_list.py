@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from deephash_cli.data.dataset import ENDINGS, ImageFiles, RetrievalDataset
+from deephash_cli.data.dataset import ImageFiles, RetrievalDataset
+from deephash_cli.data.decoding import ENDINGS
 from deephash_cli.data.identity import ImageNames, shown
 from deephash_cli.data.labels import from_columns, is_number
 from deephash_cli.data.small_images import in_memory_if_small

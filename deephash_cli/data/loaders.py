@@ -1,16 +1,26 @@
 """Batches of images or features: shuffled by (seed, epoch) for training, in order for encoding."""
 
+import contextlib
+import functools
+import os
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
-from deephash_cli import processes
-from deephash_cli.errors import ConfigError, DataError
+from deephash_cli import console, processes
+from deephash_cli.data.dataset import ImageFiles
+from deephash_cli.errors import ConfigError, DataError, DeephashError
+
+PATIENCE = 600  # seconds; how long to wait for a batch, so that no wait is without an end
+_SHARED = "/dev/shm"  # where Linux keeps the memory that processes share
+_END = object()
+_PREFETCHED = 2  # batches that each worker prepares in advance
 
 
 class Batch(NamedTuple):
@@ -40,6 +50,12 @@ class Rows(Dataset[Batch]):
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def batch_bytes(self, n: int) -> int:
+        """Return the size in bytes of a batch of ``n`` decoded image files; 0 if nothing is decoded."""
+        if not isinstance(self.inputs, ImageFiles) or self.inputs.size is None:
+            return 0
+        return n * (3 * self.inputs.size**2 + self.labels.shape[1] * self.labels.element_size())
 
     def __getitem__(self, positions: Sequence[int]) -> Batch:
         indices = np.asarray(positions)
@@ -98,25 +114,188 @@ class EpochSampler(Sampler[list[int]]):
             yield processes.share(batch.tolist(), self.part, self.parts)
 
 
-def train_loader(rows: Rows, batch_size: int, seed: int, num_workers: int, pin_memory: bool) -> "DataLoader[Batch]":
+@contextlib.contextmanager
+def lost_workers_explained(setting: str) -> Iterator[None]:
+    """Explain the errors of torch about worker processes that are killed or hang.
+
+    A killed worker is noticed by a signal handler, which raises its error wherever this process happens to be.
+
+    Args:
+        setting: Name of the setting of the number of workers.
+
+    Raises:
+        ConfigError: If a worker was killed or gave no batch.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        message = str(error)
+        if message.startswith("DataLoader worker") and ("exited unexpectedly" in message or "killed" in message):
+            raise ConfigError(
+                f"a worker process that decodes images was killed, often because memory ran out: lower {setting} or "
+                "the batch size"
+            ) from error
+        if message.startswith("DataLoader timed out"):
+            raise ConfigError(
+                f"the worker processes that decode images gave no batch for {PATIENCE} seconds: check the disk with "
+                f"the images, or set {setting}=0"
+            ) from error
+        raise
+
+
+class Loader(DataLoader[Any]):
+    """Batches of a data set, made by worker processes, with errors that a user can act on.
+
+    An error in a worker is raised here as it is, not wrapped in the text of a traceback. Workers send batches through
+    shared memory, which is small in many containers: if it has no room for the batches of all workers, fewer workers
+    are started; if it is full nevertheless, this process makes the batch itself. A worker that is killed, or gives no
+    batch within ``PATIENCE``, is an error.
+
+    Args:
+        dataset: Data set whose elements are whole batches.
+        sampler: What to index the data set with, one value for each batch.
+        num_workers: Number of worker processes.
+        setting: Name of the setting of ``num_workers``, for messages.
+        batch_bytes: Size in bytes of a batch.
+        pin_memory: Whether batches are copied to memory that a GPU can read directly.
+    """
+
+    def __init__(
+        self, dataset: Dataset[Any], sampler: Any, num_workers: int, setting: str, batch_bytes: int, pin_memory: bool
+    ):
+        self.setting = setting
+        self.batch_bytes = batch_bytes
+        self.whole = dataset
+        workers, prefetched = _that_fit(num_workers, batch_bytes)
+        if workers < num_workers:
+            _warn_of_shared_memory(num_workers, workers, batch_bytes, setting)
+        super().__init__(
+            _Guarded(dataset),
+            sampler=sampler,
+            batch_size=None,  # a "sample" is a whole batch: for images in memory that is one indexing operation
+            num_workers=workers,
+            collate_fn=_as_it_is,
+            pin_memory=pin_memory,
+            timeout=PATIENCE if workers else 0,
+            prefetch_factor=prefetched if workers else None,
+            persistent_workers=workers > 0,
+        )
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        """Return an iterator over the batches.
+
+        Raises:
+            ConfigError: If a worker is killed or gives no batch.
+            DeephashError: If making a batch raised it.
+        """
+        return self._checked(super().__iter__())
+
+    def _checked(self, batches: Iterator[Any]) -> Iterator[Any]:
+        while True:
+            with lost_workers_explained(self.setting):
+                batch = next(batches, _END)
+            if batch is _END:
+                return
+            if isinstance(batch, _Failure):
+                raise batch.error
+            if isinstance(batch, _NoRoom):
+                _warn_once(
+                    f"shared memory ({_SHARED}) is full, so batches are made without worker processes, which is "
+                    f"slower: lower {self.setting}, or give the container more (docker run --shm-size=8g)"
+                )
+                batch = self.whole[batch.key]
+            yield batch
+
+    def again(self) -> "Loader":
+        """Return a new loader of the same batches: persistent workers would treat a second pass as the next epoch."""
+        return Loader(
+            self.whole, self.sampler, self.num_workers, self.setting, self.batch_bytes, pin_memory=self.pin_memory
+        )
+
+
+class _Guarded(Dataset[Any]):
+    """The elements of a data set; in a worker process, an error or a lack of shared memory becomes an element."""
+
+    def __init__(self, dataset: Dataset[Any]):
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)  # type: ignore[arg-type]
+
+    def __getitem__(self, key: Any) -> Any:
+        if get_worker_info() is None:
+            return self.dataset[key]
+        try:
+            batch = self.dataset[key]
+        except DeephashError as error:
+            return _Failure(error)
+        try:
+            # torch would do this later, in a thread whose errors nobody sees
+            for part in batch:
+                for tensor in part if isinstance(part, list) else [part]:
+                    if isinstance(tensor, Tensor):
+                        tensor.share_memory_()
+        except (RuntimeError, OSError):
+            return _NoRoom(key)
+        return batch
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """An error on its way out of a worker process."""
+
+    error: DeephashError
+
+
+@dataclass(frozen=True)
+class _NoRoom:
+    """The index of a batch for which shared memory had no room."""
+
+    key: Any
+
+
+def _as_it_is(batch: Any) -> Any:
+    """Return a batch unchanged; the default function of torch would convert its parts."""
+    return batch
+
+
+def _that_fit(workers: int, batch_bytes: int) -> tuple[int, int]:
+    """Return how many workers shared memory has room for, up to ``workers``, and how many batches each may prepare."""
+    try:
+        space = os.statvfs(_SHARED)
+    except OSError:  # this system shares memory in another way
+        return workers, _PREFETCHED
+    free = space.f_bavail * space.f_frsize / processes.count()
+    for number in range(workers, 0, -1):
+        for prefetched in range(_PREFETCHED, 0, -1):
+            # two more: one that is in use, and one that is being made
+            if (number * prefetched + 2) * batch_bytes <= free:
+                return number, prefetched
+    return 0, _PREFETCHED
+
+
+def _warn_of_shared_memory(wanted: int, workers: int, batch_bytes: int, setting: str) -> None:
+    left = {0: "no worker decodes", 1: "1 worker decodes"}.get(workers, f"{workers} workers decode")
+    _warn_once(
+        f"shared memory ({_SHARED}) has no room for batches of {batch_bytes / 2**20:.0f} MiB from {setting}={wanted} "
+        f"workers, so {left} images, which is slower: lower the batch size, or give the container more "
+        "(docker run --shm-size=8g)"
+    )
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    console.warn(message)
+
+
+def train_loader(rows: Rows, batch_size: int, seed: int, num_workers: int, pin_memory: bool) -> Loader:
     """Return a loader of shuffled batches for training; with several processes, of this process's parts."""
     sampler = EpochSampler(len(rows), batch_size, seed, processes.rank(), processes.count())
-    return _loader(rows, sampler, num_workers, pin_memory)
+    own = -(-batch_size // processes.count())
+    return Loader(rows, sampler, num_workers, "loader.num_workers", rows.batch_bytes(own), pin_memory)
 
 
-def encode_loader(rows: Rows, batch_size: int, num_workers: int, pin_memory: bool) -> "DataLoader[Batch]":
+def encode_loader(rows: Rows, batch_size: int, num_workers: int, pin_memory: bool) -> Loader:
     """Return a loader of all rows, in order."""
     batches = [range(i, min(i + batch_size, len(rows))) for i in range(0, len(rows), batch_size)]
-    return _loader(rows, batches, num_workers, pin_memory)
-
-
-def _loader(rows: Rows, batches, num_workers: int, pin_memory: bool) -> "DataLoader[Batch]":
-    # batch_size=None: a "sample" is a whole batch already, which is one indexing operation for images in memory
-    return DataLoader(
-        rows,
-        sampler=batches,
-        batch_size=None,
-        num_workers=num_workers,
-        pin_memory=pin_memory,
-        persistent_workers=num_workers > 0,
-    )
+    return Loader(rows, batches, num_workers, "loader.num_workers", rows.batch_bytes(batch_size), pin_memory)

@@ -11,8 +11,9 @@ from jaxtyping import UInt8
 
 from deephash_cli import npy
 from deephash_cli.cache import cache_folder
-from deephash_cli.data.dataset import ImageArray, ImageFiles, decode
-from deephash_cli.errors import ArtifactError, DeephashError
+from deephash_cli.data.dataset import ImageArray, ImageFiles
+from deephash_cli.data.decoding import ImageError, decode
+from deephash_cli.errors import ArtifactError
 from deephash_cli.files import atomic_write, read_json, sha256_file, write_json
 
 MAX_SIDE = 64
@@ -27,16 +28,16 @@ def in_memory_if_small(files: ImageFiles) -> ImageArray | ImageFiles:
 
     Opening 60,000 files of 32 x 32 pixels costs far more than reading their pixels. The pixels are therefore kept in
     the cache folder, under a key made of every file's path, size and modification time. Other files are returned
-    unchanged.
-
-    Raises:
-        DataError: If the images are small and one of them cannot be decoded.
+    unchanged, as are files of which one cannot be read: it is reported when it is loaded, as with large images.
     """
     side = _common_side(files)
     if side is None or len(files) * 3 * side * side > MAX_BYTES:
         return files
     shape = (len(files), 3, side, side)
-    key = hashlib.sha256(f"{_VERSION} {PIL.__version__} {shape} {files.digest()}".encode()).hexdigest()
+    try:
+        key = hashlib.sha256(f"{_VERSION} {PIL.__version__} {shape} {files.digest()}".encode()).hexdigest()
+    except ImageError:
+        return files
     stored = cache_folder() / "images" / f"{key}.npy"
     pixels = _read(stored, shape)
     if pixels is None:
@@ -53,19 +54,22 @@ def _common_side(files: ImageFiles) -> int | None:
     for index in np.unique(np.linspace(0, len(files) - 1, num=_SAMPLE).astype(int)):
         try:
             sides.add(decode(files.root / files.paths[index]).size)
-        except DeephashError:
-            return None  # reported when the image is loaded, as for large images
+        except ImageError:
+            return None
     width, height = sides.pop()
     return width if not sides and width == height <= MAX_SIDE else None
 
 
 def _decode_all(files: ImageFiles, shape: tuple[int, ...]) -> UInt8[np.ndarray, "n 3 side side"] | None:
-    """Decode all images, or return None at the first one whose size differs from the sample's."""
+    """Decode all images, or return None at the first one that cannot be read or has another size than the sample."""
     pixels = np.empty(shape, dtype=np.uint8)
 
     def fill(start: int) -> bool:
         for index in range(start, min(start + _CHUNK, len(files))):
-            image = decode(files.root / files.paths[index])
+            try:
+                image = decode(files.root / files.paths[index])
+            except ImageError:
+                return False
             if (image.height, image.width) != shape[2:]:
                 return False
             pixels[index] = np.asarray(image).transpose(2, 0, 1)

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from deephash_cli import runs
-from deephash_cli.data.dataset import square
+from deephash_cli.data.decoding import square
 from deephash_cli.data.protocol import training_size
 from deephash_cli.data.small_images import MAX_SIDE
 from deephash_cli.errors import ArtifactError, command

@@ -66,8 +66,7 @@ def encode_with_ray(
 
     Raises:
         ConfigError: If Ray is not installed.
-        DataError: If a worker cannot encode a shard, for example because a file cannot be read and
-            ``task.bad_images`` is ``stop``.
+        DataError: If a worker cannot encode a shard.
     """
     try:
         import ray

@@ -12,7 +12,8 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from deephash_cli import runs
-from deephash_cli.data.dataset import ImageArray, ImageFiles, RetrievalDataset, decode, to_rgb
+from deephash_cli.data.dataset import ImageArray, ImageFiles, RetrievalDataset, to_rgb
+from deephash_cli.data.decoding import decode
 from deephash_cli.errors import ArtifactError, DeephashError
 from deephash_cli.inference.encoder import Encoder, load_encoder
 from deephash_cli.retrieval import codes_folder, indexes

@@ -5,7 +5,7 @@ import hashlib
 import json
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,13 +18,16 @@ from omegaconf import OmegaConf
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import BasePredictionWriter
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from deephash_cli import console, processes
 from deephash_cli.console import warn
-from deephash_cli.data.dataset import ImageFiles, RetrievalDataset, Vectors, decode
+from deephash_cli.data.dataset import ImageFiles, RetrievalDataset, Vectors
+from deephash_cli.data.decoding import ImageError, decode
 from deephash_cli.data.identity import listed
 from deephash_cli.data.image_folder import images_below
+from deephash_cli.data.inspection import COLUMNS, record, refusal, write_list
+from deephash_cli.data.loaders import Loader, lost_workers_explained
 from deephash_cli.data.vectors import vectors
 from deephash_cli.errors import ArtifactError, ConfigError, DataError, DeephashError, first_line
 from deephash_cli.files import alone, atomic_folder, csv_text, read_json, write_json, write_text
@@ -36,7 +39,6 @@ from deephash_cli.retrieval.codes_folder import PLAN, SHARDS, SKIPPED
 from deephash_cli.retrieval.scoring import CLASSES
 from deephash_cli.training.targets import build
 
-_COLUMNS = ("id", "reason")
 # The command with which the first of several processes starts the others.
 FOLLOW = (sys.executable, "-P", "-c", "from deephash_cli.inference.shards import follow; follow()")
 
@@ -141,7 +143,6 @@ class Work:
             "ids": _digest(self.dataset.ids),
             "shard_size": self.task.shard_size,
             "batch_size": self.task.batch_size,
-            "bad_images": self.task.bad_images,
         }
         file = self.folder / PLAN
         if file.exists():
@@ -207,8 +208,7 @@ class Work:
 
         Raises:
             ArtifactError: If a shard cannot be written.
-            ConfigError: If the devices are not available.
-            DataError: If a file cannot be read and ``bad_images`` is ``stop``.
+            ConfigError: If the devices are not available, or a worker process is killed.
             DivergedError: If the output of the network is NaN.
         """
         with console.quiet_lightning():
@@ -218,18 +218,20 @@ class Work:
             with processes.team(trainer.world_size, trainer.strategy.root_device, FOLLOW, task):
                 own = list(shards)[processes.rank() :: processes.count()]
                 trainer.callbacks.append(_Writer(self, show))  # type: ignore[attr-defined]
-                trainer.predict(_Predicting(self.encoder), self._batches(own), return_predictions=False)
+                with lost_workers_explained("num_workers"):
+                    trainer.predict(_Predicting(self.encoder), self._batches(own), return_predictions=False)
 
-    def _batches(self, shards: Sequence[int]) -> "DataLoader[Batch]":
+    def _batches(self, shards: Sequence[int]) -> "_AnyIterable":
         slices = [
             (shard, rows[start : start + self.task.batch_size], start + self.task.batch_size >= len(rows))
             for shard in shards
             for rows in [self.rows(shard)]
             for start in range(0, len(rows), self.task.batch_size)
         ]
-        workers = 0 if self.dataset.images.in_memory else self.task.num_workers
         batches = _Batches(self.dataset, self.encoder.image_size, slices)
-        return DataLoader(batches, batch_size=None, num_workers=workers, collate_fn=_as_it_is)  # type: ignore[arg-type]
+        workers = 0 if self.dataset.images.in_memory else self.task.num_workers
+        size = self.task.batch_size * 3 * self.encoder.image_size**2
+        return _AnyIterable(Loader(batches, range(len(batches)), workers, "num_workers", size, pin_memory=False))
 
     def write(self, shard: int, packed: UInt8[np.ndarray, "n bytes"], rows: list[int], bad: list[tuple[int, str]]):
         """Write a shard as a folder that appears complete or not at all.
@@ -240,23 +242,45 @@ class Work:
             shard: Number of the shard.
             packed: Packed codes of the images that can be read.
             rows: Rows of these images, in the order of ``packed``.
-            bad: Rows of the images that cannot be read, each with the reason.
+            bad: Rows of the images that cannot be read, each with the reason. With ``bad_images=stop``, a shard that
+                has such images is not written; they are noted beside the shards instead.
 
         Raises:
             ArtifactError: If the folder cannot be written.
         """
+        unreadable = [(self.dataset.ids[row], reason) for row, reason in bad]
+        note = self._note(shard)
+        if unreadable and self.task.bad_images == "stop":
+            write_json(note, unreadable)
+            return
+        note.unlink(missing_ok=True)
         ids = [self.dataset.ids[row] for row in rows]
         part = CodeSet(packed, self.encoder.bits, self.dataset.labels[rows], ids)
-        skipped = [{"id": self.dataset.ids[row], "reason": reason} for row, reason in bad]
         place = self.place(shard)
         try:
             if not place.exists():
                 with atomic_folder(place) as draft:
-                    write_text(draft / SKIPPED, csv_text(_COLUMNS, skipped))
+                    write_list(draft / SKIPPED, unreadable)
                     codes_folder.save_database(draft, part, {"skipped": len(bad)})
         except ArtifactError:
             if not place.exists():
                 raise
+
+    def _note(self, shard: int) -> Path:
+        """Return the file that names the unreadable images of a shard that is not written for their sake."""
+        return self.folder / SHARDS / f"{shard:06d}.unreadable.json"
+
+    def require_readable(self, shards: Sequence[int]) -> None:
+        """Raise an error that names all unreadable images of shards that are not written for their sake.
+
+        Raises:
+            DataError: If there are such images.
+        """
+        notes = [self._note(shard) for shard in shards]
+        bad = [(name, reason) for note in notes if note.exists() for name, reason in read_json(note)]
+        if bad:
+            count = sum(self.size(shard) for shard in shards)
+            raise refusal(bad, count, self.folder / SKIPPED, self.dataset.left_out)
 
     def conclude(self) -> int:
         """Join the shards into one folder of codes if none is missing.
@@ -289,7 +313,8 @@ class Work:
         for leftover in self.folder.glob(".*.tmp"):  # files of a process that was killed while it joined the shards
             leftover.unlink(missing_ok=True)
         records = [line for place in places for line in (place / SKIPPED).read_text().splitlines(keepends=True)[1:]]
-        write_text(self.folder / SKIPPED, csv_text(_COLUMNS, []) + "".join(records))
+        other = csv_text(COLUMNS, [record(*entry) for entry in self.dataset.left_out])
+        write_text(self.folder / SKIPPED, other + "".join(records))
         names = self.dataset.class_names
         origin = {**self.encoder.provenance, "encoded": self.dataset.name}
         if 0 < len(names) <= CLASSES:
@@ -336,8 +361,8 @@ class _Batches(Dataset[Batch]):
         for row in rows:
             try:
                 image = prepare(decode(self.images.path(row), at_least=self.size), self.size)
-            except DataError as error:
-                bad.append((row, str(error)))
+            except ImageError as error:
+                bad.append((row, error.reason))
                 continue
             places, tensors = sizes.setdefault(tuple(image.shape), ([], []))
             places.append(len(good))
@@ -347,9 +372,17 @@ class _Batches(Dataset[Batch]):
         return Batch(shard, last, good, [places for places, _ in groups], [torch.stack(t) for _, t in groups], bad)
 
 
-def _as_it_is(batch: Batch) -> Batch:
-    """Return a batch unchanged; the default function of torch would convert its parts."""
-    return batch
+class _AnyIterable:
+    """The batches of a loader. For prediction, Lightning would replace a loader by a plain one of torch."""
+
+    def __init__(self, loader: Loader):
+        self.loader = loader
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Batch]:
+        yield from self.loader
 
 
 class _Predicting(LightningModule):
@@ -406,10 +439,7 @@ class _Writer(BasePredictionWriter):
 
         Raises:
             ArtifactError: If the shard cannot be written.
-            DataError: If a file cannot be read and ``bad_images`` is ``stop``.
         """
-        if batch.bad and self.work.task.bad_images == "stop":
-            raise DataError(f"{batch.bad[0][1]}, or set bad_images=skip to leave out such files and list them")
         self.parts.append(prediction)
         self.rows += batch.rows
         self.bad += batch.bad
@@ -452,9 +482,10 @@ def _read_input(task: Task) -> RetrievalDataset:
         return vectors(str(place), labels=None, ids=None)
     if place.is_dir():
         found, others = images_below(place)
-        if others:
-            warn(f"left out {others} files or folders under {place} that are hidden or have no image extension")
-        return _unlabelled(place.name, [path.relative_to(place) for path in found], place)
+        if not found:
+            raise DataError(f"input={place} holds no image ({len(others)} other files); give a folder with images")
+        left_out = [(path.relative_to(place).as_posix(), reason) for path, reason in others]
+        return _unlabelled(place.name, [path.relative_to(place) for path in found], place, left_out)
     if place.is_file():
         root = Path(task.root or place.parent)
         return _unlabelled(place.stem, [Path(path) for path in listed(place, root).ids], root)
@@ -464,9 +495,10 @@ def _read_input(task: Task) -> RetrievalDataset:
     )
 
 
-def _unlabelled(name: str, paths: list[Path], root: Path) -> RetrievalDataset:
+def _unlabelled(name: str, paths: list[Path], root: Path, left_out: Sequence[tuple[str, str]] = ()) -> RetrievalDataset:
     ids = [path.as_posix() for path in paths]
-    return RetrievalDataset(name, ids, np.zeros((len(ids), 0), np.uint8), [], ImageFiles(paths, root))
+    labels = np.zeros((len(ids), 0), np.uint8)
+    return RetrievalDataset(name, ids, labels, [], ImageFiles(paths, root), left_out=left_out)
 
 
 def _digest(ids: Sequence[str]) -> str:

@@ -13,10 +13,9 @@ from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from torch.utils.data import DataLoader
 
 from deephash_cli import processes
-from deephash_cli.data.loaders import Batch
+from deephash_cli.data.loaders import Batch, Loader
 from deephash_cli.data.pairs import require_pairs
 from deephash_cli.errors import ConfigError, DivergedError, first_line
 from deephash_cli.methods.parts.hash_layers import FeatureScaling
@@ -206,11 +205,7 @@ class BufferedModule(HashingModule):
     def on_train_epoch_start(self) -> None:
         """Fill the buffer with the untrained network's outputs before the first step, if ``buffer_init`` says so."""
         if self.buffer_init == "first_pass" and self.trainer.global_step == 0:
-            training = cast(DataLoader[Batch], self.trainer.train_dataloader)
-            # Use a separate loader: persistent workers of the training loader would treat the coming epoch as finished.
-            first_pass = DataLoader(
-                training.dataset, sampler=training.sampler, batch_size=None, num_workers=training.num_workers
-            )
+            first_pass = cast(Loader, self.trainer.train_dataloader).again()
             self.network.eval()
             with torch.no_grad():
                 for batch in first_pass:

@@ -27,8 +27,9 @@ INCIDENTAL = (
     "loader.num_workers",
     "loader.pin_memory",
 )
-# Settings that a resumed run may change: those above, and those of how long and on which devices it trains.
-RESUMABLE = (*INCIDENTAL, "trainer", "checkpoint", "metrics", "fit_rows")
+# Settings that a resumed run may change: those above, those of how long and on which devices it trains, and what to do
+# about unreadable images, because the split tells whether the images are the same.
+RESUMABLE = (*INCIDENTAL, "trainer", "checkpoint", "metrics", "bad_images", "fit_rows")
 _CONFIG_LIMIT = 2**20  # bytes
 _CONFIG_DEPTH = 100
 _SAFE: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the compiled loader takes a tenth of the time

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from deephash_cli.console import say
-from deephash_cli.data import trial
+from deephash_cli.choices import CONF_DIR, choices
+from deephash_cli.console import say, warn
+from deephash_cli.data import inspection, trial
 from deephash_cli.data.dataset import RetrievalDataset, Vectors
 from deephash_cli.data.pairs import require_pairs
 from deephash_cli.data.protocol import Split, load_split, make_split
@@ -19,14 +20,23 @@ from deephash_cli.training import caution
 from deephash_cli.training.method_facts import UNKNOWN, facts_of
 from deephash_cli.training.targets import as_yaml, build
 
-_LABELS_FROM = {"csv": " (a column labels in the table)", "vectors": " (with dataset.labels=<file.npy>)"}
+_Unreadable = tuple[tuple[str, str], ...] | None
+
+# Where a data set that has no labels takes them from, for messages.
+_LABELS_FROM = {
+    "csv": " (a column labels in the table)",
+    "image_folder": " (a sub-folder for each class)",
+    "vectors": " (with dataset.labels=<file.npy>)",
+}
 
 
-def prepare_data(config: DictConfig) -> tuple[RetrievalDataset, Split]:
+def prepare_data(config: DictConfig, unreadable: _Unreadable = None) -> tuple[RetrievalDataset, Split]:
     """Load the data set of a configuration, check it, and divide it. The last data set and division are kept.
 
     Args:
         config: Composed configuration of ``deephash train``.
+        unreadable: Ids of the images that ``bad_images=skip`` takes out of the data set, each with a reason; None to
+            find them.
 
     Returns:
         The data set, and its division into training set, queries and database.
@@ -36,12 +46,13 @@ def prepare_data(config: DictConfig) -> tuple[RetrievalDataset, Split]:
         DataError: If the data are missing, damaged, or do not fit the method.
     """
     source = as_yaml(config.dataset.source)
-    dataset = load_dataset(source)
+    skipped = unreadable if config.bad_images == "skip" else ()
+    dataset = load_dataset(source, skipped)
     module, _, name = str(config.module["_target_"]).rpartition(".")
     supervision, _ = facts_of(module, name)
     _require_fitting(config, dataset, supervision)
-    _look_at_vectors(source, config.fit_rows, OmegaConf.select(config, "module.scaling") == "standard")
-    split = _divide(source, config.dataset.protocol, config.dataset.split_seed, config.dataset.split_file)
+    _look_at_vectors(source, skipped, config.fit_rows, OmegaConf.select(config, "module.scaling") == "standard")
+    split = _divide(source, skipped, config.dataset.protocol, config.dataset.split_seed, config.dataset.split_file)
     if config.trial:
         dataset, split = trial.reduce(dataset, split, config.trial)
     if supervision not in ("none", UNKNOWN):
@@ -57,25 +68,31 @@ def forget() -> None:
 
 
 @functools.lru_cache(maxsize=1)
-def load_dataset(source: str) -> RetrievalDataset:
-    """Load the data set that a node of the configuration describes.
+def load_dataset(source: str, unreadable: _Unreadable = ()) -> RetrievalDataset:
+    """Load the data set that a node of the configuration describes, and warn of images that show nothing.
 
     The last data set is kept in memory, because the runs of a sweep share it.
 
     Args:
         source: Node ``dataset.source`` of the configuration, as YAML.
+        unreadable: Ids of images to take out of the data set because they cannot be read, each with a reason; None to
+            decode every image once and take out those that cannot be read.
 
     Raises:
         DataError: If the data are missing or damaged.
         ConfigError: If the node cannot be built.
     """
-    return build(OmegaConf.create(source))
+    dataset = build(OmegaConf.create(source))
+    dataset = inspection.without(dataset, inspection.unreadable_images(dataset) if unreadable is None else unreadable)
+    for sentence in inspection.peculiarities(dataset):
+        warn(sentence)
+    return dataset
 
 
 @functools.lru_cache(maxsize=1)
-def _divide(source: str, protocol: str, seed: int, file: str | None) -> Split:
+def _divide(source: str, unreadable: _Unreadable, protocol: str, seed: int, file: str | None) -> Split:
     """Divide a data set. How a user's own data were understood is said once for each division."""
-    dataset = load_dataset(source)
+    dataset = load_dataset(source, unreadable)
     split = load_split(Path(file), dataset) if file else make_split(protocol, dataset, seed)
     if dataset.reading is not None:
         say(summary(dataset, split, file))
@@ -83,9 +100,9 @@ def _divide(source: str, protocol: str, seed: int, file: str | None) -> Split:
 
 
 @functools.lru_cache(maxsize=1)
-def _look_at_vectors(source: str, fit_rows: int, centred: bool) -> None:
+def _look_at_vectors(source: str, unreadable: _Unreadable, fit_rows: int, centred: bool) -> None:
     """Warn of vectors that will not give useful codes, once for each data set."""
-    images = load_dataset(source).images
+    images = load_dataset(source, unreadable).images
     if isinstance(images, Vectors):
         caution.look_at(images, fit_rows, centred)
 
@@ -113,6 +130,13 @@ def _require_fitting(config: DictConfig, dataset: RetrievalDataset, supervision:
     if not dataset.class_names and supervision not in ("none", UNKNOWN):
         raise DataError(
             f"method={config.method} learns from labels, but data set {dataset.name} has no labels: "
-            f"add labels{_LABELS_FROM.get(dataset.name, '')}, or choose a method that does not need them, such as "
-            "method=itq, method=sh or method=lsh"
+            f"add labels{_LABELS_FROM.get(dataset.name, '')}, or choose a method that needs none: "
+            f"{', '.join(_without_labels())}"
         )
+
+
+def _without_labels() -> list[str]:
+    """Return the names of the methods of deephash that learn from images alone."""
+    files = {name: OmegaConf.load(CONF_DIR / "method" / f"{name}.yaml") for name in choices("method")}
+    classes = {name: str(OmegaConf.select(file, "module._target_")).rpartition(".") for name, file in files.items()}
+    return [name for name, (module, _, cls) in classes.items() if facts_of(module, cls)[0] == "none"]

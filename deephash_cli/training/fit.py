@@ -18,8 +18,12 @@ from pytorch_lightning.loggers import Logger
 from torch import Tensor
 
 from deephash_cli import console, processes, runs
+from deephash_cli.cache import cache_folder
 from deephash_cli.console import say
+from deephash_cli.data import inspection
 from deephash_cli.data.dataset import RetrievalDataset, Vectors
+from deephash_cli.data.decoding import ImageError
+from deephash_cli.data.image_folder import describe_left_out
 from deephash_cli.data.loaders import EpochSampler
 from deephash_cli.data.protocol import Split, fitting_sample, hold_out_validation
 from deephash_cli.errors import ArtifactError, ConfigError, DataError, DeephashError, Stopped, command, first_line
@@ -38,11 +42,6 @@ from deephash_cli.training.targets import as_yaml, build
 from deephash_cli.training.trainer import check_trainer, make_trainer, run_trainer
 from deephash_cli.training.trust import require_trusted
 from deephash_cli.training.validation import Validation
-
-_SAID: set[tuple[str | None, str]] = set()  # lines that the runs of a sweep have printed, with its name
-
-# Where a data set that has no labels takes them from, for messages.
-_LABELS_FROM = {"csv": " (a column labels in the table)", "vectors": " (with dataset.labels=<file.npy>)"}
 
 # The command with which the first of several processes starts the others.
 FOLLOW = (sys.executable, "-P", "-c", "from deephash_cli.training.fit import follow; follow()")
@@ -102,8 +101,9 @@ def train(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
         )
     with _run_folder(config, earlier) as run, _recorded(run, job, overrides) as identity:
         resuming.keep_split(run.path, job.split, job.dataset)
+        _list_left_out(run.path, job.dataset)
         with _dashboard(run.path, identity, job) as dashboard:
-            with console.quiet_lightning():
+            with console.quiet_lightning(), _all_bad_images_named(job.dataset):
                 fit(run.path, job, dashboard)
             metrics = scoring.score(run.path / runs.CODES, {})
             for sentence in caveats(metrics):
@@ -115,19 +115,23 @@ def train(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
     return {**metrics, "run_dir": str(run.path)}
 
 
-def prepare(config: DictConfig, settings: dict[str, Any] | None = None) -> Job:
+def prepare(
+    config: DictConfig, settings: dict[str, Any] | None = None, unreadable: tuple[tuple[str, str], ...] | None = None
+) -> Job:
     """Load the data set, divide it and build the network: all that can fail before a run gets a folder.
 
     Args:
         config: Composed configuration.
         settings: The same configuration as plain values, with secrets hidden; None if no run folder is written.
+        unreadable: Ids of the images that ``bad_images=skip`` takes out of the data set, each with a reason; None to
+            find them.
 
     Raises:
         ConfigError: If the settings do not fit each other.
         DataError: If the data are missing, damaged, or do not fit the method.
     """
     seed_everything(config.seed, verbose=False)
-    dataset, split = prepare_data(config)
+    dataset, split = prepare_data(config, unreadable)
     return Job(config, settings or {}, dataset, split, build(config.model.network, bits=config.bits))
 
 
@@ -176,7 +180,8 @@ def fit(folder: Path, job: Job, dashboard: Logger | None) -> None:
         )
     if is_learned(config):
         _require_batches(config, len(train_rows), trainer.world_size)
-    task = json.dumps({"folder": str(folder.absolute()), "config": as_yaml(config)})
+    unreadable = list(job.dataset.unreadable)
+    task = json.dumps({"folder": str(folder.absolute()), "config": as_yaml(config), "unreadable": unreadable})
     with processes.team(trainer.world_size, trainer.strategy.root_device, FOLLOW, task):
         if config.compile:
             job.network.backbone.compile()
@@ -225,7 +230,8 @@ def follow() -> None:
     config = cast(DictConfig, OmegaConf.create(task["config"]))
     try:
         with console.quiet_lightning():
-            fit(Path(task["folder"]), prepare(config), None)
+            unreadable = tuple((name, reason) for name, reason in task["unreadable"])
+            fit(Path(task["folder"]), prepare(config, unreadable=unreadable), None)
     except DeephashError as error:  # the first process gets the same error and prints it
         sys.exit(error.exit_code)
 
@@ -257,7 +263,9 @@ def _run_folder(config: DictConfig, earlier: Path | None) -> Iterator[runs.Run]:
     try:
         yield run
     except (ConfigError, DataError):
-        if not earlier:
+        if any((run.path / runs.CHECKPOINTS).glob("*.ckpt")):
+            say(f"the run folder is kept: resume={run.path} continues after its last checkpoint")
+        elif not earlier:
             run.discard()  # the command could not work, so there was no run
         raise
     except ArtifactError:
@@ -311,6 +319,29 @@ def _dashboard(folder: Path, identity: str, job: Job) -> Iterator[Logger | None]
         yield dashboard
     except BaseException as error:
         loggers.conclude(dashboard, None, runs.EXIT_CODES["interrupted" if isinstance(error, Stopped) else "failed"])
+        raise
+
+
+def _list_left_out(folder: Path, dataset: RetrievalDataset) -> None:
+    """Write the files that are not in a data set into the run folder, each with the reason, and say how many."""
+    file = folder / runs.SKIPPED
+    file.unlink(missing_ok=True)  # a resumed run has the list of its last start
+    if dataset.left_out or dataset.unreadable:
+        inspection.write_list(file, [*dataset.left_out, *dataset.unreadable])
+    if dataset.left_out:
+        console.warn(describe_left_out(dataset.left_out, f"{runs.SKIPPED} in the run folder"))
+    if count := len(dataset.unreadable):
+        console.warn(f"{inspection.unreadable_count(count)} left out: {runs.SKIPPED} in the run folder says why")
+
+
+@contextlib.contextmanager
+def _all_bad_images_named(dataset: RetrievalDataset) -> Iterator[None]:
+    """When an image cannot be read, check all images of the data set, so that one message names all such files."""
+    try:
+        yield
+    except ImageError as error:
+        if bad := inspection.unreadable_images(dataset):
+            raise inspection.refusal(bad, len(dataset), cache_folder() / runs.SKIPPED) from error
         raise
 
 
@@ -381,6 +412,7 @@ def _provenance(job: Job, epochs: int, checkpoint: Path, best: float) -> dict[st
             "selection": "best on validation queries" if validated else "last epoch",
             "validation": {"queries": config.validation.queries, "map": best} if validated else None,
             **_fitted_on(job),
+            **({"skipped_images": len(job.dataset.unreadable)} if job.dataset.unreadable else {}),
             **_inputs(job),
             "checkpoint": {"file": f"{runs.CHECKPOINTS}/{checkpoint.name}", "sha256": sha256_file(checkpoint)},
             "versions": runs.versions(),

@@ -10,14 +10,13 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from deephash_cli import processes
 from deephash_cli.cache import cache_folder
 from deephash_cli.console import progress
 from deephash_cli.data.dataset import ImageFiles, RetrievalDataset, Vectors
 from deephash_cli.data.features import cached_features, feature_key
-from deephash_cli.data.loaders import Batch, Inputs, Rows, encode_loader, train_loader
+from deephash_cli.data.loaders import Inputs, Loader, Rows, encode_loader, train_loader
 from deephash_cli.models import Backbone, HashingNetwork, packed_codes
 from deephash_cli.npy import ids_at
 from deephash_cli.retrieval.codes import CodeSet, pack
@@ -67,7 +66,7 @@ class Source:
             self.inputs = self._features(np.arange(len(dataset)))
             self._workers = 0
 
-    def shuffled(self, rows: Int[np.ndarray, "n"], seed: int) -> "DataLoader[Batch]":
+    def shuffled(self, rows: Int[np.ndarray, "n"], seed: int) -> Loader:
         """Make training batches of some rows, in a different order in each epoch.
 
         Args:
@@ -81,7 +80,7 @@ class Source:
         subset = Rows(self.inputs, self.labels, rows)
         return train_loader(subset, self.loading.batch_size, seed, self._workers, self.loading.pin_memory)
 
-    def shuffled_features(self, rows: Int[np.ndarray, "n"], batch_size: int, seed: int) -> "DataLoader[Batch]":
+    def shuffled_features(self, rows: Int[np.ndarray, "n"], batch_size: int, seed: int) -> Loader:
         """Make training batches of the features that the backbone gives now for some rows, although it is not frozen.
 
         Args:
@@ -96,12 +95,12 @@ class Source:
         subset = Rows(self._features(rows), self.labels[rows], np.arange(len(rows)))
         return train_loader(subset, batch_size, seed, 0, self.loading.pin_memory)
 
-    def in_order(self, rows: Int[np.ndarray, "n"]) -> "DataLoader[Batch]":
+    def in_order(self, rows: Int[np.ndarray, "n"]) -> Loader:
         """Make batches of ``eval_batch_size`` that have each of these rows once, in the given order."""
         subset = Rows(self.inputs, self.labels, rows)
         return encode_loader(subset, self.loading.eval_batch_size, self._workers, self.loading.pin_memory)
 
-    def at_once(self, rows: Int[np.ndarray, "n"]) -> "DataLoader[Batch]":
+    def at_once(self, rows: Int[np.ndarray, "n"]) -> Loader:
         """Make a single batch of all these rows, in the given order."""
         return encode_loader(Rows(self.inputs, self.labels, rows), len(rows), 0, pin_memory=False)
 

@@ -18,7 +18,7 @@ from conftest import write_photos
 from PIL import Image
 
 from deephash_cli import runs
-from deephash_cli.data.dataset import MAX_PIXELS
+from deephash_cli.data.decoding import MAX_PIXELS
 from deephash_cli.files import read_json
 from deephash_cli.retrieval.codes import CodeSet
 from deephash_cli.retrieval.codes_folder import join_databases, open_side, save_database
@@ -150,6 +150,62 @@ def test_or_it_stops_at_the_first(encode, hashed, tmp_path):
     write_photos(tmp_path / "more", classes=("coat",), each=1)
     shutil.copy(tmp_path / "more/coat/000.jpg", photos / "coat" / "html.jpg")
     assert encode(*settings).code == 0
+
+
+def test_it_names_all_and_skip_continues_where_it_stopped(encode, hashed, tmp_path):
+    photos = shutil.copytree(hashed.photos, tmp_path / "all")
+    write_bad(photos / "bag", "html")
+    write_bad(photos / "coat", "empty")
+    (photos / "coat" / "link.jpg").symlink_to("gone")
+    (photos / "coat" / "drawing.svg").touch()
+    settings = (f"input={photos}", "shard_size=10", "batch_size=4")
+    stopped = encode(*settings, "output=codes")
+    assert stopped.code == 3
+    left_out = "warning: left out 1 file: 1 .svg; codes/skipped.csv names it"
+    first, second = stopped.err.splitlines()
+    assert first == left_out
+    assert second.startswith("error: 3 of the 63 images cannot be read: bag/html.jpg (it is none of JPEG")
+    assert "coat/empty.jpg (it is empty), coat/link.jpg (it is a broken link to gone); replace or remove them" in second
+    assert "coat/drawing.svg,has the ending" in Path("codes/skipped.csv").read_text().replace('"', "")
+    kept = {place: place.stat().st_mtime_ns for place in Path("codes/shards").glob("[0-9]?????")}
+    assert len(kept) == 5  # of seven: a bad file in the third, and two in the last
+    again = encode(*settings, "output=codes", "shards=[0,1]")
+    assert (again.code, again.err) == (0, left_out + "\n")
+    skipped = encode(*settings, "output=codes", "shards=[2]", "bad_images=skip")
+    assert skipped.code == 0
+    assert {place: place.stat().st_mtime_ns for place in kept} == kept
+    assert encode(*settings, "output=codes", "bad_images=skip").code == 0
+    assert encode(*settings, "output=whole", "bad_images=skip").code == 0
+    assert contents(Path("codes")) == contents(Path("whole"))
+    rows = list(csv.DictReader(io.StringIO(Path("codes/skipped.csv").read_text())))
+    assert [row["id"] for row in rows] == ["coat/drawing.svg", "bag/html.jpg", "coat/empty.jpg", "coat/link.jpg"]
+
+
+def test_a_long_list_is_in_the_output(encode, tmp_path):
+    (tmp_path / "photos").mkdir()
+    for number in range(7):
+        (tmp_path / "photos" / f"{number}.jpg").touch()
+    result = encode(f"input={tmp_path / 'photos'}", "output=codes")
+    assert result.code == 3
+    assert f"4.jpg (it is empty) and 2 more, which {Path.cwd() / 'codes/skipped.csv'} lists" in result.err
+    assert Path("codes/skipped.csv").read_text().count("it is empty") == 7
+
+
+def test_a_folder_without_an_image(encode, tmp_path):
+    (tmp_path / "notes.txt").touch()
+    result = encode(f"input={tmp_path}", "output=codes")
+    assert result.code == 3
+    assert f"input={tmp_path} holds no image (1 other files)" in result.err
+
+
+def test_few_of_16_bits_are_said(encode, tmp_path):
+    (tmp_path / "photos").mkdir()
+    Image.fromarray(np.full((80, 90), 4095, np.uint16)).save(tmp_path / "photos" / "x.png")
+    result = encode(f"input={tmp_path / 'photos'}", "output=codes")
+    assert result.code == 0
+    assert result.err.startswith("warning: 1 of 1 images looked at are images with 16 bits per value")
+    assert "x.png has no value above 15 of 255" in result.err
+    assert result.err.count("\n") == 1
 
 
 def test_none_can_be_read(encode, tmp_path):

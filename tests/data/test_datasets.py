@@ -2,7 +2,6 @@
 
 import gzip
 import io
-import logging
 import os
 import pickle
 import struct
@@ -14,17 +13,19 @@ import pytest
 from PIL import Image
 
 from deephash_cli.data import cifar10 as cifar10_module
+from deephash_cli.data import decoding
 from deephash_cli.data import fashion_mnist as fashion_mnist_module
+from deephash_cli.data import image_folder as image_folder_module
 from deephash_cli.data.cifar10 import CLASS_NAMES, cifar10
 from deephash_cli.data.csv_table import csv_table
 from deephash_cli.data.dataset import ImageArray, ImageFiles, RetrievalDataset, multi_hot
 from deephash_cli.data.download import download, extract_tar
 from deephash_cli.data.fashion_mnist import fashion_mini, fashion_mnist, read_idx
-from deephash_cli.data.image_folder import image_folder
+from deephash_cli.data.image_folder import describe_left_out, folder_of_images, image_folder
 from deephash_cli.data.image_list import image_list
 from deephash_cli.data.protocol import make_split
 from deephash_cli.data.restricted_pickle import read_pickle
-from deephash_cli.errors import DataError
+from deephash_cli.errors import ConfigError, DataError
 
 
 @pytest.fixture(autouse=True)
@@ -493,21 +494,65 @@ def test_download(tmp_path):
 # Image folders
 
 
-def test_image_folder(tmp_path, caplog):
+def test_image_folder(tmp_path):
     picture(tmp_path / "shoe" / "b.png", 1)
     picture(tmp_path / "shoe" / "deeper" / "a.JPG", 2)
     picture(tmp_path / "bag" / "é x.png", 3)
     picture(tmp_path / ".hidden" / "x.png")
     picture(tmp_path / "bag" / ".hidden.png")
-    (tmp_path / "bag" / "notes.txt").write_text("")
-    (tmp_path / "README").write_text("")
-    with caplog.at_level(logging.WARNING):
-        data = image_folder(str(tmp_path))
+    picture(tmp_path / "bag" / "._é x.png")
+    for name in ("bag/notes.txt", "bag/Thumbs.db", "shoe/deeper/drawing.svg", "README"):
+        (tmp_path / name).write_text("")
+    os.mkfifo(tmp_path / "bag" / "pipe.png")
+    data = image_folder(str(tmp_path))
     assert data.ids == ["bag/é x.png", "shoe/b.png", "shoe/deeper/a.JPG"]
     assert data.class_names == ["bag", "shoe"]
     assert data.labels.tolist() == [[1, 0], [0, 1], [0, 1]]
     assert data.images.batch(np.array([0, 1, 2]))[:, 0, 0, 0].tolist() == [3, 1, 2]
-    assert f"left out 4 files or folders under {tmp_path} that are hidden or have no image extension" in caplog.text
+    reasons = dict(data.left_out)
+    assert reasons == {
+        ".hidden": "is hidden",
+        "README": "has no image ending",
+        "bag/._é x.png": "is hidden",
+        "bag/.hidden.png": "is hidden",
+        "bag/Thumbs.db": "is hidden",
+        "bag/notes.txt": "has the ending .txt, which is not that of an image format that is read",
+        "bag/pipe.png": "is not a file: opening it could wait for ever",
+        "shoe/deeper/drawing.svg": "has the ending .svg, which is not that of an image format that is read",
+    }
+    assert describe_left_out(data.left_out, "list.csv") == (
+        "left out 8 files: 4 hidden, 1 .png, 1 .svg, 1 .txt, 1 without ending; list.csv names each"
+    )
+
+
+def test_heic_is_read_or_listed_with_its_remedy(tmp_path, monkeypatch):
+    picture(tmp_path / "a.png")
+    (tmp_path / "b.HEIC").write_bytes(b"")
+    monkeypatch.setattr(image_folder_module, "endings", lambda: decoding.ENDINGS)
+    left_out = image_folder(tmp_path).left_out
+    assert left_out == [("b.HEIC", "is a HEIC image, which needs another package: pip install 'deephash[heif]'")]
+    assert describe_left_out(left_out) == "left out 1 file: 1 .heic; to read .heic: pip install 'deephash[heif]'"
+    monkeypatch.setattr(image_folder_module, "endings", lambda: decoding.ENDINGS | decoding.HEIF_ENDINGS)
+    assert image_folder(tmp_path).ids == ["a.png", "b.HEIC"]
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_folder_without_labels(tmp_path, nested):
+    below = "2024/may" if nested else "."
+    for number in range(3):
+        picture(tmp_path / below / f"{number}.png", number)
+    data = folder_of_images(tmp_path, labels="none") if nested else image_folder(tmp_path)
+    assert data.ids == [f"{'2024/may/' if nested else ''}{number}.png" for number in range(3)]
+    assert data.labels.shape == (3, 0)
+    assert data.class_names == []
+
+
+def test_a_class_name_in_two_unicode_forms_is_one_class(tmp_path):
+    for name in ("caf\u00e9", "cafe\u0301", "bar"):
+        picture(tmp_path / name / "1.png")
+    data = image_folder(tmp_path)
+    assert data.class_names == ["bar", "caf\u00e9"]
+    assert data.labels.sum(axis=0).tolist() == [1, 2]
 
 
 def test_large_images_stay_files(tmp_path):
@@ -523,14 +568,49 @@ def test_links_that_lead_in_a_circle(tmp_path):
     assert image_folder(tmp_path).ids == ["a/1.png", "b/1.png"]
 
 
+def test_links_to_the_same_folder_are_listed(tmp_path):
+    picture(tmp_path / "a" / "x" / "1.png")
+    (tmp_path / "a" / "y").symlink_to(tmp_path / "a" / "x")
+    data = image_folder(tmp_path)
+    assert data.ids == ["a/x/1.png"]
+    assert data.left_out == [("a/y", "is a link to a folder that is read already")]
+
+
+def test_a_broken_link_counts_as_an_image(tmp_path):
+    picture(tmp_path / "1.png")
+    (tmp_path / "2.png").symlink_to("gone")
+    data = image_folder(tmp_path)
+    assert data.ids == ["1.png", "2.png"]
+    with pytest.raises(DataError, match=r"2\.png cannot be read: it is a broken link to gone"):
+        data.images.load(1, 8)
+
+
+def test_a_folder_that_cannot_be_listed_is_an_error(tmp_path, monkeypatch):
+    picture(tmp_path / "a" / "secret" / "1.png")
+    picture(tmp_path / "a" / "1.png")
+    listed = os.scandir
+
+    def refusing(path):  # as the superuser, tests could list any folder
+        if str(path).endswith("secret"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(DataError, match=r"folder .*a/secret cannot be listed: Permission denied; make it readable"):
+        image_folder(tmp_path)
+
+
 def test_image_folder_errors(tmp_path):
     with pytest.raises(DataError, match=r"needs dataset\.root=<folder>"):
         image_folder(None)
     with pytest.raises(DataError, match="none is not a folder"):
         image_folder(tmp_path / "none")
-    picture(tmp_path / "one.png")
-    with pytest.raises(DataError, match="has no sub-folders"):
+    (tmp_path / "notes.txt").write_text("")
+    with pytest.raises(DataError, match=r"has no sub-folders and no image \(1 other files\)"):
         image_folder(tmp_path)
+    with pytest.raises(ConfigError, match=r"dataset\.labels of an image folder must be folders or none, got all"):
+        folder_of_images(tmp_path, labels="all")
+    picture(tmp_path / "one.png")
     picture(tmp_path / "train" / "cat" / "1.png")
     picture(tmp_path / "test" / "cat" / "1.png")
     with pytest.raises(DataError, match="holds the folders test, train: these look like parts of a data set"):
@@ -539,6 +619,10 @@ def test_image_folder_errors(tmp_path):
     (tmp_path / "bag" / "notes.txt").write_text("")
     with pytest.raises(DataError, match=r"class folder .*/bag holds no image \(1 other files\)"):
         image_folder(tmp_path)
+    picture(tmp_path / "bag" / "1.png")
+    with pytest.raises(DataError, match=r"holds 1 images \(one\.png\) beside 3 sub-folders, .*dataset\.labels=none"):
+        image_folder(tmp_path)
+    assert len(folder_of_images(tmp_path, labels="none")) == 4
 
 
 # List files

@@ -1,6 +1,7 @@
 """Decoding: every kind of picture becomes RGB by a stated rule, and every damaged one gives an error that names it."""
 
 import io
+import os
 import pickle
 import struct
 import zlib
@@ -10,9 +11,9 @@ import pytest
 from PIL import Image
 
 from deephash_cli.cache import cache_folder
-from deephash_cli.data import dataset as dataset_module
-from deephash_cli.data import small_images
+from deephash_cli.data import decoding, small_images
 from deephash_cli.data.dataset import ImageArray, ImageFiles
+from deephash_cli.data.decoding import ImageError
 from deephash_cli.data.small_images import in_memory_if_small
 from deephash_cli.errors import DataError
 
@@ -59,6 +60,12 @@ SOLID = [
     ("image.bmp", Image.new("RGB", (8, 8), (1, 2, 3)), (1, 2, 3)),
     ("one_pixel.png", Image.new("RGB", (1, 1), (9, 8, 7)), (9, 8, 7)),
     ("flat.png", Image.new("RGB", (3000, 1), (9, 8, 7)), (9, 8, 7)),
+    ("rgb.tif", Image.new("RGB", (8, 8), (10, 20, 30)), (10, 20, 30)),
+    ("bilevel.tiff", Image.new("1", (8, 8), 1), (255, 255, 255)),
+    ("cmyk.tif", Image.new("CMYK", (8, 8), (0, 0, 0, 255)), (0, 0, 0)),
+    ("lab.tif", Image.new("LAB", (8, 8), (0, 128, 128)), (1, 0, 1)),
+    ("rgba_clear.tif", Image.new("RGBA", (8, 8), (10, 20, 30, 0)), (255, 255, 255)),
+    ("grey16.tif", Image.fromarray(np.full((8, 8), 0x8123, dtype=np.uint16)), (0x81, 0x81, 0x81)),
 ]
 
 
@@ -82,6 +89,97 @@ def test_first_frame_of_an_animation(tmp_path):
     frames = [Image.new("RGB", (8, 8), colour) for colour in ((255, 0, 0), (0, 255, 0))]
     frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
     assert loaded(tmp_path / "moving.gif")[:, 0, 0].tolist() == [255, 0, 0]
+
+
+def test_first_page_of_many(tmp_path):
+    pages = [Image.new("RGB", (8, 8), (value, 0, 0)) for value in range(200)]
+    pages[0].save(tmp_path / "pages.tif", save_all=True, append_images=pages[1:])
+    assert (loaded(tmp_path / "pages.tif") == 0).all()
+
+
+def test_avif(tmp_path):
+    Image.new("RGB", (8, 8), (10, 20, 30)).save(tmp_path / "a.avif", quality=100)
+    difference = loaded(tmp_path / "a.avif")[:, 4, 4].astype(int) - [10, 20, 30]
+    assert abs(difference).max() <= 2
+
+
+def tiff(bits, bands, photometric, data, *more):
+    """A TIFF of 8 x 8 pixels that Pillow does not write. ``more`` are further tags: (number, value)."""
+    tags = [(256, 8), (257, 8), (258, bits), (259, 1), (262, photometric), (277, bands), (278, 8), (279, len(data))]
+    tags = sorted([*tags, (273, 0), *more])
+    start = 8 + 2 + 12 * len(tags) + 4 + 2 * bands
+    entries = b""
+    for number, value in tags:
+        if number == 258 and bands > 2:
+            entries += struct.pack("<HHII", number, 3, bands, start - 2 * bands)
+        else:
+            entries += struct.pack("<HHII", number, 4, 1, start if number == 273 else value)
+    head = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + struct.pack("<I", 0)
+    return head + struct.pack(f"<{bands}H", *[bits] * bands) + data
+
+
+def test_16_bits_with_white_as_zero(tmp_path):
+    (tmp_path / "white.tif").write_bytes(tiff(16, 1, 0, np.full(64, 0x1000, "<u2").tobytes()))
+    assert (loaded(tmp_path / "white.tif") == 0xFF - 0x10).all()
+
+
+def encoded(image, kind="TIFF"):
+    file = io.BytesIO()
+    image.save(file, kind)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (encoded(Image.new("F", (8, 8))), "has floating-point values, whose range"),
+        (encoded(Image.new("I", (8, 8))), "has 32-bit or signed values, whose range"),
+        (tiff(8, 5, 2, bytes(320)), "damaged TIFF, or its values or bands are of a kind that is not supported"),
+        (tiff(8, 1, 1, bytes(64), (322, 60000), (323, 60000)), "has a tile of 60000 x 60000 pixels, more than"),
+        (encoded(Image.new("RGB", (64, 64)))[:3000], "truncated"),
+        (encoded(Image.new("RGB", (64, 64)), "AVIF")[:200], "a damaged AVIF"),
+        (b"\0\0\0\x1cftypheic\0\0\0\0mif1heic" + bytes(100), "HEIC"),
+    ],
+)
+def test_refused_in_one_sentence(tmp_path, content, sentence):
+    (tmp_path / "a.tif").write_bytes(content)
+    with pytest.raises(ImageError, match=rf"a\.tif .*{sentence}") as caught:
+        loaded(tmp_path / "a.tif")
+    assert "\n" not in str(caught.value)
+    copy = pickle.loads(pickle.dumps(caught.value))  # on its way out of a worker process
+    assert (type(copy), str(copy), copy.reason) == (ImageError, str(caught.value), caught.value.reason)
+    assert copy.reason in str(copy)
+
+
+def test_heic_needs_its_package(tmp_path, monkeypatch):
+    (tmp_path / "a.heic").write_bytes(b"\0\0\0\x1cftypheic\0\0\0\0mif1heic" + bytes(100))
+    monkeypatch.setattr(decoding, "_register_heif", lambda: False)
+    with pytest.raises(ImageError, match=r"a\.heic is a HEIC image, .*: pip install 'deephash\[heif\]'"):
+        loaded(tmp_path / "a.heic")
+
+
+def test_heic(tmp_path):
+    heif = pytest.importorskip("pillow_heif")
+    heif.register_heif_opener()
+    Image.new("RGB", (64, 64), (200, 20, 30)).save(tmp_path / "a.jpg", "HEIF", quality=95)
+    difference = loaded(tmp_path / "a.jpg")[:, 4, 4].astype(int) - [200, 20, 30]
+    assert abs(difference).max() <= 5
+
+
+@pytest.mark.timeout(20)
+def test_what_is_no_file_is_never_opened(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "link.png").symlink_to("gone")
+    for name, reason in {
+        "pipe": "it is a named pipe, not a file",
+        "folder": "it is a folder, not a file",
+        "link": "it is a broken link to gone",
+    }.items():
+        with pytest.raises(ImageError, match=rf"{name}\.png cannot be read: {reason}"):
+            loaded(tmp_path / f"{name}.png")
+    with pytest.raises(ImageError, match="broken link"):
+        files(tmp_path, "link.png").digest()
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -197,14 +295,14 @@ def test_decompression_bombs_are_refused(tmp_path, side):
 
 
 def test_own_pixel_limit_needs_no_help_from_pillow(tmp_path, monkeypatch):
-    monkeypatch.setattr(dataset_module, "MAX_PIXELS", 99)
+    monkeypatch.setattr(decoding, "MAX_PIXELS", 99)
     Image.new("L", (10, 10)).save(tmp_path / "large.png")
     with pytest.raises(DataError, match="10 x 10 pixels, more than the 99 allowed"):
         loaded(tmp_path / "large.png")
 
 
 def test_only_listed_decoders_are_opened(tmp_path):
-    Image.new("RGB", (8, 8)).save(tmp_path / "a.png", format="TIFF")
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png", format="TGA")
     with pytest.raises(DataError, match="none of JPEG"):
         loaded(tmp_path / "a.png")
 
@@ -293,11 +391,20 @@ def test_small_images_too_many_for_memory_stay_files(tmp_path, monkeypatch):
     assert isinstance(in_memory_if_small(small(tmp_path)), ImageFiles)
 
 
-def test_damaged_small_image_is_named(tmp_path):
+@pytest.mark.parametrize("row", [0, 1])  # in the sample of 16, and not in it
+def test_a_damaged_small_image_is_reported_when_it_is_loaded(tmp_path, row):
     images = small(tmp_path, count=40)
-    (tmp_path / "1.png").write_bytes(b"")
-    with pytest.raises(DataError, match=r"1\.png cannot be read: it is empty"):
-        in_memory_if_small(images)
+    (tmp_path / f"{row}.png").write_bytes(b"")
+    left = in_memory_if_small(images)
+    assert isinstance(left, ImageFiles)
+    with pytest.raises(ImageError, match=rf"{row}\.png cannot be read: it is empty"):
+        left.load(row, 8)
+
+
+def test_a_missing_small_image_is_reported_when_it_is_loaded(tmp_path):
+    images = small(tmp_path, count=40)
+    (tmp_path / "1.png").unlink()
+    assert in_memory_if_small(images) is images
 
 
 def test_unwritable_cache_costs_nothing_but_time(tmp_path, own_cache):

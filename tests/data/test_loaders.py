@@ -1,13 +1,28 @@
 """Batches: an order that (seed, epoch) decides, each row once, positions that index the training set."""
 
+import os
+import time
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils.data import Dataset, get_worker_info
 
-from deephash_cli.data.dataset import ImageArray
-from deephash_cli.data.loaders import Batch, EpochSampler, Rows, encode_loader, train_loader
+from deephash_cli.data import loaders
+from deephash_cli.data.dataset import ImageArray, ImageFiles
+from deephash_cli.data.decoding import ImageError
+from deephash_cli.data.loaders import (
+    Batch,
+    EpochSampler,
+    Loader,
+    Rows,
+    encode_loader,
+    lost_workers_explained,
+    train_loader,
+)
 from deephash_cli.errors import ConfigError, DataError
 
 
@@ -100,3 +115,75 @@ def test_worker_processes_give_the_same_batches(rows):
     alone, helped = (list(train_loader(rows, 2, seed=1, num_workers=n, pin_memory=False)) for n in (0, 1))
     for one, other in zip(alone, helped, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+class Failing(Dataset):
+    """Four batches, the third of which goes wrong in a worker process."""
+
+    def __init__(self, fail):
+        self.fail = fail
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, number):
+        if number == 2 and get_worker_info() is not None:
+            self.fail()
+        return [torch.full((2,), number)]
+
+
+def loader(dataset, workers=1, size=0):
+    return Loader(dataset, range(4), workers, "loader.num_workers", size, pin_memory=False)
+
+
+def refuse():
+    raise ImageError("image a.jpg cannot be read: it is empty; replace or remove the file", "cannot be read")
+
+
+def test_an_error_in_a_worker_is_raised_as_it_is():
+    with pytest.raises(ImageError) as caught:
+        list(loader(Failing(refuse)))
+    assert str(caught.value) == "image a.jpg cannot be read: it is empty; replace or remove the file"
+    assert caught.value.reason == "cannot be read"
+
+
+@pytest.mark.parametrize("how", ["(pid 12) is killed by signal: Killed. ", "(pid(s) 12) exited unexpectedly"])
+def test_a_killed_worker_is_one_sentence(how):
+    # no worker is killed here: the handler of torch would raise anywhere in this process
+    sentence = "was killed, often because memory ran out: lower num_workers or the batch"
+    with pytest.raises(ConfigError, match=sentence), lost_workers_explained("num_workers"):
+        raise RuntimeError(f"DataLoader worker {how}")
+    with pytest.raises(RuntimeError, match="something else"), lost_workers_explained("num_workers"):
+        raise RuntimeError("something else")
+
+
+def test_a_worker_that_hangs_is_one_sentence(monkeypatch):
+    monkeypatch.setattr(loaders, "PATIENCE", 1)
+    with pytest.raises(ConfigError, match=r"gave no batch for 1 seconds: .* or set loader\.num_workers=0"):
+        list(loader(Failing(lambda: time.sleep(4))))
+
+
+def test_batches_that_shared_memory_has_no_room_for_are_made_here(monkeypatch, capsys):
+    def full(tensor):
+        raise RuntimeError("unable to allocate shared memory(shm) for file: No space left on device (28)")
+
+    monkeypatch.setattr(torch.Tensor, "share_memory_", full)
+    loaders._warn_once.cache_clear()
+    assert [batch[0].tolist() for batch in loader(Failing(lambda: None))] == [[n, n] for n in range(4)]
+    assert capsys.readouterr().err.count("shared memory (/dev/shm) is full") == 1
+
+
+@pytest.mark.parametrize(("free", "workers", "prefetched"), [(600, 2, 2), (400, 2, 1), (300, 1, 1), (200, 0, None)])
+def test_as_many_workers_as_shared_memory_has_room_for(monkeypatch, capsys, free, workers, prefetched):
+    monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_bavail=free, f_frsize=2**20))
+    loaders._warn_once.cache_clear()
+    made = loader(Failing(lambda: None), workers=2, size=100 * 2**20)
+    assert (made.num_workers, made.prefetch_factor) == (workers, prefetched)
+    said = capsys.readouterr().err
+    assert ("has no room for batches of 100 MiB from loader.num_workers=2 workers" in said) == (workers < 2)
+
+
+def test_the_size_of_a_batch_is_that_of_decoded_files(tmp_path, rows):
+    assert rows.batch_bytes(8) == 0  # nothing is decoded
+    files = Rows(ImageFiles([tmp_path / "a.png"], tmp_path, 10), torch.zeros(1, 5), np.array([0]))
+    assert files.batch_bytes(8) == 8 * (300 + 20)

@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException as AnyHTTPException
 from deephash_cli import __version__
 from deephash_cli.commands.serve.guard import Guard
 from deephash_cli.console import warn
-from deephash_cli.data.dataset import decode
+from deephash_cli.data.decoding import decode
 from deephash_cli.errors import DataError, DeephashError
 from deephash_cli.inference.searcher import Searcher
 

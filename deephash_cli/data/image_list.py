@@ -52,7 +52,7 @@ def image_list(root: str | Path | None, train: str | None, query: str | None, da
         for role, found in lists.items()
     }
     spaces = any(" " in path for path in images.missing)
-    images.require_all("list files", ", or put a tab behind a path with spaces" if spaces else "")
+    images.require_all("list files", ", or put a tab after a path with spaces" if spaces else "")
     headers = list({found.header for found in lists.values() if found.header is not None})
     if len(headers) > 1:
         raise DataError(f"the header lines of the lists differ: {short(str(headers[0]))} and {short(str(headers[1]))}")

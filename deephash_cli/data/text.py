@@ -35,7 +35,7 @@ def read_text(path: Path, name: str | None = None) -> str:
         raise DataError(f"{name!r} cannot be read: {error}; correct the path") from error
     if "\0" in text:
         line = len(split_lines(text[: text.index("\0")]))
-        raise DataError(f"{name}:{line}: holds a NUL byte, which text has not; save the file as UTF-8 text")
+        raise DataError(f"{name}:{line}: holds a NUL byte, which text does not contain; save the file as UTF-8 text")
     return text
 
 

@@ -146,7 +146,7 @@ def value_of(override: str) -> Any:
 
 
 def _exists(path: str) -> bool:
-    """Whether a path exists, or is a new one below a folder that exists and has ``${`` or a comma in its name."""
+    """Return whether a path exists, or is a new one below a folder that exists and is called ``${...}`` or ``a, b``."""
     ways = [parent for parent in Path(path).parents if "${" in parent.name or "," in parent.name]
     return any(os.path.lexists(name) for name in (path, *ways))
 

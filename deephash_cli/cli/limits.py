@@ -12,8 +12,6 @@ RANGES: dict[str, tuple[float, float | None]] = {
     "trial": (2, None),
     "trainer.max_epochs": (1, None),
     "trainer.num_nodes": (1, None),
-    "trainer.accumulate_grad_batches": (1, None),
-    "trainer.log_every_n_steps": (0, None),
     "loader.batch_size": (2, None),
     "loader.eval_batch_size": (1, None),
     "loader.num_workers": (0, None),

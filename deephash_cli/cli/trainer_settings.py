@@ -47,6 +47,10 @@ def check_trainer(trainer: Mapping[str, Any]) -> None:
             raise ConfigError(
                 f"trainer.{name} must be a whole number, at least 1, or -1 for {meaning}, got {short(str(value))}"
             )
+    for name, least in (("accumulate_grad_batches", 1), ("log_every_n_steps", 0)):  # Lightning's, not in our files
+        value = trainer.get(name, least)
+        if type(value) is not int or value < least:
+            raise ConfigError(f"trainer.{name} must be a whole number, at least {least}, got {short(str(value))}")
     limit = trainer.get("limit_train_batches")
     if limit is not None and not (_is_count(limit) or (isinstance(limit, float) and 0 < limit <= 1)):
         raise ConfigError(

@@ -24,7 +24,7 @@ from deephash_cli.data import inspection
 from deephash_cli.data.dataset import RetrievalDataset, Vectors
 from deephash_cli.data.decoding import ImageError
 from deephash_cli.data.image_folder import describe_left_out
-from deephash_cli.data.loaders import EpochSampler
+from deephash_cli.data.loaders import EpochSampler, lost_workers_explained
 from deephash_cli.data.protocol import Split, fitting_sample, hold_out_validation
 from deephash_cli.errors import ArtifactError, ConfigError, DataError, DeephashError, Stopped, command, first_line
 from deephash_cli.files import read_json, sha256_file, write_json, write_text
@@ -182,7 +182,10 @@ def fit(folder: Path, job: Job, dashboard: Logger | None) -> None:
         _require_batches(config, len(train_rows), trainer.world_size)
     unreadable = list(job.dataset.unreadable)
     task = json.dumps({"folder": str(folder.absolute()), "config": as_yaml(config), "unreadable": unreadable})
-    with processes.team(trainer.world_size, trainer.strategy.root_device, FOLLOW, task):
+    with (
+        processes.team(trainer.world_size, trainer.strategy.root_device, FOLLOW, task),
+        lost_workers_explained("loader.num_workers"),
+    ):
         if config.compile:
             job.network.backbone.compile()
         source = Source(job.dataset, job.network, trainer.strategy.root_device, Loading(**config.loader))

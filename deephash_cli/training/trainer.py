@@ -15,7 +15,6 @@ from pytorch_lightning.accelerators import CPUAccelerator
 from pytorch_lightning.loggers import Logger
 
 from deephash_cli import console, processes
-from deephash_cli.data.loaders import lost_workers_explained
 from deephash_cli.errors import ConfigError, first_line, hint
 from deephash_cli.methods.base import Hasher
 from deephash_cli.training import checkpoints
@@ -103,12 +102,10 @@ def run_trainer(
         checkpoint: File of the checkpoint to continue from; None to start from the beginning.
 
     Raises:
-        ConfigError: If Lightning refuses a setting, such as a share of the batches that is less than one batch, or if a
-            worker process that decodes images was lost.
+        ConfigError: If Lightning refuses a setting, such as a share of the batches that is less than one batch.
     """
     try:
-        with lost_workers_explained("loader.num_workers"):
-            trainer.fit(module, training, validation, ckpt_path=checkpoint)
+        trainer.fit(module, training, validation, ckpt_path=checkpoint)
     except MisconfigurationException as error:
         raise ConfigError(f"trainer: {first_line(error)}") from error
 

@@ -22,7 +22,7 @@ import scipy.linalg
 from jaxtyping import Float, UInt8
 
 from deephash_cli.methods.base import ShallowHasher
-from deephash_cli.methods.parts.hash_layers import Projection, principal_directions, random_rotation
+from deephash_cli.methods.parts.hash_layers import Projection, principal_directions, random_rotation, require_directions
 
 
 class IsoHash(ShallowHasher):
@@ -37,6 +37,7 @@ class IsoHash(ShallowHasher):
 
     def __init__(self, iterations: int, **settings):
         super().__init__(**settings)
+        require_directions(self.bits, len(self.train_labels), self.width, "IsoHash")
         self.iterations = iterations
         self.network.hash_layer = Projection(self.width, self.bits)
 

@@ -17,7 +17,13 @@ import scipy.linalg
 from jaxtyping import Float, UInt8
 
 from deephash_cli.methods.base import ShallowHasher
-from deephash_cli.methods.parts.hash_layers import Projection, principal_directions, random_rotation, signs
+from deephash_cli.methods.parts.hash_layers import (
+    Projection,
+    principal_directions,
+    random_rotation,
+    require_directions,
+    signs,
+)
 
 
 class ITQ(ShallowHasher):
@@ -32,6 +38,7 @@ class ITQ(ShallowHasher):
 
     def __init__(self, iterations: int, **settings):
         super().__init__(**settings)
+        require_directions(self.bits, len(self.train_labels), self.width, "ITQ")
         self.iterations = iterations
         self.network.hash_layer = Projection(self.width, self.bits)
 

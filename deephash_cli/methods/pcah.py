@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from deephash_cli.methods.base import ShallowHasher
-from deephash_cli.methods.parts.hash_layers import Projection, principal_directions
+from deephash_cli.methods.parts.hash_layers import Projection, principal_directions, require_directions
 
 
 class PCAH(ShallowHasher):
@@ -28,6 +28,7 @@ class PCAH(ShallowHasher):
 
     def __init__(self, **settings):
         super().__init__(**settings)
+        require_directions(self.bits, len(self.train_labels), self.width, "PCAH")
         self.network.hash_layer = Projection(self.width, self.bits)
 
     def fit(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import torch
 from jaxtyping import Int
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import seed_everything
@@ -188,9 +189,10 @@ def fit(folder: Path, job: Job, dashboard: Logger | None) -> None:
     ):
         if config.compile:
             job.network.backbone.compile()
-        source = Source(job.dataset, job.network, trainer.strategy.root_device, Loading(**config.loader))
         fit_rows = train_rows if is_learned(config) else _fitting_rows(job, train_rows)
-        module = build_module(config, job.network, source.labels[fit_rows])
+        # Built before the source computes features, because a method may refuse its settings
+        module = build_module(config, job.network, torch.from_numpy(job.dataset.labels[fit_rows]).float())
+        source = Source(job.dataset, job.network, trainer.strategy.root_device, Loading(**config.loader))
         if config.head.epochs and not job.network.frozen and not checkpoint:
             module.load_state_dict(_learn_head(folder, job, source, train_rows))
         training = source.shuffled(train_rows, config.seed) if is_learned(config) else source.at_once(fit_rows)

@@ -152,15 +152,30 @@ def principal_directions(
         ConfigError: If the features have fewer than ``count`` directions.
     """
     n, d = x.shape
+    require_directions(count, n, d, what)
+    mean = x.mean(axis=0)
+    centred = x - mean
+    variances, directions = scipy.linalg.eigh(centred.T @ centred / n, subset_by_index=(d - count, d - 1))
+    return mean, np.ascontiguousarray(directions[:, ::-1]), variances[::-1].clip(min=0)
+
+
+def require_directions(count: int, n: int, d: int, what: str) -> None:
+    """Refuse a code length for which the features cannot have enough principal directions.
+
+    Args:
+        count: Number of directions that are needed.
+        n: Number of training vectors.
+        d: Length of a vector.
+        what: Name of the method, for the error message.
+
+    Raises:
+        ConfigError: If there are fewer than ``count`` directions.
+    """
     if count > min(d, n - 1):
         raise ConfigError(
             f"{what} needs as many principal directions as bits, {count}, but {n} training vectors of length {d} have "
             f"{min(d, n - 1)}: use fewer bits"
         )
-    mean = x.mean(axis=0)
-    centred = x - mean
-    variances, directions = scipy.linalg.eigh(centred.T @ centred / n, subset_by_index=(d - count, d - 1))
-    return mean, np.ascontiguousarray(directions[:, ::-1]), variances[::-1].clip(min=0)
 
 
 def ridge(x: Float[np.ndarray, "n d"], targets: Float[np.ndarray, "n k"], weight: float) -> Float[np.ndarray, "d k"]:

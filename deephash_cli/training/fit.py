@@ -83,10 +83,10 @@ def train(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
     if earlier and resuming.is_done(earlier, config.trainer.max_epochs):
         say(f"already done: {earlier}")
         return {**read_json(earlier / runs.METRICS), "run_dir": str(earlier)}
-    runs.check_writable(earlier or Path(config.run_dir or config.runs))
-    if config.run_dir and not earlier:
-        runs.check_unused(Path(config.run_dir))
-        outputs.settle_folder("train", config.run_dir, {"dataset.root=": config.dataset.get("root")}, name="run_dir=")
+    if earlier:
+        runs.check_writable(earlier)
+    else:
+        outputs.require_room(config.runs, config.run_dir, config.dataset.get("root"))
     job = prepare(config, settings)
     with _run_folder(config, earlier) as run, _recorded(run, job, overrides) as identity:
         resuming.keep_split(run.path, job.split, job.dataset)

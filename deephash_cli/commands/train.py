@@ -11,6 +11,7 @@ from deephash_cli import runs
 from deephash_cli.console import say
 from deephash_cli.errors import DeephashError, command
 from deephash_cli.retrieval.metrics_table import show
+from deephash_cli.runs import outputs
 from deephash_cli.training import datasets
 
 
@@ -24,6 +25,8 @@ def run(config: DictConfig) -> dict[str, Any]:
     """
     datasets.forget()
     if os.environ.get("RANK", "0") == "0":
+        if config.resume == "none":
+            outputs.require_room(config.runs, config.run_dir, config.dataset.get("root"))
         _check_data(config)
     # Imported here because it takes seconds; a mistake in the data is reported before that.
     from deephash_cli import processes

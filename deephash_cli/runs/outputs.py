@@ -22,6 +22,8 @@ from deephash_cli.runs.folder import (
     SPLIT,
     STEPS,
     WANDB,
+    check_unused,
+    check_writable,
 )
 from deephash_cli.runs.settings import CONFIG
 
@@ -115,6 +117,23 @@ def settle_folder(verb: str, output: str, inputs: Paths, overwrite: bool | None 
         _require_not_a_part(said, Path(output), verb)
         _require_free_folder(said, target, verb, overwrite)
     return target
+
+
+def require_room(root: str, run_dir: str | None, data: str | None) -> None:
+    """Check that a new run can have a folder, before anything is loaded.
+
+    Args:
+        root: Folder of all runs.
+        run_dir: The run folder itself; None for a new one in ``root``.
+        data: Folder of the data set; None if it has none.
+
+    Raises:
+        ConfigError: If the folder cannot be made, holds files, or is a part of another run folder.
+    """
+    check_writable(Path(run_dir or root))
+    if run_dir:
+        check_unused(Path(run_dir))
+        settle_folder("train", run_dir, {"dataset.root=": data}, name="run_dir=")
 
 
 def unused(path: Path) -> Path:

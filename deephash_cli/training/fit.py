@@ -89,10 +89,10 @@ def train(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
     if earlier and resuming.is_done(earlier, config.trainer.max_epochs):
         say(f"already done: {earlier}")
         return {**read_json(earlier / runs.METRICS), "run_dir": str(earlier)}
-    runs.check_writable(earlier or Path(config.run_dir or config.runs))
-    if config.run_dir and not earlier:
-        runs.check_unused(Path(config.run_dir))
-        outputs.settle_folder("train", config.run_dir, {"dataset.root=": config.dataset.get("root")}, name="run_dir=")
+    if earlier:
+        runs.check_writable(earlier)
+    else:
+        outputs.require_room(config.runs, config.run_dir, config.dataset.get("root"))
     check_trainer(config)
     job = prepare(config, settings)
     if config.trial:

@@ -264,11 +264,13 @@ def test_refusals_need_no_torch(call):
         ["encode", "run=run", "input=photos", "output=photos"],
         ["export", "run=run", "to=onnx", "output=q.npy"],
         ["eval", "run=run", "output=q.npy"],
+        ["train", "dataset=image_folder", "dataset.root=photos", "run_dir=photos"],
+        ["train", "dataset=image_folder", "dataset.root=photos", "runs=q.npy"],
     ]
     code = (
         "import sys; from deephash_cli.cli.main import run;"
         f"codes = [run(command) for command in {commands!r}];"
-        "assert codes == [2, 2, 2, 2], codes; assert 'torch' not in sys.modules"
+        "assert codes == [2] * 6, codes; assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=100)
 

@@ -179,7 +179,10 @@ def fit(folder: Path, job: Job, dashboard: Logger | None) -> None:
             "unreadable": list(job.dataset.unreadable),
         }
     )
-    with processes.team(trainer.world_size, trainer.strategy.root_device, FOLLOW, task):
+    with (
+        processes.team(trainer.world_size, trainer.strategy.root_device, FOLLOW, task),
+        lost_workers_explained("loader.num_workers"),
+    ):
         if config.compile:
             job.network.backbone.compile()
         source = Source(job.dataset, job.network, trainer.strategy.root_device, Loading(**config.loader))
@@ -190,8 +193,7 @@ def fit(folder: Path, job: Job, dashboard: Logger | None) -> None:
         validation = None
         if len(validation_rows):
             validation = [source.in_order(processes.own_share(rows)) for rows in (validation_rows, train_rows)]
-        with lost_workers_explained("loader.num_workers"):
-            trainer.fit(module, training, validation, ckpt_path=checkpoint)
+        trainer.fit(module, training, validation, ckpt_path=checkpoint)
 
         chosen, best = (folder / runs.CHECKPOINTS / name for name in (checkpoints.LAST, checkpoints.BEST))
         if best.exists():

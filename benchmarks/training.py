@@ -20,9 +20,11 @@ from deephash_cli import console
 from deephash_cli.cli.checking import check
 from deephash_cli.data.loaders import EpochSampler
 from deephash_cli.methods.base import BufferedModule
-from deephash_cli.training.fit import Job, make_trainer, prepare
+from deephash_cli.training.fit import Job, prepare
 from deephash_cli.training.inputs import Loading, Source
-from deephash_cli.training.instantiate import build, build_module
+from deephash_cli.training.instantiate import build_module
+from deephash_cli.training.targets import build
+from deephash_cli.training.trainer import make_trainer
 
 COMMON = ("dataset=fashion_mini", "method=dpsh", "bits='48'", "logger=none")
 # name: settings, training images, images to encode

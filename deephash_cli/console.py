@@ -1,13 +1,18 @@
-"""Console output: messages, and progress as a bar on a terminal or as plain lines elsewhere."""
+"""Console output: messages, tables, and progress as a bar on a terminal or as plain lines elsewhere."""
 
 import contextlib
 import logging
+import textwrap
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Column, Table
+
+from deephash_cli.errors import one_line
 
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -28,7 +33,71 @@ def say(message: str) -> None:
 
 def warn(message: str) -> None:
     """Print one line to standard error, as a warning."""
-    errors.print(f"warning: {message}", markup=False)
+    errors.print(f"warning: {one_line(message)}", markup=False)
+
+
+def say_wrapped(text: str) -> None:
+    """Print a text to standard output, wrapped between its words; a word that is wider than the screen stays whole."""
+    lines = textwrap.wrap(text, console.width, break_long_words=False, break_on_hyphens=False)
+    say("\n".join(lines))
+
+
+def show(table: Table, title: str = "") -> None:
+    """Print a table without breaking a word.
+
+    Each column is at least as wide as its longest word. Columns that do not fit follow in another table, which starts
+    with the first column again. Only a word that does not fit even then is broken.
+
+    Args:
+        table: Columns and rows; a column may have a least width of its own.
+        title: Text above the table, without markup; it may have several lines.
+    """
+    for line in title.splitlines():
+        say_wrapped(line)
+    first, *others = [_width(column) for column in table.columns]
+    room = console.width - 1 - (first.minimum + 3)  # a column has a line and two spaces beside its text
+    parts: list[list[int]] = [[]]
+    used = 0
+    for number, width in enumerate(others, start=1):
+        if parts[-1] and used + width.minimum + 3 > room:
+            parts.append([])
+            used = 0
+        parts[-1].append(number)
+        used += width.minimum + 3
+    for part in parts:
+        chosen = [0, *part]
+        widths = _shared_out([[first, *others][number] for number in chosen], console.width - 1 - 3 * len(chosen))
+        narrow = Table(show_header=table.show_header)
+        for number, width in zip(chosen, widths, strict=True):
+            column = table.columns[number]
+            narrow.add_column(
+                column.header, justify=column.justify, style=column.style, width=max(1, width), overflow="fold"
+            )
+        for row in zip(*(table.columns[number].cells for number in chosen), strict=True):
+            narrow.add_row(*row)
+        console.print(narrow)
+
+
+def _width(column: Column) -> Measurement:
+    """Return the widths of the longest word and of the longest line of a column, in characters."""
+    options = console.options.update(width=10_000)
+    widths = [Measurement.get(console, options, cell) for cell in (column.header, *column.cells)]
+    least = max(column.min_width or 1, *(width.minimum for width in widths))
+    return Measurement(least, max(least, *(width.maximum for width in widths)))
+
+
+def _shared_out(wanted: Sequence[Measurement], room: int) -> list[int]:
+    """Return the width of each column: its longest word, and an equal share of what is left up to its longest line."""
+    widths = [width.minimum for width in wanted]
+    left = room - sum(widths)
+    narrowest_first = sorted(range(len(wanted)), key=lambda number: wanted[number].maximum - wanted[number].minimum)
+    for place, number in enumerate(narrowest_first):
+        share = min(wanted[number].maximum - wanted[number].minimum, max(left, 0) // (len(wanted) - place))
+        widths[number] += share
+        left -= share
+    widest = widths.index(max(widths))
+    widths[widest] -= max(0, sum(widths) - room)
+    return widths
 
 
 @contextlib.contextmanager

@@ -1,8 +1,10 @@
 """Errors that users can cause. Each has one sentence (what was expected, what was got, what to do) and an exit code."""
 
 import difflib
+import shlex
 import sys
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class DeephashError(Exception):
@@ -69,6 +71,25 @@ def hint(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
+def one_line(text: str) -> str:
+    """Return a text on one line, with every control character escaped as Python does.
+
+    Names of files and values that users type may contain line breaks, or commands to the terminal.
+    """
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+
+
+def command(*words: str | Path) -> str:
+    """Return a command, or a part of one, as it is typed into a shell: with quotes where the shell needs them.
+
+    Args:
+        *words: Words of the command, such as ``"deephash"`` and ``"run=my run"``. A path that starts with ``-`` becomes
+            one that no command takes for an option.
+    """
+    texts = [f"./{word}" if isinstance(word, Path) and str(word).startswith("-") else str(word) for word in words]
+    return shlex.join(texts)
+
+
 def print_error(error: DeephashError) -> None:
     """Show an error on the screen as one sentence."""
-    sys.stderr.write(f"error: {error}\n")
+    sys.stderr.write(f"error: {one_line(str(error))}\n")

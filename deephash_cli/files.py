@@ -6,8 +6,10 @@ import fcntl
 import hashlib
 import io
 import json
+import math
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,7 +22,8 @@ from deephash_cli.errors import ArtifactError, ConfigError
 def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     """Open a temporary file beside ``path``; on success flush it to disk and rename it, on failure remove it.
 
-    A reader sees the whole old file or the whole new one, never a part, even after a power failure.
+    A reader sees the whole old file or the whole new one, never a part, even after a power failure. What is written to
+    a device, such as ``/dev/null``, goes straight to it.
 
     Raises:
         ArtifactError: If the folder cannot be written to, or the disk is full.
@@ -28,6 +31,11 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     path = Path(path)
     temporary = None
     try:
+        if is_device(path):
+            sys.stdout.flush()  # the device may be the screen, where the order counts
+            with _open_device(path) as device:
+                yield device
+            return
         descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
         temporary = Path(name)
         with os.fdopen(descriptor, "wb") as file:
@@ -45,12 +53,28 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
             temporary.unlink(missing_ok=True)
 
 
+def is_device(path: Path) -> bool:
+    """Return whether a path is a device, a pipe or an open stream of this process, and not a file of its own."""
+    if str(path.absolute()).startswith(("/dev/std", "/dev/fd/", "/proc/")):  # even if the stream goes to a file
+        return True
+    return path.exists() and not path.is_file() and not path.is_dir()
+
+
+def _open_device(path: Path) -> IO[bytes]:
+    """Open a device for writing. A stream of this process is continued, so that nothing in its file is overwritten."""
+    name = str(path.absolute())
+    named = {"/dev/stdout": "1", "/dev/stderr": "2"}.get(name)
+    number = named or name.removeprefix("/dev/fd/").removeprefix("/proc/self/fd/")
+    return os.fdopen(os.dup(int(number)), "wb") if number.isdecimal() else path.open("ab")
+
+
 @contextlib.contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
+def atomic_folder(path: Path, replace: bool = False) -> Iterator[Path]:
     """Yield an empty folder beside ``path``; on success flush its files to disk and rename it, on failure remove it.
 
     Args:
         path: Path of a folder that does not exist or is empty. Missing parent folders are created.
+        replace: Whether a folder that is not empty is replaced, and removed with all its files.
 
     Raises:
         ConfigError: If ``path`` exists and is not an empty folder.
@@ -59,7 +83,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     path = Path(path).absolute()
     temporary = None
     try:
-        if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        if path.exists() and not (path.is_dir() and (replace or not any(path.iterdir()))):
             raise ConfigError(f"{path} already exists: choose another folder, or remove it")
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
@@ -68,7 +92,13 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             with file.open("rb") as content:
                 os.fsync(content.fileno())
         temporary.chmod(0o777 & ~_umask())  # mkdtemp makes folders that only their owner can enter
-        temporary.replace(path)
+        if replace and path.exists():
+            earlier = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
+            path.replace(earlier)
+            temporary.replace(path)
+            shutil.rmtree(earlier)
+        else:
+            temporary.replace(path)
         temporary = None
         _sync_folder(path.parent)
     except OSError as error:
@@ -119,21 +149,43 @@ def csv_text(names: Sequence[str], records: Iterable[Mapping[str, Any]]) -> str:
 def read_json(path: Path, limit: int = 256 * 2**20) -> Any:
     """Read a JSON file of at most ``limit`` bytes.
 
+    Only what every reader of JSON understands in the same way is accepted: no NaN or infinity, no key that occurs twice
+    in an object, and no half of a surrogate pair, which no text file could hold.
+
     Raises:
-        ArtifactError: If the file is missing, too large, or not JSON.
+        ArtifactError: If the file is missing, too large, or not JSON, or gives a key of an object twice.
     """
     path = Path(path)
     try:
         size = path.stat().st_size
         if size > limit:
             raise ArtifactError(f"{path} has {size} bytes, but at most {limit} are allowed")
-        return json.loads(path.read_bytes().decode("utf-8"))
+        text = path.read_bytes().decode("utf-8")
+        content = json.loads(text, parse_constant=_finite, parse_float=_finite, object_pairs_hook=_without_repetition)
+        if "\\ud" in text or "\\uD" in text:
+            json.dumps(content, ensure_ascii=False).encode()
+        return content
     except FileNotFoundError as error:
         raise ArtifactError(f"{path} does not exist") from error
     except OSError as error:
         raise ArtifactError(f"could not read {path}: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{path} is not valid JSON ({error}); it was damaged or edited by hand") from error
+
+
+def _finite(text: str) -> float:
+    if math.isfinite(number := float(text)):
+        return number
+    raise ValueError(f"{text} is not a finite number")
+
+
+def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the object with these pairs. Of a key that occurs twice, one value would be ignored silently."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in content if keys.count(key) > 1)!r} occurs twice")
+    return content
 
 
 def sha256_file(path: Path) -> str:

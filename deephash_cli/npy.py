@@ -2,17 +2,20 @@
 
 import contextlib
 import math
+import operator
 import stat
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
 import numpy as np
+from jaxtyping import Int
 
 from deephash_cli.errors import ArtifactError, short
 
 _BLOCK = 2**22  # elements that are read at a time
+_NAMES = 2**16  # row numbers that are text at the same time
 
 
 class Header(NamedTuple):
@@ -103,6 +106,45 @@ def _npy_errors(path: Path) -> Iterator[None]:
         raise ArtifactError(f"{path} is not a .npy array as np.save writes it: {reason}") from error
 
 
+class RowNumbers(Sequence[str]):
+    """Row numbers as text: the ids of items that have no names. A text is made only when it is asked for.
+
+    Args:
+        rows: Row numbers (n,), all different and at least 0.
+
+    >>> list(RowNumbers(np.array([7, 10])))
+    ['7', '10']
+    """
+
+    def __init__(self, rows: Int[np.ndarray, " n"]) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        """Return one row number, or a list of them, as text."""
+        if isinstance(index, slice):
+            return [str(row) for row in self.rows[index].tolist()]
+        return str(self.rows[index])
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and len(self) == len(other) and all(map(operator.eq, self, other))
+
+    def __iter__(self) -> Iterator[str]:
+        for start in range(0, len(self), _NAMES):
+            yield from self[start : start + _NAMES]
+
+
+def ids_at(ids: Sequence[str], rows: Int[np.ndarray, " n"]) -> Sequence[str]:
+    """Return the ids of some rows, in the order of ``rows``: as a list, or as row numbers if the ids are such."""
+    return RowNumbers(ids.rows[rows]) if isinstance(ids, RowNumbers) else [ids[int(row)] for row in rows]
+
+
 class Labels(NamedTuple):
     """Labels from a file, and their format in the file."""
 
@@ -163,10 +205,10 @@ def require_kind(
             "save an array of numbers, such as np.stack(list(array))"
         )
     if dtype.kind not in kind.kinds or dtype.itemsize > 8:
-        raise ArtifactError(
-            f"{place} must hold {what} as {kind.words}, got {dtype.str}: "
-            f"convert it, such as with array.astype({kind.example}), and save it again"
-        )
+        convert = f"convert it, such as with array.astype({kind.example})"
+        if what == "labels" and dtype.kind in "US":
+            convert = "number the classes, such as with np.unique(array, return_inverse=True)[1]"
+        raise ArtifactError(f"{place} must hold {what} as {kind.words}, got {dtype.str}: {convert}, and save it again")
     if len(shape) not in dimensions:
         expected = " or ".join(str(n) for n in dimensions)
         raise ArtifactError(
@@ -206,7 +248,8 @@ def labels_of(place: Path | str, array: np.ndarray, lowest: int = 0) -> Labels:
 
     Args:
         place: Where the array is, for messages: a file, or the name of an argument.
-        array: Class ids (n,) or (n, 1), or multi-hot labels (n, classes), of a kind that `require_kind` allows.
+        array: Class ids (n,) or (n, 1), or multi-hot labels (n, classes), of 0 and 1 or of -1 and 1, of a kind that
+            `require_kind` allows.
         lowest: Lowest allowed class id.
 
     Raises:
@@ -248,17 +291,21 @@ def _highest_class(place: Path | str, array: np.ndarray, lowest: int) -> int:
 
 
 def _read_multi_hot(place: Path | str, array: np.ndarray) -> np.ndarray:
-    """Check multi-hot labels and return them as uint8, without a copy if the file has bytes."""
-    copied = None if array.dtype.itemsize == 1 else np.empty(array.shape, np.uint8)
+    """Check multi-hot labels and return them as uint8, without a copy if the file has bytes of 0 and 1."""
+    absent = -1 if array.dtype.kind in "if" and any((array[rows] == -1).any() for rows in blocks(array)) else 0
+    copied = None if array.dtype.itemsize == 1 and absent == 0 else np.empty(array.shape, np.uint8)
     for rows in blocks(array):
         block = np.asarray(array[rows])
         ones = block == 1
-        strange = ~(ones | (block == 0))
+        strange = ~(ones | (block == absent))
         if strange.any():
             row, column = divmod(int(strange.argmax()), array.shape[1])
+            remedy = "class ids go into an array of one dimension"
+            if absent and block[row, column] == 0:
+                remedy = "it has -1 elsewhere, so give all entries as 0 or 1"
             raise ArtifactError(
-                f"{place} must hold multi-hot labels, 0 or 1 with one column per class, got {block[row, column]} in "
-                f"row {rows.start + row}, column {column}: class ids go into an array of one dimension"
+                f"{place} must hold multi-hot labels, {absent} or 1 with one column per class, got "
+                f"{block[row, column]} in row {rows.start + row}, column {column}: {remedy}"
             )
         if copied is not None:
             copied[rows] = ones

@@ -2,6 +2,7 @@
 
 import builtins
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,12 @@ QUICK = (
 )
 
 
+# What `retrieval.caveats` says of few queries, few items, and bits that so few items do not need.
+TINY = re.compile(
+    r"warning: (every metric is an estimate from only|the database has only|\d+ of \d+ bits are the same)"
+)
+
+
 @dataclass(frozen=True)
 class Result:
     """What a command left behind on the screen, and its exit code."""
@@ -39,6 +46,12 @@ class Result:
     code: int
     out: str
     err: str
+
+    @property
+    def surprises(self) -> str:
+        """Return the error output without the warnings that the tiny data sets of the tests deserve."""
+        lines = self.err.splitlines(keepends=True)
+        return "".join(line for line in lines if not TINY.match(line))
 
 
 @pytest.fixture(autouse=True)

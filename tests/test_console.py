@@ -1,11 +1,14 @@
 """Console output: a bar on a terminal, plain lines without one, no colours in files."""
 
 import io
+import re
 
 import pytest
 from rich.console import Console
+from rich.table import Table
 
 from deephash_cli import console
+from deephash_cli.errors import DeephashError, print_error
 
 
 @pytest.fixture
@@ -28,9 +31,50 @@ def test_messages_are_one_line_however_long_and_are_not_read_as_markup(capsys):
     assert captured.err == f"warning: {text}\n"
 
 
+def test_no_name_of_a_file_breaks_the_line_or_controls_the_terminal(capsys):
+    console.warn("a\n\x1b[2J\u2028é.jpg")
+    print_error(DeephashError("a\n\x1b[2J\u2028é.jpg"))
+    shown = r"a\n\x1b[2J\u2028é.jpg"
+    assert capsys.readouterr().err == f"warning: {shown}\nerror: {shown}\n"
+
+
 def test_no_colours_where_there_is_no_terminal(capsys):
     console.console.print("[red]text[/red]")
     assert capsys.readouterr().out == "text\n"
+
+
+@pytest.mark.parametrize("width", [40, 80])
+def test_a_table_breaks_no_word_and_what_does_not_fit_follows(capsys, monkeypatch, width):
+    monkeypatch.setattr(console.console, "width", width)
+    table = Table("a name", *(f"heading_{number}" for number in range(9)), "a long one")
+    for row in range(3):
+        table.add_row(
+            f"row (trainer.max_epochs={row})", *(f"[bold]0.{row}{n} ± 0.1[/]" for n in range(9)), "many words"
+        )
+    console.show(table, f"a title with [brackets] {'and words ' * 20}\nof two lines")
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= width
+    words = re.sub("[│┃]", " ", " ".join(lines)).split()
+    assert {f"heading_{number}" for number in range(9)} | {
+        "[brackets]",
+        "(trainer.max_epochs=2)",
+        "0.28",
+        "many",
+    } <= set(words)
+    assert words.count("(trainer.max_epochs=1)") == sum("┏" in line for line in lines) > 1
+
+
+def test_only_a_word_wider_than_the_screen_is_broken(capsys, monkeypatch):
+    monkeypatch.setattr(console.console, "width", 40)
+    table = Table("id", "label")
+    table.add_row("x" * 50, "boot")
+    console.show(table)
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 40
+    assert out.count("x") == 50
+    assert "boot" in out
+    console.say_wrapped(f"a {'y' * 50} b")
+    assert capsys.readouterr().out == f"a\n{'y' * 50}\nb\n"
 
 
 def test_a_short_task_says_nothing_without_a_terminal(capsys):

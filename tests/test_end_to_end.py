@@ -38,7 +38,7 @@ def complete(folder: Path) -> dict:
 def trained(deephash, *overrides: str) -> Path:
     result = deephash("train", *overrides, "run_dir=run")
     assert result.code == 0, result
-    assert result.err == ""
+    assert result.surprises == ""
     assert "run folder: run" in result.out
     assert "deephash eval run=run" in result.out
     return Path("run")
@@ -133,9 +133,29 @@ def test_a_table(deephash, two_labels, tmp_path, with_split):
         lines.append(f"{name},{name.split('/')[0]};{'dark' if i % 2 else 'light'}{f',{part}' if with_split else ''}")
     table.write_text("\n".join(lines))
     settings = ["dataset=csv", f"dataset.file={table}", f"dataset.root={root}", *ONE_EPOCH]
-    metrics = complete(trained(deephash, *settings, *(["dataset.protocol=official"] if with_split else [])))
+    run = trained(deephash, *settings)
+    metrics = complete(run)
     assert metrics["split"]["name"] == ("official" if with_split else "holdout")
     assert metrics["split"]["label_kind"] == "multi"
+    if with_split:
+        assert json.loads((run / runs.SPLIT).read_text())["query"] == list(rows)[::4]
+
+
+def test_a_table_without_labels(deephash, two_labels, tmp_path):
+    root, rows = two_labels
+    table = tmp_path / "table.csv"
+    table.write_text("path,caption\n" + "".join(f"{name},text\n" for name in rows))
+    settings = ["dataset=csv", f"dataset.file={table}", f"dataset.root={root}", *ONE_EPOCH, "run_dir=run"]
+    result = deephash("train", *settings, "method=dpsh")
+    assert result.code == 3
+    assert "data set csv has no labels: add labels (a column labels in the table), or choose a method" in result.err
+    result = deephash("train", *settings, "method=itq")
+    assert result.code == 0, result
+    assert (
+        "csv: 36 images, no labels; not used: column caption; 4 queries, 32 for training, database of 32; drawn by "
+        "dataset.protocol=holdout\n"
+    ) in result.out
+    assert json.loads(Path("run", runs.METRICS).read_text())["split"]["label_kind"] == "none"
 
 
 def test_cifar10_as_folders_of_images(deephash, tmp_path):

@@ -1,14 +1,21 @@
 """Prepare typed arguments for Hydra and argparse, and turn the errors of their parsers into one sentence."""
 
 import argparse
+import os
 import re
 import shlex
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from pathlib import Path
+from typing import Any, NoReturn
 
 from deephash_cli.choices import group_names
 from deephash_cli.cli import verbs
+from deephash_cli.cli.limits import PATHS, TEXTS
 from deephash_cli.errors import ConfigError
+from deephash_cli.runs.settings import escape, unescape
+
+_PLAIN = re.compile(r"\.{1,2}|(\.{0,2}/|[A-Za-z_])[A-Za-z0-9_./-]*")  # text that Hydra reads as it is ...
+_WORDS = ("true", "false", "inf", "nan")  # ... except for these
 
 
 def parse(verb: str, typed: Sequence[str]) -> argparse.Namespace:
@@ -49,15 +56,116 @@ def quote_bits(override: str) -> str:
     return "bits=" + ",".join(f"'{n}'" if re.fullmatch(r"[+-]?[\d.]+", n) else n for n in lengths)
 
 
-def normalize(argument: str, verb: str = "train") -> str:
-    """Accept what users type: numbers for ``bits``, and ``+experiment=`` (as in many projects) for ``experiment=``.
+def normalize(argument: str, verb: str = "train", multirun: bool = False) -> str:
+    """Translate what users type into what Hydra reads as they mean it.
 
-    Only ``train`` has the group ``bits``. For ``eval``, Hydra would read ``bits=20`` as a choice of that group, so it
-    becomes ``code_bits=20``. ``index --check`` becomes ``check=true``, because Hydra does not know this option.
+    Numbers are accepted for ``bits``, ``+experiment=`` (as in many projects) for ``experiment=``, and any text for a
+    setting that is a path or a name; see ``quote_text``. Only ``train`` has the group ``bits``. For ``eval``, Hydra
+    would read ``bits=20`` as a choice of that group, so it becomes ``code_bits=20``. ``index --check`` becomes
+    ``check=true``, because Hydra does not know this option.
+
+    Args:
+        argument: A word of the command line, as the shell passes it on.
+        verb: The verb that it belongs to.
+        multirun: Whether commas separate the values of a sweep.
+
+    Raises:
+        ConfigError: If the word has bytes that are not UTF-8.
     """
+    try:
+        argument.encode()
+    except UnicodeEncodeError as error:
+        shown = argument.encode(errors="surrogateescape").decode(errors="replace")
+        raise ConfigError(f"{shown} is not UTF-8 text: rename the file or folder, or make a link to it") from error
     name, equals, value = argument.lstrip("+").partition("=")
     if verb == "index" and argument == "--check":
         return "check=true"
-    if verb == "eval":
-        return f"code_bits={value}" if equals and name == "bits" else argument
+    if verb == "eval" and name == "bits" and equals:
+        return f"code_bits={value}"
+    if name in TEXTS and value:
+        quoted = quote_sweep(name, value) if multirun else quote_text(name, value)
+        return argument.removesuffix(value) + quoted
     return quote_bits(argument.lstrip("+") if equals and name in group_names() else argument)
+
+
+def quote_text(key: str, value: str) -> str:
+    """Quote the value of a path or a name for Hydra, so that quotes for the shell are enough.
+
+    Hydra's grammar has a meaning for brackets, commas, numbers, other alphabets and more, and none of it is meant in
+    the name of a file. These rules hold, in this order:
+
+    1. ``null`` is None; ``./null`` is a file of this name.
+    2. The name of a file or folder that exists is taken as it is, and so is a new one below a folder called ``${x}``.
+    3. Quotes or backslashes that Hydra understands keep their meaning, because earlier releases needed them.
+    4. ``~`` at the start of a path is the home folder.
+    5. All other text is taken as it is, except that ``${...}`` is an interpolation.
+
+    Args:
+        key: The setting, one of ``limits.TEXTS``.
+        value: Its value as typed, not empty.
+
+    Returns:
+        The value in Hydra's grammar. A plain name needs no quotes and gets none.
+    """
+    if value.lower() == "null":
+        return value
+    if key in PATHS and value == "???":  # OmegaConf takes this text for a value that is missing
+        return "'./???'"
+    if key in PATHS and _exists(value):
+        name = str(Path(value).absolute()) if value[0] == "~" else value  # the readers of data expand a leading ~
+        return quote(escape(name))
+    if re.match("[\"']", value) or "\\" in value:
+        meant = _read(f"{key}={value}")
+        if meant is not None and isinstance(meant.value(), str):
+            return value
+    if key in PATHS and value[0] == "~":
+        home = os.path.expanduser(value)  # noqa: PTH111  # Path raises an error for an unknown user
+        value = str(Path(value).absolute()) if home == value else home
+    return quote(value)
+
+
+def quote_sweep(key: str, value: str) -> str:
+    """Quote each value of a path or a name in a sweep: a comma separates values, unless the whole names a file.
+
+    ``choice(a,b)`` and Hydra's other functions keep their meaning. ``runs`` and ``group`` belong to the whole sweep.
+    """
+    if key in ("runs", "group") or "," not in value or (key in PATHS and _exists(value)):
+        return quote_text(key, value)
+    meant = _read(f"{key}={value}")
+    if meant is not None and meant.is_sweep_override() and re.match(r"[a-z]+\(", value):
+        return value
+    parts = re.findall(r"""\s*("(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')\s*(?=,|$)|((?<=,)[^,]*|^[^,]*)""", value)
+    texts = [quoted or (plain if _exists(plain) else plain.strip()) for quoted, plain in parts]
+    return ",".join(quote_text(key, text) if text else "''" for text in texts)
+
+
+def value_of(override: str) -> Any:
+    """Return the value that Hydra reads from an override; the text behind ``=`` if Hydra cannot read it."""
+    meant = _read(override)
+    return override.partition("=")[2] if meant is None else unescape(meant.value())
+
+
+def _exists(path: str) -> bool:
+    """Whether a path exists, or is a new one below a folder that exists and has ``${`` or a comma in its name."""
+    ways = [parent for parent in Path(path).parents if "${" in parent.name or "," in parent.name]
+    return any(os.path.lexists(name) for name in (path, *ways))
+
+
+def _read(override: str) -> Any:
+    """Parse an override by Hydra's grammar; None if it does not fit."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        return OverridesParser.create().parse_override(override)
+    except HydraException:
+        return None
+
+
+def quote(text: str) -> str:
+    """Return text as Hydra's grammar needs it, with quotes only if they are necessary."""
+    from hydra.core.override_parser.types import Quote, QuotedString
+
+    if _PLAIN.fullmatch(text) and text.lower() not in _WORDS:
+        return text
+    return QuotedString(text, Quote.single).with_quotes()

@@ -11,9 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from deephash_cli.choices import CONF_DIR, choices, group_names
-from deephash_cli.cli.arguments import normalize
-from deephash_cli.cli.limits import LISTS, LONGEST, OPTIONAL, RANGES, TEXTS, WORDS
+from deephash_cli.cli.arguments import normalize, quote
+from deephash_cli.cli.hydra_keys import explain_choice, refuse_decided
+from deephash_cli.cli.limits import LISTS, LONGEST, NEEDED, OPTIONAL, RANGES, TEXTS, WORDS
+from deephash_cli.cli.trainer_settings import check_trainer
 from deephash_cli.errors import ConfigError, first_line, hint, short
+
+_UNCLOSED = "an interpolation is written ${name}, and a closing brace is missing"
 
 
 def train_settings(*typed: str) -> Any:
@@ -50,7 +54,7 @@ def check(verb: str, overrides: Sequence[str], config_dir: str | None, multirun:
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.core.override_parser.types import IntervalSweep, Override
     from hydra.errors import HydraException, OverrideParseException
-    from omegaconf import OmegaConf
+    from omegaconf import OmegaConf, open_dict
 
     from deephash_cli.cli import lengths
 
@@ -61,11 +65,10 @@ def check(verb: str, overrides: Sequence[str], config_dir: str | None, multirun:
     try:
         parsed: list[Override] = OverridesParser.create().parse_overrides(list(overrides))
     except OverrideParseException as error:
-        advice = f"quote a value with special characters twice, such as {_quoted(error.override)}"
-        if "=" not in error.override:
-            advice = f"a setting is key=value; {advice}"
-        raise ConfigError(f"could not read {error.override!r}: {advice}") from error
-    fixed: list[str] = [] if config_dir is None else [f"hydra.searchpath=[file://{Path(config_dir).absolute()}]"]
+        raise ConfigError(f"could not read {error.override!r}: {_advice(error.override)}") from error
+    fixed: list[str] = []
+    if config_dir is not None:
+        fixed.append(f"hydra.searchpath=[{quote(f'file://{Path(config_dir).absolute()}')}]")
     swept: dict[int, list[str]] = {}
     for position, override in enumerate(parsed):
         if not override.key_or_group:
@@ -100,7 +103,11 @@ def check(verb: str, overrides: Sequence[str], config_dir: str | None, multirun:
         for variant in variants:
             chosen = [*fixed, *(text for text, original in zip(variant, overrides, strict=True) if original in groups)]
             try:
-                configs.append(compose(verb, overrides=[*fixed, *variant]))
+                composed = compose(verb, overrides=[*fixed, *variant], return_hydra_config=True)
+                refuse_decided(verb, composed.hydra)
+                with open_dict(composed):
+                    del composed["hydra"]
+                configs.append(composed)
                 OmegaConf.to_container(configs[-1], resolve=True, throw_on_missing=True)
                 _check_values(configs[-1], compose(verb, overrides=chosen), variant)
             except (HydraException, OmegaConfBaseException, YAMLError) as error:
@@ -108,6 +115,25 @@ def check(verb: str, overrides: Sequence[str], config_dir: str | None, multirun:
             except (OSError, ValueError) as error:  # names that no file can have, files that are not text
                 raise ConfigError(f"the configuration cannot be read: {first_line(error)}") from error
     return configs[0]
+
+
+def first_job(overrides: Sequence[str]) -> list[str]:
+    """Return the settings of the first job of a sweep: each sweep becomes its first value.
+
+    Args:
+        overrides: Overrides, already passed through ``normalize`` and accepted by ``check``.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.core.override_parser.types import IntervalSweep
+
+    first = []
+    for text, override in zip(overrides, OverridesParser.create().parse_overrides(list(overrides)), strict=True):
+        if override.is_sweep_override():
+            value = override.value()
+            start = value.start if isinstance(value, IntervalSweep) else next(iter(override.sweep_string_iterator()))
+            text = f"{override.get_key_element()}={start}"
+        first.append(text)
+    return first
 
 
 def _is_search(
@@ -165,11 +191,9 @@ def _check_values(config: Any, defaults: Any, overrides: Sequence[str]) -> None:
     for override in overrides:
         key = override.split("=", 1)[0].lstrip("+~")
         default, value = (OmegaConf.select(source, key, throw_on_missing=False) for source in (defaults, config))
-        if value is not None and key in TEXTS and not isinstance(value, str):
-            raise ConfigError(f"{key} must be text, got {value!r}; to use it as a name, type {_quoted(override)}")
         if default is None:
             continue
-        if value is None and key not in OPTIONAL and (key in RANGES or key in defaults):
+        if value is None and key not in OPTIONAL and (key in RANGES or key in defaults or key.endswith("._target_")):
             raise ConfigError(f"{key} must not be empty: its default is {short(str(default))}")
         if value is None:
             continue
@@ -182,6 +206,15 @@ def _check_values(config: Any, defaults: Any, overrides: Sequence[str]) -> None:
                 if not isinstance(value, allowed) or (kind in (int, float) and isinstance(value, bool)):
                     raise ConfigError(f"{key} must be {name} (such as {default}), got {value!r}")
                 break
+    for key in NEEDED:
+        if key.split(".")[0] in config and OmegaConf.select(config, key, throw_on_missing=False) is None:
+            raise ConfigError(f"{key} must not be empty: every run needs it")
+    if (group := OmegaConf.select(config, "group")) is not None and (not group or str(group) != Path(str(group)).name):
+        raise ConfigError(f"group must be a name that a folder can have, without /, got {short(repr(group))}")
+    for key in TEXTS:  # a file of the user's own may have a folder such as 2024, which YAML reads as a number
+        value = OmegaConf.select(config, key, throw_on_missing=False)
+        if value is not None and not isinstance(value, str):
+            raise ConfigError(f"{key} must be text, got {short(str(value))}: in a file, put the value in quotes")
     for key, (low, high) in _ranges(config).items():
         value = OmegaConf.select(config, key, throw_on_missing=False)
         if value is None:
@@ -192,6 +225,8 @@ def _check_values(config: Any, defaults: Any, overrides: Sequence[str]) -> None:
         number = isinstance(value, int | float if isinstance(default, float) else int) and not isinstance(value, bool)
         if not number or not low <= value <= (float("inf") if high is None else high):
             raise ConfigError(f"{key} must be {kind}, {limits}, got {short(str(value))}")
+    if "trainer" in config:
+        check_trainer(OmegaConf.to_container(config.trainer, resolve=True))  # type: ignore[arg-type]
     for key, words in WORDS.items():
         value = OmegaConf.select(config, key, throw_on_missing=False)
         if value is not None and value not in words:
@@ -221,8 +256,8 @@ def _explain(verb: str, message: str, config_dir: str | None, chosen: Sequence[s
     """Turn Hydra's message about a configuration that does not compose into one sentence with what would work."""
     if match := re.search(r"Could not find '([^']+)/([^'/]+)'|Could not find '([^']+)'", message):
         path = match[3] or f"{match[1]}/{match[2]}"
-        if path == "hydra/sweeper/optuna":
-            return "a search needs Optuna: pip install 'deephash[optuna]'"
+        if path.startswith("hydra/"):
+            return explain_choice(path.rpartition("/")[0], path.rpartition("/")[2], config_dir)
         group = next((name for name in group_names() if path.startswith(f"{name}/")), path.split("/")[0])
         choice = path.removeprefix(f"{group}/")
         exist = choices(group) if (CONF_DIR / group).is_dir() else []
@@ -234,6 +269,8 @@ def _explain(verb: str, message: str, config_dir: str | None, chosen: Sequence[s
     if match := re.search(r"Could not (?:override|delete from config\.) '([^']+)'|Key '([^']+)' is not in", message):
         key = match[1] or match[2]
         known = _known_keys(verb, chosen)
+        if key in known and (inner := re.search(r"Key '([^']+)' is not in", message)):
+            key = f"{key}.{inner[1]}"
         parent = key
         beside: list[str] = []
         while parent and not beside:
@@ -242,9 +279,19 @@ def _explain(verb: str, message: str, config_dir: str | None, chosen: Sequence[s
         return f"unknown key {key!r}{hint(key, known)}; the keys are: {', '.join(beside)}"
     if "Ambiguous value" in message:
         return message.splitlines()[0] + ": to sweep over the values add -m; to use them as a list write key=[a,b]"
+    if (match := re.search(r"Error merging override (.*)", message)) and match[1].count("${") > match[1].count("}"):
+        return f"could not read {match[1]}: {_UNCLOSED}"
     if "Config group override must be a string" in message:
         return f"the choice of a group must be a name: {message.splitlines()[-1]}"
     return message.strip().splitlines()[0]
+
+
+def _advice(setting: str) -> str:
+    """Return what to do about a setting that Hydra's grammar refuses."""
+    if setting.count("${") > setting.count("}"):
+        return _UNCLOSED
+    advice = f"quote a value with special characters twice, such as {_quoted(setting)}"
+    return advice if "=" in setting else f"a setting is key=value; {advice}"
 
 
 def _quoted(setting: str) -> str:
@@ -256,7 +303,7 @@ def _quoted(setting: str) -> str:
     from hydra.core.override_parser.types import Quote, QuotedString
     from hydra.errors import HydraException
 
-    example = shlex.quote('dataset.root="my photos (1)"')
+    example = shlex.quote('logger.tags=["first (1)"]')
     key, _, value = setting.partition("=")
     if not key or not value or not setting.isprintable():
         return example

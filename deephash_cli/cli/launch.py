@@ -12,8 +12,9 @@ from typing import Any
 
 from deephash_cli.choices import CONF_DIR
 from deephash_cli.cli import verbs
-from deephash_cli.cli.arguments import normalize, refuser
-from deephash_cli.cli.checking import check
+from deephash_cli.cli.arguments import normalize, refuser, value_of
+from deephash_cli.cli.checking import check, first_job
+from deephash_cli.cli.hydra_keys import refuse_without_sweep
 from deephash_cli.errors import ArtifactError, ConfigError, DeephashError, Stopped, SweepError, print_error
 from deephash_cli.stopping import stopping
 
@@ -25,9 +26,10 @@ def launch(verb: str, typed: Sequence[str]) -> int:
         verb: A verb that has a configuration.
         typed: The words after the verb.
     """
-    arguments = [normalize(argument, verb) for argument in typed]
+    arguments = [normalize(word, verb) if word.startswith("--") else word for word in typed]  # index --check
     parsed = parse_options(verb, arguments)
-    overrides = _take_up(list(parsed.overrides), parsed.multirun)
+    settings = [normalize(setting, verb, parsed.multirun) for setting in parsed.overrides]
+    overrides = _take_up(settings, parsed.multirun)
     if parsed.multirun and not any(override.startswith("group=") for override in overrides):
         relevant = sorted(o for o in overrides if not o.startswith(("logger", "resume=", "hydra", "runs=")))
         overrides.append(f"group=sweep-{hashlib.sha256(' '.join(relevant).encode()).hexdigest()[:8]}")
@@ -35,7 +37,13 @@ def launch(verb: str, typed: Sequence[str]) -> int:
     config = None if parsed.hydra_help else check(verb, overrides, parsed.config_dir, parsed.multirun)
     options = [argument for argument in arguments if argument not in parsed.overrides]
     if config is None or parsed.cfg or parsed.info:
+        if parsed.multirun:  # Hydra prints one configuration: that of the first job
+            overrides = first_job(overrides)
+            options = [f"-{option[2:]}" if option.startswith("-m") else option for option in options]
+            options = [option for option in options if option not in ("-", "--multirun")]
         return run_hydra(verb, [*overrides, *options])
+    if not parsed.multirun:
+        refuse_without_sweep(settings)
     with stopping():
         if parsed.multirun:
             return _sweep(Path(config.runs), config.group, [*overrides, *options])
@@ -79,8 +87,8 @@ def parse_options(verb: str, arguments: list[str]) -> argparse.Namespace:
         raise ConfigError(f"deephash {verb} has no sweeps: only train takes -m")
     if parsed.multirun and "TORCHELASTIC_RUN_ID" in os.environ:
         raise ConfigError("torchrun starts the processes of one run: drop -m, or run the sweep with a Hydra launcher")
-    if parsed.multirun and (parsed.run or parsed.cfg or parsed.info):
-        raise ConfigError("--cfg, --info and --run are for a single run: leave out -m")
+    if parsed.multirun and parsed.run:
+        raise ConfigError("--run is for a single run: leave out -m")
     return parsed
 
 
@@ -88,9 +96,9 @@ def _sweep(root: Path, group: str, arguments: list[str]) -> int:
     """Run every combination of a sweep, print its table, and return the exit code."""
     from deephash_cli import runs
     from deephash_cli.cli import sweep
-    from deephash_cli.training.fit import load_dataset
+    from deephash_cli.training import datasets
 
-    load_dataset.cache_clear()
+    datasets.forget()
     runs.check_writable(root)
     folder = root / ".sweeps" / group
     sweep.begin(folder)
@@ -109,7 +117,7 @@ def _sweep(root: Path, group: str, arguments: list[str]) -> int:
 
 def _take_up(overrides: list[str], multirun: bool) -> list[str]:
     """Apply ``resume``: a sweep gets ``resume=auto``; a run folder adds the settings that its run was started with."""
-    named = [override.removeprefix("resume=") for override in overrides if override.startswith("resume=")]
+    named = [value_of(override) for override in overrides if override.startswith("resume=")]
     if not named:
         return [*overrides, "resume=auto"] if multirun else overrides
     if named[-1] in ("auto", "none"):
@@ -118,7 +126,7 @@ def _take_up(overrides: list[str], multirun: bool) -> list[str]:
         raise ConfigError("a sweep finds its existing runs by itself: use resume=auto or resume=none with -m")
     from deephash_cli.runs import read_record
 
-    name = named[-1].strip("'\"")
+    name = str(named[-1])
     folder = Path(name)
     if not name or not folder.is_dir():
         raise ConfigError(f"resume must be auto, none or a run folder, got {name!r}, which is not a folder")
@@ -178,11 +186,11 @@ def _train_job(config: Any) -> float | None:
     from hydra.core.hydra_config import HydraConfig
 
     from deephash_cli.cli.sweep import is_search, run_job
-    from deephash_cli.runs import hide_in_override
+    from deephash_cli.runs import escape, hide_in_override
     from deephash_cli.training.fit import train
 
     job = HydraConfig.get()
-    typed = list(job.overrides.task)
+    typed = escape(list(job.overrides.task))  # reading resolved it
     telling = [override for override in typed if not override.startswith(("resume=", "group=", "logger="))]
     shown = [hide_in_override(override) for override in telling]
     searching = is_search(job.sweeper)

@@ -9,10 +9,15 @@ RANGES: dict[str, tuple[float, float | None]] = {
     "bits": (1, LONGEST),
     "seed": (0, 2**31 - 1),
     "dataset.split_seed": (0, 2**31 - 1),
+    "trial": (2, None),
     "trainer.max_epochs": (1, None),
+    "trainer.num_nodes": (1, None),
+    "trainer.accumulate_grad_batches": (1, None),
+    "trainer.log_every_n_steps": (0, None),
     "loader.batch_size": (2, None),
     "loader.eval_batch_size": (1, None),
     "loader.num_workers": (0, None),
+    "fit_rows": (2, None),
     "model.image_size": (8, None),
     "model.network.hidden_units": (0, None),
     "model.network.dropout": (0, 1),
@@ -51,17 +56,25 @@ WORDS: dict[str, tuple[str, ...]] = {
     "side": ("database", "query"),
     "to": (*modules("commands/export/codes"), *modules("commands/export/network")),
     "trainer.precision": ("32-true", "bf16-mixed", "16-mixed"),
+    "trainer.accelerator": ("auto", "cpu", "gpu", "cuda", "mps"),
     "bad_images": ("stop", "skip"),
     "accelerator": ("auto", "cpu", "gpu"),
     "launcher": ("local", "ray"),
 }  # fmt: skip
 # Settings that are lists of whole numbers, with the lowest number that is allowed in each.
 LISTS = {"metrics.ks": 1, "dataset.map_at": 1, "ks": 1, "map_at": 1, "shards": 0}
+# Settings that are the path of a file or folder, or may be one. Any name works, in quotes for the shell alone.
+PATHS = (
+    "run_dir", "runs", "resume", "dataset.root", "dataset.file", "dataset.split_file", "dataset.train", "dataset.query",
+    "dataset.database", "dataset.vectors", "dataset.labels", "dataset.ids", "run", "codes", "output", "query",
+    "database", "query_labels", "database_labels", "input", "root", "picture", "index", "check_output", "model.weights",
+)  # fmt: skip
 # Settings that must be text; most have no default that would show it.
-TEXTS = (
-    "run_dir", "runs", "resume", "group", "dataset.root", "dataset.file", "dataset.split_file", "dataset.train",
-    "dataset.query", "dataset.database", "dataset.vectors", "dataset.labels", "dataset.ids", "run", "codes", "output",
-    "query", "database", "query_labels", "database_labels", "input", "root", "picture", "check_output",
+TEXTS = (*PATHS, "group", "dataset.name", "dataset.protocol", "logger.project", "logger.entity", "table")
+# Settings that every configuration with their group must have, even if the user's own file sets them to null.
+NEEDED = (
+    "dataset.name", "dataset.protocol", "dataset.source", "dataset.map_at", "metrics.ks", "metrics.radius",
+    "metrics.zero_hits",
 )  # fmt: skip
 # Settings that have a default and may still be set to null.
-OPTIONAL = ("picture",)
+OPTIONAL = ("picture", "trial")

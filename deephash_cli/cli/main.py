@@ -2,6 +2,7 @@
 
 import gc
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Sequence
@@ -9,7 +10,7 @@ from collections.abc import Sequence
 from deephash_cli import __version__
 from deephash_cli.choices import choices, group_names
 from deephash_cli.cli import verbs
-from deephash_cli.cli.limits import LONGEST
+from deephash_cli.cli.limits import LONGEST, TEXTS
 from deephash_cli.errors import ConfigError, DeephashError, Stopped, hint, print_error
 
 EXAMPLES = """\
@@ -133,11 +134,22 @@ def complete(arguments: Sequence[str]) -> int:
             return 0
         if words[1] not in verbs.names() or not verbs.is_composed(words[1]):
             return 0
-        shorter = line.replace(f" {words[1]}", "", 1)
+        shorter = _without_names(line.replace(f" {words[1]}", "", 1))
         os.environ["COMP_LINE"] = shorter
         os.environ["COMP_POINT"] = str(len(shorter))
         return _complete(words[1], arguments)
     return _complete("train", arguments)
+
+
+def _without_names(line: str) -> str:
+    """Return a line to complete without its paths and names: they change no completion, and Hydra cannot read them."""
+    try:
+        words = shlex.split(line)
+    except ValueError:  # the word to complete starts with a quote
+        return line
+    last = "" if line.endswith(" ") else words.pop()
+    kept = [word for word in words if word.split("=")[0] not in TEXTS and word.split() == [word]]
+    return " ".join([*kept, last])
 
 
 def _complete(verb: str, arguments: Sequence[str]) -> int:

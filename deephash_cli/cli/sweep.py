@@ -1,7 +1,6 @@
 """Jobs of a sweep: a record of how each ended, and the table at the end. Jobs may run in other processes."""
 
 import contextlib
-import re
 import sqlite3
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -9,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from rich.markup import escape
 from rich.table import Table
 
-from deephash_cli.console import console, errors, say
-from deephash_cli.errors import ArtifactError, DeephashError, Stopped, SweepError, first_line
+from deephash_cli.cli.arguments import value_of
+from deephash_cli.console import errors, say, show
+from deephash_cli.errors import ArtifactError, DeephashError, Stopped, SweepError, command, first_line
 from deephash_cli.files import read_json, write_json
 from deephash_cli.runs.results import Cell
 
@@ -108,8 +109,9 @@ def conclude(folder: Path) -> None:
     done = [job for job in jobs if job["status"] == "finished"]
     if done:
         done.sort(key=lambda job: job["metrics"].get(OBJECTIVE, 0), reverse=True)
-        console.print(_table(done))
-        say(f"for a page with charts and pictures: deephash report {folder.parent.parent}")
+        table, title = _table(done)
+        show(table, title)
+        say(f"for a page with charts and pictures: {command('deephash', 'report', folder.parent.parent)}")
     if (best := folder / BEST).exists():
         found = yaml.safe_load(best.read_text())
         settings = " ".join(f"{name}={value}" for name, value in found["best_params"].items())
@@ -127,8 +129,9 @@ def conclude(folder: Path) -> None:
 
 
 def plain(override: str) -> str:
-    """Return an override without the quotes that Hydra needs."""
-    return re.sub(r"='([^']*)'$", r"=\1", override)
+    """Return an override as it is typed, without the quotes and escapes that Hydra needs."""
+    value = value_of(override)
+    return f"{override.partition('=')[0]}={value}" if isinstance(value, str) else override
 
 
 def _columns(metrics: Mapping[str, Any]) -> dict[str, float]:
@@ -142,23 +145,22 @@ def _columns(metrics: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
-def _table(jobs: Sequence[Mapping[str, Any]]) -> Table:
-    """Return a table with a row per combination of settings other than the seed; shared settings are in the title."""
+def _table(jobs: Sequence[Mapping[str, Any]]) -> tuple[Table, str]:
+    """Return a table with a row per combination of settings other than the seed, and a title with shared settings."""
     common = set.intersection(*(set(job["overrides"]) for job in jobs))
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for job in jobs:
         varied = (item for item in job["overrides"] if item not in common and not item.startswith("seed="))
         groups.setdefault(" ".join(varied) or "all", []).append(job)
     shared = " ".join(item for item in jobs[0]["overrides"] if item in common and not item.startswith("seed="))
-    table = Table(title=f"{shared} (mean and standard deviation over seeds)".strip(), title_justify="left")
-    table.add_column("settings", overflow="fold", min_width=8)
+    table = Table("settings")
     table.add_column("seeds", justify="right")
     names = [name for name in (OBJECTIVE, *COLUMNS, *WITHOUT_LABELS) if any(name in job["metrics"] for job in jobs)]
     for name in names:
-        table.add_column(name, justify="right", overflow="fold")
+        table.add_column(name, justify="right", min_width=8)  # "0.7653 ±" stays together
     for settings, members in groups.items():
         cells = [
             str(Cell.of([job["metrics"][name] for job in members if name in job["metrics"]]) or "") for name in names
         ]
-        table.add_row(settings, str(len(members)), *cells)
-    return table
+        table.add_row(escape(settings), str(len(members)), *cells)
+    return table, f"{shared} (mean and standard deviation over seeds)".strip()

@@ -8,16 +8,16 @@ continue. When all shards exist, they are joined into one folder of codes.
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from deephash_cli import processes, runs
+from deephash_cli import runs
 from deephash_cli.console import progress, say, warn
 from deephash_cli.data.image_folder import describe_left_out
 from deephash_cli.data.inspection import peculiarities, unreadable_count, write_list
-from deephash_cli.errors import ConfigError
-from deephash_cli.inference.ray_workers import encode_with_ray
-from deephash_cli.inference.shards import SKIPPED, Task, Work
+from deephash_cli.errors import ConfigError, command
 from deephash_cli.retrieval import codes_folder
+from deephash_cli.runs.outputs import settle_folder
+from deephash_cli.training.targets import as_yaml
 
 
 def run(config: DictConfig, source: DictConfig | None = None) -> dict[str, Any]:
@@ -32,7 +32,8 @@ def run(config: DictConfig, source: DictConfig | None = None) -> dict[str, Any]:
         ``missing_shards``, the number of missing shards.
 
     Raises:
-        ConfigError: If the input or the output is not given, or a shard number is too large.
+        ConfigError: If the input or the output is not given, the output must not be replaced, or a shard number is too
+            large.
         DataError: If there are images that cannot be read and ``bad_images`` is ``stop``.
     """
     if (config.input is None) == (source is None):
@@ -40,13 +41,20 @@ def run(config: DictConfig, source: DictConfig | None = None) -> dict[str, Any]:
         raise ConfigError(f"deephash encode needs input=<folder, list or vectors.npy>, or dataset=<name>, got {got}")
     if config.output is None:
         raise ConfigError("deephash encode needs output=<folder> for the codes")
+    read = {f"{name}=": config[name] for name in ("run", "input")} | {"dataset.root=": (source or {}).get("root")}
+    output = settle_folder("encode", config.output, read)
     run_folder = runs.given_or_latest(config.run)
+    # Imported here because torch takes seconds; an output that cannot be used is refused before that.
+    from deephash_cli import processes
+    from deephash_cli.inference.ray_workers import encode_with_ray
+    from deephash_cli.inference.shards import Task, Work
+
     task = Task(
         run=str(run_folder.absolute()),
         input=_absolute(config.input),
-        source=None if source is None else OmegaConf.to_yaml(source, resolve=True),
+        source=None if source is None else as_yaml(source),
         root=_absolute(config.root),
-        output=str(Path(config.output).absolute()),
+        output=str(output),
         shard_size=config.shard_size,
         batch_size=config.batch_size,
         num_workers=config.num_workers,
@@ -57,7 +65,7 @@ def run(config: DictConfig, source: DictConfig | None = None) -> dict[str, Any]:
     work = Work(task)
     work.begin()
     if work.dataset.left_out:
-        warn(describe_left_out(work.dataset.left_out, Path(config.output) / SKIPPED))
+        warn(describe_left_out(work.dataset.left_out, Path(config.output) / codes_folder.SKIPPED))
     wanted = range(work.shards) if config.shards is None else config.shards
     if beyond := [number for number in wanted if number >= work.shards]:
         raise ConfigError(f"shards must be between 0 and {work.shards - 1}, got {beyond[0]}")
@@ -66,7 +74,7 @@ def run(config: DictConfig, source: DictConfig | None = None) -> dict[str, Any]:
         for sentence in peculiarities(work.dataset):
             warn(sentence)
         if work.dataset.left_out:
-            write_list(Path(task.output) / SKIPPED, work.dataset.left_out)
+            write_list(Path(task.output) / codes_folder.SKIPPED, work.dataset.left_out)
         with progress(f"encoding, {work.unit}", sum(work.size(number) for number in missing)) as show:
             if config.launcher == "ray":
                 encode_with_ray(task, missing, config.workers, config.gpus_per_worker, work.size, show)
@@ -78,11 +86,14 @@ def run(config: DictConfig, source: DictConfig | None = None) -> dict[str, Any]:
         say(f"{work.shards - left} of {work.shards} shards are in {config.output}, {left} are missing")
         return {"images": len(work.dataset), "skipped": None, "missing_shards": left}
     manifest = codes_folder.read_manifest(Path(task.output), ("database",))
+    codes_folder.require_entries(Path(task.output), manifest, ["skipped"])
     count, skipped = manifest["database"]["count"], manifest["skipped"]
     say(f"codes of {count} {work.unit}, {manifest['bits']} bits: {config.output}")
     if skipped:
-        warn(f"{unreadable_count(skipped)} left out: {Path(config.output) / SKIPPED} says why")
-    say(f"search them: deephash search run={run_folder} codes={config.output} query=<image>")
+        listed = Path(config.output) / codes_folder.SKIPPED
+        warn(f"{unreadable_count(skipped)} left out: {listed} says why")
+    search = command("deephash", "search", f"run={run_folder}", f"codes={config.output}")
+    say(f"search them: {search} query=<image>")
     return {"images": count, "skipped": skipped, "missing_shards": 0}
 
 

@@ -1,19 +1,22 @@
 """``deephash eval``: recompute every number from the codes on disk, or score third-party codes. It needs no torch."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
 from deephash_cli import runs
-from deephash_cli.console import say
+from deephash_cli.console import say, warn
 from deephash_cli.errors import ConfigError
 from deephash_cli.files import write_json
 from deephash_cli.retrieval import external_codes as foreign
 from deephash_cli.retrieval import scoring
+from deephash_cli.retrieval.caveats import caveats
 from deephash_cli.retrieval.codes_folder import MANIFEST
 from deephash_cli.retrieval.metrics_table import show
-from deephash_cli.retrieval.scoring import SETTINGS, score, settle
+from deephash_cli.retrieval.scoring import SETTINGS, score
+from deephash_cli.runs.outputs import settle
 
 _FILES = ("query", "database", "query_labels", "database_labels")
 
@@ -25,16 +28,24 @@ def run(config: DictConfig) -> dict[str, Any]:
         The metrics, as they are written to ``config.output``.
 
     Raises:
-        ConfigError: If there is nothing to score, or more than one of a run, a codes folder and files.
+        ConfigError: If there is nothing to score, or more than one of a run, a codes folder and files; or if the output
+            would replace a file that must not be replaced.
         ArtifactError: If the run or its codes are incomplete or damaged.
         DataError: If the files do not hold codes and labels that belong together.
     """
     kind = _kind(config)
     overrides = {name: config[name] for name in SETTINGS}
+    (output,) = settle(
+        "eval",
+        {"output=": config.output},
+        {f"{name}=": config[name] for name in ("run", "codes", *_FILES)},
+        config.overwrite,
+        own=_metrics_of(config.run, overrides),
+    )
     if kind == "query":
         paths = [Path(config[name]) for name in _FILES]
         query, database, source = foreign.load(*paths, bits=config.bits, bit_order=config.bit_order)
-        settings = settle({**config.metrics, "map_at": []}, overrides)
+        settings = scoring.settle({**config.metrics, "map_at": []}, overrides)
         metrics = {**scoring.evaluate(query, database, **settings), "source": source}
     elif kind == "run":
         runs.read_record(Path(config.run))
@@ -42,10 +53,18 @@ def run(config: DictConfig) -> dict[str, Any]:
     else:
         metrics = score(Path(config.codes), overrides)
     show(metrics)
-    if config.output is not None:
-        write_json(Path(config.output), metrics)
+    for sentence in caveats(metrics):
+        warn(sentence)
+    if output is not None:
+        write_json(output, metrics)
         say(f"metrics: {config.output}")
     return metrics
+
+
+def _metrics_of(run: str | None, overrides: Mapping[str, Any]) -> Path | None:
+    """Return the file of a run that holds exactly what is computed here, which may therefore be written again."""
+    changed = any(value is not None for value in overrides.values())
+    return None if run is None or changed else Path(run) / runs.METRICS
 
 
 def _kind(config: DictConfig) -> str:

@@ -4,7 +4,6 @@ Results are compared by distance. Many items can be equally far, and then their 
 among the ``k`` nearest. Therefore each result counts that is no farther than the k-th result of exact search.
 """
 
-import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,12 +14,13 @@ from jaxtyping import Int64, UInt8
 from omegaconf import DictConfig, OmegaConf
 from rich.table import Table
 
-from deephash_cli.console import console, say
+from deephash_cli.console import say, show, warn
 from deephash_cli.errors import ConfigError
-from deephash_cli.files import write_json
+from deephash_cli.files import is_device, write_json
 from deephash_cli.retrieval import indexes, ranking
-from deephash_cli.retrieval.codes_folder import Database, open_side
+from deephash_cli.retrieval.codes_folder import Database, open_side, read_manifest
 from deephash_cli.runs import codes_folder
+from deephash_cli.runs.outputs import settle, unused
 
 ENDING = ".faiss"
 _REPEATS = 3  # number of timed passes; the fastest counts
@@ -34,14 +34,17 @@ def run(config: DictConfig) -> dict[str, Any] | None:
         The measurements, as they are written to ``check_output``; None if nothing was measured.
 
     Raises:
-        ConfigError: If a file cannot be written, or there are no queries for the check.
+        ConfigError: If a file cannot be written or must not be replaced, or there are no queries for the check.
     """
     folder = codes_folder("index", config.run, config.codes)
-    output = folder / f"{config.kind}{ENDING}" if config.output is None else Path(config.output)
+    output = unused(folder / f"{config.kind}{ENDING}") if config.output is None else Path(config.output)
     report = output.with_name(f"{output.name}.check.json") if config.check_output is None else Path(config.check_output)
+    read_manifest(folder, ("database",))
+    report_file = _check_paths(output, report, config)
     database = open_side(folder)
-    _check_paths(output, report, config)
     asked = _queries(folder, database, config.queries, config.seed) if config.check else None
+    if config.check and config.k > database.n:
+        warn(f"k={config.k} is more than the {database.n} codes of the database: any index finds all of them")
     settings: dict[str, Any] = OmegaConf.to_container(config[config.kind]) if config.kind in config else {}  # type: ignore[assignment]
     say(f"building {config.kind} from {database.n} codes of {database.bits} bits")
     start = time.perf_counter()
@@ -50,7 +53,7 @@ def run(config: DictConfig) -> dict[str, Any] | None:
     record = indexes.save(built, output, database)
     size = record["bytes"]
     say(f"index: {output} ({size / 1e6:.1f} MB, built in {seconds:.1f} s)")
-    if asked is None:
+    if asked is None or report_file is None:
         return None
     queries, own = asked
     measured = {
@@ -67,7 +70,7 @@ def run(config: DictConfig) -> dict[str, Any] | None:
         **compare(built, indexes.Exact(database.packed, database.bits), queries, own, config.k, config.radius),
     }
     _show(measured)
-    write_json(report, measured)
+    write_json(report_file, measured)
     say(f"measurements: {report}")
     return measured
 
@@ -124,18 +127,24 @@ def compare(
     return result
 
 
-def _check_paths(output: Path, report: Path, config: DictConfig) -> None:
-    """Refuse, before any work, files that cannot be written or that would overwrite another kind of file."""
+def _check_paths(output: Path, report: Path, config: DictConfig) -> Path | None:
+    """Refuse, before any work, files that cannot be written or that must not be replaced.
+
+    Returns:
+        The file to write the report to; None if there is no check.
+    """
     if output.suffix != ENDING:
         raise ConfigError(f"output must be a file that ends in {ENDING}, got {output}")
-    if report.suffix != ".json":
+    if report.suffix != ".json" and not is_device(report):
         raise ConfigError(f"check_output must be a file that ends in .json, got {report}")
     if config.check_output is not None and not config.check:
         raise ConfigError("check_output= needs --check: add --check, or leave out check_output=")
-    for name, path in (("output", output), ("check_output", report)):
-        if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
-            problem = "cannot be written to" if path.parent.is_dir() else "does not exist"
-            raise ConfigError(f"{name}={path} is in a folder that {problem}: give another, output=<file{ENDING}>")
+    written = {
+        "output=": output,
+        "the description of the index, ": indexes.record_path(output),
+        "check_output=": report if config.check else None,
+    }
+    return settle("index", written, {"run=": config.run, "codes=": config.codes}, config.overwrite)[-1]
 
 
 def _queries(
@@ -181,7 +190,7 @@ def _show(measured: Mapping[str, Any]) -> None:
     title = (
         f"{measured['kind']}, {measured['database']} codes of {measured['bits']} bits, {measured['queries']} queries"
     )
-    table = Table("", measured["kind"], "exact", title=title, title_justify="left")
+    table = Table("", measured["kind"], "exact")
     for column in table.columns[1:]:
         column.justify = "right"
     nearest, within = measured["nearest"], measured["within"]
@@ -197,7 +206,7 @@ def _show(measured: Mapping[str, Any]) -> None:
     size = measured["database"] * ((measured["bits"] + 7) // 8)
     table.add_row("MB", f"{measured['bytes'] / 1e6:.1f}", f"{size / 1e6:.1f}")
     table.add_row("seconds to build", f"{measured['build_seconds']:.1f}", "0")
-    console.print(table)
+    show(table, title)
     threads = "thread" if measured["threads"] == 1 else "threads"
     say(f"queries: {measured['queries_from']}; {measured['threads']} {threads}")
     say("recall counts each result as near as the results of exact search; among equally near items, any will do")

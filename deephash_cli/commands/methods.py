@@ -2,22 +2,20 @@
 
 import argparse
 import ast
-import importlib.util
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
+from rich.markup import escape
 from rich.table import Table
 
 from deephash_cli.choices import CONF_DIR, PACKAGE, choices
-from deephash_cli.console import console, say
+from deephash_cli.console import console, say, show
 from deephash_cli.errors import ConfigError, first_line, hint
+from deephash_cli.training.method_facts import UNKNOWN, facts_of, source_of
 
 _HEADING = re.compile(r"\S+: (?P<title>.+) \((?P<authors>.+), (?P<venue>.+) (?P<year>\d{4})\)\.")
-_UNKNOWN = "-"
-_FITTED = "deephash_cli.methods.base.ShallowHasher"  # base class of the methods that are fitted on features
 _INTRODUCTION = """\
 # Methods
 
@@ -109,13 +107,13 @@ def _entry(file: Path) -> Entry:
         beside = file.parent.parent / "loss" / f"{loss}.yaml"
         if beside.exists():
             settings[f"loss/{loss}.yaml"] = beside.read_text(encoding="utf-8")
-    source = _source(module_name)
+    source = source_of(module_name)
     tree = ast.parse("" if source is None else source.read_bytes())
     heading, _, body = (ast.get_docstring(tree) or "").partition("\n\n")
     heading = " ".join(heading.split())
     cited = _HEADING.fullmatch(heading)
-    title, authors, venue, year = cited.groups() if cited else (heading, _UNKNOWN, _UNKNOWN, _UNKNOWN)
-    supervision, inputs = _facts(module_name, class_name)
+    title, authors, venue, year = cited.groups() if cited else (heading, UNKNOWN, UNKNOWN, UNKNOWN)
+    supervision, inputs = facts_of(module_name, class_name)
     if source is None:
         shown = f"there is no module {module_name}"
     else:
@@ -123,71 +121,18 @@ def _entry(file: Path) -> Entry:
     return Entry(file.stem, title, authors, venue, year, supervision, inputs, shown, body.strip("\n"), settings)
 
 
-def _source(module: str) -> Path | None:
-    """Return the file of a module, which is not imported; None if there is no such module."""
-    try:
-        spec = importlib.util.find_spec(module)
-    except (ImportError, ValueError):
-        return None
-    return Path(spec.origin) if spec is not None and spec.origin else None
-
-
-def _facts(module: str, class_name: str) -> tuple[str, str]:
-    """Return what a class learns from and what it is trained on, both read from the sources without importing them.
-
-    The first is the attribute ``supervision``, its own or inherited; the second is ``features`` for every class that
-    inherits from ``ShallowHasher``, over however many files.
-    """
-    supervision, inputs = _UNKNOWN, "images"
-    for name, node in _ancestry(module, class_name, frozenset()):
-        if name == _FITTED:
-            inputs = "features"
-        for statement in node.body:
-            if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == "supervision":
-                supervision = str(ast.literal_eval(statement.value)) if supervision == _UNKNOWN else supervision
-    return (supervision, inputs) if supervision != _UNKNOWN else (_UNKNOWN, _UNKNOWN)
-
-
-def _ancestry(module: str, class_name: str, seen: frozenset[str]) -> Iterator[tuple[str, ast.ClassDef]]:
-    """Yield a class and the classes that it inherits from, nearest first: full name and definition of each."""
-    source = _source(module)
-    if source is None or f"{module}.{class_name}" in seen:
-        return
-    tree = ast.parse(source.read_bytes())
-    places = _imported(tree)
-    for node in tree.body:
-        if isinstance(node, ast.ClassDef) and node.name == class_name:
-            yield f"{module}.{class_name}", node
-            for base in map(ast.unparse, node.bases):
-                head, _, rest = base.partition(".")
-                full = f"{places[head]}.{rest}".rstrip(".") if head in places else f"{module}.{base}"
-                origin, _, name = full.rpartition(".")
-                yield from _ancestry(origin, name, seen | {f"{module}.{class_name}"})
-
-
-def _imported(tree: ast.Module) -> dict[str, str]:
-    """Return what each imported name of a module stands for, as a dotted name."""
-    places: dict[str, str] = {}
-    for node in tree.body:
-        if isinstance(node, ast.Import):
-            places |= {alias.asname or alias.name.split(".")[0]: alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            places |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
-    return places
-
-
 def page(entry: Entry) -> str:
     """Return the page of a method in Markdown: paper, equation, deviations, settings."""
     blocks = [f"`conf/{name}`:\n\n```yaml\n{text.strip()}\n```" for name, text in entry.settings.items()]
     learns = "without labels" if entry.supervision == "none" else f"from {entry.supervision}"
     facts = f"Learns {learns}, trained on {_words(entry.inputs)}. Written in `{entry.file}`."
-    return "\n\n".join((f"## {entry.name}", _citation(entry, year=True), facts, entry.text, *blocks)) + "\n"
+    return "\n\n".join((f"## {entry.name}", _citation(entry), facts, entry.text, *blocks)) + "\n"
 
 
 def document() -> str:
     """Return the text of ``docs/methods.md``: the pages of all methods."""
     entries = catalogue(None)
-    contents = "\n".join(f"- [{entry.name}](#{entry.name}): {_citation(entry, year=True)}" for entry in entries)
+    contents = "\n".join(f"- [{entry.name}](#{entry.name}): {_citation(entry)}" for entry in entries)
     return "\n".join((f"{_INTRODUCTION}\n{contents}\n", *map(page, entries)))
 
 
@@ -208,22 +153,20 @@ def show_methods(config_dir: Path | None, name: str | None) -> None:
             raise ConfigError(f"there is no method {name!r}{hint(name, names)}; the methods are: {', '.join(names)}")
         console.print(page(entries[names.index(name)]), markup=False, soft_wrap=True, end="")
         return
-    table = Table()
-    for column in ("method", "learns from", "trained on", "year", "paper"):
-        table.add_column(column, no_wrap=column == "method")
-    table.add_column("file", overflow="fold")
+    table = Table("method", "learns from", "trained on", "venue", "paper")
     for entry in entries:
         facts = (_words(entry.supervision), _words(entry.inputs))
-        table.add_row(entry.name, *facts, entry.year, _citation(entry, year=False), entry.file)
-    console.print(table)
+        venue = UNKNOWN if entry.venue == UNKNOWN else f"{entry.venue} {entry.year}"
+        table.add_row(*map(escape, (entry.name, *facts, venue, entry.paper or entry.file)))
+    show(table)
     say("features are computed by a frozen model, or are your own vectors: dataset=vectors")
-    say("deephash methods <method> prints its equation, its settings, and what differs from the paper")
+    say("deephash methods <method> prints its authors, file, equation, settings, and what differs from the paper")
 
 
-def _citation(entry: Entry, year: bool) -> str:
-    if entry.authors == _UNKNOWN:
+def _citation(entry: Entry) -> str:
+    if entry.authors == UNKNOWN:
         return entry.paper
-    return f"{entry.paper} ({entry.authors}, {entry.venue}{f' {entry.year}' if year else ''})"
+    return f"{entry.paper} ({entry.authors}, {entry.venue} {entry.year})"
 
 
 def _words(fact: str) -> str:

@@ -1,40 +1,25 @@
 """``deephash runs``: list every run, one per line, whatever its status."""
 
 import argparse
-import contextlib
 import json
+import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.text import Text
 
 from deephash_cli import runs
 from deephash_cli.console import console, say, warn
-from deephash_cli.errors import ConfigError, DeephashError, first_line, hint
-from deephash_cli.files import csv_text, read_json
-from deephash_cli.runs import results
+from deephash_cli.errors import ConfigError
+from deephash_cli.files import csv_text
+from deephash_cli.runs import listing, results
+from deephash_cli.runs.listing import COLUMNS, Listed
 
-COLUMNS = ("status", "method", "dataset", "bits", "seed", "map", "started", "minutes", "run")
 _RIGHT = ("bits", "seed", "map", "minutes")
+_LEAST_NEEDED = ("minutes", "started", "dataset")  # columns that a narrow terminal does without, in this order
+_SHORT = 60  # largest number of characters of the settings of a run in the table
 STATUSES = {"finished": "green", "running": "cyan", "failed": "red", "interrupted": "yellow"}
-
-
-@dataclass(frozen=True)
-class Listed:
-    """A run in the list.
-
-    Attributes:
-        columns: Value for each of ``COLUMNS``; None if it is not known.
-        settings: Configuration of the run under dotted names.
-        note: Progress of the run, or why it failed.
-    """
-
-    columns: dict[str, Any]
-    settings: dict[str, Any]
-    note: str
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,13 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(parsed: argparse.Namespace) -> None:
     """Run ``deephash runs``."""
-    wanted = [word for word in parsed.words if "=" in word and not Path(word).is_dir()]
-    paths = [Path(word) for word in parsed.words if word not in wanted]
-    default = runs.default_root()
-    if not paths and not default.is_dir():
-        raise ConfigError(f"there is no folder {default} here: give run folders, or folders of runs")
-    settings = dict(word.split("=", 1) for word in wanted)
-    list_runs(paths or [default], settings, parsed.sort, parsed.reverse, parsed.format)
+    paths, wanted = listing.paths_and_filters(parsed.words)
+    list_runs(paths, wanted, parsed.sort, parsed.reverse, parsed.format)
 
 
 def list_runs(paths: Sequence[Path], wanted: Mapping[str, str], sort: str, reverse: bool, form: str) -> None:
@@ -61,10 +41,9 @@ def list_runs(paths: Sequence[Path], wanted: Mapping[str, str], sort: str, rever
 
     Args:
         paths: Run folders, or folders of runs.
-        wanted: Comma-separated values for settings, under dotted names, or for columns. A run is listed if it has one
-            of the values for each.
-        sort: Column to sort by.
-        reverse: Whether the largest value comes first.
+        wanted: Values that runs must have, as for `listing.choose`.
+        sort: Column to sort by, in ascending order; ``map`` has the best run first. Runs without a value come last.
+        reverse: Whether the order is the opposite; runs without a value still come last.
         form: Output format: ``table``, ``csv`` or ``json``.
 
     Raises:
@@ -72,117 +51,114 @@ def list_runs(paths: Sequence[Path], wanted: Mapping[str, str], sort: str, rever
     """
     if sort not in COLUMNS:
         raise ConfigError(f"--sort must be one of {', '.join(COLUMNS)}, got {sort}")
-    found, unreadable = [], []
-    for folder in results.find(paths):
-        try:
-            found.append(_read(folder))
-        except DeephashError as error:
-            unreadable.append(f"left out {folder}: {first_line(error)}")
+    found, unreadable = listing.read_all(results.find(paths))
     if not found and not unreadable:
         raise ConfigError(f"no run in {' '.join(map(str, paths))}: deephash train makes one")
-    known = {*COLUMNS}.union(*(run.settings for run in found))
-    for name in wanted:
-        if name not in known:
-            raise ConfigError(f"no run has the setting {name}{hint(name, known)}")
-    chosen = [run for run in found if all(_has(run, name, values) for name, values in wanted.items())]
-    chosen.sort(key=lambda run: _order(run.columns[sort]), reverse=reverse)
+    chosen = listing.choose(found, wanted)
+    with_value = [run for run in chosen if run.columns[sort] is not None]
+    with_value.sort(key=lambda run: _order(run.columns[sort]), reverse=(sort == "map") != reverse)
+    chosen = [*with_value, *(run for run in chosen if run.columns[sort] is None)]
+    differing = _differing(chosen)
     if form == "table":
-        _show(chosen, len(found))
+        _show(chosen, [_text(settings, _SHORT) for settings in differing], sort, len(found))
     else:
-        records = [{**run.columns, "note": run.note} for run in chosen]
-        text = json.dumps(records, indent=2, ensure_ascii=False) + "\n"
-        console.file.write(text if form == "json" else csv_text((*COLUMNS, "note"), records))
-    for line in unreadable:
-        warn(line)
+        records: list[dict[str, Any]] = [
+            {**run.columns, "settings": settings, "note": run.note}
+            for run, settings in zip(chosen, differing, strict=True)
+        ]
+        if form == "json":
+            text = json.dumps(records, indent=2, ensure_ascii=False) + "\n"
+        else:
+            lines = [{**record, "settings": _text(record["settings"])} for record in records]
+            text = csv_text((*COLUMNS, "settings", "note"), lines)
+        console.file.write(text)
+    for entry in unreadable:
+        warn(f"left out {entry.folder}: {entry.reason}")
 
 
-def _read(folder: Path) -> Listed:
-    """Read a run for the list. A value whose file does not exist yet is None.
+def _differing(chosen: Sequence[Listed]) -> list[dict[str, Any]]:
+    """Return for each run the settings in which the runs of its method and data set differ, by dotted name."""
+    groups: dict[tuple[str, str], list[int]] = {}
+    for number, run in enumerate(chosen):
+        groups.setdefault((str(run.columns["method"]), str(run.columns["dataset"])), []).append(number)
+    differing: list[dict[str, Any]] = [{} for _ in chosen]
+    for numbers in groups.values():
+        for number, settings in zip(
+            numbers, results.differences([_kind(chosen[number]) for number in numbers]), strict=True
+        ):
+            differing[number] = settings
+    return differing
 
-    Raises:
-        ArtifactError: If its record or its settings cannot be read.
+
+def _kind(run: Listed) -> dict[str, Any]:
+    return {name: value for name, value in run.settings.items() if not runs.belongs(name, results.VARIED)}
+
+
+def _text(settings: Mapping[str, Any], length: int | None = None) -> str:
+    """Return settings as one line, cut between two of them if it would have more than ``length`` characters."""
+    text = " ".join(f"{name}={' '.join(str(value).split())}" for name, value in settings.items())
+    return text if length is None else textwrap.shorten(text, length, placeholder=" ...", break_on_hyphens=False)
+
+
+def _order(value: Any) -> tuple[bool, Any]:
+    """Return a sort key that puts numbers before texts."""
+    return (isinstance(value, str), value)
+
+
+def _show(chosen: Sequence[Listed], settings: Sequence[str], sort: str, of: int) -> None:
+    """Print a line for each run.
+
+    On a terminal that is too narrow, the settings, the folder and the note follow on lines of their own, and if that
+    is not enough, the columns in ``_LEAST_NEEDED`` are left out.
+
+    Args:
+        chosen: Runs, in the order in which they are printed.
+        settings: Settings in which each run differs from others, as text.
+        sort: Column that the runs are sorted by; it is never left out.
+        of: Number of runs that the list was chosen from.
     """
-    record = runs.read_record(folder)
-    settings = runs.flatten(runs.read_config(folder))
-    status = runs.status(folder, record)
-    seconds = runs.seconds(record)
-    value = None
-    if (folder / runs.METRICS).exists():
-        metrics = read_json(folder / runs.METRICS)
-        value = metrics.get("map") if isinstance(metrics, dict) else None
-    dataset, split = settings.get("dataset.name"), settings.get("dataset.protocol")
-    if file := settings.get("dataset.split_file"):
-        split = Path(str(file)).name
-    columns = {
-        "status": status,
-        "method": settings.get("method"),
-        "dataset": f"{dataset} {split}" if split else dataset,
-        "bits": settings.get("bits"),
-        "seed": settings.get("seed"),
-        "map": value if isinstance(value, float) else None,
-        "started": record["started"],
-        "minutes": None if seconds is None else round(seconds / 60, 1),
-        "run": str(folder),
-    }
-    note = str(record.get("error") or "")
-    if status in ("running", "interrupted"):
-        note = f"epoch {_epochs(folder)} of {settings.get('trainer.max_epochs')}"
-    return Listed(columns, settings, note)
-
-
-def _epochs(folder: Path) -> int:
-    """Return the number of epochs that a run has finished, from its log; 0 if there is no log."""
-    with contextlib.suppress(OSError, IndexError, ValueError, TypeError, KeyError):
-        return 1 + int(json.loads((folder / runs.STEPS).read_text(encoding="utf-8").splitlines()[-1])["epoch"])
-    return 0
-
-
-def _has(run: Listed, name: str, values: str) -> bool:
-    """Return whether a setting or a column of a run has one of the comma-separated values."""
-    here = [source[name] for source in (run.settings, run.columns) if name in source]
-    if name == "dataset":  # the name without the split is enough
-        here.append(run.settings.get("dataset.name"))
-    return any(_same(value, text) for value in here for text in values.split(","))
-
-
-def _same(value: Any, text: str) -> bool:
-    if str(value) == text:
-        return True
-    with contextlib.suppress(ValueError):
-        return isinstance(value, int | float) and not isinstance(value, bool) and float(text) == value
-    with contextlib.suppress(yaml.YAMLError):
-        return yaml.safe_load(text) == value
-    return False
-
-
-def _order(value: Any) -> tuple[bool, bool, Any]:
-    """Return a sort key that puts None first, and numbers before texts."""
-    return (value is not None, isinstance(value, str), 0 if value is None else value)
-
-
-def _show(chosen: Sequence[Listed], of: int) -> None:
-    """Print a line for each run. On a terminal that is too narrow, the folder and the note follow on a second line."""
-    heads = [name for name in COLUMNS if name != "run"]
-    cells = [heads, *([_cell(name, run.columns[name]) for name in heads] for run in chosen)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    places = ["run", *(": ".join(filter(None, (run.columns["run"], run.note))) for run in chosen)]
-    fits = sum(widths) + 2 * len(widths) + max(map(len, places)) <= console.width
-    for number, (line, place) in enumerate(zip(cells, places, strict=True)):
+    columns = {name: [name, *(_cell(name, run.columns[name]) for run in chosen)] for name in COLUMNS if name != "run"}
+    last = {"settings": ["settings", *settings]} if any(settings) else {}
+    last["run"] = ["run", *(": ".join(filter(None, (run.columns["run"], run.note))) for run in chosen)]
+    is_one_line = not console.is_terminal or _width({**columns, **last}) <= console.width
+    if is_one_line:
+        columns |= last
+    for name in _LEAST_NEEDED:
+        if not is_one_line and name != sort and _width(columns) > console.width:
+            del columns[name]
+    widths = [max(map(len, cells)) for cells in columns.values()]
+    for number, line in enumerate(zip(*columns.values(), strict=True)):
         padded = [
             cell.rjust(width) if name in _RIGHT else cell.ljust(width)
-            for name, cell, width in zip(heads, line, widths, strict=True)
+            for name, cell, width in zip(columns, line, widths, strict=True)
         ]
-        text = Text("  ".join(padded), "bold" if number == 0 else "")
+        text = Text("  ".join(padded).rstrip(), "bold" if number == 0 else "")
         if number and line[0] in STATUSES:
             text.stylize(STATUSES[line[0]], 0, len(line[0]))
-        if fits or not console.is_terminal:
-            text.append(f"  {place}")
-        elif number:
-            text.append(f"\n    {place}")
+        if number and not is_one_line:
+            text.append(f"\n{_below('  '.join(filter(None, (cells[number] for cells in last.values()))))}")
         console.print(text, soft_wrap=True)
     kinds = [(status, sum(run.columns["status"] == status for run in chosen)) for status in STATUSES]
     counts = ", ".join(f"{count} {status}" for status, count in kinds if count)
     say(f"{len(chosen)} of {of} runs{f': {counts}' if counts else ''}; times are UTC")
+
+
+def _width(columns: Mapping[str, Sequence[str]]) -> int:
+    """Return the width of some columns with two spaces between them, in characters."""
+    return sum(max(map(len, cells)) for cells in columns.values()) + 2 * (len(columns) - 1)
+
+
+def _below(text: str) -> str:
+    """Return a text as indented lines that are as wide as the terminal and break no word."""
+    space = " " * 4
+    return textwrap.fill(
+        text,
+        console.width,
+        initial_indent=space,
+        subsequent_indent=space,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def _cell(name: str, value: Any) -> str:

@@ -3,26 +3,28 @@
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
-import torch
 from omegaconf import DictConfig, OmegaConf
 from rich.markup import escape
 from rich.table import Table
 
 from deephash_cli import runs
-from deephash_cli.console import console, say, warn
+from deephash_cli.console import say, show, warn
 from deephash_cli.data.dataset import Vectors
 from deephash_cli.data.decoding import decode
 from deephash_cli.data.image_folder import describe_left_out, images_below
 from deephash_cli.errors import ConfigError, DataError
-from deephash_cli.files import write_bytes, write_json
+from deephash_cli.files import is_device, write_bytes, write_json
 from deephash_cli.inference import contact_sheet as sheets
-from deephash_cli.inference.searcher import Hit, Query, Searcher, class_names, label_names, open_searcher
-from deephash_cli.models import packed_codes
 from deephash_cli.npy import FLOATS, open_array
 from deephash_cli.retrieval.codes_folder import open_side
+from deephash_cli.runs.outputs import settle, unused
+
+# Elsewhere imported inside functions, because torch takes seconds; an output that cannot be used is refused before.
+if TYPE_CHECKING:
+    from deephash_cli.inference.searcher import Hit, Query, Searcher
 
 SHOWN = 20  # number of queries that are printed and drawn; the JSON file has all
 
@@ -32,16 +34,33 @@ def run(config: DictConfig) -> list[dict[str, Any]]:
 
     Returns:
         The results of each query, as they are written to ``output``.
+
+    Raises:
+        ConfigError: If a setting is missing or cannot be used, or if an output must not be replaced.
+        DataError: If ``query`` is not an image, a folder of images, vectors or an id.
     """
     if config.query is None:
         raise ConfigError("deephash search needs query=<image, folder of images, or id of an image of the run>")
-    run_folder = runs.given_or_latest(config.run)
+    picture = unused(Path("search.png")) if config.picture == "auto" else config.picture
+    ending = ".png" if picture is None or is_device(Path(picture)) else Path(picture).suffix
+    sheets.image_format(ending)
+    output, picture_file = settle(
+        "search",
+        {"output=": config.output, "picture=": picture},
+        {f"{name}=": config[name] for name in ("query", "run", "codes", "index")},
+        config.overwrite,
+    )
+    run_folder = runs.given_or_latest(config.run, config.codes)
+    from deephash_cli.inference.searcher import open_searcher
+
     place = Path(config.query).expanduser()
     vectors = place if place.suffix == ".npy" else None
     folder = None if config.codes is None else Path(config.codes)
     settings = cast(dict[str, Any], OmegaConf.to_container(config))
     searcher = open_searcher(run_folder, folder, config.index, settings, list(config.allowed_targets), vectors)
     say(f"{run_folder}: {searcher.title}, {searcher.n} images")
+    if config.radius is None and config.k > searcher.n:
+        warn(f"k={config.k} is more than the {searcher.n} images that are searched: each query finds all of them")
     found = [
         (query, searcher.search(query, config.k, config.radius)) for query in _queries(searcher, run_folder, place)
     ]
@@ -52,21 +71,28 @@ def run(config: DictConfig) -> list[dict[str, Any]]:
     if len(found) > SHOWN:
         say(f"... and {len(found) - SHOWN} more queries; output=<file.json> writes all")
     results = [_described(query, hits) for query, hits in found]
-    if config.output is not None:
+    if output is not None:
         asked = {"run": str(run_folder), **{name: config[name] for name in ("codes", "index", "k", "radius")}}
-        write_json(Path(config.output), {**asked, "bits": searcher.bits, "queries": results})
+        write_json(output, {**asked, "bits": searcher.bits, "queries": results})
         say(f"results: {config.output}")
-    if config.picture is not None:
-        _draw(Path(config.picture), searcher, [(query, hits[: config.k]) for query, hits in found[:SHOWN]])
+    if picture_file is not None:
+        sheet = _draw(searcher, [(query, hits[: config.k]) for query, hits in found[:SHOWN]], ending)
+        if sheet is None:
+            warn("no picture: none of the images is available")
+        else:
+            write_bytes(picture_file, sheet)
+            say(f"picture: {picture}")
     return results
 
 
-def _queries(searcher: Searcher, run: Path, place: Path) -> list[Query]:
+def _queries(searcher: "Searcher", run: Path, place: Path) -> list["Query"]:
     """Return the queries that ``place`` names: an image, a folder of images, vectors, or the id of an image of the run.
 
     Raises:
         DataError: If ``place`` is none of these.
     """
+    from deephash_cli.inference.searcher import Query, class_names, label_names
+
     if place.suffix == ".npy":
         return _vector_queries(searcher, place)
     if place.is_dir():
@@ -90,8 +116,10 @@ def _queries(searcher: Searcher, run: Path, place: Path) -> list[Query]:
     )
 
 
-def _image_query(searcher: Searcher, path: Path, name: Path) -> Query:
+def _image_query(searcher: "Searcher", path: Path, name: Path) -> "Query":
     """Return the query for an image file; if a folder in ``name`` is named like a class, that class is its label."""
+    from deephash_cli.inference.searcher import Query
+
     if searcher.encoder.takes != "images":
         raise ConfigError(f"query={path} is not a .npy file, but the run hashes vectors")
     folders = [unicodedata.normalize("NFC", folder) for folder in name.parts[:-1]]
@@ -99,7 +127,12 @@ def _image_query(searcher: Searcher, path: Path, name: Path) -> Query:
     return Query(name.as_posix(), searcher.encode(decode(path)), labels[:1], -1, lambda: decode(path))
 
 
-def _vector_queries(searcher: Searcher, path: Path) -> list[Query]:
+def _vector_queries(searcher: "Searcher", path: Path) -> list["Query"]:
+    import torch
+
+    from deephash_cli.inference.searcher import Query
+    from deephash_cli.models import packed_codes
+
     if searcher.encoder.takes != "vectors":
         raise ConfigError(f"query={path} contains vectors, but the run hashes images")
     vectors = Vectors(open_array(path, "vectors", (2,), FLOATS))
@@ -108,9 +141,9 @@ def _vector_queries(searcher: Searcher, path: Path) -> list[Query]:
     return [Query(f"row {row}", packed[None], [], -1, lambda: None) for row, packed in enumerate(packed_codes(u))]
 
 
-def _show(query: Query, hits: Sequence[Hit]) -> None:
+def _show(query: "Query", hits: Sequence["Hit"]) -> None:
     labels = f" ({', '.join(query.labels)})" if query.labels else ""
-    table = Table(title=escape(f"{query.name}{labels}"), title_justify="left")
+    table = Table()
     for name in ("rank", "distance"):
         table.add_column(name, justify="right")
     table.add_column("id")
@@ -121,10 +154,10 @@ def _show(query: Query, hits: Sequence[Hit]) -> None:
     for rank, hit in enumerate(hits, start=1):
         more = (escape(", ".join(hit.labels)), marks[hit.relevant]) if labelled else ()
         table.add_row(str(rank), str(hit.distance), escape(hit.id), *more)
-    console.print(table)
+    show(table, f"{query.name}{labels}")
 
 
-def _described(query: Query, hits: Sequence[Hit]) -> dict[str, Any]:
+def _described(query: "Query", hits: Sequence["Hit"]) -> dict[str, Any]:
     results = [
         {
             "id": hit.id,
@@ -138,7 +171,8 @@ def _described(query: Query, hits: Sequence[Hit]) -> dict[str, Any]:
     return {"query": query.name, "labels": query.labels, "results": results}
 
 
-def _draw(path: Path, searcher: Searcher, found: Sequence[tuple[Query, list[Hit]]]) -> None:
+def _draw(searcher: "Searcher", found: Sequence[tuple["Query", list["Hit"]]], ending: str) -> bytes | None:
+    """Return the contact sheet of some queries and their results; None if none of the images is available."""
     rows = []
     for query, hits in found:
         row = [sheets.Tile(query.image(), "query", ", ".join(query.labels), None)]
@@ -149,8 +183,5 @@ def _draw(path: Path, searcher: Searcher, found: Sequence[tuple[Query, list[Hit]
             for hit in hits
         ]
         rows.append(row)
-    if not any(tile.image for row in rows for tile in row):
-        warn("no picture: none of the images is available")
-        return
-    write_bytes(path, sheets.contact_sheet(rows, path.suffix))
-    say(f"picture: {path}")
+    is_empty = not any(tile.image for row in rows for tile in row)
+    return None if is_empty else sheets.contact_sheet(rows, ending)

@@ -173,11 +173,19 @@ def _plan(folder: Path, rebuild: bool) -> Plan:
         return Plan(folder, rebuild="W&B does not have all of it" if state else "W&B's log is missing")
     if state and not state.get("whole"):
         return Plan(folder, rebuild="W&B's log is incomplete")
-    if state.get("folder") not in (None, str(folder.absolute())):
+    if (before := state.get("folder")) is not None and not _is_same(before, folder):
         return Plan(folder, rebuild="the folder was moved")  # W&B's log contains absolute paths
     if len(waiting) > 1:
         return Plan(folder, rebuild="it was interrupted and resumed")
     return Plan(folder, files=waiting)
+
+
+def _is_same(recorded: object, folder: Path) -> bool:
+    """Return whether a recorded path, which may have been edited, names a folder, whatever the current folder is."""
+    try:
+        return isinstance(recorded, str) and Path(recorded).resolve() == folder.resolve()
+    except (OSError, RuntimeError, ValueError):  # a loop of links, or a name that no file can have
+        return False
 
 
 def _logger(settings: Mapping[str, Any]) -> Mapping[str, Any]:

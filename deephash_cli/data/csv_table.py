@@ -1,22 +1,42 @@
-"""Load your own images from a CSV table: path, class names and, optionally, the parts each image belongs to."""
+"""Load your own images from a CSV table: path and, optionally, class names and the parts each image belongs to."""
 
 import csv
+import io
+import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from deephash_cli.data.dataset import ImageFiles, RetrievalDataset, missing_images
+from deephash_cli.data import labels
+from deephash_cli.data.dataset import ImageFiles, RetrievalDataset
+from deephash_cli.data.identity import ImageNames, canonical, shown
 from deephash_cli.data.small_images import in_memory_if_small
-from deephash_cli.errors import DataError
+from deephash_cli.data.text import read_text
+from deephash_cli.errors import DataError, short
 
 _ROLES = ("train", "query", "database")
+_COLUMNS = ("path", "labels", "split")
+_MEANT = {
+    "path": ("file", "filename", "filepath", "file_name", "image", "image_path", "img", "id"),
+    "labels": ("class", "classes", "class_name", "category", "categories", "tag", "tags", "target", "targets"),
+}  # usual names for the same column in other programs
+_PARTS = {
+    **{role: role for role in _ROLES},
+    **dict.fromkeys(("val", "valid", "validation", "dev"), ""),
+    "training": "train",
+    **dict.fromkeys(("test", "testing", "queries"), "query"),
+    **dict.fromkeys(("gallery", "db", "retrieval"), "database"),
+}  # the part that is meant by a word; "" if it may be any
 
 
 def csv_table(root: str | Path | None, file: str | None) -> RetrievalDataset:
-    """Load the images named in a CSV file with the columns ``path``, ``labels`` and, optionally, ``split``.
+    """Load the images named in a CSV file with the columns ``path`` and, optionally, ``labels`` and ``split``.
 
-    Semicolons separate several labels or several parts: ``red;shoe``, ``train;database``. A row without labels is an
-    image that is relevant to no query. A row with an empty ``split`` is in no part.
+    Several labels or several parts in a cell are separated by ``;``: ``red;shoe``, ``train;database``; see
+    ``labels.from_cells`` for other notations. A row without labels is an image that is relevant to no query. A table
+    without the column is a data set without labels. A row with an empty ``split`` is in no part.
 
     Args:
         root: Folder that the paths in the table start from; None means the folder of the table.
@@ -26,70 +46,130 @@ def csv_table(root: str | Path | None, file: str | None) -> RetrievalDataset:
         DataError: If no table is given, or it is missing or malformed, or names images that do not exist.
     """
     if file is None:
-        raise DataError("a table needs dataset.file=<file.csv>, with the columns path and labels, and optionally split")
-    table = Path(file).expanduser()
-    folder = Path(root).expanduser() if root is not None else table.parent
-    paths, names, parts = _read(table)
-    missing = [path for path in paths if not (folder / path).is_file()]
-    if missing:
-        raise missing_images(str(table), folder, missing)
-    class_names = sorted({name for row in names for name in row})
-    column = {name: number for number, name in enumerate(class_names)}
-    labels = np.zeros((len(paths), len(class_names)), dtype=np.uint8)
-    for number, row in enumerate(names):
-        labels[number, [column[name] for name in row]] = 1
+        raise DataError("a table needs dataset.file=<file.csv>, with the column path, and optionally labels and split")
+    path = Path(file).expanduser()
+    folder = Path(root).expanduser() if root is not None else path.parent
+    table = _read(path)
+    images = ImageNames(folder)
+    images.rows(_paths(table), table.places, "merge the two rows")
+    images.require_all(str(path))
+    if "labels" in table.columns:
+        read = labels.from_cells(table.columns["labels"], table.places)
+    else:
+        read = labels.Labels(np.zeros((len(images.ids), 0), np.uint8), [], "")
+    unused = [name for name in table.columns if name not in _COLUMNS]
+    _require_no_meaning(path, table, unused)
+    official = _official(table) if "split" in table.columns else None
     return RetrievalDataset(
         name="csv",
-        ids=paths,
-        labels=labels,
-        class_names=class_names,
-        images=in_memory_if_small(ImageFiles([Path(path) for path in paths], folder)),
-        official=_official(parts) if parts is not None else None,
+        ids=images.ids,
+        labels=read.labels,
+        class_names=read.class_names,
+        images=in_memory_if_small(ImageFiles([Path(name) for name in images.ids], folder)),
+        official=official,
+        reading=(read.how, f"not used: column{'s' * (len(unused) > 1)} {', '.join(unused)}" if unused else ""),
     )
 
 
-def _read(table: Path) -> tuple[list[str], list[list[str]], list[list[str]] | None]:
-    """Read the columns path, labels and split; the last is None if the table has no ``split`` column."""
-    paths: dict[str, int] = {}
-    names, parts = [], []
+class _Table(NamedTuple):
+    columns: dict[str, list[str]]  # the cells of each column, by its name; path, labels and split in small letters
+    places: list[str]  # file and line of each row
+
+
+def _read(path: Path) -> _Table:
+    """Read all cells of a table."""
+    text = read_text(path, f"dataset.file={path}")
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
-        with table.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, strict=True)
-            header = [column.strip() for column in reader.fieldnames or []]
-            if not {"path", "labels"} <= set(header):
+        names = _header(path, next(reader, []))
+        cells, places = [], []
+        for row in reader:
+            if not any(cell.strip() for cell in row):
+                continue  # an empty line, or one of commas alone, as spreadsheets write
+            if len(row) != len(names):
                 raise DataError(
-                    f"{table}: the first line must name the columns path and labels, got {', '.join(header)!r}"
+                    f"{path}:{reader.line_num}: expected {len(names)} columns, got {len(row)}; quote values "
+                    "that contain a comma"
                 )
-            reader.fieldnames = header
-            for row in reader:
-                place = f"{table}:{reader.line_num}"
-                if None in row or None in row.values():
-                    raise DataError(f"{place}: expected {len(header)} columns; quote values that contain a comma")
-                path = row["path"].strip()
-                if not path:
-                    raise DataError(f"{place}: the path is empty")
-                if path in paths:
-                    raise DataError(f"{place}: {path} is already in line {paths[path]}; merge the two rows")
-                paths[path] = reader.line_num
-                names.append(_items(row["labels"]))
-                parts.append(_items(row.get("split", "")))
-                if unknown := [part for part in parts[-1] if part not in _ROLES]:
-                    raise DataError(f"{place}: split must be train, query or database, got {unknown[0]!r}")
-    except FileNotFoundError as error:
-        raise DataError(f"dataset.file={table} does not exist") from error
-    except (OSError, csv.Error) as error:
-        raise DataError(f"{table} cannot be read as a table: {error}") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{table} is not UTF-8 text; save the table as UTF-8") from error
-    if not paths:
-        raise DataError(f"{table} has no rows below its first line; add a row for each image")
-    return list(paths), names, parts if "split" in header else None
+            cells.append(row)
+            places.append(f"{path}:{reader.line_num}")
+    except csv.Error as error:
+        quote = (
+            ", for example because a quote is missing"
+            if "field" in str(error) or "unexpected end" in str(error)
+            else ""
+        )
+        raise DataError(
+            f"{path}:{reader.line_num}: cannot be read as a table: {error}{quote}; correct this line or those above"
+        ) from error
+    if not cells:
+        raise DataError(f"{path} has no rows below its first line; add a row for each image")
+    columns = [list(column) for column in zip(*cells, strict=True)]
+    return _Table({name: column for name, column in zip(names, columns, strict=True) if name}, places)
 
 
-def _items(value: str) -> list[str]:
-    return [item.strip() for item in value.split(";") if item.strip()]
+def _header(path: Path, row: Sequence[str]) -> list[str]:
+    """Return the names of the columns: path, labels and split in small letters, "" for a column without a name."""
+    names = [shown(name) for name in row]
+    if len(names) == 1 and (mark := next((mark for mark in ";\t|" if mark in row[0]), None)):
+        kind = {"\t": "tabs"}.get(mark, mark)
+        raise DataError(f"{path}: the columns are separated by {kind}, expected commas; save the table with commas")
+    known = {**{name: name for name in _COLUMNS}, "label": "labels"}
+    names = [known.get(canonical(name).casefold(), name) for name in names]
+    seen: dict[str, int] = {}
+    for number, name in enumerate(names):
+        if name and seen.setdefault(canonical(name), number) != number:
+            both = " and ".join(repr(row[at]) for at in (seen[canonical(name)], number))
+            raise DataError(f"{path}: two columns are named {name}: {both}; remove or rename one of the two")
+    for wanted in ("path", "labels"):
+        meant = [name for name in names if name.casefold().replace(" ", "_") in _MEANT[wanted]]
+        if wanted not in names and meant:
+            raise DataError(f"{path}: there is no column {wanted}, but a column {meant[0]}; rename it to {wanted}")
+    if "path" not in names:
+        raise DataError(
+            f"{path}: the first line must name the columns, path and optionally labels and split, got "
+            f"{short(', '.join(names))!r}"
+        )
+    return names
 
 
-def _official(parts: list[list[str]]) -> dict[str, np.ndarray]:
+def _paths(table: _Table) -> list[str]:
+    paths = [cell.strip() for cell in table.columns["path"]]
+    if "" in paths:
+        raise DataError(f"{table.places[paths.index('')]}: the path is empty")
+    return paths
+
+
+def _official(table: _Table) -> dict[str, np.ndarray]:
+    """Read the column split: the rows of each part."""
+    parts = []
+    for cell, place in zip(table.columns["split"], table.places, strict=True):
+        own = [word.casefold() for word in re.split(r"[\s;|,'\"\[\](){}]+", canonical(cell)) if word]
+        unknown = [word for word in own if word not in _ROLES]
+        if unknown:
+            meant = f", which is probably {_PARTS[unknown[0]]} here" if _PARTS.get(unknown[0]) else ""
+            raise DataError(
+                f"{place}: split must be train, query or database, got {short(unknown[0])!r}{meant}; separate several "
+                "parts by ;, and leave the cell empty for an image in no part"
+            )
+        parts.append(own)
     rows = {role: np.array([number for number, own in enumerate(parts) if role in own], np.int64) for role in _ROLES}
     return {role: numbers for role, numbers in rows.items() if len(numbers)}
+
+
+def _require_no_meaning(path: Path, table: _Table, unused: Sequence[str]) -> None:
+    """Refuse columns that are not used although their values say that they are a division or labels."""
+    values = {name: {canonical(cell).casefold() for cell in table.columns[name]} - {""} for name in unused}
+    for name in unused:
+        if "split" not in table.columns and len(values[name]) > 1 and values[name] <= _PARTS.keys():
+            raise DataError(
+                f"{path}: the column {name} holds {', '.join(sorted(values[name]))}, but a division must be in the "
+                "column split, as train, query or database; rename it, or remove it to draw queries at random"
+            )
+    if "labels" not in table.columns:
+        marks = [name for name in unused if values[name] and values[name] <= {"0", "1", "0.0", "1.0", "true", "false"}]
+        if marks:
+            raise DataError(
+                f"{path}: there is no column labels, and {short(', '.join(marks))} hold 0 or 1; write the names of an "
+                "image's classes in one column labels, separated by ;, or remove these columns"
+            )

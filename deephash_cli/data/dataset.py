@@ -1,16 +1,20 @@
 """Retrieval data sets: ids, multi-hot labels, images or vectors and, optionally, the authors' own division."""
 
+import functools
 import hashlib
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Float32, Int64, Integer, UInt8
+from jaxtyping import Float, Float32, Float64, Int64, Integer, UInt8
 
 from deephash_cli.data.decoding import decode, square, unreadable, why
+from deephash_cli.data.identity import alike
 from deephash_cli.errors import DataError
-from deephash_cli.npy import blocks
+from deephash_cli.npy import RowNumbers, blocks
 
 _ROLES = ("train", "query", "database")
 
@@ -130,6 +134,13 @@ class ImageFiles:
         return side
 
 
+class Spread(NamedTuple):
+    """Where the values of each column of vectors lie. The deviation of a column is exactly 0 if it is constant."""
+
+    mean: Float64[np.ndarray, " d"]
+    deviation: Float64[np.ndarray, " d"]
+
+
 class Vectors:
     """Feature vectors made by another program, possibly mapped from a file. They are hashed as they are.
 
@@ -148,7 +159,19 @@ class Vectors:
 
     def batch(self, rows: Rows) -> Float32[np.ndarray, "b d"]:
         """Return the vectors at ``rows``, in that order, as float32."""
-        return self.array[rows].astype(np.float32, order="C")
+        return np.ascontiguousarray(self.array[rows], dtype=np.float32)
+
+    @functools.cached_property
+    def spread(self) -> Spread:
+        """Mean and standard deviation of each column, computed in float64 from the float32 values, block by block."""
+        first = self.array[0].astype(np.float32).astype(np.float64)  # subtracted first, or a large mean costs digits
+        sums, squares = np.zeros((2, self.array.shape[1]))
+        for rows in blocks(self.array):
+            block = self.array[rows].astype(np.float32) - first
+            sums += block.sum(axis=0)
+            squares += np.einsum("nd,nd->d", block, block)
+        mean = sums / len(self)
+        return Spread(first + mean, np.sqrt(np.maximum(squares / len(self) - mean**2, 0)))
 
     def digest(self) -> str:
         """Return the SHA-256 of shape and float32 values: equal vectors have equal digests, wherever they come from."""
@@ -173,20 +196,23 @@ class RetrievalDataset:
             there is none.
         left_out: Files beside the images that are not read, each with its path and a reason.
         unreadable: Ids of image files that cannot be read and were taken out of the data set, each with a reason.
+        reading: Remarks on how the user's files were understood, to be shown before training; None for a published
+            data set.
 
     Raises:
-        DataError: If there is no image, lengths differ, ids repeat or span lines, a label is not 0 or 1, or
-            ``official`` has an unknown part or row.
+        DataError: If there is no image, lengths differ, ids repeat or span lines, ids or class names look the same
+            when printed, a label is not 0 or 1, or ``official`` has an unknown part or row.
     """
 
     name: str
-    ids: list[str]
+    ids: Sequence[str]
     labels: UInt8[np.ndarray, "n classes"]
     class_names: list[str]
     images: ImageArray | ImageFiles | Vectors
     official: dict[str, Int64[np.ndarray, "_"]] | None = None
     left_out: Sequence[tuple[str, str]] = ()
     unreadable: Sequence[tuple[str, str]] = ()
+    reading: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         count = len(self.ids)
@@ -202,9 +228,15 @@ class RetrievalDataset:
                 f"data set {self.name} has {self.labels.shape[1]} label columns and {len(self.class_names)} class "
                 "names; the two counts must be equal"
             )
+        if pair := alike(self.class_names):
+            raise DataError(
+                f"data set {self.name} has the classes {pair[0]!a} and {pair[1]!a}, which look the same when printed; "
+                "give them one name"
+            )
         if self.labels.size and self.labels.max() > 1:
             raise DataError(f"data set {self.name} has a label {self.labels.max()}; labels are 0 or 1")
-        self._check_ids()
+        if not isinstance(self.ids, RowNumbers):
+            self._check_ids()
         for role, rows in (self.official or {}).items():
             if role not in _ROLES:
                 raise DataError(f"data set {self.name} has a part {role!r}; the parts are train, query and database")
@@ -217,11 +249,14 @@ class RetrievalDataset:
         return len(self.ids)
 
     def _check_ids(self) -> None:
-        seen = set()
+        seen: dict[str, str] = {}
         for identifier in self.ids:
-            if identifier in seen:
-                raise DataError(f"data set {self.name} has the id {identifier!r} twice; ids must be unique: rename one")
-            seen.add(identifier)
+            composed = unicodedata.normalize("NFC", identifier)
+            if composed in seen:
+                both = "twice" if seen[composed] == identifier else f"and {seen[composed]!a}, which look the same"
+                shown = repr(identifier) if both == "twice" else ascii(identifier)
+                raise DataError(f"data set {self.name} has the id {shown} {both}; ids must be unique: rename one")
+            seen[composed] = identifier
             # Ids are stored one per line, so they may contain no character that ends a line for any reader.
             if identifier.splitlines() != [identifier]:
                 raise DataError(
@@ -242,13 +277,3 @@ def multi_hot(classes: Integer[np.ndarray, " n"], count: int) -> UInt8[np.ndarra
     labels = np.zeros((len(classes), count), dtype=np.uint8)
     labels[np.arange(len(classes)), classes] = 1
     return labels
-
-
-def missing_images(source: str, root: Path, paths: Sequence[str]) -> DataError:
-    """Return the error for files that a list or table names but that do not exist."""
-    some = ", ".join(paths[:5])
-    more = ", ..." if len(paths) > 5 else ""
-    return DataError(
-        f"{source}: {len(paths)} of the images named do not exist under {root}: {some}{more}; "
-        "set dataset.root to the folder that the paths start from"
-    )

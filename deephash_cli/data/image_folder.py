@@ -88,6 +88,7 @@ def folder_of_images(root: str | Path | None, labels: str) -> RetrievalDataset:
         else np.zeros((len(paths), 0), np.uint8),
         class_names=names,
         images=in_memory_if_small(ImageFiles(paths, root)),
+        reading=(),
         left_out=[(path.relative_to(root).as_posix(), reason) for path, reason in left_out],
     )
 

@@ -1,23 +1,33 @@
 """Load data sets from list files, in which each line has an image's path and a column of 0 or 1 for each class.
 
 This is the usual format of the field: HashNet's lists for NUS-WIDE, MS-COCO and ImageNet-100, and those of the many
-projects after it, have it. A published division can therefore be used as it is.
+projects after it, have it. A published division can therefore be used as it is. Other projects write a single column
+with the number of the class.
 """
 
-from dataclasses import dataclass
+import os
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from deephash_cli.data.dataset import ImageFiles, RetrievalDataset, missing_images
+from deephash_cli.data.dataset import ImageFiles, RetrievalDataset
+from deephash_cli.data.decoding import endings
+from deephash_cli.data.identity import ImageNames, shown
+from deephash_cli.data.labels import from_columns, is_number
 from deephash_cli.data.small_images import in_memory_if_small
-from deephash_cli.errors import DataError
+from deephash_cli.data.text import lines
+from deephash_cli.errors import DataError, short
+
+_LINE = "a path and a 0 or 1 for each class, or a path and a class number"
 
 
 def image_list(root: str | Path | None, train: str | None, query: str | None, database: str | None) -> RetrievalDataset:
     """Load the images named in list files, which are also the official division.
 
-    An image may be in both the training list and the database list; it is still one row of the data set.
+    An image may be in both the training list and the database list; it is still one row of the data set, even if the
+    lists spell its path in different ways. The labels of all lists together decide how they are read: a single column
+    holds class numbers, several columns have one for each class.
 
     Args:
         root: Folder that the paths in the lists start from; None means the current folder.
@@ -29,100 +39,114 @@ def image_list(root: str | Path | None, train: str | None, query: str | None, da
         DataError: If a list is missing or malformed, or names images that do not exist.
     """
     folder = Path(root if root is not None else ".").expanduser()
-    lists = {"train": train, "query": query, "database": database}
+    given = {"train": train, "query": query, "database": database}
     for role in ("train", "query"):
-        if lists[role] is None:
-            raise DataError(f"an image list needs dataset.{role}=<file>, each line a path and a 0 or 1 for each class")
-    rows: dict[str, _Row] = {}
-    official = {}
-    first = None
-    for role, name in lists.items():
-        if name is not None:
-            numbers, first = _read_list(_find(role, name, folder), rows, first)
-            official[role] = np.array(numbers, dtype=np.int64)
-    missing = [name for name in rows if not (folder / name).is_file()]
-    if missing:
-        raise missing_images("list files", folder, missing)
-    labels = np.stack([row.labels for row in rows.values()])
+        if given[role] is None:
+            raise DataError(f"an image list needs dataset.{role}=<file>, each line {_LINE}")
+    lists = {role: _read(_find(role, name, folder), folder) for role, name in given.items() if name is not None}
+    images = ImageNames(folder)
+    rows = {
+        role: images.rows(
+            [entry.path for entry in found.entries], [entry.place for entry in found.entries], "remove one of the two"
+        )
+        for role, found in lists.items()
+    }
+    spaces = any(" " in path for path in images.missing)
+    images.require_all("list files", ", or put a tab behind a path with spaces" if spaces else "")
+    headers = list({found.header for found in lists.values() if found.header is not None})
+    if len(headers) > 1:
+        raise DataError(f"the header lines of the lists differ: {short(str(headers[0]))} and {short(str(headers[1]))}")
+    entries = [entry for found in lists.values() for entry in found.entries]
+    read = from_columns(
+        [entry.columns for entry in entries], [entry.place for entry in entries], headers[0] if headers else None
+    )
+    numbers = [number for own in rows.values() for number in own]
+    labels = np.zeros((len(images.ids), len(read.class_names)), np.uint8)
+    first: dict[int, int] = {}
+    for position, number in enumerate(numbers):
+        before = first.setdefault(number, position)
+        if before == position:
+            labels[number] = read.labels[position]
+        elif not np.array_equal(labels[number], read.labels[position]):
+            raise DataError(
+                f"{entries[position].place}: {entries[position].path} has different labels in {entries[before].place}; "
+                "make them equal"
+            )
     return RetrievalDataset(
         name="image_list",
-        ids=list(rows),
+        ids=images.ids,
         labels=labels,
-        class_names=[f"class {number}" for number in range(labels.shape[1])],
-        images=in_memory_if_small(ImageFiles([Path(name) for name in rows], folder)),
-        official=official,
+        class_names=read.class_names,
+        images=in_memory_if_small(ImageFiles([Path(path) for path in images.ids], folder)),
+        official={role: np.array(own, dtype=np.int64) for role, own in rows.items()},
+        reading=(read.how,),
     )
 
 
-@dataclass(frozen=True)
-class _Row:
-    number: int
-    labels: np.ndarray
-    place: str  # the file and line that first named it
+class _Entry(NamedTuple):
+    path: str
+    columns: list[str]
+    place: str  # file and line
+
+
+class _List(NamedTuple):
+    header: tuple[str, ...] | None  # class names, if the first line gives them
+    entries: list[_Entry]
 
 
 def _find(role: str, name: str, root: Path) -> Path:
     places = [Path(name).expanduser(), root / name]
     for place in places:
-        if place.is_file():
+        if os.path.isfile(place):  # noqa: PTH113  Path.is_file raises if the name is too long
             return place
-    tried = " nor ".join(dict.fromkeys(str(place) for place in places))
-    raise DataError(f"dataset.{role}={name} is not a file: found neither {tried}")
+    tried = " nor ".join(dict.fromkeys(short(str(place)) for place in places))
+    raise DataError(f"dataset.{role}={short(name)} is not a file: found neither {tried}")
 
 
-def _read_list(path: Path, rows: dict[str, _Row], first: _Row | None) -> tuple[list[int], _Row]:
-    """Add a list's images to ``rows``; return their row numbers and the first row of all, which fixes the width."""
-    numbers = []
-    here: dict[str, int] = {}
-    for line_number, line in enumerate(lines(path), start=1):
-        place = f"{path}:{line_number}"
-        name, labels = _parse(line, place)
-        if first is not None and len(labels) != len(first.labels):
-            raise DataError(
-                f"{place}: expected {len(first.labels)} label columns, as in {first.place}, got {len(labels)}"
-            )
-        if name in here:
-            raise DataError(f"{place}: {name} is already in line {here[name]}; remove one of the two")
-        here[name] = line_number
-        row = rows.setdefault(name, _Row(len(rows), labels, place))
-        if not np.array_equal(row.labels, labels):
-            raise DataError(f"{place}: {name} has different labels in {row.place}; make them equal")
-        first = first or row
-        numbers.append(row.number)
-    if first is None or not numbers:
-        raise DataError(f"{path} is empty; each line must be a path and a 0 or 1 for each class")
-    return numbers, first
+def _read(path: Path, root: Path) -> _List:
+    found = [
+        _Entry(*_parse(line, f"{path}:{number}", root), f"{path}:{number}")
+        for number, line in enumerate(lines(path), 1)
+    ]
+    header = None
+    if found and _is_header(found[0], root):
+        header = tuple(shown(column) for column in found[0].columns)
+        found = found[1:]
+    if not found:
+        raise DataError(f"{path} is empty; each line must be {_LINE}")
+    for entry in found:
+        if not entry.columns:
+            raise DataError(f"{entry.place}: no labels after the path; a line must be {_LINE}")
+    return _List(header, found)
 
 
-def lines(path: Path) -> list[str]:
-    """Return the lines of a list file.
+def _parse(line: str, place: str, root: Path) -> tuple[str, list[str]]:
+    """Return a line's path and its label columns.
 
-    Raises:
-        DataError: If the file cannot be read, or is not UTF-8 (the message then names the line).
+    If there is a tab, it separates the two. Otherwise the path ends at the first space, unless it has spaces itself:
+    then the labels are the numbers at the end.
     """
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise DataError(f"{path}:{line}: not UTF-8 text; save the list as UTF-8") from error
-    return text.rstrip().split("\n") if text.strip() else []
-
-
-def _parse(line: str, place: str) -> tuple[str, np.ndarray]:
-    """Return a line's path and labels. If there is a tab, it separates the two, so that paths may contain spaces."""
     line = line.rstrip()
-    name, _, rest = line.partition("\t" if "\t" in line else " ")
+    path, _, rest = line.partition("\t" if "\t" in line else " ")
     columns = rest.split()
-    if not name.strip():
-        raise DataError(f"{place}: the path is empty; a line must be a path and a 0 or 1 for each class")
-    if not columns:
-        raise DataError(f"{place}: no labels after the path; a line must be a path and a 0 or 1 for each class")
-    digits = "".join(columns)
-    if len(digits) != len(columns) or digits.strip("01"):
-        wrong = next(column for column in columns if column not in ("0", "1"))
+    if not path.strip():
+        raise DataError(f"{place}: the path is empty; a line must be {_LINE}")
+    if "," in line and is_number(line.rpartition(",")[2].strip()):
         raise DataError(
-            f"{place}: labels must be 0 or 1, got {wrong!r} (a path with spaces needs a tab between it and the labels)"
+            f"{place}: the columns are separated by commas; separate them by spaces, or give a table with dataset=csv"
         )
-    return name.strip(), np.frombuffer(digits.encode("ascii"), dtype=np.uint8) - ord("0")
+    if "\t" not in line and not all(is_number(column) for column in set(columns)):
+        longer, numbers = line.strip(), []
+        while (parts := longer.rsplit(maxsplit=1)) and len(parts) == 2 and is_number(parts[1]):
+            longer = parts[0]
+            numbers.insert(0, parts[1])
+        if numbers and not os.path.isfile(root / path):  # noqa: PTH113  as above
+            return longer, numbers
+    return path.strip(), columns
+
+
+def _is_header(entry: _Entry, root: Path) -> bool:
+    """Whether the first line of a list names the columns: it has no number, and its path is not that of an image."""
+    if not entry.columns or any(is_number(column) for column in entry.columns):
+        return False
+    return Path(entry.path).suffix.lower() not in endings() and not os.path.exists(root / entry.path)  # noqa: PTH110

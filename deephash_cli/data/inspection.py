@@ -144,7 +144,7 @@ def peculiarities(dataset: RetrievalDataset) -> list[str]:
 
 def _tiny(dataset: RetrievalDataset) -> str | None:
     images = dataset.images
-    names: list[str] = []
+    names: Sequence[str] = []
     if isinstance(images, ImageArray):
         names = dataset.ids if min(images.images.shape[2:]) < _FEWEST else []
     elif isinstance(images, ImageFiles):

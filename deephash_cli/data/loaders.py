@@ -58,9 +58,10 @@ class Rows(Dataset[Batch]):
         return n * (3 * self.inputs.size**2 + self.labels.shape[1] * self.labels.element_size())
 
     def __getitem__(self, positions: Sequence[int]) -> Batch:
-        rows = self.rows[np.asarray(positions)]
+        indices = np.asarray(positions)
+        rows = self.rows[indices]
         inputs = torch.from_numpy(self.inputs.batch(rows))
-        return Batch(inputs, self.labels[torch.from_numpy(rows)], torch.as_tensor(positions))
+        return Batch(inputs, self.labels[torch.from_numpy(rows)], torch.from_numpy(indices))
 
 
 class EpochSampler(Sampler[list[int]]):
@@ -106,11 +107,11 @@ class EpochSampler(Sampler[list[int]]):
         return max(1, batches + (rest >= 2 * self.parts))
 
     def __iter__(self) -> Iterator[list[int]]:
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.n).tolist()
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.n)
         for i in range(len(self)):
             last = i == len(self) - 1
             batch = order[i * self.batch_size : None if last else (i + 1) * self.batch_size]
-            yield processes.share(batch, self.part, self.parts)
+            yield processes.share(batch.tolist(), self.part, self.parts)
 
 
 @contextlib.contextmanager
@@ -296,5 +297,5 @@ def train_loader(rows: Rows, batch_size: int, seed: int, num_workers: int, pin_m
 
 def encode_loader(rows: Rows, batch_size: int, num_workers: int, pin_memory: bool) -> Loader:
     """Return a loader of all rows, in order."""
-    batches = [list(range(i, min(i + batch_size, len(rows)))) for i in range(0, len(rows), batch_size)]
+    batches = [range(i, min(i + batch_size, len(rows))) for i in range(0, len(rows), batch_size)]
     return Loader(rows, batches, num_workers, "loader.num_workers", rows.batch_bytes(batch_size), pin_memory)

@@ -11,13 +11,18 @@ to distort results.
                   for choosing settings: as in the test, nothing was trained on its queries, but it is not the test
     s2            1000 queries per class; all other images are trained on and searched
     official      the data set's own division
+    auto          official if the data set has a division of its own, otherwise holdout; a split has the name of the two
     holdout       a tenth of each class are queries, or a tenth of all images if there are no labels; all other images
                   are trained on and searched
 """
 
 import difflib
 import hashlib
-from collections.abc import Callable, Iterable
+import json
+import posixpath
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,12 +32,17 @@ from jaxtyping import Bool, Int64, UInt8
 
 from deephash_cli.data.dataset import ImageArray, RetrievalDataset
 from deephash_cli.errors import ArtifactError, ConfigError, DataError
-from deephash_cli.files import read_json, write_json
+from deephash_cli.files import atomic_write, read_json
+from deephash_cli.npy import RowNumbers, ids_at
 
 _FORMAT = "deephash-split"
 _FORMAT_VERSION = 1
 _ROLES = ("query", "train", "database")
-_VALIDATION = 1  # makes the random numbers of hold_out_validation differ from those of the protocol
+_VALIDATION, _SAMPLE = 1, 2  # make the random numbers of these choices differ from those of the protocol
+_BLOCK = 2**16  # ids that are written at a time
+_HEAD = 2**16  # bytes at the beginning of a split file that are enough for all but the ids
+_LIMIT = 2**32  # bytes of a split file: a hundred million ids
+_AUTO = "auto"
 _HINT = "use dataset.protocol=holdout, which takes a tenth of each class as queries"
 
 
@@ -79,7 +89,7 @@ def make_split(protocol: str, dataset: RetrievalDataset, seed: int) -> Split:
     """Divide a data set by a named protocol. The same arguments give the same rows on every machine.
 
     Args:
-        protocol: Name of the protocol, such as ``s1``.
+        protocol: Name of the protocol, such as ``s1``; ``auto`` chooses between ``official`` and ``holdout``.
         dataset: Data set to divide.
         seed: Seed of the generator, at least 0; ``official`` does not use it.
 
@@ -87,10 +97,13 @@ def make_split(protocol: str, dataset: RetrievalDataset, seed: int) -> Split:
         ConfigError: If there is no such protocol, or the seed is negative.
         DataError: If the data set does not suit the protocol: a class is too small, or it has no division of its own.
     """
+    if protocol == _AUTO:
+        protocol = "holdout" if dataset.official is None else "official"
     if protocol not in _PROTOCOLS:
-        near = difflib.get_close_matches(protocol, _PROTOCOLS, n=1, cutoff=0.4)
+        known = [*_PROTOCOLS, _AUTO]
+        near = difflib.get_close_matches(protocol, known, n=1, cutoff=0.4)
         hint = f"; did you mean {near[0]}?" if near else ""
-        raise ConfigError(f"dataset.protocol={protocol} does not exist; choose from {', '.join(_PROTOCOLS)}{hint}")
+        raise ConfigError(f"dataset.protocol={protocol} does not exist; choose from {', '.join(known)}{hint}")
     if seed < 0:
         raise ConfigError(f"dataset.split_seed must be 0 or more, got {seed}")
     generator = _PROTOCOLS[protocol]
@@ -105,21 +118,46 @@ def save_split(path: Path, split: Split, dataset: RetrievalDataset) -> None:
     Raises:
         ArtifactError: If the file cannot be written.
     """
-    write_json(
-        path,
-        {
-            "format": _FORMAT,
-            "format_version": _FORMAT_VERSION,
-            "dataset": dataset.name,
-            "name": split.name,
-            "version": split.version,
-            "seed": split.seed,
-            "sha256": split.sha256,
-            "flags": split.flags,
-            "counts": {role: len(getattr(split, role)) for role in _ROLES},
-            **{role: [dataset.ids[row] for row in getattr(split, role)] for role in _ROLES},
-        },
-    )
+    head = {
+        "format": _FORMAT,
+        "format_version": _FORMAT_VERSION,
+        "dataset": dataset.name,
+        "name": split.name,
+        "version": split.version,
+        "seed": split.seed,
+        "sha256": split.sha256,
+        "flags": split.flags,
+        "counts": {role: len(getattr(split, role)) for role in _ROLES},
+    }
+    # The ids are written a block at a time, in the form of write_json: millions of them would be copied several times.
+    with atomic_write(path) as file:
+        file.write(json.dumps(head, indent=2, ensure_ascii=False).removesuffix("\n}").encode())
+        for role in _ROLES:
+            file.write(f',\n  "{role}": ['.encode())
+            rows = getattr(split, role)
+            for start in range(0, len(rows), _BLOCK):
+                names = list(ids_at(dataset.ids, rows[start : start + _BLOCK]))
+                text = json.dumps(names, ensure_ascii=False, separators=(",\n    ", ""))
+                file.write(f"{',' if start else ''}\n    {text[1:-1]}".encode())
+            file.write(b"\n  ]")
+        file.write(b"\n}\n")
+
+
+def training_size(path: Path) -> int:
+    """Return the number of training images in a division that ``save_split`` wrote, without reading the ids.
+
+    Raises:
+        ArtifactError: If the file is missing or damaged.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(_HEAD)
+    except OSError as error:
+        raise ArtifactError(f"could not read {path}: {error.strerror or error}") from error
+    found = re.search(rb'"counts": \{[^{}]*"train": (\d{1,18})\b', head)
+    if found is None:
+        raise ArtifactError(f"{path} does not give the number of training images: it was damaged or edited by hand")
+    return int(found[1])
 
 
 def load_split(path: Path, dataset: RetrievalDataset) -> Split:
@@ -129,7 +167,7 @@ def load_split(path: Path, dataset: RetrievalDataset) -> Split:
         DataError: If the file is missing, damaged or for another data set, names unknown ids, or trains on queries.
     """
     try:
-        content = read_json(path)
+        content = read_json(path, _LIMIT)
     except ArtifactError as error:
         raise DataError(f"dataset.split_file: {error}") from error
     _check_content(path, content)
@@ -138,18 +176,20 @@ def load_split(path: Path, dataset: RetrievalDataset) -> Split:
             f"{path} divides the data set {content['dataset']}, not {dataset.name}; choose the split file or the data "
             "set that matches the other"
         )
-    row_of = {identifier: row for row, identifier in enumerate(dataset.ids)}
-    unknown = list(dict.fromkeys(name for role in _ROLES for name in content[role] if name not in row_of))
+    row_of = _row_finder(dataset.ids)
+    found = {name: row_of(name) for role in _ROLES for name in content[role]}
+    unknown = [name for name, row in found.items() if row is None]
     if unknown:
         raise DataError(
             f"{path} names {len(unknown)} ids that the data set {dataset.name} does not have: {_some(unknown)}; "
             "it was made from other data, or images are missing"
         )
-    rows = [np.array([row_of[name] for name in content[role]], dtype=np.int64) for role in _ROLES]
+    rows = [np.array([found[name] for name in content[role]], dtype=np.int64) for role in _ROLES]
     split = split_of(dataset, content["name"], content["version"], content["seed"], *rows)
-    if split.sha256 != content["sha256"]:
+    ids = {role: content[role] for role in _ROLES}
+    if content["sha256"] not in (_digest(ids), _digest(ids, as_written=True)):
         raise DataError(
-            f"{path} was damaged or edited: its ids have the SHA-256 {split.sha256}, not {content['sha256']}"
+            f"{path} was damaged or edited: its ids have the SHA-256 {_digest(ids)}, not {content['sha256']}"
         )
     return split
 
@@ -205,6 +245,18 @@ def hold_out_validation(
         left -= labels[position]
         taken += labels[position]
     return np.sort(rows[~chosen]), np.sort(rows[chosen])
+
+
+def fitting_sample(rows: Int64[np.ndarray, " t"], most: int, seed: int, version: int) -> Int64[np.ndarray, " s"]:
+    """Return the rows that a method is fitted on: all training rows, or ``most`` of them drawn at random, ascending.
+
+    Args:
+        rows: Training rows, ascending.
+        most: Largest number of rows to fit on.
+        seed: Random seed of the choice, at least 0.
+        version: Version of the protocol's generator.
+    """
+    return rows if len(rows) <= most else np.sort(rows[_permutation(len(rows), seed, version, _SAMPLE)[:most]])
 
 
 # ``divide`` gets the data set, its rows in random order, and the protocol's name; it returns query, train, database.
@@ -353,21 +405,24 @@ def split_of(
     """
     parts = {}
     for role, rows in zip(_ROLES, (query, train, database), strict=True):
-        parts[role] = np.unique(rows)
+        parts[role] = rows if (rows[1:] > rows[:-1]).all() else np.unique(rows)
         if len(rows) == 0:
             raise DataError(f"protocol {name} leaves no {role} images in data set {dataset.name}; add images")
         if len(parts[role]) < len(rows):
             raise DataError(
                 f"the {role} images of {name} list {len(rows) - len(parts[role])} rows twice; list each once"
             )
-    both = np.intersect1d(parts["query"], parts["train"])
+    both = parts["query"][np.isin(parts["query"], parts["train"])]
     if len(both):
-        some = _some([dataset.ids[row] for row in both[:6]])
+        some = _some(ids_at(dataset.ids, both[:6]))
         raise DataError(
             f"{len(both)} images of data set {dataset.name} are both query and training image: {some}; a method must "
             "not see the labels of its queries, so remove them from one of the two"
         )
-    used = np.unique(np.concatenate(list(parts.values())))
+    is_used = np.zeros(len(dataset), np.bool_)
+    for rows in parts.values():
+        is_used[rows] = True
+    used = np.flatnonzero(is_used)
     flags = {
         "database_contains_train": bool(np.isin(parts["train"], parts["database"]).all()),
         "query_in_database": int(np.isin(parts["query"], parts["database"]).sum()),
@@ -375,7 +430,7 @@ def split_of(
         "duplicate_images": _duplicates(dataset.images, used) if isinstance(dataset.images, ImageArray) else None,
         "label_kind": _label_kind(dataset.labels[used]),
     }
-    digest = _digest({role: [dataset.ids[row] for row in rows] for role, rows in parts.items()})
+    digest = _digest({role: ids_at(dataset.ids, rows) for role, rows in parts.items()})
     return Split(name, version, seed, parts["query"], parts["train"], parts["database"], digest, flags)
 
 
@@ -385,18 +440,55 @@ def _label_kind(labels: UInt8[np.ndarray, "n classes"]) -> str:
     return "multi" if labels.sum(axis=1).max(initial=0) > 1 else "single"
 
 
-def _digest(ids: dict[str, list[str]]) -> str:
+def _digest(ids: Mapping[str, Sequence[str]], as_written: bool = False) -> str:
     """Return the SHA-256 of a text that lists the ids of the three parts.
 
     The text is the line ``query 1000``, then the ids of the queries in byte order, one per line; then the same for
-    ``train``, and then for ``database``. The order of rows in the data set does not matter: the division is the same if
-    the same images are in the same parts.
+    ``train``, and then for ``database``. Ids are in composed Unicode (NFC), unless they are taken as written, which is
+    how earlier versions made the digest; macOS and Linux may store the same file name in different forms. The order of
+    rows in the data set does not matter: the division is the same if the same images are in the same parts.
     """
     digest = hashlib.sha256()
     for role in _ROLES:
-        lines = sorted(identifier.encode("utf-8") for identifier in ids[role])
-        digest.update(b"".join(line + b"\n" for line in [f"{role} {len(lines)}".encode(), *lines]))
+        digest.update(f"{role} {len(ids[role])}\n".encode())
+        lines = _in_byte_order(ids[role], as_written)
+        for start in range(0, len(lines), _BLOCK):
+            digest.update(b"".join(line + b"\n" for line in lines[start : start + _BLOCK]))
     return digest.hexdigest()
+
+
+def _in_byte_order(ids: Sequence[str], as_written: bool) -> list[bytes] | np.ndarray:
+    if isinstance(ids, RowNumbers) and len(ids):
+        lines = ids.rows.astype(f"S{len(str(ids.rows.max()))}")  # a tenth of the memory that Python's objects take
+        lines.sort()
+        return lines
+    return sorted((name if as_written else _composed(name)).encode("utf-8") for name in ids)
+
+
+def _composed(identifier: str) -> str:
+    return unicodedata.normalize("NFC", identifier)
+
+
+def _row_finder(ids: Sequence[str]) -> Callable[[str], int | None]:
+    """Return a function that gives the row of an id of a data set, or None if there is no such id.
+
+    The id may be a path in another spelling.
+    """
+    if not isinstance(ids, RowNumbers):
+        known = {_composed(identifier): row for row, identifier in enumerate(ids)}
+
+        def row_of_path(name: str) -> int | None:
+            name = _composed(name)
+            return known.get(name, known.get(posixpath.normpath(name)))
+
+        return row_of_path
+
+    def row_of(name: str) -> int | None:
+        # The row numbers of a data set are all numbers from 0, so a number is its own row.
+        row = int(name) if name.isascii() and name.isdigit() and len(name) <= 18 else len(ids)
+        return row if row < len(ids) and str(row) == name else None
+
+    return row_of
 
 
 def _duplicates(images: ImageArray, rows: _Rows) -> int:

@@ -1,15 +1,16 @@
 """Load feature vectors made by another program, such as CLIP or a text model, from NumPy files."""
 
+import unicodedata
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, UInt8
 
 from deephash_cli.data.dataset import RetrievalDataset, Vectors
-from deephash_cli.errors import ArtifactError, DataError
-from deephash_cli.npy import FLOATS, blocks, open_array, read_labels
-
-_LABELS_LIMIT = 2**31  # largest number of entries in the multi-hot labels made from class ids
+from deephash_cli.data.labels import LIMIT
+from deephash_cli.data.text import read_text, split_lines
+from deephash_cli.errors import ArtifactError, DataError, short
+from deephash_cli.npy import FLOATS, RowNumbers, blocks, open_array, read_labels
 
 
 def vectors(file: str | None, labels: str | None, ids: str | None) -> RetrievalDataset:
@@ -20,7 +21,7 @@ def vectors(file: str | None, labels: str | None, ids: str | None) -> RetrievalD
     Args:
         file: Path of a .npy file of float16, float32 or float64 vectors (n, d); None is an error.
         labels: Path of a .npy file of class ids (n,) or (n, 1), with -1 for an item without a class, or of multi-hot
-            labels (n, classes); None means that there are no labels.
+            labels (n, classes), of 0 and 1 or of -1 and 1; None means that there are no labels.
         ids: Path of a text file with one id per line; None means that the row numbers are the ids.
 
     Raises:
@@ -37,13 +38,16 @@ def vectors(file: str | None, labels: str | None, ids: str | None) -> RetrievalD
         raise DataError(f"dataset.vectors: {error}") from error
     _require_finite(path, array)
     count = len(array)
-    multi_hot = np.zeros((count, 0), np.uint8) if labels is None else _labels(Path(labels).expanduser(), path, count)
+    multi_hot, how = np.zeros((count, 0), np.uint8), ""
+    if labels is not None:
+        multi_hot, how = _labels(Path(labels).expanduser(), path, count)
     return RetrievalDataset(
         name="vectors",
-        ids=[str(row) for row in range(count)] if ids is None else _ids(Path(ids).expanduser(), path, count),
+        ids=RowNumbers(np.arange(count)) if ids is None else _ids(Path(ids).expanduser(), path, count),
         labels=multi_hot,
         class_names=[str(column) for column in range(multi_hot.shape[1])],
         images=Vectors(array),
+        reading=(how,),
     )
 
 
@@ -63,8 +67,8 @@ def _require_finite(path: Path, array: Float[np.ndarray, "n d"]) -> None:
             )
 
 
-def _labels(path: Path, beside: Path, count: int) -> UInt8[np.ndarray, "n classes"]:
-    """Read the labels, and return them as a multi-hot array in memory."""
+def _labels(path: Path, beside: Path, count: int) -> tuple[UInt8[np.ndarray, "n classes"], str]:
+    """Read the labels. Return them as a multi-hot array in memory, and how the file was understood."""
     try:
         found = read_labels(path, lowest=-1)
     except ArtifactError as error:
@@ -75,31 +79,42 @@ def _labels(path: Path, beside: Path, count: int) -> UInt8[np.ndarray, "n classe
             "own labels, in the same order"
         )
     if found.array.ndim == 2:
-        return np.array(found.array)
+        return np.array(found.array), f"labels: {found.format}"
     classes = found.highest + 1
-    if count * classes > _LABELS_LIMIT:
+    if count * classes > LIMIT:
         raise DataError(
             f"dataset.labels: {path} has class ids up to {found.highest}, too many classes for {count} items: number "
             "them 0, 1, 2, ..."
         )
     ids = found.array.astype(np.int64)
     known = np.flatnonzero(ids >= 0)
+    if len(known) < count and len(known) and (ids[known] == 1).all():
+        raise DataError(
+            f"dataset.labels: {path} holds only -1 and 1, which has two meanings; number the classes 0 and 1, or if -1 "
+            "stands for no class, give the only class the number 0"
+        )
     labels = np.zeros((count, classes), np.uint8)
     labels[known, ids[known]] = 1
-    return labels
+    return labels, f"labels: {found.format}"
 
 
 def _ids(path: Path, beside: Path, count: int) -> list[str]:
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise DataError(f"dataset.ids={path} cannot be read: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"dataset.ids={path} is not UTF-8 text; save it as UTF-8") from error
-    ids = [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
+    ids = split_lines(read_text(path, f"dataset.ids={path}"))
+    while ids and not ids[-1].strip():
+        ids.pop()  # empty lines at the end
     if len(ids) != count:
         raise DataError(
             f"{beside} has {count} vectors but {path} has {len(ids)} ids: each line must be the id of a vector, in the "
             "same order"
         )
+    seen: dict[str, int] = {}
+    for number, identifier in enumerate(ids, start=1):
+        if not identifier.strip():
+            raise DataError(f"dataset.ids={path}:{number}: the line is empty; each line must be the id of a vector")
+        before = seen.setdefault(unicodedata.normalize("NFC", identifier), number)
+        if before != number:
+            raise DataError(
+                f"dataset.ids={path}:{number}: the id {short(identifier)!r} is already in line {before}; ids must be "
+                "unique, so rename one of the two"
+            )
     return ids

@@ -4,9 +4,10 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import ExifTags, Image, ImageDraw, ImageFont, ImageOps
 
 from deephash_cli.errors import ConfigError
+from deephash_cli.runs.outputs import SOFTWARE
 
 _SIDE = 128  # pixels of an image
 _FRAME = 4  # pixels of the frame around an image
@@ -49,8 +50,7 @@ def contact_sheet(queries: Sequence[Sequence[Tile]], ending: str) -> bytes:
     Raises:
         ConfigError: If the ending is not one of these.
     """
-    if ending.lower() not in _FORMATS:
-        raise ConfigError(f"picture must end in {', '.join(_FORMATS)}, got {ending or 'no ending'}")
+    form = image_format(ending)
     cell, height = _SIDE + 2 * _FRAME + _GAP, _SIDE + 2 * _FRAME + 2 * _LINE + _GAP
     rows = [
         [tiles[0] if start == 1 else None, *tiles[start : start + _ACROSS]]
@@ -77,8 +77,21 @@ def contact_sheet(queries: Sequence[Sequence[Tile]], ending: str) -> bytes:
                 place = (left + _FRAME, top + _SIDE + 2 * _FRAME + number * _LINE)
                 draw.text(place, _fitting(text, font), colour, font)
     file = io.BytesIO()
-    sheet.save(file, _FORMATS[ending.lower()])
+    facts = Image.Exif()
+    facts[ExifTags.Base.Software] = SOFTWARE  # by which a later search recognizes its own pictures
+    sheet.save(file, form, exif=facts)
     return file.getvalue()
+
+
+def image_format(ending: str) -> str:
+    """Return the format that an ending of a file name chooses, such as ``PNG``.
+
+    Raises:
+        ConfigError: If the ending is not .png, .webp, .jpg or .jpeg.
+    """
+    if ending.lower() not in _FORMATS:
+        raise ConfigError(f"picture must end in {', '.join(_FORMATS)}, got {ending or 'no ending'}")
+    return _FORMATS[ending.lower()]
 
 
 def _square(image: Image.Image | None) -> Image.Image:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -13,14 +13,15 @@ from torch import Tensor, nn
 
 from deephash_cli import runs
 from deephash_cli.data.decoding import square
+from deephash_cli.data.protocol import training_size
 from deephash_cli.data.small_images import MAX_SIDE
-from deephash_cli.errors import ArtifactError
-from deephash_cli.files import read_json
+from deephash_cli.errors import ArtifactError, command
 from deephash_cli.models import HashingNetwork, NoBackbone, packed_codes
 from deephash_cli.retrieval import codes_folder
 from deephash_cli.retrieval.codes import packed_width
 from deephash_cli.training import checkpoints
-from deephash_cli.training.instantiate import build, build_module, is_learned
+from deephash_cli.training.instantiate import build_module, is_learned
+from deephash_cli.training.targets import build
 from deephash_cli.training.trust import require_trusted
 
 _HALF = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
@@ -122,10 +123,13 @@ def load_encoder(run: Path, allowed_targets: Sequence[str] = (), vectors: Path |
     manifest_file = run / runs.CODES / codes_folder.MANIFEST
     if not manifest_file.is_file():
         raise ArtifactError(
-            f"{run} has no codes yet: its status is {runs.status(run, record)}; deephash train resume=<run folder> "
-            "finishes it"
+            f"{run} has no codes yet: its status is {runs.status(run, record)}; "
+            f"{command('deephash', 'train', f'resume={run}')} finishes it"
         )
-    provenance = codes_folder.read_manifest(run / runs.CODES)["provenance"]
+    manifest = codes_folder.read_manifest(run / runs.CODES)
+    needed = ["provenance.checkpoint.file", "provenance.checkpoint.sha256"]
+    codes_folder.require_entries(run / runs.CODES, manifest, needed)
+    provenance = manifest["provenance"]
     settings = runs.read_config(run)
     require_trusted(settings, also=allowed_targets)
     try:
@@ -135,7 +139,7 @@ def load_encoder(run: Path, allowed_targets: Sequence[str] = (), vectors: Path |
             backbone["weights"] = "none"  # the checkpoint has the weights
         if vectors is not None and "file" in backbone:
             backbone["file"] = str(vectors)
-        config: DictConfig = OmegaConf.create(settings)
+        config = cast(DictConfig, OmegaConf.create(runs.escape(settings)))
         network = build(config.model.network, bits=bits)
         if not is_learned(config):  # a fitted method puts its own hash layer into the network
             network = build_module(config, network, labels).network
@@ -147,7 +151,7 @@ def load_encoder(run: Path, allowed_targets: Sequence[str] = (), vectors: Path |
     if checkpoints.digest(checkpoint) != digest:
         raise ArtifactError(
             f"{checkpoint} is not the checkpoint that the codes in {run / runs.CODES} were made with: the run was "
-            "continued after that; deephash train resume=<run folder> makes the codes again"
+            f"continued after that; {command('deephash', 'train', f'resume={run}')} makes the codes again"
         )
     prefix = "network."
     weights = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
@@ -162,5 +166,6 @@ def load_encoder(run: Path, allowed_targets: Sequence[str] = (), vectors: Path |
 
 def _stand_in_labels(run: Path, settings: dict[str, Any]) -> Float[Tensor, "n 2"]:
     """Make labels for as many images as the run was trained on: the size of a method's layers can depend on that."""
-    n = len(read_json(run / runs.SPLIT)["train"]) - settings["validation"]["queries"]
+    n = training_size(run / runs.SPLIT) - settings["validation"]["queries"]
+    n = min(n, settings.get("fit_rows", n))  # runs of earlier versions were fitted on all images
     return torch.eye(2).repeat(-(-n // 2), 1)[:n]

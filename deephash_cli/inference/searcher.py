@@ -16,9 +16,9 @@ from deephash_cli.data.dataset import ImageArray, ImageFiles, RetrievalDataset, 
 from deephash_cli.data.decoding import decode
 from deephash_cli.errors import ArtifactError, DeephashError
 from deephash_cli.inference.encoder import Encoder, load_encoder
-from deephash_cli.retrieval import indexes
+from deephash_cli.retrieval import codes_folder, indexes
 from deephash_cli.retrieval.codes_folder import Database, open_side
-from deephash_cli.training.instantiate import build
+from deephash_cli.training.targets import build
 from deephash_cli.training.trust import require_trusted
 
 
@@ -154,7 +154,7 @@ class Pictures:
     """
 
     def __init__(self, source: dict[str, Any]):
-        self._root = Path(source["root"]).resolve() if "root" in source else None
+        self._root = Path(source["root"]).absolute() if isinstance(source.get("root"), str) else None
         self._node = source.get("dataset")
         self._dataset: RetrievalDataset | None = None
         self._rows: dict[str, int] = {}
@@ -163,19 +163,35 @@ class Pictures:
         """Return the image with this id, in RGB; None if it is not available."""
         try:
             if self._root is not None:
-                place = (self._root / name).resolve()
-                # ids come with the codes, so they may be somebody else's and must not lead out of the folder
-                return decode(place) if place.is_relative_to(self._root) else None
+                return decode(self._root / name) if self._is_inside(name) else None
             return self._of_dataset(name)
-        except DeephashError:
+        except (DeephashError, OSError, ValueError):  # the last two: a name that no file can have
             return None
+
+    def why_not(self, name: str) -> str:
+        """Return why the image with this id is not shown, for the user of this machine."""
+        if self._root is None:
+            return f"the picture of {name} is not available"
+        if not self._is_inside(name):
+            return f"{name} is not shown, because it lies outside {self._root}, the folder of the encoded images"
+        return f"the picture of {name} cannot be read in {self._root}"
+
+    def _is_inside(self, name: str) -> bool:
+        """Whether an id is a path below the folder of the images.
+
+        Ids come with the codes, so they may be somebody else's and must not lead out of the folder. A symbolic link in
+        the folder is the user's own, and is followed as ``deephash encode`` follows it.
+        """
+        return (
+            self._root is not None and ".." not in Path(name).parts and (self._root / name).is_relative_to(self._root)
+        )
 
     def _of_dataset(self, name: str) -> Image.Image | None:
         if self._node is not None:
             node, self._node = self._node, None
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                self._dataset = build(OmegaConf.create(node))
+                self._dataset = build(OmegaConf.create(runs.escape(node)))
             assert self._dataset is not None
             self._rows = {identifier: row for row, identifier in enumerate(self._dataset.ids)}
         if self._dataset is None or name not in self._rows:
@@ -216,6 +232,7 @@ def open_searcher(
         raise ArtifactError(
             f"{folder} does not say which network made its codes: give a folder of codes that deephash encode wrote"
         )
+    codes_folder.require_entries(folder or run / runs.CODES, database.manifest, ["provenance.checkpoint.sha256"])
     ours, theirs = (origin["checkpoint"]["sha256"] for origin in (encoder.provenance, database.manifest["provenance"]))
     if ours != theirs:
         raise ArtifactError(
@@ -232,8 +249,8 @@ def open_searcher(
 
 def class_names(side: Database) -> list[str]:
     """Return the names of the label columns of a database; their numbers as text if the manifest has no names."""
-    names, classes = side.manifest["provenance"].get("class_names") or (), side.labels.shape[1]
-    return list(names) if len(names) == classes else [str(number) for number in range(classes)]
+    names = side.manifest["provenance"].get("class_names")  # as many as there are columns, which its reader has checked
+    return [str(number) for number in range(side.labels.shape[1])] if names is None else list(names)
 
 
 def label_names(names: Sequence[str], side: Database, position: int) -> list[str]:

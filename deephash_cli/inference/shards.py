@@ -24,8 +24,8 @@ from deephash_cli import console, processes
 from deephash_cli.console import warn
 from deephash_cli.data.dataset import ImageFiles, RetrievalDataset, Vectors
 from deephash_cli.data.decoding import ImageError, decode
+from deephash_cli.data.identity import listed
 from deephash_cli.data.image_folder import images_below
-from deephash_cli.data.image_list import lines
 from deephash_cli.data.inspection import COLUMNS, record, refusal, write_list
 from deephash_cli.data.loaders import Loader, lost_workers_explained
 from deephash_cli.data.vectors import vectors
@@ -35,12 +35,10 @@ from deephash_cli.inference.encoder import load_encoder, prepare
 from deephash_cli.models import packed_codes
 from deephash_cli.retrieval import codes, codes_folder
 from deephash_cli.retrieval.codes import CodeSet
+from deephash_cli.retrieval.codes_folder import PLAN, SHARDS, SKIPPED
 from deephash_cli.retrieval.scoring import CLASSES
-from deephash_cli.training.instantiate import build
+from deephash_cli.training.targets import build
 
-PLAN = "encode.json"
-SHARDS = "shards"
-SKIPPED = "skipped.csv"
 # The command with which the first of several processes starts the others.
 FOLLOW = (sys.executable, "-P", "-c", "from deephash_cli.inference.shards import follow; follow()")
 
@@ -134,8 +132,8 @@ class Work:
         """Record what the folder will hold, or compare it with the record of an earlier start.
 
         Raises:
-            ConfigError: If the folder was started with different settings or a different input, if it holds other
-                files, or if it cannot be created.
+            ConfigError: If the folder was started with different settings or a different input, or if it cannot be
+                created.
         """
         provenance = self.encoder.provenance
         plan = {
@@ -156,13 +154,11 @@ class Work:
                     "differ): choose another output, or remove that folder"
                 )
             return
-        if self.folder.is_dir() and any(self.folder.iterdir()):
-            raise ConfigError(f"output={self.folder} is not empty and holds no {PLAN}: choose another folder")
         try:
             (self.folder / SHARDS).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(f"cannot make output={self.folder}: {error.strerror or error}") from error
-        write_json(file, plan)
+        write_json(file, {**plan, "run_folder": self.task.run})
 
     def rows(self, shard: int) -> range:
         """Return the rows of the images in a shard."""
@@ -308,6 +304,8 @@ class Work:
     def _join(self) -> None:
         places = [self.place(number) for number in range(self.shards)]
         manifests = [codes_folder.read_manifest(place, ("database",)) for place in places]
+        for place, manifest in zip(places, manifests, strict=True):
+            codes_folder.require_entries(place, manifest, ["skipped"])
         skipped = sum(manifest["skipped"] for manifest in manifests)
         if not any(manifest["database"]["count"] for manifest in manifests):
             first = (places[0] / SKIPPED).read_text().splitlines()[1]
@@ -322,13 +320,15 @@ class Work:
         if 0 < len(names) <= CLASSES:
             origin["class_names"] = names
         codes_folder.join_databases(
-            self.folder, places, {"provenance": origin, "source": self._source(), "skipped": skipped}
+            self.folder,
+            places,
+            {"provenance": origin, "run_folder": self.task.run, "source": self._source(), "skipped": skipped},
         )
 
     def _source(self) -> dict[str, Any]:
         """Describe where the images are, so that they can be shown later: see ``searcher.Pictures``."""
         if self.task.source is not None:
-            return {"dataset": OmegaConf.to_container(OmegaConf.create(self.task.source))}
+            return {"dataset": OmegaConf.to_container(OmegaConf.create(self.task.source), resolve=True)}
         images = self.dataset.images
         return {"root": str(images.root)} if isinstance(images, ImageFiles) else {}
 
@@ -487,8 +487,8 @@ def _read_input(task: Task) -> RetrievalDataset:
         left_out = [(path.relative_to(place).as_posix(), reason) for path, reason in others]
         return _unlabelled(place.name, [path.relative_to(place) for path in found], place, left_out)
     if place.is_file():
-        names = [line.strip() for line in lines(place) if line.strip()]
-        return _unlabelled(place.stem, [Path(name) for name in names], Path(task.root or place.parent))
+        root = Path(task.root or place.parent)
+        return _unlabelled(place.stem, [Path(path) for path in listed(place, root).ids], root)
     raise DataError(
         f"input={place} must be a folder of images, a text file with one path per line, or a .npy file of vectors, but "
         "it does not exist (to encode a data set by its name, use dataset=<name>)"

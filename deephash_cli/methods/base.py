@@ -16,7 +16,8 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from deephash_cli import processes
 from deephash_cli.data.loaders import Batch, Loader
-from deephash_cli.errors import ConfigError, DataError, DivergedError, first_line
+from deephash_cli.data.pairs import require_pairs
+from deephash_cli.errors import ConfigError, DivergedError, first_line
 from deephash_cli.methods.parts.hash_layers import FeatureScaling
 from deephash_cli.models import Backbone, HashingNetwork, packed_codes
 
@@ -41,7 +42,7 @@ class Hasher(LightningModule):
     def __init__(self, network: HashingNetwork, train_labels: Float[Tensor, "n classes"], seed: int):
         super().__init__()
         if self.supervision != "none":
-            _require_pairs(train_labels)
+            require_pairs(train_labels.cpu().numpy().astype(np.uint8))
         self.network = network
         self.seed = seed
         self.register_buffer("train_labels", train_labels, persistent=False)  # the data set provides them on a resume
@@ -277,15 +278,3 @@ def _groups(weights: Iterable[nn.Parameter], **options: Any) -> list[dict[str, A
     matrices = {"params": [weight for weight in learned if weight.ndim > 1], **options}
     vectors = {"params": [weight for weight in learned if weight.ndim <= 1], "weight_decay": 0.0, **options}
     return [group for group in (matrices, vectors) if group["params"]]
-
-
-def _require_pairs(labels: Float[Tensor, "n classes"]) -> None:
-    """Raise ``DataError`` for a training set without similar pairs or without dissimilar pairs."""
-    kinds, counts = labels.unique(dim=0, return_counts=True)
-    shared = kinds @ kinds.T > 0
-    if not (shared.triu(diagonal=1).any() or (shared.diagonal() & (counts > 1)).any()):
-        raise DataError(
-            f"no two of the {len(labels)} training images share a label, so there are no similar pairs to learn from"
-        )
-    if shared.all():
-        raise DataError(f"all {len(labels)} training images share a label: give at least two classes of images")

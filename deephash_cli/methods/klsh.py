@@ -79,12 +79,16 @@ def median_distance(x: Float[np.ndarray, "n d"], anchors: Float[np.ndarray, "p d
     """Return the median squared distance, without distances of images from themselves and their copies.
 
     Raises:
-        ConfigError: If all images are the same.
+        ConfigError: If all images are the same, or too near each other to be told apart by these distances.
     """
     squared = squared_distances(x, anchors)
     apart = squared[squared > 1e-9 * np.square(anchors).sum(axis=1).max()]
     if not len(apart):
-        raise ConfigError("KLSH takes its kernel's width from the training features, but all of them are the same")
+        why = "all of them are the same"
+        if (x != x[0]).any():
+            why = "rounding hides them, because the features are far from 0 and near each other: subtract their mean, "
+            why += "such as with module.scaling=standard"
+        raise ConfigError(f"KLSH takes its kernel's width from the distances of the training features, but {why}")
     return float(np.median(apart))
 
 

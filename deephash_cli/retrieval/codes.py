@@ -1,13 +1,16 @@
 """Turn continuous codes into bits and bits into bytes, and check sets of binary codes with labels and ids."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
 from deephash_cli.errors import ArtifactError, short
+from deephash_cli.npy import RowNumbers
 
 BITS_LIMIT = 2**16
+RANK_LIMIT = 2**53  # cut-offs k and R are below this, as whole numbers that a float64 can hold
 
 
 def binarize(u: Float[np.ndarray, "n bits"]) -> Bool[np.ndarray, "n bits"]:
@@ -73,7 +76,7 @@ class CodeSet:
     packed: np.ndarray
     bits: int
     labels: np.ndarray
-    ids: list[str] | None
+    ids: Sequence[str] | None
 
     def __post_init__(self) -> None:
         if not _is_matrix_of_bytes(self.packed):
@@ -142,7 +145,9 @@ def require_comparable(query: CodeSet, database: CodeSet) -> None:
         )
 
 
-def _check_ids(ids: list[str]) -> None:
+def _check_ids(ids: Sequence[str]) -> None:
+    if isinstance(ids, RowNumbers):
+        return  # made of numbers that are all different
     for position, name in enumerate(ids):
         if not isinstance(name, str) or not name or "\n" in name or "\r" in name:
             raise ArtifactError(

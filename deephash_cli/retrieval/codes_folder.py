@@ -4,7 +4,7 @@ import contextlib
 import json
 import mmap
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
@@ -15,12 +15,17 @@ from jaxtyping import UInt8
 from deephash_cli.errors import ArtifactError, short
 from deephash_cli.files import atomic_write, read_json, sha256_file, write_json
 from deephash_cli.npy import map_array, read_header
-from deephash_cli.retrieval.codes import BITS_LIMIT, CodeSet, is_count, packed_width, require_comparable
+from deephash_cli.retrieval.codes import BITS_LIMIT, RANK_LIMIT, CodeSet, is_count, packed_width, require_comparable
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+PLAN = "encode.json"  # what deephash encode was started with; it and the next two are only in its folders
+SHARDS = "shards"
+SKIPPED = "skipped.csv"
 _OWN_KEYS = ("format", "bits", "bit_order", "query", "database", "files")
 _SIDES = ("query", "database")
+_FILES = {side: (f"{side}.npy", f"{side}_labels.npy", f"{side}_ids.txt") for side in _SIDES}
+FILES = {MANIFEST, PLAN, SHARDS, SKIPPED, *(name for names in _FILES.values() for name in names)}
 _MANIFEST_LIMIT = 2**20
 _BLOCK = 2**24  # bytes of a text file that are searched at a time
 
@@ -63,7 +68,7 @@ def join_databases(folder: Path, parts: Sequence[Path], provenance: Mapping[str,
     bits, classes = manifests[0]["bits"], manifests[0]["database"]["classes"]
     count = sum(manifest["database"]["count"] for manifest in manifests)
     _begin(folder)
-    names = _file_names("database")
+    names = _FILES["database"]
     with contextlib.ExitStack() as files:
         codes, labels, ids = (files.enter_context(atomic_write(folder / name)) for name in names)
         for file, width in ((codes, packed_width(bits)), (labels, classes)):
@@ -89,7 +94,7 @@ def _save(folder: Path, sides: Mapping[str, CodeSet], provenance: Mapping[str, A
         raise ValueError(f"provenance must be JSON, got something else: {error}") from error
     _begin(folder)
     for side, codes in sides.items():
-        codes_name, labels_name, ids_name = _file_names(side)
+        codes_name, labels_name, ids_name = _FILES[side]
         for name, array in ((codes_name, codes.packed), (labels_name, codes.labels)):
             with atomic_write(folder / name) as file:
                 np.save(file, np.ascontiguousarray(array), allow_pickle=False)
@@ -116,7 +121,7 @@ def _write_manifest(
     folder: Path, bits: int, counts: Mapping[str, tuple[int, int]], provenance: Mapping[str, Any]
 ) -> None:
     """Write the manifest, which completes a folder. ``counts`` has the numbers of images and classes of each side."""
-    names = [name for side in counts for name in _file_names(side)]
+    names = [name for side in counts for name in _FILES[side]]
     manifest = {
         "format": FORMAT,
         "bits": bits,
@@ -270,12 +275,112 @@ def read_manifest(folder: Path, sides: Sequence[str] = _SIDES) -> dict[str, Any]
         part = manifest.get(side)
         if not isinstance(part, dict) or not all(is_count(part.get(key)) for key in ("count", "classes")):
             raise ArtifactError(f"{path} must give count and classes of the {side}, got {short(repr(part))}")
+    _check_origin(path, manifest, sides)
     files = manifest.get("files")
-    for name in (name for side in sides for name in _file_names(side)):
+    for name in (name for side in sides for name in _FILES[side]):
         entry = files.get(name) if isinstance(files, dict) else None
         if not isinstance(entry, dict) or not is_count(entry.get("bytes")) or not isinstance(entry.get("sha256"), str):
             raise ArtifactError(f"{path} must give bytes and sha256 of {name}, got {short(repr(entry))}")
     return manifest
+
+
+# Kinds of values of a manifest's entries: words for messages, and a test.
+_KINDS: dict[str, Callable[[Any], bool]] = {
+    "text": lambda value: isinstance(value, str),
+    "text or null": lambda value: value is None or isinstance(value, str),
+    "a whole number of at least 0": is_count,
+    "a whole number of at least 0 or null": lambda value: value is None or is_count(value),
+    "an object": lambda value: isinstance(value, dict),
+    "an object or null": lambda value: value is None or isinstance(value, dict),
+    "a list of whole numbers from 1": lambda value: (
+        isinstance(value, list) and all(is_count(rank) and 1 <= rank < RANK_LIMIT for rank in value)
+    ),
+    "a list of different names": lambda value: (
+        isinstance(value, list) and all(isinstance(name, str) for name in value) and len(set(value)) == len(value)
+    ),
+    "zero or skip": lambda value: value in ("zero", "skip"),
+}
+# Kind of each entry that a command reads. Every entry may be missing here; a command says which ones it needs.
+_ENTRIES = {
+    "provenance": "an object",
+    "provenance.method": "text",
+    "provenance.module": "an object",
+    "provenance.model": "text",
+    "provenance.dataset": "text",
+    "provenance.encoded": "text",
+    "provenance.run": "text or null",
+    "provenance.split": "an object",
+    "provenance.split.name": "text",
+    "provenance.split.sha256": "text",
+    "provenance.seed": "a whole number of at least 0",
+    "provenance.epochs": "a whole number of at least 0",
+    "provenance.class_names": "a list of different names",
+    "provenance.validation": "an object or null",
+    "provenance.checkpoint": "an object",
+    "provenance.checkpoint.file": "text",
+    "provenance.checkpoint.sha256": "text",
+    "provenance.versions": "an object",
+    "evaluation": "an object",
+    "evaluation.ks": "a list of whole numbers from 1",
+    "evaluation.map_at": "a list of whole numbers from 1",
+    "evaluation.radius": "a whole number of at least 0",
+    "evaluation.zero_hits": "zero or skip",
+    "source": "an object",
+    "source.root": "text",
+    "source.dataset": "an object",
+    "skipped": "a whole number of at least 0",
+}
+
+
+_MISSING = object()
+
+
+def require_entries(folder: Path, manifest: Mapping[str, Any], names: Sequence[str]) -> None:
+    """Check that a manifest has entries that a command needs.
+
+    Args:
+        folder: Codes folder, for the message.
+        manifest: Manifest of the folder, from `read_manifest`.
+        names: Names of the entries; those in an inner object have dots, such as ``provenance.method``.
+
+    Raises:
+        ArtifactError: If an entry is missing.
+    """
+    if missing := [name for name in names if _entry(manifest, name) is _MISSING]:
+        raise ArtifactError(
+            f"{Path(folder) / MANIFEST} must give {', '.join(missing)}, got none: another program wrote it, or it was "
+            "edited by hand"
+        )
+
+
+def _entry(manifest: Mapping[str, Any], name: str) -> Any:
+    """Return the entry with a dotted name, or ``_MISSING``."""
+    part: Any = manifest
+    for key in name.split("."):
+        part = part.get(key, _MISSING) if isinstance(part, Mapping) else _MISSING
+    return part
+
+
+def _check_origin(path: Path, manifest: dict[str, Any], sides: Sequence[str]) -> None:
+    """Check the entries of a manifest that describe where its codes come from and how they are evaluated.
+
+    Raises:
+        ArtifactError: If one of them is of the wrong kind, or if the class names do not fit the label columns.
+    """
+    for name, kind in _ENTRIES.items():
+        value = _entry(manifest, name)
+        if value is not _MISSING and not _KINDS[kind](value):
+            raise ArtifactError(f"{path} must give {kind} as {name}, got {short(repr(value))}: it was edited by hand")
+    names = manifest.get("provenance", {}).get("class_names")
+    if names is None:
+        return
+    for side in sides:
+        columns = manifest[side]["classes"]
+        if columns != len(names):
+            raise ArtifactError(
+                f"{path} must give a class name for each of the {columns} label columns of the {side}, "
+                f"got {len(names)} names: it was edited by hand"
+            )
 
 
 def _load_side(folder: Path, side: str, manifest: dict[str, Any]) -> CodeSet:
@@ -292,7 +397,7 @@ def _load_side(folder: Path, side: str, manifest: dict[str, Any]) -> CodeSet:
 
 def _verified_names(folder: Path, side: str, manifest: dict[str, Any]) -> tuple[str, str, str]:
     """Return the names of a side's files, after checking each file against its digest."""
-    names = _file_names(side)  # fixed names: a manifest from another person cannot make us open other files
+    names = _FILES[side]  # fixed names: a manifest from another person cannot make us open other files
     for name in names:
         _verify(folder / name, manifest["files"][name])
     return names
@@ -352,7 +457,3 @@ def _read_ids(path: Path, count: int) -> list[str]:
     if lines != count:
         raise ArtifactError(f"{path} has {lines} ids but {MANIFEST} says {count}")
     return ids
-
-
-def _file_names(side: str) -> tuple[str, str, str]:
-    return f"{side}.npy", f"{side}_labels.npy", f"{side}_ids.txt"

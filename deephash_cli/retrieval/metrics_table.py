@@ -3,10 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from rich.markup import escape
 from rich.table import Table
 
-from deephash_cli.console import console, say
+from deephash_cli import console
 
 SHOWN_AT = ("1", "10", "100", "1000")  # the cut-offs k in the table; the file has all of them
 
@@ -23,8 +22,8 @@ def _title(metrics: Mapping[str, Any]) -> str:
 
 
 def show(metrics: Mapping[str, Any]) -> None:
-    """Print the metrics as a table, with all digits."""
-    table = Table(title=escape(_title(metrics)), title_justify="left", show_header=False)
+    """Print the metrics as a table, with four digits; the file has all of them."""
+    table = Table(show_header=False)
     table.add_column(style="bold")
     table.add_column(justify="right")
     table.add_column(style="dim")
@@ -39,16 +38,18 @@ def show(metrics: Mapping[str, Any]) -> None:
     }
     for name, value in metrics.items():
         if isinstance(value, float):
-            table.add_row(name, repr(value), notes.get(name, ""))
+            table.add_row(name, f"{value:.4f}", notes.get(name, ""))
     for name in ("precision_at_k", "recall_at_k"):
         for k in SHOWN_AT:
             if k in metrics.get(name, ()):
-                table.add_row(f"{name.removesuffix('_k')}_{k}", repr(metrics[name][k]), "")
-    table.add_row("bit balance", repr(metrics["bit_balance"]["mean_deviation"]), "mean |ones - 0.5|, 0 is best")
-    console.print(table)
+                beyond = f"k > {metrics['database']} items" if int(k) > metrics["database"] else ""
+                table.add_row(f"{name.removesuffix('_k')}_{k}", f"{metrics[name][k]:.4f}", beyond)
+    balance = metrics["bit_balance"]["mean_deviation"]
+    table.add_row("bit_balance_mean_deviation", f"{balance:.4f}", "mean |ones - 0.5|, 0 is best")
+    console.show(table, _title(metrics))
     origin = f", split {metrics['split']['sha256'][:12]}" if "split" in metrics else ""
-    say(f"{metrics['queries']} queries, {metrics['database']} database items{origin}")
+    console.say(f"{metrics['queries']} queries, {metrics['database']} database items{origin}")
     if note := metrics["policies"].get("labels"):
-        say(note)
+        console.say(note)
     elif metrics["queries_without_relevant"]:
-        say(f"{metrics['queries_without_relevant']} queries: {metrics['policies']['zero_hits']}")
+        console.say(f"{metrics['queries_without_relevant']} queries: {metrics['policies']['zero_hits']}")

@@ -9,8 +9,8 @@ from jaxtyping import Int64
 
 from deephash_cli.errors import ArtifactError, ConfigError, DataError
 from deephash_cli.retrieval import metrics, ranking, scoring
-from deephash_cli.retrieval.codes import CodeSet, require_comparable
-from deephash_cli.retrieval.codes_folder import MANIFEST, load_codes
+from deephash_cli.retrieval.codes import RANK_LIMIT, CodeSet, require_comparable
+from deephash_cli.retrieval.codes_folder import MANIFEST, load_codes, require_entries
 
 # Treatments of a query without a relevant item in the database.
 ZERO_HITS = {
@@ -47,8 +47,11 @@ _HUGE = 1e300  # JSON can hold whole numbers that are larger than any float
 HARDEST = 10
 CLASSES = 1000  # largest number of classes for which there is a table by class
 
-_FACTS = {"method", "module", "model", "dataset", "split", "seed"}  # required keys of a manifest's provenance
-SETTINGS = ("ks", "map_at", "radius", "zero_hits")  # keys of its evaluation; early manifests have no zero_hits
+SETTINGS = ("ks", "map_at", "radius", "zero_hits")  # settings of an evaluation; early manifests have no zero_hits
+_NEEDED = (
+    *(f"provenance.{name}" for name in ("method", "module", "model", "dataset", "split.name", "split.sha256", "seed")),
+    *(f"evaluation.{name}" for name in SETTINGS if name != "zero_hits"),
+)  # entries that a manifest must have for an evaluation
 
 
 def evaluate(
@@ -143,7 +146,7 @@ def _require_measurable(
             raise DataError(f"evaluation needs at least one image on each side, but the {name} set is empty")
     for name, ranks in (("k", ks), ("the R of map_at", map_at)):
         for rank in ranks:
-            if rank < 1:
+            if not 1 <= rank < RANK_LIMIT:
                 raise ConfigError(f"{name} must be between 1 and the database size {database.n}, got {rank}")
     if radius < 0:
         raise ConfigError(f"radius must be between 0 and the code length {query.bits}, got {radius}")
@@ -296,27 +299,15 @@ def score(folder: Path, overrides: Mapping[str, Any]) -> dict[str, Any]:
         DataError: If a side is empty, or if no query has a relevant item with ``zero_hits="skip"``.
     """
     query, database, manifest = load_codes(folder)
-    for name, needed in (("provenance", _FACTS), ("evaluation", {*SETTINGS} - {"zero_hits"})):
-        missing = needed - set(manifest.get(name) or ())
-        if missing:
-            raise ArtifactError(f"{folder / MANIFEST} must give {', '.join(sorted(missing))} under {name}, got none")
-    settings = {"zero_hits": "zero", **manifest["evaluation"]}
-    if not _is_evaluation(settings):
+    require_entries(folder, manifest, _NEEDED)
+    settings = settle({"zero_hits": "zero", **manifest["evaluation"]}, overrides)
+    metrics = scoring.evaluate(query, database, **settings)
+    if taken := metrics.keys() & manifest["provenance"].keys():
         raise ArtifactError(
-            f"{folder / MANIFEST} must give under evaluation lists ks and map_at of whole numbers from 1, a radius "
-            "of at least 0, and zero_hits zero or skip, got something else: it was edited by hand"
+            f"{folder / MANIFEST} must give only the origin of the codes under provenance, got metrics: "
+            f"{', '.join(sorted(taken))}; it was edited by hand"
         )
-    settings = settle(settings, overrides)
-    return {**scoring.evaluate(query, database, **settings), **manifest["provenance"]}
-
-
-def _is_evaluation(settings: Mapping[str, Any]) -> bool:
-    lists = all(
-        isinstance(settings[name], list) and all(type(rank) is int and rank >= 1 for rank in settings[name])
-        for name in ("ks", "map_at")
-    )
-    radius = settings["radius"]
-    return lists and type(radius) is int and radius >= 0 and settings["zero_hits"] in list(scoring.ZERO_HITS)
+    return {**metrics, **manifest["provenance"]}
 
 
 def settle(settings: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Name, create, lock, write and find run folders."""
 
+import contextlib
 import datetime
 import fcntl
 import os
@@ -9,11 +10,12 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeGuard
 
 from deephash_cli import __version__
 from deephash_cli.errors import ArtifactError, ConfigError
 from deephash_cli.files import read_json, write_json, write_text
+from deephash_cli.retrieval.codes_folder import read_manifest
 from deephash_cli.runs.settings import CONFIG, hide_in_override
 
 RECORD = "run.json"
@@ -26,6 +28,8 @@ CODES = "codes"
 RETRIEVAL = "retrieval.json"
 RETRIEVAL_IMAGE = "retrieval.webp"
 CHECKPOINTS = "checkpoints"
+WANDB = "wandb"
+ERROR = "error.txt"
 
 EXIT_CODES = {"finished": 0, "failed": 1, "interrupted": 130}  # reported to W&B for each status
 
@@ -122,10 +126,7 @@ def create(root: Path, name: str, run_dir: str | None) -> Run:
             path.mkdir()
         else:
             path = Path(run_dir)
-            if path.is_dir() and any(entry.name != ".lock" for entry in path.iterdir()):
-                raise ConfigError(
-                    f"run_dir={path} is not empty: choose another folder, or resume={path} to continue the run in it"
-                )
+            check_unused(path)
             path.mkdir(parents=True, exist_ok=True)
         return Run(path)
     except OSError as error:
@@ -133,6 +134,17 @@ def create(root: Path, name: str, run_dir: str | None) -> Run:
         raise ConfigError(
             f"cannot make a run folder at {where}: {error.strerror or error}; choose a folder you can write to"
         ) from error
+
+
+def check_unused(path: Path) -> None:
+    """Check that a folder for a new run does not exist or is empty.
+
+    Raises:
+        ConfigError: If it holds files.
+    """
+    if path.is_dir() and any(entry.name != ".lock" for entry in path.iterdir()):
+        more = f", or resume={path} to continue the run in it" if (path / RECORD).is_file() else ""
+        raise ConfigError(f"run_dir={path} is not empty: choose another folder{more}")
 
 
 def check_writable(folder: Path) -> None:
@@ -174,24 +186,85 @@ def default_root() -> Path:
     return Path(os.environ.get("DEEPHASH_OUTPUT_DIR") or "runs")
 
 
-def given_or_latest(run: str | None) -> Path:
-    """Return the given run folder, or that of the newest finished run in the default folder of runs.
+def given_or_latest(run: str | None, codes: str | None = None) -> Path:
+    """Return the run folder that a command works with.
 
     Args:
-        run: A run folder; ``None`` for the newest finished run.
+        run: A run folder; None for the run that made ``codes``, or without codes for the newest finished run in the
+            default folder of runs.
+        codes: A codes folder; None if the command works with no other codes than those of the run.
 
     Raises:
-        ConfigError: If no run folder is given and there is no finished run.
-        ArtifactError: If the given folder is not a run folder.
+        ConfigError: If no run folder is given and there is no finished run, or not the run that made the codes.
+        ArtifactError: If the given folder is not a run folder, or the codes do not say which run made them.
     """
     if run is not None:
         read_record(Path(run))
         return Path(run)
+    if codes is not None:
+        return _maker(Path(codes))
     root = default_root()
     finished = [(record["started"], path) for path, record in scan(root) if record["status"] == "finished"]
     if not finished:
         raise ConfigError(f"there is no finished run under {root} here: give run=<run folder>")
     return max(finished)[1]
+
+
+def _maker(codes: Path) -> Path:
+    """Return the run whose network made codes: at its place when they were made, or else under the default folder.
+
+    Raises:
+        ConfigError: If the run is in neither place.
+        ArtifactError: If the codes are incomplete, or do not say which run made them.
+    """
+    real = codes.resolve()
+    if real.name == CODES and (real.parent / RECORD).is_file():
+        return _nearby(real.parent)
+    manifest = read_manifest(codes, ())
+    identity, network = _origin(manifest)
+    if identity is None and network is None:
+        raise ArtifactError(
+            f"{codes} does not say which network made its codes: give a folder of codes that deephash encode wrote"
+        )
+    place, root = manifest.get("run_folder"), default_root()
+    recorded = [Path(place)] if _is_line(place) else []
+    for folder in [*recorded, *(path for path, _ in scan(root))]:
+        with contextlib.suppress(ArtifactError, OSError):  # of a path that is too long for the system
+            record = read_record(folder)
+            if identity is None:  # a copy of a run's own codes
+                is_maker = _origin(read_manifest(folder / CODES, ()))[1] == network
+            else:
+                is_maker = record.get("id") == identity
+            if is_maker:
+                return _nearby(folder)
+    name = f"run {identity}" if identity else f"a run whose checkpoint has the SHA-256 {network}"
+    if recorded:
+        raise ConfigError(
+            f"the codes in {codes} were made by {name} in {place}, which is neither there nor under {root} now: give "
+            "run=<run folder>"
+        )
+    raise ConfigError(f"the codes in {codes} were made by {name}, which is not under {root}: give run=<run folder>")
+
+
+def _origin(manifest: Mapping[str, Any]) -> tuple[str | None, str | None]:
+    """Return the id of the run and the SHA-256 of the checkpoint that made codes; None for what is not recorded."""
+    provenance = manifest.get("provenance")
+    known = provenance if isinstance(provenance, Mapping) else {}
+    checkpoint = known.get("checkpoint")
+    found = known.get("run"), checkpoint.get("sha256") if isinstance(checkpoint, Mapping) else None
+    identity, network = (value if _is_line(value) else None for value in found)
+    return identity, network
+
+
+def _is_line(value: Any) -> TypeGuard[str]:
+    """Whether a value of a record, which may have been edited, is text that can be printed in a line."""
+    return isinstance(value, str) and value.isprintable() and bool(value)
+
+
+def _nearby(folder: Path) -> Path:
+    """Return a path from the current folder, if that contains the folder."""
+    here = Path.cwd()
+    return folder.relative_to(here) if folder.is_relative_to(here) else folder
 
 
 def codes_folder(verb: str, run: str | None, codes: str | None) -> Path:

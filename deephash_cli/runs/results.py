@@ -2,21 +2,25 @@
 
 import json
 import os
+import re
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from deephash_cli import runs
-from deephash_cli.errors import ArtifactError, ConfigError, DeephashError, first_line, hint
+from deephash_cli.errors import ArtifactError, ConfigError, DeephashError, command, first_line, hint, short
 from deephash_cli.files import read_json
 from deephash_cli.retrieval import scoring
+from deephash_cli.runs import listing
+from deephash_cli.runs.listing import LeftOut
 
 # Settings that do not make runs different in kind. A table has columns for the lengths and averages over the seeds. The
 # title of its section gives the data set and the split. The choice of metrics does not change the codes.
-_VARIED = (
-    "bits", "seed", "metrics", "dataset.root", "dataset.source", "dataset.download", "dataset.split_file",
+VARIED = (
+    "bits", "seed", "metrics", "dataset.root", "dataset.source", "dataset.download", "dataset.protocol",
+    "dataset.split_file",
     *runs.INCIDENTAL,
 )  # fmt: skip
 _NEEDED = {
@@ -25,6 +29,11 @@ _NEEDED = {
 }  # fmt: skip
 
 CAPTION = "mean and standard deviation over seeds, the number of seeds in brackets"
+MARKED = (
+    "the highest mean of its column, and each mean within its standard deviation; beside means over several seeds a "
+    "single seed is not marked, and if it comes as close, they are not marked either"
+)
+DIGITS = 4
 _UNRANKED = ("empty_ball_rate", "unique_code_ratio", "bit_balance", "bit_correlation")  # higher is not better
 _TIES = {
     "map_stable": "ties are in database order",
@@ -52,7 +61,7 @@ class Result:
     @property
     def kind(self) -> dict[str, Any]:
         """The settings and the version that runs share if they differ only in code length and seed."""
-        same = {name: value for name, value in self.settings.items() if not runs.belongs(name, _VARIED)}
+        same = {name: value for name, value in self.settings.items() if not runs.belongs(name, VARIED)}
         return {**same, "version": self.metrics["versions"].get("deephash")}
 
     def value(self, metric: str) -> float | None:
@@ -65,25 +74,19 @@ class Result:
 
 
 @dataclass(frozen=True)
-class LeftOut:
-    """A run folder that is in no table, and the reason."""
-
-    folder: Path
-    reason: str
-
-
-@dataclass(frozen=True)
 class Row:
     """Runs of one method that differ only in code length and seed.
 
     Attributes:
         method: Name of the method.
         differs: Settings that distinguish this row from other rows of the method, by dotted name.
+        words: Short name in plain words of each of these settings, by dotted name: "max epochs".
         cells: Runs for each code length, one run per seed.
     """
 
     method: str
     differs: dict[str, Any]
+    words: dict[str, str]
     cells: dict[int, list[Result]]
 
     @property
@@ -94,8 +97,23 @@ class Row:
     @property
     def label(self) -> str:
         """The method, and the settings that distinguish this row from other rows of the method."""
-        settings = ", ".join(f"{name}={value}" for name, value in self.differs.items())
-        return _line(f"{self.method} ({settings})" if settings else self.method)
+        return _labelled(self.method, self.differs)
+
+    @property
+    def title(self) -> str:
+        """The label with settings in plain words, for documents: ``dpsh (max epochs=30)``."""
+        return _labelled(self.method, self._in_words)
+
+    @property
+    def paper_title(self) -> str:
+        """The title with the method's name as its class is spelled, which is how papers write it: ``DPSH``."""
+        name = str(self.results[0].settings.get("module._target_")).rpartition(".")[2]
+        is_same_word = name.casefold() == self.method.replace("_", "").casefold()
+        return _labelled(name if is_same_word else self.method, self._in_words)
+
+    @property
+    def _in_words(self) -> dict[str, Any]:
+        return {self.words[name]: value for name, value in self.differs.items()}
 
 
 @dataclass(frozen=True)
@@ -131,12 +149,16 @@ class Section:
         """Return one list per row, with the cell for each code length; None where a row has no value."""
         return [[cell(row.cells.get(bits, ()), metric) for bits in self.lengths] for row in self.rows]
 
-    def best(self, metric: str) -> list[float | None]:
-        """Return the best mean for each code length, or None if there is a single row or higher is not better."""
-        if len(self.rows) < 2 or metric.startswith(_UNRANKED):
-            return [None] * len(self.lengths)
-        columns = zip(*self.cells(metric), strict=True)
-        return [max((cell.mean for cell in column if cell), default=None) for column in columns]
+    def has_best(self, metric: str) -> bool:
+        """Return whether cells of a metric are marked as best: there are several rows, and higher is better."""
+        return len(self.rows) > 1 and not metric.startswith(_UNRANKED)
+
+    def best(self, metric: str) -> list[list[bool]]:
+        """Return one list per row: whether its cell for each code length is marked as best, by the rule of `best`."""
+        cells = self.cells(metric)
+        if not self.has_best(metric):
+            return [[False] * len(self.lengths) for _ in cells]
+        return [list(row) for row in zip(*map(best, zip(*cells, strict=True)), strict=True)]
 
 
 @dataclass(frozen=True)
@@ -155,8 +177,37 @@ class Cell:
         return cls(statistics.mean(values), statistics.stdev(values) if len(values) > 1 else None, len(values))
 
     def __str__(self) -> str:
-        """Return the text that every table shows for this cell."""
-        return f"{self.mean:.4f}" if self.deviation is None else f"{self.mean:.4f} ± {self.deviation:.4f}"
+        """Return the text that tables show for this cell unless other digits are asked for."""
+        return self.text()
+
+    def text(self, digits: int = DIGITS, percent: bool = False) -> str:
+        """Return mean and deviation with some digits after the decimal point, as shares of one or in percent."""
+        numbers = [self.mean] if self.deviation is None else [self.mean, self.deviation]
+        return " ± ".join(f"{100 * number if percent else number:.{digits}f}" for number in numbers)
+
+
+def best(column: "Sequence[Cell | None]") -> list[bool]:
+    """Return for each cell of a column whether it is marked as best.
+
+    With several seeds anywhere in the column, the highest mean over several seeds is marked, and with it every mean
+    over several seeds that lies within its standard deviation. One seed has no deviation, so it is not marked; if it
+    lies above that limit, it may be better, and the column has no mark at all. If every cell has one seed, the highest
+    value is marked.
+    """
+    several = [cell for cell in column if cell and cell.deviation is not None]
+    if not several:
+        highest = max((cell.mean for cell in column if cell), default=None)
+        return [cell is not None and cell.mean == highest for cell in column]
+    top = max(several, key=lambda cell: (cell.mean, cell.deviation))
+    limit = top.mean - (top.deviation or 0)
+    if any(cell and cell.deviation is None and cell.mean >= limit for cell in column):
+        return [False] * len(column)
+    return [cell is not None and cell.deviation is not None and cell.mean >= limit for cell in column]
+
+
+def _labelled(method: str, differs: Mapping[str, Any]) -> str:
+    settings = ", ".join(f"{name}={value}" for name, value in differs.items())
+    return _line(f"{method} ({settings})" if settings else method)
 
 
 def _line(text: str) -> str:
@@ -171,8 +222,8 @@ def find(paths: Iterable[Path]) -> list[Path]:
     """
     found: set[Path] = set()
     for path in paths:
-        if not path.is_dir():
-            raise ConfigError(f"{path} is not a folder: give run folders, or folders of runs")
+        if not os.path.isdir(path):  # noqa: PTH112  Path.is_dir raises an error if a name is too long
+            raise ConfigError(f"{short(str(path))} is not a folder: give run folders, or folders of runs")
         for folder, below, files in os.walk(path):
             if runs.RECORD in files:
                 found.add(Path(folder))
@@ -195,22 +246,30 @@ def read(folder: Path) -> Result:
     if "split" not in missing:
         missing += [f"split.{name}" for name in ("name", "sha256") if not isinstance(known["split"].get(name), str)]
     if missing:
-        again = f"deephash eval run={folder} output={folder / runs.METRICS} writes it again"
-        raise ArtifactError(f"{runs.METRICS} has no {', '.join(missing)}: {again}")
+        again = command("deephash", "eval", f"run={folder}", f"output={folder / runs.METRICS}")
+        raise ArtifactError(f"{runs.METRICS} has no {', '.join(missing)}: {again} writes it again")
     return Result(folder, record, runs.flatten(runs.read_config(folder)), metrics)
 
 
-def collect(paths: Iterable[Path]) -> tuple[list[Result], list[LeftOut]]:
+def collect(paths: Iterable[Path], wanted: Mapping[str, str] | None = None) -> tuple[list[Result], list[LeftOut]]:
     """Read the finished runs at or below some paths, and list the folders that are left out.
 
-    Of several runs with the same fingerprint and split only the newest is used.
+    Several runs with the same fingerprint and split are represented by the newest of them.
+
+    Args:
+        paths: Run folders, or folders of runs.
+        wanted: Values that runs must have, as for `listing.choose`; runs without them are not listed as left out.
 
     Raises:
-        ConfigError: If a path is not a folder.
+        ConfigError: If a path is not a folder, or no run has a wanted setting.
     """
     newest: dict[str, Result] = {}
     left_out: list[LeftOut] = []
-    for folder in find(paths):
+    folders = find(paths)
+    if wanted:
+        listed, left_out = listing.read_all(folders)
+        folders = [run.folder for run in listing.choose(listed, wanted)]
+    for folder in folders:
         try:
             result = read(folder)
         except DeephashError as error:
@@ -224,19 +283,28 @@ def collect(paths: Iterable[Path]) -> tuple[list[Result], list[LeftOut]]:
     return list(newest.values()), left_out
 
 
-def gather(paths: Sequence[Path], metric: str) -> tuple[list[Result], list[LeftOut]]:
-    """Read runs as `collect` does, and check that at least one of them has the metric.
+def gather(
+    paths: Sequence[Path], metrics: Sequence[str], wanted: Mapping[str, str] | None = None
+) -> tuple[list[Result], list[LeftOut]]:
+    """Read runs as `collect` does, and check that each metric is in at least one of them.
 
     Raises:
-        ConfigError: If a path is not a folder, if there is no finished run, or if none of them has the metric.
+        ConfigError: If a path is not a folder, if there is no finished run with the wanted values, or if none of them
+            has one of the metrics.
     """
-    found, left_out = collect(paths)
+    found, left_out = collect(paths, wanted)
     if not found:
+        filters = " ".join(f"{name}={values}" for name, values in (wanted or {}).items())
         reasons = "; ".join(f"{entry.folder}: {entry.reason}" for entry in left_out[:3])
-        raise ConfigError(f"no finished run in {' '.join(map(str, paths))}{f' ({reasons})' if reasons else ''}")
-    if all(result.value(metric) is None for result in found):
-        known = set().union(*(result.numbers() for result in found))
-        raise ConfigError(f"none of {len(found)} runs has {metric}{hint(metric, known) or _some(found[0].numbers())}")
+        raise ConfigError(
+            f"no finished run in {' '.join(map(str, paths))}{f' has {filters}' if filters else ''}"
+            f"{f' ({reasons})' if reasons else ''}"
+        )
+    for metric in metrics:
+        if all(result.value(metric) is None for result in found):
+            known = set().union(*(result.numbers() for result in found))
+            advice = hint(metric, known) or _some(found[0].numbers())
+            raise ConfigError(f"none of {len(found)} runs has {metric}{advice}")
     return found, left_out
 
 
@@ -268,11 +336,13 @@ def _section(members: Sequence[Result]) -> Section:
     methods: dict[str, list[list[Result]]] = {}
     for alike in kinds.values():
         methods.setdefault(alike[0].metrics["method"], []).append(alike)
-    rows = [
-        Row(method, _with_model(differs, alike[0], models), _by_length(alike))
+    differing = [
+        (method, _with_model(differs, alike[0], models), _by_length(alike))
         for method, several in methods.items()
-        for alike, differs in zip(several, _differences([alike[0].kind for alike in several]), strict=True)
+        for alike, differs in zip(several, differences([alike[0].kind for alike in several]), strict=True)
     ]
+    words = plain_words(set().union(*(differs for _, differs, _ in differing)))
+    rows = [Row(method, differs, words, cells) for method, differs, cells in differing]
     metrics = members[0].metrics
     lengths = sorted({result.metrics["bits"] for result in members})
     return Section(
@@ -282,8 +352,14 @@ def _section(members: Sequence[Result]) -> Section:
         metrics["database"],
         None if len(models) > 1 else models.pop(),
         lengths,
-        sorted(rows, key=lambda row: row.label),
+        sorted(rows, key=lambda row: (_by_number(row.label), row.label)),
     )
+
+
+def _by_number(label: str) -> list[Any]:
+    """Return a sort key that puts ``iterations=5`` before ``iterations=20``."""
+    parts = re.split(r"(\d+)", label)  # text, digits, text, ...
+    return [(len(part.lstrip("0")), part.lstrip("0")) if number % 2 else part for number, part in enumerate(parts)]
 
 
 def _model(result: Result) -> str | None:
@@ -297,7 +373,7 @@ def _with_model(differs: dict[str, Any], result: Result, models: set[str | None]
     return {"model": _model(result), **{name: value for name, value in differs.items() if name != "model.name"}}
 
 
-def _differences(kinds: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def differences(kinds: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """For each kind, the settings that distinguish it from the others, without settings that it does not have."""
     shown: dict[str, list[Any]] = {}
     for name in sorted(set().union(*kinds), key=lambda name: (name.count("."), name)):
@@ -317,6 +393,18 @@ def _differences(kinds: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         }
         for row in range(len(kinds))
     ]
+
+
+def plain_words(names: Iterable[str]) -> dict[str, str]:
+    """Return for each dotted name its shortest end that no other of the names has, with spaces between its words."""
+    names = list(names)
+    words = {}
+    for name in names:
+        parts = name.split(".")
+        ends = [".".join(parts[-count:]) for count in range(1, len(parts) + 1)]
+        end = next((end for end in ends if sum(f".{other}".endswith(f".{end}") for other in names) == 1), name)
+        words[name] = end.replace(".", " ").replace("_", " ")
+    return words
 
 
 def _by_length(members: Sequence[Result]) -> dict[int, list[Result]]:

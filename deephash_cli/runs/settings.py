@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ INCIDENTAL = (
 )
 # Settings that a resumed run may change: those above, those of how long and on which devices it trains, and what to do
 # about unreadable images, because the split tells whether the images are the same.
-RESUMABLE = (*INCIDENTAL, "trainer", "checkpoint", "metrics", "bad_images")
+RESUMABLE = (*INCIDENTAL, "trainer", "checkpoint", "metrics", "bad_images", "fit_rows")
 _CONFIG_LIMIT = 2**20  # bytes
 _CONFIG_DEPTH = 100
 _SAFE: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the compiled loader takes a tenth of the time
@@ -40,6 +40,25 @@ def fingerprint(config: Mapping[str, Any]) -> str:
     """Return a digest of the settings that decide a run's result and of the version of deephash."""
     content = {name: value for name, value in flatten(config).items() if not belongs(name, INCIDENTAL)}
     return hashlib.sha256(json.dumps([__version__, content], sort_keys=True).encode()).hexdigest()[:16]
+
+
+def escape(value: Any) -> Any:
+    """Return a copy of plain settings in which OmegaConf reads ``${`` as text and not as an interpolation."""
+    return _in_texts(value, lambda slashes: f"{slashes}{slashes}\\${{")
+
+
+def unescape(value: Any) -> Any:
+    """Return a copy of plain settings without the backslashes that ``escape`` adds."""
+    return _in_texts(value, lambda slashes: f"{slashes[: len(slashes) // 2]}${{")
+
+
+def _in_texts(value: Any, change: Callable[[str], str]) -> Any:
+    """Replace each ``${`` in plain settings; ``change`` gets the backslashes before it."""
+    if isinstance(value, Mapping):
+        return {name: _in_texts(item, change) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_in_texts(item, change) for item in value]
+    return re.sub(r"(\\*)\$\{", lambda found: change(found[1]), value) if isinstance(value, str) else value
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -137,7 +156,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise ArtifactError(f"{file} cannot be read as a configuration: {first_line(error)}") from error
     if not isinstance(content, dict):
         raise ArtifactError(f"{file} is not the configuration of a run")
-    return content
+    return unescape(content)
 
 
 def belongs(name: str, keys: Sequence[str]) -> bool:

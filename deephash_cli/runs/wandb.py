@@ -17,7 +17,7 @@ from deephash_cli.files import read_json, write_json
 from deephash_cli.retrieval import scoring
 from deephash_cli.runs import gallery as run_gallery
 
-FOLDER = "wandb"  # in the run folder
+FOLDER = runs.WANDB
 STATUS = "status.json"  # in that folder: what became of the W&B run
 OFFLINE, ONLINE, DISABLED, FAILED = "offline", "online", "disabled", "failed"
 SECONDS_TO_BEGIN = 30
@@ -196,7 +196,7 @@ class Session:
             "status": FAILED if reason else self._mode,
             "reason": reason,
             "whole": is_whole and not reason,
-            "folder": str(self._folder.absolute()),
+            "folder": str(self._folder.resolve()),
         }
         with contextlib.suppress(DeephashError):  # if the disk is full, the run itself fails when it writes its files
             write_json(self._folder / FOLDER / STATUS, runs.redact(record))

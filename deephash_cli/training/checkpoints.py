@@ -180,7 +180,8 @@ class EpochCheckpoints(Callback):
             DivergedError: If a weight or a statistic of the network is not finite; nothing is saved then.
             ArtifactError: If the folder cannot be written to, or the disk is full.
         """
-        final = trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs
+        all_steps = 0 < trainer.max_steps <= trainer.global_step  # -1 is no limit
+        final = trainer.should_stop or all_steps or trainer.current_epoch + 1 == trainer.max_epochs
         # an epoch without validation has no value or that of the last validation; neither counts as better
         value = float(trainer.callback_metrics.get(self.monitor, -1.0)) if self.monitor else -1.0
         better = value > self.best

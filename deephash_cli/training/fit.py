@@ -1,46 +1,52 @@
 """Train a network and encode with it: `train` does a whole run step by step, and `fit` is its longest step."""
 
 import contextlib
-import functools
 import json
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 from jaxtyping import Int
-from lightning_fabric.plugins.environments.lightning import LightningEnvironment
-from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning import Callback, Trainer, seed_everything
+from pytorch_lightning import seed_everything
 from pytorch_lightning.callbacks import EMAWeightAveraging
 from pytorch_lightning.loggers import Logger
 from torch import Tensor
 
 from deephash_cli import console, processes, runs
 from deephash_cli.cache import cache_folder
-from deephash_cli.choices import CONF_DIR, choices
 from deephash_cli.console import say
 from deephash_cli.data import inspection
 from deephash_cli.data.dataset import RetrievalDataset, Vectors
 from deephash_cli.data.decoding import ImageError
 from deephash_cli.data.image_folder import describe_left_out
-from deephash_cli.data.loaders import lost_workers_explained
-from deephash_cli.data.protocol import Split, hold_out_validation, load_split, make_split
-from deephash_cli.errors import ArtifactError, ConfigError, DataError, DeephashError, Stopped, first_line
+from deephash_cli.data.loaders import EpochSampler, lost_workers_explained
+from deephash_cli.data.protocol import Split, fitting_sample, hold_out_validation
+from deephash_cli.errors import ArtifactError, ConfigError, DataError, DeephashError, Stopped, command, first_line
 from deephash_cli.files import read_json, sha256_file, write_json, write_text
-from deephash_cli.models import HashingNetwork, NoBackbone
+from deephash_cli.models import HashingNetwork
 from deephash_cli.retrieval import scoring
+from deephash_cli.retrieval.caveats import caveats
 from deephash_cli.retrieval.codes_folder import save_codes
 from deephash_cli.retrieval.scoring import CLASSES
+from deephash_cli.runs import outputs
 from deephash_cli.training import checkpoints, gallery, loggers, resuming
+from deephash_cli.training.datasets import prepare_data
 from deephash_cli.training.inputs import Loading, Source
-from deephash_cli.training.instantiate import build, build_module, is_learned, target_of
+from deephash_cli.training.instantiate import build_module, is_learned
+from deephash_cli.training.targets import as_yaml, build
+from deephash_cli.training.trainer import check_trainer, make_trainer, run_trainer
 from deephash_cli.training.trust import require_trusted
 from deephash_cli.training.validation import Validation
+
+_SAID: set[tuple[str | None, str]] = set()  # lines that the runs of a sweep have printed, with its name
+
+# Where a data set that has no labels takes them from, for messages.
+_LABELS_FROM = {"csv": " (a column labels in the table)", "vectors": " (with dataset.labels=<file.npy>)"}
 
 # The command with which the first of several processes starts the others.
 FOLLOW = (sys.executable, "-P", "-c", "from deephash_cli.training.fit import follow; follow()")
@@ -88,7 +94,16 @@ def train(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
         say(f"already done: {earlier}")
         return {**read_json(earlier / runs.METRICS), "run_dir": str(earlier)}
     runs.check_writable(earlier or Path(config.run_dir or config.runs))
+    if config.run_dir and not earlier:
+        runs.check_unused(Path(config.run_dir))
+        outputs.settle_folder("train", config.run_dir, {"dataset.root=": config.dataset.get("root")}, name="run_dir=")
+    check_trainer(config)
     job = prepare(config, settings)
+    if config.trial:
+        console.warn(
+            f"trial={config.trial} uses at most so many queries, training images and database items: the numbers "
+            "of this run mean nothing"
+        )
     with _run_folder(config, earlier) as run, _recorded(run, job, overrides) as identity:
         resuming.keep_split(run.path, job.split, job.dataset)
         _list_left_out(run.path, job.dataset)
@@ -96,6 +111,8 @@ def train(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
             with console.quiet_lightning(), _all_bad_images_named(job.dataset):
                 fit(run.path, job, dashboard)
             metrics = scoring.score(run.path / runs.CODES, {})
+            for sentence in caveats(metrics):
+                console.warn(sentence)
             if config.gallery:
                 gallery.write(run.path, job.dataset, [entry["query"] for entry in metrics.get("hardest_queries", ())])
             write_json(run.path / runs.METRICS, metrics)
@@ -119,13 +136,7 @@ def prepare(
         DataError: If the data are missing, damaged, or do not fit the method.
     """
     seed_everything(config.seed, verbose=False)
-    skipped = unreadable if config.bad_images == "skip" else ()
-    dataset = load_dataset(OmegaConf.to_yaml(config.dataset.source, resolve=True), skipped)
-    _require_fitting(config, dataset)
-    if config.dataset.split_file:
-        split = load_split(Path(config.dataset.split_file), dataset)
-    else:
-        split = make_split(config.dataset.protocol, dataset, config.dataset.split_seed)
+    dataset, split = prepare_data(config, unreadable)
     return Job(config, settings or {}, dataset, split, build(config.model.network, bits=config.bits))
 
 
@@ -172,13 +183,10 @@ def fit(folder: Path, job: Job, dashboard: Logger | None) -> None:
             f"each of {trainer.world_size} devices needs at least one image of the queries, of the database and of the "
             f"validation queries, but the smallest of these has {fewest}: lower trainer.devices"
         )
-    task = json.dumps(
-        {
-            "folder": str(folder.absolute()),
-            "config": OmegaConf.to_yaml(config, resolve=True),
-            "unreadable": list(job.dataset.unreadable),
-        }
-    )
+    if is_learned(config):
+        _require_batches(config, len(train_rows), trainer.world_size)
+    unreadable = list(job.dataset.unreadable)
+    task = json.dumps({"folder": str(folder.absolute()), "config": as_yaml(config), "unreadable": unreadable})
     with (
         processes.team(trainer.world_size, trainer.strategy.root_device, FOLLOW, task),
         lost_workers_explained("loader.num_workers"),
@@ -186,18 +194,21 @@ def fit(folder: Path, job: Job, dashboard: Logger | None) -> None:
         if config.compile:
             job.network.backbone.compile()
         source = Source(job.dataset, job.network, trainer.strategy.root_device, Loading(**config.loader))
-        module = build_module(config, job.network, source.labels[train_rows])
+        fit_rows = train_rows if is_learned(config) else _fitting_rows(job, train_rows)
+        module = build_module(config, job.network, source.labels[fit_rows])
         if config.head.epochs and not job.network.frozen and not checkpoint:
             module.load_state_dict(_learn_head(folder, job, source, train_rows))
-        training = source.shuffled(train_rows, config.seed) if is_learned(config) else source.at_once(train_rows)
+        training = source.shuffled(train_rows, config.seed) if is_learned(config) else source.at_once(fit_rows)
         validation = None
         if len(validation_rows):
             validation = [source.in_order(processes.own_share(rows)) for rows in (validation_rows, train_rows)]
-        trainer.fit(module, training, validation, ckpt_path=checkpoint)
+        run_trainer(trainer, module, training, validation, checkpoint)
 
         chosen, best = (folder / runs.CHECKPOINTS / name for name in (checkpoints.LAST, checkpoints.BEST))
         if best.exists():
             chosen = best
+        elif not chosen.exists():
+            raise ConfigError("nothing was trained: raise trainer.max_time or another limit of the trainer")
         elif validation:
             console.warn("training ended before the first validation: the codes are those of the last epoch")
         module.load_state_dict(checkpoints.read_checkpoint(chosen)["state_dict"])
@@ -207,6 +218,15 @@ def fit(folder: Path, job: Job, dashboard: Logger | None) -> None:
             save_codes(
                 folder / runs.CODES, query, database, _provenance(job, trainer.current_epoch, chosen, keeping.best)
             )
+
+
+def _fitting_rows(job: Job, rows: Int[np.ndarray, "n"]) -> Int[np.ndarray, "m"]:
+    """Return the training rows that a method without gradients is fitted on, and say so if they are a sample."""
+    most = job.config.fit_rows
+    chosen = fitting_sample(rows, most, job.config.seed, job.split.version)
+    if len(chosen) < len(rows):
+        say(f"fitting on {len(chosen)} of {len(rows)} training rows, drawn at random (fit_rows={most})")
+    return chosen
 
 
 def follow() -> None:
@@ -236,7 +256,8 @@ def _settings(config: DictConfig) -> dict[str, Any]:
         require_trusted(settings, also=config.allowed_targets)
     processes.require_alone("train")
     if not is_learned(config):  # fitted in one step by one process, even if other methods of a sweep use several
-        for name, value in {"max_epochs": 1, "devices": 1, "num_nodes": 1, "strategy": "auto"}.items():
+        one_step = {"max_epochs": 1, "limit_train_batches": None, "devices": 1, "num_nodes": 1, "strategy": "auto"}
+        for name, value in one_step.items():
             OmegaConf.update(config.trainer, name, value, force_add=True)  # the user's own trainer may lack the setting
             settings["trainer"][name] = value
     return settings
@@ -266,7 +287,7 @@ def _run_folder(config: DictConfig, earlier: Path | None) -> Iterator[runs.Run]:
 @contextlib.contextmanager
 def _recorded(run: runs.Run, job: Job, overrides: Sequence[str]) -> Iterator[str]:
     """Record that a run has started and how it ended. Yields the id of the run."""
-    yaml = OmegaConf.to_yaml(OmegaConf.create(job.settings))
+    yaml = OmegaConf.to_yaml(OmegaConf.create(runs.escape(job.settings)))
     identity = run.start(yaml, runs.fingerprint(job.settings), overrides)
     try:
         yield identity
@@ -274,13 +295,13 @@ def _recorded(run: runs.Run, job: Job, overrides: Sequence[str]) -> Iterator[str
     except Stopped:
         with _second_to_the_cause():
             run.end("interrupted")
-        say(f"interrupted: resume={run.path} continues after the last finished epoch")
+        say(f"interrupted: {command(f'resume={run.path}')} continues after the last finished epoch")
         raise
     except BaseException as error:
         with _second_to_the_cause():
             run.end("failed", first_line(error))
             if not isinstance(error, DeephashError):
-                write_text(run.path / "error.txt", traceback.format_exc())
+                write_text(run.path / runs.ERROR, traceback.format_exc())
         raise
 
 
@@ -332,63 +353,20 @@ def _all_bad_images_named(dataset: RetrievalDataset) -> Iterator[None]:
         raise
 
 
-@functools.lru_cache(maxsize=1)
-def load_dataset(source: str, unreadable: tuple[tuple[str, str], ...] | None = ()) -> RetrievalDataset:
-    """Load the data set that a node of the configuration describes, and warn of images that show nothing.
-
-    The last data set is kept in memory, because the runs of a sweep share it.
-
-    Args:
-        source: Node ``dataset.source`` of the configuration, as YAML.
-        unreadable: Ids of images to take out of the data set because they cannot be read, each with a reason; None to
-            decode every image once and take out those that cannot be read.
+def _require_batches(config: DictConfig, images: int, devices: int) -> None:
+    """Check that ``trainer.limit_train_batches`` leaves at least one batch of so many training images.
 
     Raises:
-        DataError: If the data are missing or damaged.
-        ConfigError: If the node cannot be built.
+        ConfigError: If nothing would be trained, or a batch is too small for the number of devices.
+        DataError: If there are fewer than two training images.
     """
-    dataset = build(OmegaConf.create(source))
-    dataset = inspection.without(dataset, inspection.unreadable_images(dataset) if unreadable is None else unreadable)
-    if processes.is_first():
-        for sentence in inspection.peculiarities(dataset):
-            console.warn(sentence)
-    return dataset
-
-
-def _require_fitting(config: DictConfig, dataset: RetrievalDataset) -> None:
-    """Check that the data set suits the model and the method, before anything is computed.
-
-    Raises:
-        ConfigError: If the model takes images but the data set holds vectors, or the other way round; or if the head
-            is to be trained first although the backbone is frozen.
-        DataError: If the method learns from labels but the data set has no labels.
-    """
-    backbone = target_of(OmegaConf.select(config, "model.network.backbone"))
-    holds = "vectors" if isinstance(dataset.images, Vectors) else "images"
-    takes = "vectors" if backbone is NoBackbone else "images"
-    if holds != takes:
+    batches = len(EpochSampler(images, config.loader.batch_size, config.seed, parts=devices))
+    share = OmegaConf.select(config, "trainer.limit_train_batches")
+    if isinstance(share, float) and batches * share < 1:
         raise ConfigError(
-            f"dataset={config.dataset.name} holds {holds} but model={config.model.name} takes {takes}: leave out model="
+            f"trainer.limit_train_batches={share} of {batches} batches is less than one batch, so nothing would be "
+            "trained: give a number of batches, such as trainer.limit_train_batches=1, or a larger share"
         )
-    if config.head.epochs and config.model.frozen:
-        raise ConfigError(
-            f"head.epochs={config.head.epochs} needs model.frozen=false, got model.frozen=true: leave out head.epochs "
-            "and set trainer.max_epochs"
-        )
-    if not dataset.class_names and getattr(target_of(config.module), "supervision", "none") != "none":
-        raise DataError(
-            f"method={config.method} learns from labels, but data set {dataset.name} has no labels: add labels (for "
-            "vectors with dataset.labels=<file.npy>, for images with a sub-folder for each class), or choose a method "
-            f"that needs none: {', '.join(_without_labels())}"
-        )
-
-
-def _without_labels() -> list[str]:
-    """Return the names of the methods of deephash that learn from images alone."""
-    files = {name: cast(DictConfig, OmegaConf.load(CONF_DIR / "method" / f"{name}.yaml")) for name in choices("method")}
-    targets = {name: OmegaConf.create({"_target_": file.module["_target_"]}) for name, file in files.items()}
-    classes = {name: target_of(target) for name, target in targets.items()}
-    return [name for name, method in classes.items() if method.supervision == "none"]
 
 
 def _learn_head(folder: Path, job: Job, source: Source, rows: Int[np.ndarray, "n"]) -> dict[str, Tensor]:
@@ -414,7 +392,7 @@ def _learn_head(folder: Path, job: Job, source: Source, rows: Int[np.ndarray, "n
         **changes,
     )
     module = build_module(config, job.network, source.labels[rows])
-    trainer.fit(module, source.shuffled_features(rows, head.batch_size, config.seed))
+    run_trainer(trainer, module, source.shuffled_features(rows, head.batch_size, config.seed))
     return module.state_dict()
 
 
@@ -442,6 +420,7 @@ def _provenance(job: Job, epochs: int, checkpoint: Path, best: float) -> dict[st
             "selection": "best on validation queries" if validated else "last epoch",
             "validation": {"queries": config.validation.queries, "map": best} if validated else None,
             **({"skipped_images": len(job.dataset.unreadable)} if job.dataset.unreadable else {}),
+            **_fitted_on(job),
             **_inputs(job),
             "checkpoint": {"file": f"{runs.CHECKPOINTS}/{checkpoint.name}", "sha256": sha256_file(checkpoint)},
             "versions": runs.versions(),
@@ -455,6 +434,12 @@ def _provenance(job: Job, epochs: int, checkpoint: Path, best: float) -> dict[st
     }
 
 
+def _fitted_on(job: Job) -> dict[str, int]:
+    """Return the number of training images that the method was fitted on, if they are a sample."""
+    most, training = job.config.fit_rows, len(job.split.train) - job.config.validation.queries
+    return {"fitted_on": most} if not is_learned(job.config) and most < training else {}
+
+
 def _inputs(job: Job) -> dict[str, Any]:
     """Describe what the codes were made from: views of images, or a file of vectors."""
     images = job.dataset.images
@@ -462,42 +447,3 @@ def _inputs(job: Job) -> dict[str, Any]:
         return {"views": "none: vectors as they are", "vectors": {"sha256": images.digest()}}
     views = "two, features averaged: the image and its mirror image" if job.network.mirrored else "one"
     return {"views": f"{views}; shorter side resized, centre crop"}
-
-
-def make_trainer(
-    config: DictConfig,
-    folder: Path,
-    make_loggers: Callable[[], list[Logger]],
-    callbacks: list[Callback],
-    **changes: Any,
-) -> Trainer:
-    """Build the trainer of a configuration. Only the process that the user started gets loggers.
-
-    Args:
-        config: Composed configuration.
-        folder: Run folder.
-        make_loggers: Function that creates the loggers; it is called in the first process only.
-        callbacks: Callbacks of the trainer.
-        **changes: Arguments of the trainer that replace those of the configuration.
-
-    Raises:
-        ConfigError: If the trainer refuses its settings.
-    """
-    create = build(config.trainer, _partial_=True)
-    try:
-        return create(
-            logger=make_loggers() if processes.is_first() else False,
-            callbacks=callbacks,
-            default_root_dir=folder,
-            # processes.team starts the processes on every kind of cluster, so Lightning must not detect one
-            plugins=[checkpoints.VerifiedCheckpointIO(), LightningEnvironment()],
-            check_val_every_n_epoch=config.validation.every_n_epochs,
-            **changes,
-            enable_checkpointing=False,  # EpochCheckpoints saves them
-            enable_progress_bar=False,  # EpochReport shows one
-            enable_model_summary=False,
-            num_sanity_val_steps=0,
-            use_distributed_sampler=False,  # EpochSampler decides the order of an epoch
-        )
-    except (MisconfigurationException, ValueError, TypeError) as error:
-        raise ConfigError(f"trainer: {first_line(error)}") from error

@@ -57,10 +57,10 @@ def write(folder: Path, dataset: RetrievalDataset, hardest: Sequence[str]) -> No
         return {"id": name, "labels": [dataset.class_names[label] for label in labels]}
 
     queries, names = [], []
-    for number, row in enumerate(chosen.tolist()):
-        name = _ids(query)[row]
+    for number, row in enumerate(chosen):
+        name = _ids(query)[int(row)]
         found = [
-            (_ids(database)[position], distance)
+            (_ids(database)[int(position)], distance)
             for position, distance in zip(positions[number].tolist(), distances[number].tolist(), strict=True)
             if position != own[number]
         ][:k]
@@ -77,7 +77,7 @@ def write(folder: Path, dataset: RetrievalDataset, hardest: Sequence[str]) -> No
     run_gallery.write(folder, run_gallery.Gallery(tiles.shape[2], k, TIES, queries, _grid(tiles)))
 
 
-def _ids(side: CodeSet) -> list[str]:
+def _ids(side: CodeSet) -> Sequence[str]:
     assert side.ids is not None  # the codes of a run always have ids
     return side.ids
 

@@ -18,7 +18,8 @@ from deephash_cli.data.dataset import ImageFiles, RetrievalDataset, Vectors
 from deephash_cli.data.features import cached_features, feature_key
 from deephash_cli.data.loaders import Inputs, Loader, Rows, encode_loader, train_loader
 from deephash_cli.models import Backbone, HashingNetwork, packed_codes
-from deephash_cli.retrieval.codes import CodeSet
+from deephash_cli.npy import ids_at
+from deephash_cli.retrieval.codes import CodeSet, pack
 
 
 @dataclass(frozen=True)
@@ -118,22 +119,27 @@ class Source:
             DivergedError: If an output of the network is NaN.
         """
         self.network.to(self.device).eval()
-        with progress("encoding, images", len(rows)) as show, precision():
-            u = self._outputs(self.network, processes.own_share(rows), show)
-        u = processes.of_all(u.to(self.device)).cpu()
-        return CodeSet(packed_codes(u), u.shape[1], self.dataset.labels[rows], [self.dataset.ids[row] for row in rows])
+        bits = self.network.bits
+        parts: list[tuple[Tensor, Tensor]] = []
+        with progress("encoding, images", len(rows)) as show, precision(), torch.inference_mode():
+            for u in self._outputs(self.network, processes.own_share(rows), show):
+                # Packed batch by batch: the outputs for all rows would take 32 times the memory of their codes.
+                parts.append((torch.from_numpy(pack((u >= 0).numpy())), u.isnan().any(dim=1)))
+                bits = u.shape[1]
+        packed, broken = (processes.of_all(torch.cat(part).to(self.device)).cpu() for part in zip(*parts, strict=True))
+        if broken.any():
+            packed_codes(torch.where(broken, torch.nan, 0.0)[:, None])  # raises the error that names the first row
+        return CodeSet(packed.numpy(), bits, self.dataset.labels[rows], ids_at(self.dataset.ids, rows))
 
     def _outputs(
         self, forward: Callable[[Tensor], Tensor], rows: Int[np.ndarray, "n"], show: Callable[[int], None]
-    ) -> Float[Tensor, "n d"]:
-        parts: list[Tensor] = []
+    ) -> Iterator[Float[Tensor, "m d"]]:
+        """Yield the outputs for some rows in batches, in the given order."""
         done = 0
-        with torch.inference_mode():
-            for inputs in self._inputs(rows):
-                parts.append(forward(inputs.to(self.device, non_blocking=True)).float().cpu())
-                done += processes.count() * len(parts[-1])  # the other processes have done about as many
-                show(done)
-        return torch.cat(parts)
+        for inputs in self._inputs(rows):
+            yield forward(inputs.to(self.device, non_blocking=True)).float().cpu()
+            done += processes.count() * len(inputs)  # the other processes have done about as many
+            show(done)
 
     def _inputs(self, rows: Int[np.ndarray, "n"]) -> Iterator[Tensor]:
         """Yield the inputs of some rows in batches, in the given order.
@@ -155,6 +161,8 @@ class Source:
         with progress("backbone features, images", len(rows)) as show:
 
             def compute(start: int, stop: int) -> Tensor:
-                return self._outputs(self.network.features, rows[start:stop], lambda done: show(start + done))
+                with torch.inference_mode():
+                    outputs = self._outputs(self.network.features, rows[start:stop], lambda done: show(start + done))
+                    return torch.cat(list(outputs))
 
             return cached_features(folder, len(rows), width, compute, show)

@@ -1,64 +1,21 @@
-"""Build the objects that nodes of the configuration name, with errors that a user can act on."""
+"""Build the method of a configuration around its network."""
 
 from typing import Any
 
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 from jaxtyping import Float
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
-from deephash_cli.errors import ConfigError, DeephashError, first_line
+from deephash_cli.errors import ConfigError, first_line
 from deephash_cli.methods.base import Hasher, HashingModule
 from deephash_cli.models import HashingNetwork
-
-
-def build(node: Any, **arguments: Any) -> Any:
-    """Build the object that a node of the configuration names.
-
-    Args:
-        node: Node with a ``_target_``; None gives None.
-        **arguments: Arguments of the target in addition to those in the node.
-
-    Returns:
-        The object; for a node that is marked ``_partial_``, a function of the remaining arguments.
-
-    Raises:
-        DeephashError: If the target itself raises one.
-        ConfigError: If the target refuses its arguments or does not exist.
-    """
-    if node is None:
-        return None
-    try:
-        return instantiate(node, _convert_="all", **arguments)
-    except (InstantiationException, OmegaConfBaseException) as error:
-        cause: BaseException = error
-        while cause.__cause__ is not None and not isinstance(cause, DeephashError):
-            cause = cause.__cause__
-        if isinstance(cause, DeephashError):
-            raise cause from error
-        if isinstance(cause, ValueError | TypeError | ImportError | AttributeError | OmegaConfBaseException):
-            raise ConfigError(f"{node.get('_target_', 'the configuration')}: {first_line(cause)}") from error
-        raise
+from deephash_cli.training.targets import build, target_of
 
 
 def is_learned(config: DictConfig) -> bool:
     """Whether the method of a configuration learns by gradient; otherwise it is fitted on features in one step."""
     method = target_of(config.module)
     return isinstance(method, type) and issubclass(method, HashingModule)
-
-
-def target_of(node: DictConfig | None) -> Any:
-    """Return the class or function that a node names, without calling it.
-
-    Args:
-        node: Node with a ``_target_``; None gives None.
-
-    Raises:
-        ConfigError: If the target does not exist.
-    """
-    return None if node is None else build(node, _partial_=True).func
 
 
 def build_module(config: DictConfig, network: HashingNetwork, train_labels: Float[Tensor, "n classes"]) -> Hasher:

@@ -5,7 +5,7 @@ from typing import Any
 
 from hydra.utils import get_object
 
-from deephash_cli.errors import ConfigError
+from deephash_cli.errors import ConfigError, command
 
 # Packages and modules whose classes and functions any run folder may build: parts of a run, but none that reads, writes
 # or downloads a file that the folder chooses. The object that a name refers to must also be defined in one of them:
@@ -14,7 +14,10 @@ TRUSTED = (
     "deephash_cli.data", "deephash_cli.methods", "deephash_cli.models", "deephash_cli.schedules",
     "deephash_cli.training.loggers", "pytorch_lightning.trainer", "torch.nn", "torch.optim", "torchvision.transforms",
 )  # fmt: skip
-UNTRUSTED = tuple(f"deephash_cli.data.{name}" for name in ("download", "features", "protocol", "restricted_pickle"))
+UNTRUSTED = tuple(
+    f"deephash_cli.data.{name}"
+    for name in ("download", "features", "identity", "protocol", "restricted_pickle", "text")
+)
 _SHORT = {  # other names of trusted targets, among them those in runs of version 0.1
     "pytorch_lightning.Trainer": "pytorch_lightning.trainer.trainer.Trainer",
     "deephash_cli.tracking.WandbRun": "deephash_cli.training.loggers.WandbRun",
@@ -38,7 +41,7 @@ def require_trusted(settings: Mapping[str, Any], also: Sequence[str]) -> None:
         if package not in also and not _is_trusted(target):
             raise ConfigError(
                 f"the run folder would build {name}={target}, which deephash does not trust by default; if you trust "
-                f"it, add allowed_targets=[{package}]"
+                f"it, add {command(f'allowed_targets=[{package}]')}"
             )
 
 

@@ -10,8 +10,9 @@ from conftest import write_photos
 
 from deephash_cli import runs
 from deephash_cli.cli import sweep
+from deephash_cli.console import console
 from deephash_cli.errors import DivergedError, Stopped, SweepError
-from deephash_cli.training import fit
+from deephash_cli.training import datasets, fit
 
 GRID = ("-m", "bits=8,12", "seed=0,1")
 
@@ -116,14 +117,14 @@ def test_a_job_without_its_data(deephash, photos, tmp_path):
 
 
 def test_a_bug_in_one_job_keeps_its_traceback(deephash, photos, monkeypatch):
-    whole = fit.make_split
+    whole = datasets.make_split
 
     def broken(protocol, dataset, seed):
         if seed == 1:
             raise ZeroDivisionError("nobody thought of this")
         return whole(protocol, dataset, seed)
 
-    monkeypatch.setattr("deephash_cli.training.fit.make_split", broken)
+    monkeypatch.setattr("deephash_cli.training.datasets.make_split", broken)
     result = deephash("train", "-m", "dataset.split_seed=1,2", "bits=8", *photos)
     assert result.code == 6
     assert "Traceback" in result.err
@@ -199,6 +200,23 @@ def test_the_table_of_one_seed_has_no_deviation(jobs, capsys):
 def test_a_column_that_nobody_has_stays_empty(jobs, capsys):
     sweep.conclude(jobs(0.5, 0.7))
     assert "0.6000 ± 0.1414" in capsys.readouterr().out
+
+
+def test_at_80_columns_no_word_is_broken(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(console, "width", 80)
+    for number, (epochs, seed) in enumerate([(5, 1), (5, 2), (30, 1), (30, 2)]):
+        settings = ["method=fasthash", f"trainer.max_epochs={epochs}", "bits='48'", f"seed={seed}", f"tag={epochs}"]
+        metrics = {
+            "map": seed / 3, "map_stable": seed / 3, "precision_at_k": {"100": seed / 3}, "run_dir": "x",
+        }  # fmt: skip
+        sweep.run_job(tmp_path, number, settings, lambda metrics=metrics: metrics)
+    capsys.readouterr()
+    sweep.conclude(tmp_path)
+    lines = capsys.readouterr().out.splitlines()[:-1]
+    assert max(map(len, lines)) <= 80
+    words = set(re.sub("[│┃]", " ", " ".join(lines)).split())
+    assert {"settings", "seeds", "map", "map_stable", "precision_at_100", "trainer.max_epochs=30", "tag=5"} <= words
+    assert {"method=fasthash", "bits=48", "0.5000", "±", "0.2357"} <= words
 
 
 def test_a_diverged_job_is_reported_and_the_sweep_fails(jobs, capsys):

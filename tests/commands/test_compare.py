@@ -11,6 +11,7 @@ from conftest import QUICK
 from synthetic import write_run
 
 from deephash_cli import runs
+from deephash_cli.console import console
 from deephash_cli.runs import results
 
 
@@ -185,6 +186,39 @@ def test_the_best_of_a_column_is_marked_unless_more_is_not_better(deephash):
     assert "**0." not in deephash("compare", "runs", "--format", "markdown", "--metric", "empty_ball_rate").out
 
 
+A_FEW = (results.Cell(0.70, 0.02, 3), results.Cell(0.69, 0.05, 3), results.Cell(0.60, 0.01, 3))
+
+
+@pytest.mark.parametrize(
+    ("column", "marks"),
+    [
+        (A_FEW, [True, True, False]),  # within the deviation of the best: alike
+        ((*A_FEW, results.Cell(0.65, None, 1)), [True, True, False, False]),
+        ((*A_FEW, results.Cell(0.69, None, 1)), [False] * 4),  # one seed may be as good
+        ((*A_FEW, results.Cell(0.95, None, 1)), [False] * 4),
+        ((*A_FEW, None), [True, True, False, False]),
+        ((results.Cell(0.5, None, 1), results.Cell(0.6, None, 1), None), [False, True, False]),
+        ((results.Cell(0.5, 0.0, 2), results.Cell(0.5, 0.0, 2)), [True, True]),
+        ((None, None), [False, False]),
+    ],
+)
+def test_what_is_best_respects_seeds(column, marks):
+    assert results.best(column) == marks
+
+
+def test_one_lucky_seed_is_not_bold_beside_means(deephash):
+    for seed, value in ((1, 0.80), (2, 0.84)):
+        write_run(f"runs/itq{seed}", method="itq", seed=seed, value=value)
+    write_run("runs/lucky", method="dpsh", value=0.83)
+    for form, bold in (("latex", r"\textbf{"), ("markdown", "**0")):
+        assert bold not in deephash("compare", "runs", "--format", form).out
+    write_run("runs/again", method="dpsh", seed=1, value=0.73)
+    latex = deephash("compare", "runs", "--format", "latex").out
+    assert r"itq & \textbf{0.8200 $\pm$ 0.0283 (2)} \\" in latex
+    assert "dpsh & 0.7800 $" in latex
+    assert results.MARKED in latex
+
+
 def test_csv_has_a_line_for_each_method_and_length_and_no_formulas(deephash):
     write_run("runs/a", method="=cmd()", value=0.25)
     write_run("runs/b", method="=cmd()", value=0.5, seed=1)
@@ -222,6 +256,102 @@ def test_latex_and_markdown_escape_what_would_be_read_as_their_own(deephash):
     )
 
 
+def write_papers(root="runs"):
+    """Write runs of methods whose classes are spelled as papers do, with settings that differ."""
+    for method, name in (("fasthash", "FastHash"), ("lfh_deep", "LFHDeep"), ("itq_mine", "ITQ")):
+        for epochs in (5, 30):
+            changes = {
+                "module": {"_target_": f"deephash_cli.methods.{method}.{name}"}, "trainer": {"max_epochs": epochs},
+                "optimizer": {"lr": epochs / 1e3}, "scheduler": {"lr": epochs / 10},
+            }  # fmt: skip
+            for bits in (12, 24, 32, 48, 64):
+                for seed in (1, 2):
+                    folder = f"{root}/{method}-{epochs}-{bits}-{seed}"
+                    write_run(folder, method, bits, seed, value=0.7 + seed / 100, changes=changes)
+
+
+def test_latex_has_names_and_settings_as_in_papers(deephash):
+    write_papers()
+    latex = deephash("compare", "runs", "bits=12", "--format", "latex").out
+    assert "\nFastHash (optimizer lr=0.005, scheduler lr=0.5, max epochs=5) & " in latex
+    assert "\nLFHDeep (" in latex
+    assert "\nitq\\_mine (" in latex, "a method of another name than its class keeps its own"
+    assert "begin{table}" not in latex
+
+
+def test_latex_with_caption_label_percent_and_several_metrics(deephash):
+    write_run("runs/a", value=0.25)
+    write_run("runs/b", bits=24, value=0.5)
+    write_run("runs/c", bits=24, split="b" * 64)
+    options = ("--percent", "--digits", "1", "--caption", "Mean $\\pm$ deviation", "--label", "tab:one")
+    latex = deephash(
+        "compare", "runs", "--metric", "map,precision_at_10", "--metric", "map", "--format", "latex", *options
+    ).out
+    assert latex.count("\\begin{table}\n\\centering\n\\caption{Mean $\\pm$ deviation}\n\\label{tab:one") == 2
+    assert latex.count("\\end{tabular}\n\\end{table}\n") == 2
+    assert "\\label{tab:one}" in latex
+    assert "\\label{tab:one-2}" in latex
+    assert "\n& \\multicolumn{2}{c}{mAP (\\%)} & \\multicolumn{2}{c}{P@10 (\\%)} \\\\\n" in latex
+    assert "\\cmidrule(lr){2-3}\\cmidrule(lr){4-5}\nMethod & 12 bits & 24 bits & 12 bits & 24 bits \\\\\n" in latex
+    assert "\ndpsh & 25.0 (1) & 50.0 (1) & 25.0 (1) & 50.0 (1) \\\\\n" in latex
+
+
+def test_several_metrics_are_columns_and_records(deephash):
+    write_run("runs/a", value=0.25)
+    several = ("--metric", "map,map_stable")
+    markdown = deephash("compare", "runs", *several, "--format", "markdown").out
+    assert (
+        "| method | map, 12 bits | map_stable, 12 bits |\n| --- | --- | --- |\n| dpsh | 0.2500 (1) | 0.1250 (1) |"
+        in markdown
+    )
+    records = json.loads(deephash("compare", "runs", *several, "--format", "json").out)
+    assert [(record["metric"], record["mean"]) for record in records] == [("map", 0.25), ("map_stable", 0.125)]
+    assert "none of 1 runs has mapp; did you mean 'map'?" in deephash("compare", "runs", "--metric", "map,mapp").err
+    assert "map, map_stable in %: toys" in deephash("compare", "runs", *several, "--percent").out
+
+
+def test_at_80_columns_no_word_is_broken(deephash, monkeypatch):
+    write_papers()
+    monkeypatch.setattr(console, "width", 80)
+    text = deephash("compare", "runs", "--metric", "map,precision_at_10").out
+    assert max(map(len, text.splitlines())) <= 80
+    words = set(text.replace("│", " ").replace("┃", " ").split())
+    labels = [row.label for row in results.sections(results.collect([Path("runs")])[0])[0].rows]
+    assert {*" ".join([*labels, "map, precision_at_10, 12 64 bits 0.7150 0.0071 (2)"]).split()} <= words
+
+
+@pytest.mark.parametrize(
+    ("wanted", "methods"),
+    [
+        (("method=itq",), {"itq"}),
+        (("bits=24", "max_epochs=9"), {"ksh"}),
+        (("status=finished",), {"dpsh", "itq", "ksh"}),
+    ],
+)
+def test_filters_are_those_of_the_list_of_runs(deephash, wanted, methods):
+    write_run("runs/a")
+    write_run("runs/b", method="itq")
+    write_run("runs/c", method="ksh", bits=24, changes={"trainer": {"max_epochs": 9}})
+    write_run("runs/d", method="lsh", record={"status": "failed", "error": "no space left"})
+    Path("runs/d/metrics.json").unlink()
+    result = deephash("compare", *wanted, "--format", "json")
+    assert (result.code, result.err) == (0, "")
+    assert {record["method"] for record in json.loads(result.out)} == methods
+    assert deephash("report", "runs", *wanted).out.startswith(f"{len(methods)} runs in report.html")
+
+
+@pytest.mark.parametrize("verb", ["compare", "report"])
+def test_a_filter_that_cannot_work_is_said_in_a_sentence(deephash, verb):
+    write_run("runs/a")
+    for words, message in (
+        (("runs", "methd=itq"), "no run has the setting methd; did you mean 'method'?"),
+        (("runs", "method=itq", "bits=12"), "no finished run in runs has method=itq bits=12"),
+        (("runs/a=b",), "runs/a=b is not a folder: give run folders, or folders of runs"),
+    ):
+        result = deephash(verb, *words)
+        assert (result.code, result.out, result.err) == (2, "", f"error: {message}\n")
+
+
 def test_names_with_square_brackets_are_printed_as_they_are(deephash):
     write_run("runs/a", method="[red]x[/]")
     assert "[red]x[/]" in deephash("compare", "runs").out
@@ -236,6 +366,14 @@ def test_names_with_square_brackets_are_printed_as_they_are(deephash):
         (("runs", "--output", "table.doc"), "--output table.doc must end in .csv, .json, .tex, .md, or add --format"),
         (("runs", "--met", "map"), "unrecognized arguments: --met"),
         (("empty",), "no finished run in empty"),
+        (("runs", "--digits", "0"), "--digits must be a whole number from 1 to 15, got 0"),
+        (
+            ("runs", "--digits", "3", "--format", "csv"),
+            "--digits is for tables that people read; csv has shares of one",
+        ),
+        (("runs", "--percent", "--output", "t.json"), "--percent is for tables that people read; json has shares"),
+        (("runs", "--caption", "x"), "--caption needs --format latex, got table"),
+        (("runs", "--label", "x", "--output", "t.md"), "--label needs --format latex, got markdown"),
     ],
 )
 def test_what_cannot_work_is_said_in_a_sentence(deephash, arguments, message):

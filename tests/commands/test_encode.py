@@ -220,6 +220,12 @@ def test_a_list_and_a_data_set(encode, hashed):
     Path("list.txt").write_text("coat/003.jpg\nbag/000.jpg\n")
     assert encode("input=list.txt", f"root={hashed.photos}", "output=listed").code == 0
     assert list(open_side(Path("listed")).ids) == ["coat/003.jpg", "bag/000.jpg"]
+    Path("list.txt").write_text(f"coat/003.jpg\n./bag/000.jpg\n{hashed.photos}/coat/003.jpg\n")
+    result = encode("input=list.txt", f"root={hashed.photos}", "output=twice")
+    assert result.code == 3
+    assert (
+        f"list.txt:3: {hashed.photos}/coat/003.jpg is already in line 1, where it is called coat/003.jpg" in result.err
+    )
     result = encode("dataset=image_folder", f"dataset.root={hashed.photos}", "output=labelled")
     assert result.code == 0
     labelled = open_side(Path("labelled"))
@@ -269,7 +275,7 @@ def test_there_can_be_more_shards_than_open_files(tmp_path):
         (["output=c"], 2, "needs input=<folder, list or vectors.npy>, or dataset=<name>, got neither"),
         (["input=x"], 2, "needs output=<folder>"),
         (["input=nowhere", "output=c"], 3, "it does not exist (to encode a data set by its name, use dataset=<name>)"),
-        (["input={photos}", "output={photos}"], 2, "is not empty and holds no encode.json"),
+        (["input={photos}", "output={photos}"], 2, "output={photos} is input={photos} itself, which is read"),
         (["input={photos}", "output=c", "shards=[9]"], 2, "shards must be between 0 and 0, got 9"),
         (["input={photos}", "output=c", "shards=[x]"], 2, "shards must be a list of whole numbers"),
         (["input={photos}", "output=c", "bad_images=ask"], 2, "bad_images must be stop or skip, got ask"),
@@ -280,7 +286,7 @@ def test_what_cannot_work_is_said_in_one_sentence(encode, hashed, arguments, cod
     np.save("x.npy", np.zeros((3, 4), np.float32))
     result = encode(*(argument.format(photos=hashed.photos) for argument in arguments))
     assert result.code == code
-    assert sentence in result.err
+    assert sentence.format(photos=hashed.photos) in result.err
     assert result.err.startswith("error: ")
     assert result.err.count("\n") == 1
 

@@ -416,10 +416,27 @@ REFUSED = {
     "both": ({"to": "faiss", "output": "made", "run": "a", "codes": "codes"}, "got both"),
     "no folder": ({"to": "faiss", "output": "made", "codes": "nowhere"}, "nowhere has no manifest.json"),
     "no run": ({"to": "faiss", "output": "made", "run": "codes"}, "codes is not a run folder"),
-    "a network": ({"codes": "codes", "to": "onnx", "output": "made"}, "it needs run=<run folder>, and no codes="),
-    "something there": ({"codes": "codes", "to": "faiss", "output": "codes"}, "codes already exists: choose another"),
-    "a file there": ({"codes": "codes", "to": "faiss", "output": "codes/query.npy"}, "query.npy already exists"),
-    "below a file": ({"codes": "codes", "to": "faiss", "output": "codes/query.npy/x"}, "could not write"),
+    "a network": (
+        {"to": "onnx", "output": "made"},
+        "it needs run=<run folder>, or codes=<folder of codes> that it made, got neither",
+    ),
+    "a network of a run and of codes": ({"codes": "codes", "run": "a", "to": "onnx", "output": "made"}, "got both"),
+    "a network of unknown codes": (
+        {"codes": "codes", "to": "onnx", "output": "made"},
+        "codes does not say which network made its codes",
+    ),
+    "something there": (
+        {"codes": "codes", "to": "faiss", "output": "codes"},
+        "output=codes is codes=codes itself, which is read: choose another output",
+    ),
+    "a file there": (
+        {"codes": "codes", "to": "faiss", "output": "codes/query.npy"},
+        "output=codes/query.npy is one of the files of the codes folder",
+    ),
+    "below a file": (
+        {"codes": "codes", "to": "faiss", "output": "codes/query.npy/x"},
+        "output=codes/query.npy/x is one of the files of the codes folder",
+    ),
 }
 NAMES = ("a; DROP TABLE b", 'a"b', "Codes", "1", "a\n", "é", "a" * 64, "a-b", "a b", "$a", "")
 
@@ -484,7 +501,7 @@ def test_a_manifest_that_is_not_quite_json(value):
     write_codes(Path("codes"))
     manifest = Path("codes/manifest.json")
     manifest.write_text(manifest.read_text().replace('"provenance"', f'"x": {value}, "provenance"'))
-    with pytest.raises(ArtifactError, match=r"manifest\.json contains a value that JSON cannot represent: "):
+    with pytest.raises(ArtifactError, match=r"manifest\.json is not valid JSON "):
         call(codes="codes", to="postgres", output="made")
     assert [path.name for path in Path().iterdir()] == ["codes"]
 
@@ -619,6 +636,7 @@ def test_torch_export(monkeypatch, capsys, case):
         "bits": encoder.bits,
         "bit_order": "little",
         "method": "dpsh",
+        "files": ["README.txt", "encoder.pt2", "source.json"],
     }
 
 

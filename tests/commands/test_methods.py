@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 
 from deephash_cli import choices
 from deephash_cli.commands.methods import catalogue, document, page
+from deephash_cli.console import console
 from deephash_cli.methods.base import ShallowHasher
 
 ENTRIES = {entry.name: entry for entry in catalogue(None)}
@@ -45,6 +46,14 @@ def test_the_table_lists_every_method(deephash):
     assert "features" in rows["itq"]
     assert "images or features" in rows["dpsh"]
     assert "2016" in rows["dpsh"]
+
+
+def test_at_80_columns_no_word_of_the_table_is_broken(deephash, monkeypatch):
+    monkeypatch.setattr(console, "width", 80)
+    lines = [line for line in deephash("methods").out.splitlines() if line[0] in "┏┃│"]
+    assert max(map(len, lines)) <= 80
+    words = {word for entry in ENTRIES.values() for word in (entry.name, entry.venue, *entry.paper.split())}
+    assert words <= set(" ".join(lines).replace("│", " ").split())
 
 
 def test_a_page_has_paper_equation_and_settings(deephash):
@@ -86,7 +95,7 @@ def test_a_method_of_the_users_own_is_listed(deephash, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path / "code")
     result = deephash("methods", "--config-dir", str(tmp_path))
     assert result.code == 0
-    assert "My Own Hashing (Doe and Roe, CVPR)" in result.out
+    assert re.search(r"CVPR 2031 +│ My Own Hashing ", result.out)
     assert "there is no module my_package.lost" in result.out
     mine = catalogue(tmp_path)[-1]
     assert (mine.supervision, mine.inputs, mine.year) == ("pairs", "features", "2031")

@@ -89,6 +89,7 @@ def make(deephash):
     """Write a report and read it; return the command's result, the text of the file and its elements."""
 
     def run(*arguments):
+        Path("report.html").unlink(missing_ok=True)
         result = deephash("report", *(arguments or ("runs",)))
         assert result.code == 0, result
         text = Path("report.html").read_text(encoding="utf-8")
@@ -420,7 +421,10 @@ def test_a_damaged_gallery_is_left_out(make, damage, reason):
         ((), "the following arguments are required: run folder; see deephash report --help"),
         (("nothing",), "nothing is not a folder: give run folders, or folders of runs"),
         (("runs", "-o", "table.csv"), "--output table.csv must end in .html; deephash compare writes tables"),
-        (("runs", "-o", "no/report.html"), "--output no/report.html must be a file in a folder that exists, but no is"),
+        (
+            ("runs", "-o", "no/report.html"),
+            "--output no/report.html is in a folder that does not exist: make the folder",
+        ),
         (("runs", "--metric", "mapp"), "none of 1 runs has mapp; did you mean"),
         (("empty",), "no finished run in empty"),
         (("broken",), "no finished run in broken (broken/a: interrupted)"),
@@ -502,10 +506,34 @@ def test_a_point_under_the_mouse_tells_its_numbers(page, written):
     assert page.evaluate(f"{chart}.tooltip.body[0].lines[0].trim()").startswith("dpsh: 0.7")
 
 
-def test_charts_wait_until_they_are_seen(page, written):
+def test_all_charts_are_drawn_and_all_runs_shown_in_a_small_window(page, written):
     page.open(written, height=700)
-    page.until("document.querySelector('[data-section]') !== null")
-    assert page.evaluate("Number(document.body.dataset.drawn ?? 0) < 16")
+    assert page.evaluate("document.body.dataset.drawn") == "16"
+    assert page.evaluate("[...document.querySelectorAll('canvas')].every(c => c.hidden || c.width > 100)")
+    shown = "[...document.querySelectorAll('.scroll')].filter(e => e.checkVisibility())"
+    cut = f"{shown}.filter(e => e.scrollHeight > e.clientHeight + 1)"
+    assert page.evaluate(f"{cut}.length") == 0
+    assert page.problems == []
+
+
+def test_choices_are_in_the_address_and_come_back(page, written):
+    page.open(written)
+    page.evaluate("document.querySelector('#filters [name=method][value=lsh]').click()")
+    page.evaluate("document.querySelector('#filters [name=bits][value=\"12\"]').click()")
+    page.evaluate("document.querySelector('[data-dataset=toys] .legend button').click()")
+    state = (
+        "[location.hash, document.querySelector('#filters [name=method][value=lsh]').checked, "
+        "document.querySelector('#filters [name=bits][value=\"12\"]').checked, "
+        "document.querySelector('[data-dataset=toys] .legend button').getAttribute('aria-pressed')]"
+    )
+    before = page.evaluate(state)
+    assert before[1:] == [False, False, "false"]
+    page.evaluate("document.querySelector('a[href=\"#left-out\"]').click()")  # a link within the page keeps them
+    page.until("location.hash.includes('method=')")
+    page.open("about:blank")
+    page.open(written.as_uri() + before[0])
+    assert page.evaluate(state) == before
+    assert page.problems == []
 
 
 def test_filters_hide_rows_columns_lines_and_sections(page, written):
@@ -554,6 +582,10 @@ def test_light_dark_and_a_phone(page, written):
     dark = page.evaluate(background)
     assert page.evaluate("document.getElementById('theme').textContent") == "Light"
     assert page.evaluate("[document.documentElement.scrollWidth, innerWidth]") == [390, 390]
+    shown = "[...document.querySelectorAll('.scroll')].filter(e => e.checkVisibility())"
+    wide = f"{shown}.filter(e => e.scrollWidth > e.clientWidth + 1)"
+    page.until(f"{wide}.length > 0 && {wide}.every(e => e.classList.contains('cue'))")
+    assert "scroll for more" in page.evaluate(f"getComputedStyle({wide}[0], '::before').content")
     page.evaluate("document.getElementById('theme').click()")
     assert page.evaluate(background) != dark
     assert page.problems == []

@@ -21,7 +21,8 @@ def some():
     times = {"started": "2026-01-03T00:00:00+00:00", "ended": "2026-01-03T00:01:30+00:00"}
     write_run("runs/a", value=0.25, record=times)
     data = {"name": "toys", "protocol": "s1"}
-    write_run("runs/b", method="itq", bits=24, value=0.75, changes={"dataset": data})
+    changes = {"dataset": data, "augment": {"_target_": "torch.nn.Identity"}}
+    write_run("runs/b", method="itq", bits=24, value=0.75, changes=changes)
     failed = {"status": "failed", "error": "no space left", "started": "2026-01-02T00:00:00+00:00"}
     write_run("runs/c", method="itq", bits=48, seed=3, record=failed)
     write_run("runs/d", changes={"optimizer": {"lr": 0.01}}, record={"status": "running"})
@@ -46,6 +47,7 @@ def test_every_run_says_what_has_become_of_it(deephash):
     assert found["a"] == {
         "status": "finished", "method": "dpsh", "dataset": None, "bits": 12, "seed": 0, "map": 0.25,
         "started": "2026-01-03T00:00:00+00:00", "minutes": 1.5, "run": "runs/a", "note": "",
+        "settings": {"optimizer.lr": 0.001},
     }  # fmt: skip
     assert found["b"]["dataset"] == "toys s1"
     assert (found["c"]["status"], found["c"]["map"], found["c"]["note"]) == ("failed", None, "no space left")
@@ -69,6 +71,8 @@ def test_every_run_says_what_has_become_of_it(deephash):
         (("dataset.protocol=s1",), "b"),
         (("status=running",), ""),
         (("runs/a", "runs/b", "seed=0"), "ab"),
+        (("lr=1e-2",), "d"),
+        (("max_epochs=3", "lr=0.001"), "abc"),
     ],
 )
 def test_only_those_with_a_value(deephash, wanted, expected):
@@ -78,8 +82,8 @@ def test_only_those_with_a_value(deephash, wanted, expected):
 @pytest.mark.usefixtures("some")
 def test_in_some_order(deephash):
     assert names(deephash)[-2:] == ["c", "a"]
-    assert names(deephash, "--sort", "map")[-2:] == ["a", "b"]
-    assert names(deephash, "--sort", "map", "--reverse")[:2] == ["b", "a"]
+    assert names(deephash, "--sort", "map") == ["b", "a", "c", "d"], "the best first, those without a value last"
+    assert names(deephash, "--sort", "map", "--reverse") == ["a", "b", "c", "d"]
     assert names(deephash, "--sort", "bits")[-1] == "c"
 
 
@@ -103,10 +107,34 @@ def test_a_narrow_terminal_has_where_a_run_is_on_a_line_of_its_own(monkeypatch):
         assert expected in Text.from_ansi(screen.getvalue()).plain
 
 
+@pytest.mark.parametrize("sort", ["map", "minutes"])
+def test_at_80_columns_no_line_is_too_long_and_no_word_is_broken(monkeypatch, sort):
+    times = {"started": "2026-01-03T00:00:00+00:00", "ended": "2026-01-03T00:01:30+00:00"}
+    data = {"name": "fashion_mini", "protocol": "s1_validation"}
+    for epochs in (5, 30):
+        changes = {"trainer": {"max_epochs": epochs}, "optimizer": {"lr": epochs / 1000}, "dataset": data}
+        folder = f"runs/fashion_mini-lfh_deep-48-s1-20260103-{epochs:06}-0123abcd"
+        write_run(folder, "lfh_deep", 48, 1, changes=changes, record=times)
+    screen = io.StringIO()
+    monkeypatch.setattr(listing, "console", Console(file=screen, force_terminal=True, width=80))
+    listing.list_runs([Path("runs")], {}, sort, False, "table")
+    lines = Text.from_ansi(screen.getvalue()).plain.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert {"trainer.max_epochs=5", "optimizer.lr=0.03", "lfh_deep", folder} <= set(" ".join(lines).split())
+    assert {"status", "method", "bits", "seed", "map", sort} <= set(lines[0].split())
+
+
 def test_text_is_data(deephash):
     write_run("runs/a", method="[red]=cmd()[/]", record={"status": "failed", "error": "=cmd() [blink]x[/]"})
     assert "[red]=cmd()[/]" in deephash("runs").out
     assert ",'=cmd() [blink]x[/]" in deephash("runs", "--format", "csv").out
+
+
+def test_a_path_may_have_an_equals_sign(deephash):
+    write_run("method=itq/a")
+    write_run("runs/b", method="itq")
+    assert names(deephash, "method=itq") == ["a"]
+    assert sorted(names(deephash, "runs", "method=itq")) == ["a", "b"]
 
 
 def test_what_cannot_be_read_is_named(deephash):
@@ -124,6 +152,12 @@ def test_what_cannot_be_read_is_named(deephash):
     ("arguments", "message"),
     [
         (("methd=itq",), "no run has the setting methd; did you mean 'method'?"),
+        (("max_epoch=3",), "no run has the setting max_epoch; did you mean"),
+        (("_target_=x",), "_target_ may be augment._target_ or optimizer._target_: give the whole name"),
+        (("bits=12", "bits=24"), "bits is given twice: write bits=12,24 for runs with either value"),
+        (("x" * 300,), "xxx"),
+        (("x" * 300 + "=1",), "no run has the setting xxx"),
+        (("run/bits=12",), "run/bits=12 is not a folder: give run folders, or folders of runs"),
         (("--sort", "mpa"), "--sort must be one of status, method,"),
         (("nothing",), "nothing is not a folder: give run folders, or folders of runs"),
         (("--format", "word"), "argument --format: invalid choice: 'word'"),

@@ -134,6 +134,63 @@ def test_without_a_run_the_newest_finished_one_is_taken(deephash, hashed, monkey
     assert "there is no finished run under runs here" in deephash("search", "query=bag/000.jpg").err
 
 
+def test_codes_are_searched_with_the_run_that_made_them(deephash, hashed):
+    """Not with the newest run; found at its place when the codes were made, or else under runs/ by its id."""
+    settings = (f"input={hashed.photos / 'bag'}", "num_workers=0", "accelerator=cpu")
+    shutil.copytree(hashed.run, "made")
+    assert deephash("encode", "run=made", "output=codes", *settings).code == 0
+    newer = Path(shutil.copytree(hashed.run, "runs/newer"))
+    record = json.loads((newer / "run.json").read_text())
+    (newer / "run.json").write_text(json.dumps({**record, "id": "another", "started": "2099-01-01T00:00:00+00:00"}))
+    query = ("search", f"query={hashed.photos / 'bag' / '004.jpg'}", "picture=null")
+    assert deephash(*query, "codes=codes").out.startswith("made: itq, 12 bits, bag, 20 images\n")
+    Path("made").rename("runs/moved")
+    assert deephash(*query, "codes=codes").out.startswith("runs/moved: itq")
+    assert deephash(*query, "codes=runs/moved/codes").out.startswith("runs/moved: itq, 12 bits, image_folder, 54")
+    (newer / "codes" / "manifest.json").write_text("{}")
+    shutil.copytree("runs/moved/codes", "copied")  # the run's own codes do not say its id, but its checkpoint
+    assert deephash(*query, "codes=copied").out.startswith("runs/moved: itq")
+    shutil.rmtree("runs/moved")
+    for codes, said in (
+        (
+            "codes",
+            f"were made by run {record['id']} in {Path('made').absolute()}, which is neither there nor under runs",
+        ),
+        ("copied", "were made by a run whose checkpoint has the SHA-256 "),
+        ("nothing", "nothing has no manifest.json"),
+    ):
+        result = deephash(*query, f"codes={codes}")
+        assert result.code == (4 if codes == "nothing" else 2)
+        assert said in result.err
+        assert result.err.count("\n") == 1
+
+
+def test_links_that_encode_followed_are_shown(deephash, hashed, tmp_path):
+    """Links to folders and to files; paths in a list that lead out of the folder are said to be outside."""
+    Path("photos").mkdir()
+    Path("photos/folder").symlink_to(hashed.photos / "bag")
+    Path("photos/file.jpg").symlink_to(hashed.photos / "boot" / "000.jpg")
+    settings = (f"run={hashed.run}", "num_workers=0", "accelerator=cpu")
+    assert "codes of 21 images" in deephash("encode", *settings, "input=photos", "output=codes").out
+    from deephash_cli.inference.searcher import Pictures
+
+    def pictures(codes):
+        return Pictures(json.loads(Path(codes, "manifest.json").read_text())["source"])
+
+    for name in open_side(Path("codes")).ids:
+        assert pictures("codes").get(name) is not None
+    outside = str(hashed.photos / "coat" / "000.jpg")
+    Path("list.txt").write_text(
+        f"photos/file.jpg\n{outside}\nphotos/../photos/file.jpg\n{Path('photos/file.jpg').absolute()}\n"
+    )
+    assert deephash("encode", *settings, "input=list.txt", "output=listed").code == 0
+    listed = pictures("listed")
+    assert [listed.get(name) is not None for name in open_side(Path("listed")).ids] == [True, False, False, True]
+    assert listed.why_not(outside) == (
+        f"{outside} is not shown, because it lies outside {Path.cwd()}, the folder of the encoded images"
+    )
+
+
 def test_codes_of_another_network_are_refused(deephash, hashed):
     codes = Path(shutil.copytree(hashed.run / "codes", "other"))
     manifest = json.loads((codes / "manifest.json").read_text())
@@ -175,7 +232,8 @@ def test_a_folder_of_codes_cannot_show_other_files(deephash, hashed, tmp_path):
     from deephash_cli.inference.searcher import Pictures
 
     pictures = Pictures({"root": str(tmp_path / "photos")})
-    assert pictures.get("../secret.jpg") is None
+    for name in ("../secret.jpg", "a\0b", "a" * 5000, "/", "", ".", "a/../../secret.jpg"):
+        assert pictures.get(name) is None
     assert pictures.get(str(tmp_path / "secret.jpg")) is None
     codes = Path(shutil.copytree(hashed.run / "codes", "foreign"))
     manifest = json.loads((codes / "manifest.json").read_text())

@@ -246,7 +246,7 @@ def test_forms_that_are_none(client):
 @pytest.mark.parametrize(
     ("address", "status", "says"),
     [
-        ("/api/image/3", 404, "the picture of image 3 is not on this machine; only its code is"),
+        ("/api/image/3", 404, "the picture of image 3 is not available; only its code is"),
         ("/api/image/40", 422, "position must be a whole number, at most 39, got '40'"),
         ("/api/image/-1", 422, "position must be a whole number, at least 0, got '-1'"),
         ("/api/image/bag%2F0", 404, "there is nothing at this address; /docs lists what there is"),

@@ -366,6 +366,7 @@ def test_a_dry_run_needs_no_key_and_changes_nothing(deephash, run):
     ("change", "said"),
     [
         ({"whole": False}, "would upload: runs/run: logged again from the run folder, because W&B's log is incomplete"),
+        ({"folder": "\0"}, "would upload: runs/run: logged again from the run folder, because the folder was moved"),
         ({"folder": "/else"}, "would upload: runs/run: logged again from the run folder, because the folder was moved"),
         ({"status": "online"}, "nothing to upload: runs/run: it was logged online"),
     ],
@@ -374,6 +375,15 @@ def test_what_a_run_needs_is_seen_from_its_folder(deephash, run, change, said):
     state = run / dashboards.FOLDER / dashboards.STATUS
     write_json(state, {**json.loads(state.read_text()), **change})
     assert deephash("sync", "--dry-run", "runs").out.startswith(said)
+
+
+def test_a_run_was_not_moved_if_only_the_current_folder_is_another(deephash, run, monkeypatch):
+    Path("below").mkdir()
+    Path("linked").symlink_to("runs")
+    for path in ("linked", "below/../runs"):
+        assert "offline-run-" in deephash("sync", "--dry-run", path).out.splitlines()[0]
+    monkeypatch.chdir("below")
+    assert "offline-run-" in deephash("sync", "--dry-run", "../runs").out.splitlines()[0]
 
 
 def test_a_run_that_was_not_logged_to_wandb_stays_at_home(deephash, run):

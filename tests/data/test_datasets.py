@@ -76,6 +76,8 @@ def test_a_proper_dataset():
         ({"ids": ("a", "b\u2028c")}, "which is empty or spans several lines"),
         ({"ids": ("a", "")}, "which is empty or spans several lines"),
         ({"ids": ("a", "b\udcff")}, "which is not valid UTF-8"),
+        ({"ids": ("\u00e9", "e\u0301")}, "has the id 'e\\u0301' and '\\xe9', which look the same"),
+        ({"class_names": ("c", "c "), "labels": ((1, 0), (0, 1))}, "has the classes 'c' and 'c ', which look the same"),
         ({"ids": ("a", "b", "c")}, "has 3 ids, 2 rows of labels and 3 images"),
         ({"images": ImageArray(np.zeros((3, 1, 2, 2), np.uint8))}, "2 rows of labels and 3 images"),
         ({"class_names": ("c", "d")}, "has 1 label columns and 2 class names"),
@@ -683,11 +685,39 @@ def test_lists_beside_the_current_folder_or_the_root(tmp_path, monkeypatch):
             "images/0.png 1 0\nimages/1.png 1\n",
             "train.txt:2: expected 2 label columns, as in {folder}/train.txt:1, got 1",
         ),
-        ("images/0.png 1 0\nimages/1.png 1 2\n", "train.txt:2: labels must be 0 or 1, got '2'"),
-        ("images/0.png 1 0\nimages/1.png 1 -1\n", "train.txt:2: labels must be 0 or 1, got '-1'"),
-        ("images/0.png 1.0 0\n", "train.txt:1: labels must be 0 or 1, got '1.0'"),
-        ("images/0.png 10 0\n", "train.txt:1: labels must be 0 or 1, got '10'"),
-        ("images/my cat.png 1 0\n", "got 'cat.png' (a path with spaces needs a tab between it and the labels)"),
+        (
+            "images/0.png 1 0\nimages/1.png 1 2\n",
+            "train.txt:2: labels in 2 columns must be 0 or 1, or all -1 or 1, got '2'",
+        ),
+        (
+            "images/0.png 1 -1\nimages/1.png 1 0\n",
+            "train.txt:2: labels in 2 columns must be 0 or 1, or all -1 or 1, got '0', but other lines have -1",
+        ),
+        ("images/0.png 1.5 0\n", "train.txt:1: labels must be 0 or 1, or one class number, got '1.5'"),
+        ("images/0.png nan 0\n", "train.txt:1: labels must be 0 or 1, or one class number, got 'nan'"),
+        ("images/0.png 10 0\n", "train.txt:1: labels in 2 columns must be 0 or 1, or all -1 or 1, got '10'"),
+        (
+            "images/my cat.png 1 0\n",
+            "1 of the images named do not exist under {folder}: images/my cat.png; set dataset.root to "
+            "the folder that the paths start from (the first is in {folder}/train.txt:1), or put a tab behind a path "
+            "with spaces",
+        ),
+        ("images/0.png 1 x 0\n", "train.txt:1: labels must be 0 or 1, or one class number, got 'x'"),
+        ("images/0.png, 1, 0\n", "train.txt:1: the columns are separated by commas"),
+        ("images/0.png 1,0\n", "train.txt:1: the columns are separated by commas"),
+        ("images/0.png cat\n", "got 'cat'; correct it, or give class names in a table with dataset=csv"),
+        ("images/0.png,1,0\n", "train.txt:1: the columns are separated by commas; separate them by spaces"),
+        ("image cat dog owl\nimages/0.png 1 0\n", "the header line names 3 classes (cat, dog, owl), but"),
+        ("image\tcat\nimages/0.png\t1 0\n", "the header line names 1 classes (cat), but"),
+        ("x" * 300 + ".jpg 0 1\n", "train.txt:1: the path 'xxx"),
+        ("x\0.jpg 0 1\n", "train.txt:1: holds a NUL byte"),
+        ("images 0 1\n", "train.txt:1: images is a folder, expected an image file"),
+        (
+            "images/0.png 1 0\n./images/0.png 1 0\n",
+            "train.txt:2: ./images/0.png is already in line 1, where it is called images/0.png",
+        ),
+        ("./images/2.png 1 1\n", "query.txt:1: images/2.png has different labels in {folder}/train.txt:1"),
+        ("images/0.png 1 0\n".encode("utf-16"), "train.txt is UTF-16 text, expected UTF-8"),
         ("images/0.png 1 0\n\nimages/1.png 1 0\n", "train.txt:2: the path is empty"),
         ("images/0.png 1 0\n\t1 0\n", "train.txt:2: the path is empty"),
         (" 1 0\n", "train.txt:1: the path is empty"),
@@ -723,6 +753,40 @@ def test_lists_that_are_not_there(tmp_path):
         lists(tmp_path, "train", "typo")
 
 
+def test_lists_with_class_numbers_headers_and_spaces(tmp_path):
+    picture(tmp_path / "images" / "my cat.png")
+    write_lists(
+        tmp_path,
+        train="images/0.png 0\nimages/1.png 9\nimages/my cat.png 3\n",
+        query="images/2.png 0\nimages/3.png 1\n",  # only 0 and 1 here, but the lists are read together
+    )
+    data = lists(tmp_path, "train", "query")
+    assert data.ids == ["images/0.png", "images/1.png", "images/my cat.png", "images/2.png", "images/3.png"]
+    assert data.class_names == ["class 0", "class 1", "class 3", "class 9"]
+    assert data.labels.argmax(axis=1).tolist() == [0, 3, 2, 0, 1]
+    write_lists(
+        tmp_path, train="image cat dog\rimages/0.png 1 -1\rimages/1.png -1 1\r", query="images/2.png 1.0 -1.0\n"
+    )
+    data = lists(tmp_path, "train", "query")
+    assert data.class_names == ["cat", "dog"]
+    assert data.labels.tolist() == [[1, 0], [0, 1], [1, 0]]
+
+
+def test_a_query_is_found_again_in_the_database(tmp_path):
+    write_lists(
+        tmp_path,
+        train="images/0.png 1\n",
+        query=f"images/1.png 1\n{tmp_path}/images/2.png 1\n",
+        database="./images/0.png 1\nimages/../images/1.png 1.0\nlink.png 1\nimages/3.png 1\n",
+    )
+    (tmp_path / "link.png").symlink_to("images/2.png")
+    data = lists(tmp_path, "train", "query", "database")
+    assert data.ids == [f"images/{number}.png" for number in range(4)]
+    split = make_split("official", data, 0)
+    assert split.flags["query_in_database"] == 2
+    assert split.database.tolist() == [0, 1, 2, 3]
+
+
 def test_a_training_image_as_query_is_refused(tmp_path):
     write_lists(tmp_path, train="images/0.png 1\nimages/1.png 1", query="images/1.png 1")
     with pytest.raises(DataError, match=r"both query and training image: images/1\.png"):
@@ -756,10 +820,34 @@ def test_table(tmp_path):
     assert (split.train.tolist(), split.query.tolist(), split.database.tolist()) == ([0], [1], [0, 2])
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        " Path , LABELS ,Split\n images/0.png , a , Train \n\nimages/1.png,a,QUERY\n,,\n",
+        "label,split,path\ra,['train'],images/0.png\ra,query,images\\1.png\r",
+        ",path,labels,split,,\n0,./images/0.png,a,train,,\n1,images/1.png,a,query,,\n",
+    ],
+)
+def test_tables_as_other_programs_write_them(tmp_path, content):
+    data = csv_table(None, table(tmp_path, content))
+    assert data.ids == ["images/0.png", "images/1.png"]
+    assert data.class_names == ["a"]
+    split = make_split("auto", data, 0)
+    assert (split.name, split.train.tolist(), split.query.tolist()) == ("official", [0], [1])
+
+
+def test_table_without_labels(tmp_path):
+    data = csv_table(None, table(tmp_path, "path,caption\nimages/0.png,one\nimages/1.png,two\n"))
+    assert data.labels.shape == (2, 0)
+    assert data.class_names == []
+    assert data.reading == ("", "not used: column caption")
+
+
 def test_table_without_split(tmp_path):
     path = table(tmp_path, "path,labels\n0.png,a\n1.png,a\n2.png,b\n")
     data = csv_table(tmp_path / "images", path)
     assert data.official is None
+    assert make_split("auto", data, 0).name == "holdout"
     assert make_split("holdout", data, 0).flags["label_kind"] == "single"
     with pytest.raises(DataError, match="has no division of its own"):
         make_split("official", data, 0)
@@ -768,8 +856,32 @@ def test_table_without_split(tmp_path):
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        ("", "the first line must name the columns path and labels, got ''"),
-        ("file,labels\n", "the first line must name the columns path and labels, got 'file, labels'"),
+        ("", "the first line must name the columns, path and optionally labels and split, got ''"),
+        (
+            "name,labels\n",
+            "the first line must name the columns, path and optionally labels and split, got 'name, labels'",
+        ),
+        ("file,labels\n", "table.csv: there is no column path, but a column file; rename it to path"),
+        ("path,class\nimages/0.png,a\n", "there is no column labels, but a column class; rename it to labels"),
+        ("path,labels,labels\nimages/0.png,a,b\n", "two columns are named labels: 'labels' and 'labels'"),
+        ("path,labels,Label\nimages/0.png,a,b\n", "two columns are named labels: 'labels' and 'Label'"),
+        ("path,labels,é,e\u0301\nimages/0.png,a,b,c\n", "two columns are named"),
+        ("path;labels\nimages/0.png;a\n", "the columns are separated by ;, expected commas"),
+        ("path\tlabels\nimages/0.png\ta\n", "the columns are separated by tabs, expected commas"),
+        ("path,red,blue\nimages/0.png,0,1\n", "there is no column labels, and red, blue hold 0 or 1"),
+        (
+            "path,labels,fold\nimages/0.png,a,train\nimages/1.png,a,test\n",
+            "the column fold holds test, train, but a division must be in the column split",
+        ),
+        (
+            "path,labels\nimages/0.png,a\n./images/0.png,a\n",
+            "table.csv:3: ./images/0.png is already in line 2, where it is called images/0.png",
+        ),
+        ("path,labels\nimages/" + "x" * 300 + ",a\n", "table.csv:2: the path 'images/xxx"),
+        ("path,labels\nimages,a\n", "table.csv:2: images is a folder"),
+        ('path,labels\n"images/\n0.png",a\n', "table.csv:3: the path 'images/ 0.png' has a line break in it"),
+        ("path,labels\nimages/0.png," + "x" * 200_000 + "\n", "table.csv:2: cannot be read as a table: field larger"),
+        ("path,labels\nimages/0.png,a\n".encode("utf-16"), "is UTF-16 text, expected UTF-8"),
         ("path,labels\n", "has no rows below its first line"),
         ("path,labels\nimages/0.png,a,b\n", "table.csv:2: expected 2 columns"),
         ("path,labels\nimages/0.png\n", "table.csv:2: expected 2 columns"),
@@ -778,7 +890,7 @@ def test_table_without_split(tmp_path):
         ("path,labels,split\nimages/0.png,a,test\n", "table.csv:2: split must be train, query or database, got 'test'"),
         ("path,labels\nimages/9.png,a\n", "table.csv: 1 of the images named do not exist under"),
         ('path,labels\n"images/0.png,a\n', "cannot be read as a table"),
-        (b"path,labels\nimages/\xff.png,a\n", "is not UTF-8 text"),
+        (b"path,labels\nimages/\xff.png,a\n", "table.csv:2: not UTF-8 text"),
     ],
 )
 def test_malformed_tables(tmp_path, content, sentence):

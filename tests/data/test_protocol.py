@@ -7,8 +7,16 @@ import pytest
 
 from deephash_cli.data.dataset import ImageArray, RetrievalDataset, multi_hot
 from deephash_cli.data.fashion_mnist import fashion_mini
-from deephash_cli.data.protocol import hold_out_validation, load_split, make_split, save_split
+from deephash_cli.data.protocol import (
+    fitting_sample,
+    hold_out_validation,
+    load_split,
+    make_split,
+    save_split,
+    training_size,
+)
 from deephash_cli.errors import ConfigError, DataError
+from deephash_cli.npy import RowNumbers
 
 
 @pytest.fixture(scope="module")
@@ -243,10 +251,10 @@ def test_unknown_protocol_lists_those_that_exist(mini):
     with pytest.raises(ConfigError) as caught:
         make_split("holdut", mini, 0)
     assert str(caught.value) == (
-        "dataset.protocol=holdut does not exist; choose from s1, s1_disjoint, s1_validation, s2, official, holdout; "
-        "did you mean holdout?"
+        "dataset.protocol=holdut does not exist; choose from s1, s1_disjoint, s1_validation, s2, official, holdout, "
+        "auto; did you mean holdout?"
     )
-    with pytest.raises(ConfigError, match=r"choose from s1, s1_disjoint, s1_validation, s2, official, holdout$"):
+    with pytest.raises(ConfigError, match=r"choose from s1, s1_disjoint, s1_validation, s2, official, holdout, auto$"):
         make_split("zzzzzz", mini, 0)
 
 
@@ -285,6 +293,43 @@ def test_file_can_be_read_without_the_project(tmp_path):
     assert (content["name"], content["version"], content["seed"]) == ("holdout", 1, 0)
 
 
+@pytest.mark.parametrize("block", [3, 2**16])
+def test_a_file_written_in_blocks_is_ordinary_json(tmp_path, monkeypatch, block):
+    monkeypatch.setattr("deephash_cli.data.protocol._BLOCK", block)
+    dataset = made(np.eye(2)[np.arange(40) % 2], ids=[f'"ü\\{number}' for number in range(40)])
+    split = make_split("holdout", dataset, 0)
+    save_split(tmp_path / "split.json", split, dataset)
+    text = (tmp_path / "split.json").read_text()
+    assert text == json.dumps(json.loads(text), indent=2, ensure_ascii=False) + "\n"
+    assert load_split(tmp_path / "split.json", dataset) == split
+    assert training_size(tmp_path / "split.json") == len(split.train)
+
+
+def test_row_numbers_as_ids_give_the_same_split_as_their_texts(tmp_path):
+    labels = np.eye(2)[np.arange(1200) % 2]
+    numbers, texts = (made(labels, ids=ids) for ids in (RowNumbers(np.arange(1200)), [str(i) for i in range(1200)]))
+    for dataset, other in ((numbers, texts), (texts, numbers)):
+        split = make_split("holdout", dataset, 0)
+        save_split(tmp_path / "split.json", split, dataset)
+        assert load_split(tmp_path / "split.json", other) == split
+    content = json.loads((tmp_path / "split.json").read_text())
+    for name in ("1200", "07", "-1", "1" * 5000, "x"):
+        (tmp_path / "split.json").write_text(json.dumps({**content, "query": [name]}))
+        with pytest.raises(DataError, match="names 1 ids that the data set made does not have"):
+            load_split(tmp_path / "split.json", numbers)
+
+
+def test_a_method_is_fitted_on_a_sample_of_many_rows():
+    rows = np.arange(0, 2000, 2)
+    assert fitting_sample(rows, 1000, 0, 1) is rows
+    some = fitting_sample(rows, 50, 0, 1)
+    assert len(some) == 50
+    assert np.isin(some, rows).all()
+    assert (np.diff(some) > 0).all()
+    assert np.array_equal(some, fitting_sample(rows, 50, 0, 1))
+    assert not np.array_equal(some, fitting_sample(rows, 50, 1, 1))
+
+
 def changed(tmp_path, change):
     dataset = single(20, 30)
     path = tmp_path / "split.json"
@@ -316,6 +361,32 @@ def changed(tmp_path, change):
 def test_wrong_split_files(tmp_path, change, sentence):
     path, dataset = changed(tmp_path, change)
     with pytest.raises(DataError, match=sentence):
+        load_split(path, dataset)
+
+
+def test_other_spellings_of_ids_in_a_split_file(tmp_path):
+    labels, parts = [[1]] * 3, {"query": [0], "train": [1, 2]}
+    before = made(labels, parts, ids=["./a.png", "caf\u00e9.png", "c.png"])
+    split = make_split("official", before, 0)
+    save_split(tmp_path / "split.json", split, before)
+    now = made(labels, parts, ids=["a.png", "cafe\u0301.png", "c.png"])
+    again = load_split(tmp_path / "split.json", now)
+    assert (again.query.tolist(), again.train.tolist()) == ([0], [1, 2])
+    assert again.sha256 == make_split("official", now, 0).sha256
+
+
+def test_digest_does_not_depend_on_the_form_of_an_accent():
+    labels, parts = [[1]] * 2, {"query": [0], "train": [1]}
+    digests = {make_split("official", made(labels, parts, ids=["a", name]), 0).sha256 for name in ("\u00e9", "e\u0301")}
+    assert len(digests) == 1
+
+
+def test_a_split_file_with_a_key_twice(tmp_path):
+    dataset = single(20)
+    path = tmp_path / "split.json"
+    save_split(path, make_split("holdout", dataset, 0), dataset)
+    path.write_text(path.read_text().replace('"seed": 0,', '"seed": 0, "query": [],'))
+    with pytest.raises(DataError, match=r"not valid JSON \(the key 'query' is there twice\)"):
         load_split(path, dataset)
 
 

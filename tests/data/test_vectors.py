@@ -88,6 +88,8 @@ LABELS = {
     "multi-hot": (HOT, HOT),
     "multi-hot truth values": (HOT.astype(bool), HOT),
     "multi-hot floats": (HOT.astype("f8"), HOT),
+    "multi-hot of -1 and 1": (np.where(HOT, 1, -1).astype("i1"), HOT),
+    "multi-hot of -1 and 1 as floats": (np.where(HOT, 1.0, -1.0), HOT),
 }
 
 
@@ -144,6 +146,8 @@ NO_LABELS = {
     "-2": (IDS - 2, "whole numbers from -1 to"),
     "fractions": (IDS + 0.5, "number the classes 0, 1, 2"),
     "NaN": (np.where(IDS == 0, np.nan, IDS), "must hold class ids"),
+    "-1 and 1 in one column": (np.where(IDS == 0, 1, -1), "holds only -1 and 1, which has two meanings"),
+    "-1 beside 0": (np.where(HOT, 1, np.where(IDS == 0, -1, 0)[:, None]), "it has -1 elsewhere, so give all entries"),
     "twos": (2 * HOT, "must hold multi-hot labels, 0 or 1 with one column per class, got 2"),
     "objects": (IDS.astype(object), "got pickled Python objects, which are never opened"),
     "three dimensions": (HOT[None], "in an array of 1 or 2 dimensions"),
@@ -151,13 +155,13 @@ NO_LABELS = {
 }
 NO_IDS = {
     "too few": (b"a\nb\n", "x.npy has 90 vectors but ids.txt has 2 ids"),
-    "an empty file": (b"", "x.npy has 90 vectors but ids.txt has 1 ids"),
-    "one twice": (b"a\n" * N, "has the id 'a' twice"),
+    "an empty file": (b"", "x.npy has 90 vectors but ids.txt has 0 ids"),
+    "one twice": (b"a\n" * N, "dataset.ids=ids.txt:2: the id 'a' is already in line 1"),
     "an empty line": (
-        b"\n".join([b"%d" % row for row in range(N - 1)] + [b"", b""]),
-        "which is empty or spans several lines",
+        b"0\n\n" + b"\n".join(b"%d" % row for row in range(2, N)),
+        "dataset.ids=ids.txt:2: the line is empty",
     ),
-    "other bytes": (b"\xff\n" * N, "ids.txt is not UTF-8 text"),
+    "other bytes": (b"\xff\n" * N, "dataset.ids=ids.txt:1: not UTF-8 text"),
 }
 CASES = [(what, name) for what, cases in (("x", NO_VECTORS), ("labels", NO_LABELS), ("ids", NO_IDS)) for name in cases]
 
@@ -313,6 +317,27 @@ def test_a_run_on_multi_hot_labels_with_ids(deephash, method):
     )
     again = json.loads(Path("again", runs.METRICS).read_text())
     assert {**again, "checkpoint": None} == {**metrics, "checkpoint": None}
+
+
+def test_more_training_rows_than_fit_rows_are_sampled_and_recorded(deephash):
+    result, metrics = train(deephash, *LABELLED, "method=klsh", "fit_rows=30")
+    assert "fitting on 30 of 81 training rows, drawn at random (fit_rows=30)" in result.out
+    assert metrics["fitted_on"] == 30
+    assert metrics["database"] == 81
+    found = deephash("search", "run=run", "query=x.npy", "k=100", "output=found.json")
+    assert found.code == 0, found
+    assert "warning: k=100 is more than the 81 images that are searched" in found.err
+    result, metrics = train(deephash, *LABELLED, "method=klsh", run_dir="all")
+    assert "fitting on" not in result.out
+    assert "fitted_on" not in metrics
+
+
+def test_a_run_says_what_its_numbers_are_worth(deephash):
+    result, metrics = train(deephash, *LABELLED, "method=itq")
+    assert f"warning: every metric is an estimate from only {metrics['queries']} queries" in result.err
+    assert result.err == deephash("eval", "run=run").err
+    sweep = deephash("train", "-m", *LABELLED, "method=itq", *SHORT)
+    assert result.err in sweep.err
 
 
 def test_validation_and_a_split_file(deephash):

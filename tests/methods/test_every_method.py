@@ -21,7 +21,8 @@ from deephash_cli.files import read_json
 from deephash_cli.methods.base import HashingModule
 from deephash_cli.retrieval.codes_folder import load_codes, open_side
 from deephash_cli.training.checkpoints import LAST, VerifiedCheckpointIO, read_checkpoint
-from deephash_cli.training.instantiate import build, build_module
+from deephash_cli.training.instantiate import build_module
+from deephash_cli.training.targets import build
 
 SETTINGS = (*QUICK, "bits=12", "loader.batch_size=16", "trainer.max_epochs=10", "model.backbone_lr=0.001")
 
@@ -155,7 +156,7 @@ def test_its_checkpoint_makes_the_codes_of_the_run(trained, deephash, tmp_path):
 @every_method
 def test_its_codes_evaluate_to_the_same_digits(trained, deephash, tmp_path):
     result = deephash("eval", f"run={trained.folder}", f"output={tmp_path / 'again.json'}")
-    assert (result.code, result.err) == (0, "")
+    assert (result.code, result.surprises) == (0, "")
     assert read_json(tmp_path / "again.json") == read_json(trained.folder / "metrics.json")
 
 
@@ -171,7 +172,7 @@ def test_it_takes_items_with_several_labels_and_with_none(method, deephash, tmp_
     data = ("dataset=vectors", f"dataset.vectors={tmp_path / 'x.npy'}", f"dataset.labels={tmp_path / 'y.npy'}")
     settings = ("bits=12", "trainer=cpu", "trainer.max_epochs=10", "loader.batch_size=32", "logger=none")
     result = deephash("train", f"method={method}", *data, *settings, f"run_dir={tmp_path / 'run'}")
-    assert (result.code, result.err) == (0, "")
+    assert (result.code, result.surprises) == (0, "")
     metrics = read_json(tmp_path / "run" / "metrics.json")
     query, database, _ = load_codes(tmp_path / "run" / "codes")
     similar = query.labels.astype(int) @ database.labels.T > 0

@@ -91,6 +91,12 @@ def test_identical_features_are_refused():
         fitted(KLSH, np.ones((10, 4)), np.eye(2)[np.arange(10) % 2], 3, **SETTINGS)
 
 
+def test_features_far_from_0_are_not_called_the_same():
+    x = 1e6 + np.random.default_rng(0).normal(size=(40, 4))
+    with pytest.raises(ConfigError, match="rounding hides them, because the features are far from 0"):
+        median_distance(x, x)
+
+
 @pytest.mark.parametrize("setting", [{"anchors": 1}, {"subset": 0}, {"kernel_width": 0.0}])
 def test_settings_out_of_range_are_refused(setting):
     x, labels = clusters(10, 4, 2)

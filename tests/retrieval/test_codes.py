@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from deephash_cli.errors import ArtifactError
 from deephash_cli.retrieval import codes
 from deephash_cli.retrieval.codes import CodeSet, binarize, pack, require_comparable, unpack
-from deephash_cli.retrieval.codes_folder import load_codes, save_codes
+from deephash_cli.retrieval.codes_folder import load_codes, open_side, save_codes
+from deephash_cli.retrieval.scoring import score
 
 FILES = [
     "query.npy",
@@ -561,3 +562,95 @@ def test_any_damage_is_refused_or_harmless(tmp_path, data):
         expected_query, expected_database, _ = load_codes(original)
         assert same(query, expected_query)
         assert same(database, expected_database)
+
+
+# Every entry of a manifest means what it meant, or is refused in one sentence.
+
+
+MANIFEST = {
+    "provenance": {
+        "method": "m",
+        "module": {"a": 1},
+        "model": "m",
+        "dataset": "d",
+        "split": {"name": "s", "sha256": "0"},
+        "seed": 0,
+        "class_names": ["a", "b", "c"],
+        "checkpoint": {"file": "f", "sha256": "0"},
+    },
+    "evaluation": {"ks": [1], "map_at": [2], "radius": 2, "zero_hits": "zero"},
+    "source": {"root": "r"},
+    "skipped": 0,
+}
+WRONG = [None, [], [1, "a"], "x", -1, 10**40, True, 1.5, {}, ["a", "a", "b"], ["a", "b"], [0], "\x00"]
+
+
+def entries(node, above=()):
+    """Yield the keys that lead to each entry of a manifest."""
+    for key, value in node.items():
+        yield (*above, key)
+        if isinstance(value, dict):
+            yield from entries(value, (*above, key))
+
+
+def test_every_entry_of_a_manifest_is_understood_or_refused(tmp_path):
+    query, database = (code_set(name, 5) for name in ("query", "database"))
+    save_codes(tmp_path, query, database, MANIFEST)
+    path = tmp_path / "manifest.json"
+    whole = json.loads(path.read_text())
+    numbers = {name: value for name, value in score(tmp_path, {}).items() if name not in MANIFEST["provenance"]}
+    refusals = []
+    for keys in entries(whole):
+        for value in (..., *WRONG):
+            manifest = json.loads(json.dumps(whole))
+            inner = manifest
+            for key in keys[:-1]:
+                inner = inner[key]
+            if value is ...:
+                del inner[keys[-1]]
+            else:
+                inner[keys[-1]] = value
+            path.write_text(json.dumps(manifest))
+            try:
+                found = score(tmp_path, {})
+            except ArtifactError as error:
+                refusals.append(str(error))
+            else:
+                # Other settings are allowed to give other numbers; nothing else is.
+                assert keys[0] == "evaluation" or numbers.items() <= found.items(), (keys, value)
+    assert len(refusals) > 200
+    assert not [message for message in refusals if "\n" in message or "manifest.json" not in message]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ('"seed": NaN', "NaN is not a finite number"),
+        ('"seed": -Infinity', "-Infinity is not a finite number"),
+        ('"seed": 1e999', "1e999 is not a finite number"),
+        ('"seed": 0, "seed": 1', "the key 'seed' occurs twice"),
+        ('"model": "\\ud800"', "surrogates not allowed"),
+        ('"seed": ' + "9" * 5000, "Exceeds the limit"),
+    ],
+)
+def test_a_manifest_that_readers_of_json_understand_differently(tmp_path, text, reason):
+    save(tmp_path)
+    path = tmp_path / "manifest.json"
+    path.write_text(path.read_text().replace('"bits"', f'"provenance": {{{text}}}, "bits"'))
+    assert_refused(tmp_path, "manifest.json is not valid JSON", reason)
+
+
+@pytest.mark.parametrize("names", [["a", "b"], ["a", "b", "c", "d"], ["a", "b", "b"], ["a", "b", 3], "abc", None])
+def test_class_names_must_fit_the_label_columns(tmp_path, names):
+    query, database = (code_set(name, 5) for name in ("query", "database"))
+    save_codes(tmp_path, query, database, {"provenance": {"class_names": names}})
+    assert_refused(tmp_path, "manifest.json must give")
+    with pytest.raises(ArtifactError, match=r"manifest\.json must give"):
+        open_side(tmp_path)
+
+
+def test_a_manifest_cannot_replace_metrics(tmp_path):
+    query, database = (code_set(name, 5) for name in ("query", "database"))
+    save_codes(tmp_path, query, database, {**MANIFEST, "provenance": {**MANIFEST["provenance"], "map": 1.0}})
+    with pytest.raises(ArtifactError, match="only the origin of the codes under provenance, got metrics: map"):
+        score(tmp_path, {})

@@ -271,8 +271,11 @@ def test_the_numbers_can_be_traced_to_the_files(deephash):
     assert metrics["source"]["classes"] == [0, 1, 2, 3]
     assert metrics["bits"] == BITS
     assert "query.npy (float32 -1/1) in database.npy (float32 -1/1), 12 bits" in result.out
-    assert repr(metrics["map"]) in result.out
+    assert f"│ {metrics['map']:.4f} │" in result.out
     assert "5 queries, 40 database items\n" in result.out
+    marked = [line.split()[1] for line in result.out.splitlines() if "│ k > 40 items │" in " ".join(line.split())]
+    assert marked == ["precision_at_100", "precision_at_1000", "recall_at_100", "recall_at_1000"]
+    assert f"│ bit_balance_mean_deviation │ {metrics['bit_balance']['mean_deviation']:.4f} │ mean" in result.out
 
 
 def test_queries_without_a_relevant_item_count_or_not(deephash):

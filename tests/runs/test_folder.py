@@ -63,9 +63,12 @@ def test_a_folder_of_ones_own_is_made_with_its_parents(tmp_path):
 
 def test_a_folder_of_ones_own_must_be_empty(tmp_path):
     (tmp_path / "x").write_text("")
-    with pytest.raises(ConfigError, match="is not empty: choose another folder, or resume="):
+    with pytest.raises(ConfigError, match=r"is not empty: choose another folder$"):
         runs.create(tmp_path / "unused", "name", str(tmp_path))
     assert [file.name for file in tmp_path.iterdir()] == ["x"]
+    (tmp_path / runs.RECORD).write_text("{}")
+    with pytest.raises(ConfigError, match="is not empty: choose another folder, or resume="):
+        runs.create(tmp_path / "unused", "name", str(tmp_path))
 
 
 @pytest.mark.parametrize("run_dir", [None, "file/below"])

@@ -23,7 +23,7 @@ from deephash_cli.training.checkpoints import (
     read_checkpoint,
     verify_checkpoint,
 )
-from deephash_cli.training.instantiate import build
+from deephash_cli.training.targets import build
 
 CONTENT = {"state_dict": {"weight": torch.arange(6.0).reshape(2, 3)}, "epoch": 3, "callbacks": {"x": {"best": 0.5}}}
 

@@ -370,7 +370,7 @@ def test_the_labels_of_test_queries_have_no_say(deephash, tmp_path):
 
 def test_validation_every_second_epoch(train):
     result, folder = train("validation.queries=6", "validation.every_n_epochs=2", "trainer.max_epochs=3")
-    assert (result.code, result.err) == (0, "")
+    assert (result.code, result.surprises) == (0, "")
     assert len(values(folder, "validation/map")) == 1
     assert checkpoint(folder, BEST)["epoch"] == 1
 
@@ -398,7 +398,7 @@ def test_epochs_that_end_soon_after_a_checkpoint_get_none_but_the_final_one_does
 
 def test_a_time_limit_ends_the_training_with_a_checkpoint(train):
     result, folder = train("checkpoint.every_n_epochs=1000", "trainer.max_epochs=1000", "trainer.max_time=00:00:00:01")
-    assert (result.code, result.err) == (0, "")
+    assert (result.code, result.surprises) == (0, "")
     epochs = read_json(folder / "metrics.json")["epochs"]
     assert 0 < epochs < 1000
     assert checkpoint(folder, LAST)["global_step"] == checkpoint(folder, LAST)["loops"]["fit_loop"][
@@ -415,7 +415,7 @@ def test_an_epoch_that_is_cut_short_logs_the_loss_so_far(train, monkeypatch):
 
     monkeypatch.setattr(HashingModule, "training_step", stop)
     result, folder = train("loader.batch_size=4")
-    assert (result.code, result.err) == (0, "")
+    assert (result.code, result.surprises) == (0, "")
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines if "train/loss" in line] == [0]
 
@@ -466,7 +466,7 @@ def test_worker_processes_change_nothing(tmp_path, deephash):
             "model.image_size=16", "trainer.max_epochs=2", "logger=none", "bits=12", "loader.batch_size=8",
             "module.buffer_init=first_pass", f"loader.num_workers={workers}", f"run_dir={folder}",
         )  # fmt: skip
-        assert (result.code, result.err) == (0, "")
+        assert (result.code, result.surprises) == (0, "")
         states.append(checkpoint(folder, LAST)["state_dict"])
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 

@@ -174,7 +174,7 @@ def test_secrets_reach_no_file(sweep):
 def test_a_run_with_wandb_disabled(deephash, command, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "disabled")
     result = deephash("train", *command, "logger.mode=online")
-    assert (result.code, result.err) == (0, "")
+    assert (result.code, result.surprises) == (0, "")
     assert not list(Path().rglob("*.wandb"))
 
 

@@ -5,7 +5,6 @@ writes into an empty folder, reads the result back, and returns how it was check
 """
 
 import importlib
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -16,9 +15,10 @@ from deephash_cli import runs
 from deephash_cli.choices import modules
 from deephash_cli.commands.export.source import Source
 from deephash_cli.console import say
-from deephash_cli.errors import ArtifactError, ConfigError, first_line
-from deephash_cli.files import atomic_folder
-from deephash_cli.retrieval.codes_folder import MANIFEST, open_side
+from deephash_cli.errors import ConfigError
+from deephash_cli.files import atomic_folder, read_json, write_json
+from deephash_cli.retrieval.codes_folder import open_side
+from deephash_cli.runs.outputs import EXPORTED, settle_folder
 
 CODES, NETWORKS = modules("commands/export/codes"), modules("commands/export/network")
 _TABLE = re.compile(r"[a-z_][a-z0-9_]{0,62}")  # needs no quoting in any engine; PostgreSQL truncates longer names
@@ -28,7 +28,7 @@ def run(config: DictConfig) -> None:
     """Run ``deephash export``.
 
     Raises:
-        ConfigError: If a setting is missing or cannot be used.
+        ConfigError: If a setting is missing or cannot be used, or if the output must not be replaced.
         ArtifactError: If the manifest of the codes has a value that JSON cannot represent.
     """
     if config.to is None:
@@ -41,29 +41,37 @@ def run(config: DictConfig) -> None:
             "table must be at most 63 lower-case letters, digits and underscores, not starting with a digit, "
             f"got {table!r}"
         )
-    output = Path(config.output)
+    output = settle_folder("export", config.output, {"run=": config.run, "codes=": config.codes}, config.overwrite)
     if config.to in NETWORKS:
-        if config.run is None or config.codes is not None:
-            raise ConfigError(f"to={config.to} exports the network of a run: it needs run=<run folder>, and no codes=")
-        with atomic_folder(output) as folder:
-            checked = _writer("network", config.to)(
-                Path(config.run), folder, list(config.allowed_targets), config.pixels
+        if (config.run is None) == (config.codes is None):
+            got = "neither" if config.run is None else "both"
+            raise ConfigError(
+                f"to={config.to} exports the network of a run: it needs run=<run folder>, or codes=<folder of codes> "
+                f"that it made, got {got}"
             )
-            size = _size(folder)
-        say(f"{output}: network, {size}; checked: {checked}")
+        run_folder = runs.given_or_latest(config.run, config.codes)
+        with atomic_folder(output, replace=config.overwrite) as folder:
+            checked = _writer("network", config.to)(run_folder, folder, list(config.allowed_targets), config.pixels)
+            size = _finish(folder)
+        say(f"{config.output}: network, {size}; checked: {checked}")
         return
     codes = runs.codes_folder("export", config.run, config.codes)
     database = open_side(codes, config.side)
-    try:
-        json.dumps(database.manifest, ensure_ascii=False, allow_nan=False).encode()
-    except ValueError as error:  # the manifest is copied into files for other programs, which are stricter than Python
-        raise ArtifactError(
-            f"{codes / MANIFEST} contains a value that JSON cannot represent: {first_line(error)}"
-        ) from error
-    with atomic_folder(output) as folder:
+    with atomic_folder(output, replace=config.overwrite) as folder:
         checked = _writer("codes", config.to)(Source(database, config.side, table), folder)
-        size = _size(folder)
-    say(f"{output}: {database.n} codes of {database.bits} bits for {config.to}, {size}; checked: {checked}")
+        size = _finish(folder)
+    say(f"{config.output}: {database.n} codes of {database.bits} bits for {config.to}, {size}; checked: {checked}")
+
+
+def _finish(folder: Path) -> str:
+    """Name the files of an exported folder in its ``source.json``, and return their size for the user.
+
+    A later export with ``overwrite`` replaces a folder only if it holds no other files.
+    """
+    files = sorted(file.name for file in folder.iterdir())
+    if (source := folder / EXPORTED).is_file():
+        write_json(source, {**read_json(source), "files": files})
+    return _size(folder)
 
 
 def _size(folder: Path) -> str:

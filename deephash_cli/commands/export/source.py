@@ -17,7 +17,8 @@ from deephash_cli.retrieval.codes_folder import Database
 
 ROWS = 2**16  # rows in memory at a time, fewer if codes are long: some megabytes, whatever the size of the database
 _BYTES = 2**22
-_OF_THE_FOLDER = ("format", "query", "database", "files")  # entries of a manifest that describe the codes folder itself
+# Entries of a manifest that describe the codes folder itself.
+_OF_THE_FOLDER = ("format", "query", "database", "files", "run_folder")
 
 
 class Block(NamedTuple):

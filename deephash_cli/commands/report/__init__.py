@@ -17,10 +17,12 @@ from deephash_cli import __version__
 from deephash_cli.commands.report import curves, galleries, published, tables
 from deephash_cli.console import say, warn
 from deephash_cli.errors import ConfigError
-from deephash_cli.files import write_text
-from deephash_cli.runs import results
+from deephash_cli.files import is_device, write_text
+from deephash_cli.runs import listing, results
+from deephash_cli.runs.outputs import settle, unused
 from deephash_cli.runs.results import LeftOut, Result, Section
 
+DEFAULT = Path("report.html")
 _HERE = Path(__file__).parent
 _CHARTS = {
     "value": "mean over seeds at each code length; whiskers are one standard deviation",
@@ -47,37 +49,48 @@ _TITLES = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Say which arguments the verb has."""
-    parser.add_argument("paths", nargs="+", type=Path, metavar="run folder")
+    parser.add_argument("words", nargs="+", metavar="run folder")
     parser.add_argument("--metric", default="map")
-    parser.add_argument("-o", "--output", type=Path, default=Path("report.html"))
+    parser.add_argument("-o", "--output", type=Path)
+    parser.add_argument("--overwrite", action="store_true")
 
 
 def run(parsed: argparse.Namespace) -> None:
     """Run ``deephash report``."""
-    report(parsed.paths, parsed.metric, parsed.output, parsed.command)
+    paths, wanted = listing.paths_and_filters(parsed.words)
+    output = parsed.output or unused(DEFAULT)
+    report(paths, wanted, parsed.metric, output, parsed.command, parsed.overwrite)
 
 
-def report(paths: Sequence[Path], metric: str, output: Path, command: str) -> None:
+def report(
+    paths: Sequence[Path],
+    wanted: Mapping[str, str],
+    metric: str,
+    output: Path,
+    command: str,
+    overwrite: bool = False,
+) -> None:
     """Write the report of all runs in the given folders.
 
     Args:
         paths: Run folders, or folders of runs.
+        wanted: Values that runs must have, as for `listing.choose`.
         metric: Name of the headline metric, such as ``map``, ``map_stable`` or ``precision_at_100``.
         output: Path of the file to write; it must end in .html or .htm, and its folder must exist.
         command: Command line as it was typed, shown at the foot of the page.
+        overwrite: Whether ``output`` may be a file that ``deephash report`` did not make, and replace it.
 
     Raises:
-        ConfigError: If there is no finished run, no run has the metric, or ``output`` cannot be written to.
+        ConfigError: If there is no finished run with the wanted values, no run has the metric, or ``output`` cannot be
+            written to or must not be replaced.
         ArtifactError: If the file cannot be written.
     """
-    if output.suffix not in (".html", ".htm"):
+    if output.suffix not in (".html", ".htm") and not is_device(output):
         raise ConfigError(f"--output {output} must end in .html; deephash compare writes tables in other formats")
-    if output.is_dir() or not output.parent.is_dir():
-        wrong = f"{output} is a folder" if output.is_dir() else f"{output.parent} is not a folder"
-        raise ConfigError(f"--output {output} must be a file in a folder that exists, but {wrong}")
-    found, left_out = results.gather(paths, metric)
+    file = settle("report", {"--output ": output}, {}, overwrite)[0] or output
+    found, left_out = results.gather(paths, [metric], wanted)
     text = render(found, left_out, paths, metric, command)
-    write_text(output, text)
+    write_text(file, text)
     say(f"{len(found)} runs in {output} ({len(text.encode()) / 1e6:.1f} MB)")
     if left_out:
         warn(f"left out {len(left_out)} of {len(found) + len(left_out)} folders; {output} lists them with the reasons")
@@ -103,7 +116,7 @@ def render(
         "metric": metric,
         "sections": [
             {
-                "rows": [{"label": row.label, "method": row.method} for row in section.rows],
+                "rows": [{"label": row.title, "method": row.method} for row in section.rows],
                 "lengths": section.lengths,
                 "classes": curves.class_names(section),
                 "groups": groups,
@@ -126,6 +139,7 @@ def render(
         metric=metric,
         values=["P@100" if name == "precision_at_100" else name for name in tables.shown_values(metric)],
         caption=results.CAPTION,
+        marked=results.MARKED,
         tie_rule=results.tie_rule(metric),
         published_note=published.NOTE,
         made=datetime.datetime.now(datetime.UTC).isoformat(sep=" ", timespec="minutes").replace("+00:00", " UTC"),
@@ -198,7 +212,7 @@ def _section(section: Section, others: Sequence[Section], metric: str, paths: Se
         "rows": rows,
         "sources": sources,
         "alone": all(cell is None or cell.deviation is None for cells in section.cells(metric) for cell in cells),
-        "marked": any(best is not None for best in section.best(metric)),
+        "marked": section.has_best(metric),
         "runs": listed,
         "settings": any(run["settings"] for run in listed),
         "doubts": any(run["doubt"] for run in listed),

@@ -19,7 +19,7 @@ class Shown:
 
     Attributes:
         result: The run that it belongs to.
-        label: The label of that run's row.
+        label: Title of that run's row.
         gallery: Queries and results.
         image: All images as a data URI.
     """
@@ -69,7 +69,7 @@ def choose(sections: list[Section], metric: str) -> tuple[list[list[Shown]], lis
 
 
 def _candidates(section: Section, metric: str) -> list[tuple[str, Result]]:
-    """Return the best run with a gallery for each method, and its row's label, best first."""
+    """Return the best run with a gallery for each method, and its row's title, best first."""
     best: dict[str, tuple[float, str, Result]] = {}
     for row in section.rows:
         for result in row.results:
@@ -77,7 +77,7 @@ def _candidates(section: Section, metric: str) -> list[tuple[str, Result]]:
             if value is None or not run_gallery.exists(result.folder):
                 continue
             if row.method not in best or value > best[row.method][0]:
-                best[row.method] = (value, row.label, result)
+                best[row.method] = (value, row.title, result)
     ordered = sorted(best.values(), key=lambda entry: -entry[0])
     return [(label, result) for _, label, result in ordered]
 

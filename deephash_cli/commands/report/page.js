@@ -44,6 +44,44 @@
     for (const note of all("div.published")) note.hidden = !published;
     for (const section of all("[data-dataset]")) section.hidden = !datasets.has(section.dataset.dataset);
     panels.forEach((panel) => panel.update());
+    remember();
+  }
+
+  // The choices in the address, so that reloading the page or passing on the address keeps them
+
+  const NAMES = ["method", "bits", "dataset"];
+
+  function remember() {
+    const choices = new URLSearchParams();
+    for (const name of NAMES) {
+      const boxes = all(`#filters input[name="${name}"]`);
+      if (boxes.every((box) => box.checked)) continue;
+      choices.append(name, "");
+      for (const box of boxes) if (box.checked) choices.append(name, box.value);
+    }
+    if (!document.getElementById("published").checked) choices.append("published", "no");
+    for (const [number, panel] of panels.entries()) {
+      if (panel.isChosen) choices.append(`lines${number}`, [...panel.shown].sort((a, b) => a - b).join("."));
+      if (panel.bits && panel.bits.value !== panel.bits.options[panel.bits.options.length - 1].value) choices.append(`curves${number}`, panel.bits.value);
+    }
+    const text = String(choices);
+    if (text || location.hash.includes("=")) history.replaceState(null, "", `#${text}`);
+  }
+
+  function recall() {
+    const choices = new URLSearchParams(location.hash.slice(1));
+    for (const name of NAMES) {
+      const values = new Set(choices.getAll(name));
+      for (const box of all(`#filters input[name="${name}"]`)) box.checked = !values.size || values.has(box.value);
+    }
+    document.getElementById("published").checked = choices.get("published") !== "no";
+    for (const [number, panel] of panels.entries()) {
+      if (!panel.bits) continue;
+      const lines = choices.get(`lines${number}`);
+      if (lines !== null) panel.choose(lines.split(".").filter(Boolean).map(Number));
+      const curves = choices.get(`curves${number}`);
+      if ([...panel.bits.options].some((option) => option.value === curves)) panel.bits.value = curves;
+    }
   }
 
   // Charts
@@ -103,23 +141,24 @@
       this.bits = element.querySelector('[data-choose="bits"]');
       this.row = element.querySelector('[data-choose="row"]');
       this.shown = new Set(this.ranked().slice(0, LINES));
+      this.isChosen = false; // whether the reader chose the lines
       this.legend = element.querySelector(".legend");
       if (!this.bits) return;
-      this.bits.addEventListener("change", () => this.update());
+      this.bits.addEventListener("change", () => { this.update(); remember(); });
       this.drawLegend();
       for (const number of this.ranked()) this.row?.append(make("option", this.content.rows[number].label, { value: number }));
       this.row?.addEventListener("change", () => this.draw("distances"));
-      const observer = new IntersectionObserver((entries) => {
-        for (const entry of entries.filter((entry) => entry.isIntersecting)) {
-          observer.unobserve(entry.target);
-          this.draw(entry.target.dataset.chart);
-        }
-      }, { rootMargin: "200px" });
       for (const figure of all("figure", element)) {
-        observer.observe(figure);
         const numbers = figure.querySelector(".numbers");
         numbers.addEventListener("toggle", () => numbers.open && this.draw(figure.dataset.chart));
       }
+    }
+
+    // Draw the lines of these rows.
+    choose(numbers) {
+      this.shown = new Set(numbers.filter((number) => number in this.content.rows));
+      this.isChosen = true;
+      this.drawLegend();
     }
 
     // Row numbers, sorted by each row's value at its longest code length, best first.
@@ -157,8 +196,10 @@
         button.hidden = !methods.has(row.method);
         button.addEventListener("click", () => {
           this.shown[this.shown.has(number) ? "delete" : "add"](number);
+          this.isChosen = true;
           button.setAttribute("aria-pressed", this.shown.has(number));
           this.update();
+          remember();
         });
         this.legend.append(button);
       });
@@ -177,7 +218,7 @@
     }
 
     update() {
-      if (!this.bits) return;
+      if (!this.bits || this.element.hidden) return;
       for (const option of this.bits.options) option.disabled = !lengths.has(option.value);
       if (this.bits.selectedOptions[0]?.disabled ?? true) {
         this.bits.value = [...this.bits.options].filter((option) => !option.disabled).at(-1)?.value ?? "";
@@ -192,7 +233,7 @@
       const drawn = this.visible().length;
       this.element.querySelector("[data-drawn]").textContent =
         drawn < total ? `${drawn} of ${total} lines are drawn: press a name to add or remove its line` : "Press a name to hide or show its line";
-      for (const name of this.charts.keys()) this.draw(name);
+      for (const figure of all("figure", this.element)) this.draw(figure.dataset.chart); // not only those in view: a picture or a print shows all
     }
 
     // Return the lines and axes of a chart.
@@ -308,10 +349,6 @@
       details.append(box);
     }
 
-    drawAll() {
-      if (this.bits) for (const figure of all("figure", this.element)) this.draw(figure.dataset.chart);
-    }
-
     repaint() {
       if (!this.bits) return;
       this.drawLegend();
@@ -392,7 +429,6 @@
     before = root.dataset.theme;
     root.dataset.theme = "light";
     for (const details of all("details.more, details.gallery, .note details")) details.open = true;
-    panels.forEach((panel) => panel.drawAll());
     paint();
   });
   addEventListener("afterprint", () => {
@@ -401,6 +437,23 @@
     paint();
   });
 
+  // A cue at tables that are wider than their frame
+
+  const boxes = new ResizeObserver((entries) => { for (const { target } of entries) cue(target.closest(".scroll")); });
+  function cue(box) {
+    box.classList.toggle("cue", box.scrollLeft + box.clientWidth < box.scrollWidth - 1);
+  }
+  for (const box of all(".scroll")) {
+    boxes.observe(box);
+    boxes.observe(box.firstElementChild);
+    box.addEventListener("scroll", () => cue(box), { passive: true });
+  }
+
+  recall();
   filter();
-  paint();
+  theme.textContent = isDark() ? "Light" : "Dark";
+  addEventListener("hashchange", () => { // by a link within the page: the choices go back into the address
+    if (location.hash.includes("=")) recall();
+    filter();
+  });
 })();

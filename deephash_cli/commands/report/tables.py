@@ -38,12 +38,14 @@ class Table:
 
 def rows(section: Section, metric: str) -> tuple[list[dict[str, Any]], list[str]]:
     """Return the rows of the main table, with published numbers below the last row of a method, and their sources."""
-    tops = section.best(metric)
     lines: list[dict[str, Any]] = []
     sources: list[str] = []
-    for number, (row, cells) in enumerate(zip(section.rows, section.cells(metric), strict=True)):
-        line = [cell and {"cell": cell, "best": cell.mean == top} for cell, top in zip(cells, tops, strict=True)]
-        lines.append({"label": row.label, "method": row.method, "cells": line, "published": None})
+    table = zip(section.rows, section.cells(metric), section.best(metric), strict=True)
+    for number, (row, cells, marks) in enumerate(table):
+        line = [cell and {"cell": cell, "best": is_best} for cell, is_best in zip(cells, marks, strict=True)]
+        lines.append({
+            "label": row.title, "full": row.label, "method": row.method, "cells": line, "published": None
+        })  # fmt: skip
         if metric != "map" or any(later.method == row.method for later in section.rows[number + 1 :]):
             continue
         for entry in published.beside(row.method, section.dataset, section.split["name"], section.lengths):

@@ -18,7 +18,7 @@ _PACKAGES = {"fastapi": "FastAPI", "uvicorn": "uvicorn", "python_multipart": "py
 
 def run(config: DictConfig) -> None:
     """Run ``deephash serve`` until it is stopped."""
-    folder = runs.given_or_latest(config.run)
+    folder = runs.given_or_latest(config.run, config.codes)
     for module, name in _PACKAGES.items():
         if find_spec(module) is None:
             raise ConfigError(f"deephash serve needs {name}: pip install 'deephash[serve]'")
@@ -38,8 +38,9 @@ def run(config: DictConfig) -> None:
         if searcher.n == 0:
             raise ArtifactError(f"there is nothing to search: {codes or folder} has no codes of images")
         # Opens the data set of the pictures now: for some data sets that takes seconds, too long for a request.
-        if searcher.picture(searcher.database.ids[0]) is None:
-            warn("the images of the database are not available: the page will show only their names")
+        first = searcher.database.ids[0]
+        if searcher.picture(first) is None:
+            warn(f"{searcher.pictures.why_not(first)}: the page shows only the names of such images")
         app = create_app(searcher, config.k, config.max_bytes)
         server = uvicorn.Config(
             app, log_level="warning", access_log=False, lifespan="off", ws="none", proxy_headers=False,

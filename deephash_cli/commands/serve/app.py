@@ -136,7 +136,7 @@ def create_app(searcher: Searcher, k: int, max_bytes: int) -> FastAPI:
         with one_at_a_time:
             picture = searcher.picture(searcher.database.ids[position])
         if picture is None:
-            raise HTTPException(404, f"the picture of image {position} is not on this machine; only its code is")
+            raise HTTPException(404, f"the picture of image {position} is not available; only its code is")
         return Response(_thumbnail(picture), media_type="image/webp")
 
     @app.get("/api/info", summary="Describe the database and the limits of a search", response_description="Both")
@@ -230,7 +230,7 @@ def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     meanings = {
         400: "The form cannot be read, or the host name in the address is not one of the server's",
         403: "The request comes from another web site",
-        404: "The picture is not on this machine",
+        404: "The picture is not available",
         413: "The upload is too large",
         415: "The file is not an image that can be read",
         422: "A value is missing or out of range",

@@ -242,7 +242,7 @@ def save(index: Faiss, path: Path, database: Database) -> dict[str, Any]:
 
     Args:
         index: Index built from ``database``.
-        path: Path of the index file. An existing file is replaced.
+        path: Path of the index file. An existing file is replaced; a symbolic link is kept and its file replaced.
         database: Database side of a codes folder.
 
     Returns:
@@ -252,7 +252,7 @@ def save(index: Faiss, path: Path, database: Database) -> dict[str, Any]:
         ArtifactError: If the files cannot be written.
     """
     faiss = _load_faiss()
-    with atomic_write(path) as file:
+    with atomic_write(path.resolve()) as file:
         try:
             faiss.write_index_binary(index.inner, faiss.PyCallbackIOWriter(file.write))
         except RuntimeError as error:  # faiss turns every exception of Python's write into this
@@ -268,7 +268,7 @@ def save(index: Faiss, path: Path, database: Database) -> dict[str, Any]:
         "codes_sha256": _digest_of(database),
         "versions": {"deephash": __version__, "faiss": faiss.__version__},
     }
-    write_json(_record_path(path), record)
+    write_json(record_path(path).resolve(), record)
     return record
 
 
@@ -291,14 +291,14 @@ def load(path: Path, database: Database) -> Faiss:
     if record["codes_sha256"] != _digest_of(database):
         raise ArtifactError(
             f"{path} is an index of other codes ({record['count']} codes of {record['bits']} bits), not of those given "
-            f"({database.n} codes of {database.bits} bits): build it again with deephash index"
+            f"({database.n} codes of {database.bits} bits): build it again with deephash index and output={path}"
         )
     try:
         intact = path.stat().st_size == record["bytes"] and sha256_file(path) == record["sha256"]
     except OSError as error:
         raise ArtifactError(f"could not read {path}: {error.strerror or error}") from error
     if not intact:
-        raise ArtifactError(f"{path} does not match {_record_path(path).name}: it was damaged or replaced")
+        raise ArtifactError(f"{path} does not match {record_path(path).name}: it was damaged or replaced")
     faiss = _load_faiss()
     try:
         inner = faiss.read_index_binary(str(path))
@@ -306,32 +306,33 @@ def load(path: Path, database: Database) -> Faiss:
         raise ArtifactError(f"{path} cannot be read by faiss {faiss.__version__}: build it again") from error
     found = type(inner).__name__, inner.d, inner.ntotal
     if found != (kind_of(record["kind"]).FAISS_CLASS, -(-packed_width(database.bits) // _WORD) * 8 * _WORD, database.n):
-        raise ArtifactError(f"{path} is not the index that {_record_path(path).name} describes: it was edited by hand")
+        raise ArtifactError(f"{path} is not the index that {record_path(path).name} describes: it was edited by hand")
     return Faiss(record["kind"], database.bits, record["settings"], inner)
 
 
 def _read_record(path: Path) -> dict[str, Any]:
-    record_path = _record_path(path)
-    if not record_path.is_file():
+    file = record_path(path)
+    if not file.is_file():
         raise ArtifactError(
-            f"{path} has no {record_path.name} beside it: it is incomplete, or was not written by deephash index"
+            f"{path} has no {file.name} beside it: it is incomplete, or was not written by deephash index"
         )
-    record = read_json(record_path, _RECORD_LIMIT)
+    record = read_json(file, _RECORD_LIMIT)
     if not isinstance(record, dict) or type(record.get("format")) is not int:
-        raise ArtifactError(f"{record_path} has no format number: it was damaged, or does not describe an index")
+        raise ArtifactError(f"{file} has no format number: it was damaged, or does not describe an index")
     if record["format"] != FORMAT:
         raise ArtifactError(
-            f"{record_path} has format {record['format']}, but this deephash reads {FORMAT}: build the index again"
+            f"{file} has format {record['format']}, but this deephash reads {FORMAT}: build the index again"
         )
     wrong = [name for name, kind in _RECORD.items() if type(record.get(name)) is not kind]
     if not wrong and record["kind"] not in KINDS[1:]:
         wrong = ["kind"]
     if wrong:
-        raise ArtifactError(f"{record_path} must give {', '.join(wrong)}, got something else: it was edited by hand")
+        raise ArtifactError(f"{file} must give {', '.join(wrong)}, got something else: it was edited by hand")
     return record
 
 
-def _record_path(path: Path) -> Path:
+def record_path(path: Path) -> Path:
+    """Return the path of the file that describes the index in ``path``."""
     return path.with_name(f"{path.name}.json")
 
 

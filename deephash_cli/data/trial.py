@@ -1,0 +1,47 @@
+"""Reduce a divided data set to a few rows, to see in seconds whether a run works. Its numbers mean nothing."""
+
+import dataclasses
+
+import numpy as np
+from jaxtyping import Int64
+
+from deephash_cli.data.dataset import ImageArray, ImageFiles, RetrievalDataset, Vectors
+from deephash_cli.data.protocol import Split, split_of
+from deephash_cli.npy import ids_at
+
+
+def reduce(dataset: RetrievalDataset, split: Split, most: int) -> tuple[RetrievalDataset, Split]:
+    """Keep at most ``most`` queries, training images and items of the database.
+
+    Args:
+        dataset: Data set that ``split`` divides.
+        split: Division of the data set.
+        most: Largest number of rows of each part.
+
+    Returns:
+        The data set of the rows that are kept, and its division. The name of the division ends in ``_trial``, so that
+        its numbers are never compared with those of the whole. Both are unchanged if no part is larger than ``most``.
+    """
+    parts = [split.query, split.train, split.database]
+    if max(map(len, parts)) <= most:
+        return dataset, split
+    order = np.random.default_rng(0)
+    parts = [np.sort(order.permutation(part)[:most]) for part in parts]
+    rows = np.unique(np.concatenate(parts))
+    query, train, database = (np.searchsorted(rows, part) for part in parts)
+    small = dataclasses.replace(
+        dataset,
+        ids=ids_at(dataset.ids, rows),
+        labels=dataset.labels[rows],
+        images=_images(dataset.images, rows),
+        official=None,
+    )
+    return small, split_of(small, f"{split.name}_trial", split.version, split.seed, query, train, database)
+
+
+def _images(
+    images: ImageArray | ImageFiles | Vectors, rows: Int64[np.ndarray, " n"]
+) -> ImageArray | ImageFiles | Vectors:
+    if isinstance(images, ImageFiles):
+        return ImageFiles([images.paths[row] for row in rows], images.root, images.size)
+    return ImageArray(images.batch(rows)) if isinstance(images, ImageArray) else Vectors(images.array[rows])

@@ -1,0 +1,62 @@
+"""Read what a method learns from, and what it is trained on, from its source, which is not imported: no torch."""
+
+import ast
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+
+UNKNOWN = "-"
+_FITTED = "deephash_cli.methods.base.ShallowHasher"  # base class of the methods that are fitted on features
+
+
+def source_of(module: str) -> Path | None:
+    """Return the file of a module, which is not imported; None if there is no such module."""
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, ValueError):
+        return None
+    return Path(spec.origin) if spec is not None and spec.origin else None
+
+
+def facts_of(module: str, class_name: str) -> tuple[str, str]:
+    """Return what a class learns from and what it is trained on, both read from the sources without importing them.
+
+    The first is the attribute ``supervision``, its own or inherited; the second is ``features`` for every class that
+    inherits from ``ShallowHasher``, over however many files.
+    """
+    supervision, inputs = UNKNOWN, "images"
+    for name, node in _ancestry(module, class_name, frozenset()):
+        if name == _FITTED:
+            inputs = "features"
+        for statement in node.body:
+            if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == "supervision":
+                supervision = str(ast.literal_eval(statement.value)) if supervision == UNKNOWN else supervision
+    return (supervision, inputs) if supervision != UNKNOWN else (UNKNOWN, UNKNOWN)
+
+
+def _ancestry(module: str, class_name: str, seen: frozenset[str]) -> Iterator[tuple[str, ast.ClassDef]]:
+    """Yield a class and the classes that it inherits from, nearest first: full name and definition of each."""
+    source = source_of(module)
+    if source is None or f"{module}.{class_name}" in seen:
+        return
+    tree = ast.parse(source.read_bytes())
+    places = _imported(tree)
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef) and node.name == class_name:
+            yield f"{module}.{class_name}", node
+            for base in map(ast.unparse, node.bases):
+                head, _, rest = base.partition(".")
+                full = f"{places[head]}.{rest}".rstrip(".") if head in places else f"{module}.{base}"
+                origin, _, name = full.rpartition(".")
+                yield from _ancestry(origin, name, seen | {f"{module}.{class_name}"})
+
+
+def _imported(tree: ast.Module) -> dict[str, str]:
+    """Return what each imported name of a module stands for, as a dotted name."""
+    places: dict[str, str] = {}
+    for node in tree.body:
+        if isinstance(node, ast.Import):
+            places |= {alias.asname or alias.name.split(".")[0]: alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            places |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+    return places

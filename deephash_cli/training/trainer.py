@@ -1,0 +1,126 @@
+"""Build Lightning's trainer, run it, and say in one sentence what it refuses."""
+
+import inspect
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
+from lightning_fabric.utilities.exceptions import MisconfigurationException
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning import Callback, Trainer
+from pytorch_lightning.accelerators import CPUAccelerator
+from pytorch_lightning.loggers import Logger
+
+from deephash_cli import console, processes
+from deephash_cli.errors import ConfigError, first_line, hint
+from deephash_cli.methods.base import Hasher
+from deephash_cli.training import checkpoints
+from deephash_cli.training.targets import build, target_of
+
+# So many processes may train on any CPU, to try training on several devices without having them.
+_CPU_DEVICES = 8
+
+
+def make_trainer(
+    config: DictConfig,
+    folder: Path,
+    make_loggers: Callable[[], list[Logger]],
+    callbacks: list[Callback],
+    **changes: Any,
+) -> Trainer:
+    """Build the trainer of a configuration. Only the process that the user started gets loggers.
+
+    Args:
+        config: Composed configuration.
+        folder: Run folder.
+        make_loggers: Function that creates the loggers; it is called in the first process only.
+        callbacks: Callbacks of the trainer.
+        **changes: Arguments of the trainer that replace those of the configuration.
+
+    Raises:
+        ConfigError: If the trainer refuses its settings.
+    """
+    create = build(config.trainer, _partial_=True)
+    try:
+        return create(
+            logger=make_loggers() if processes.is_first() else False,
+            callbacks=callbacks,
+            default_root_dir=folder,
+            # processes.team starts the processes on every kind of cluster, so Lightning must not detect one
+            plugins=[checkpoints.VerifiedCheckpointIO(), LightningEnvironment()],
+            check_val_every_n_epoch=config.validation.every_n_epochs,
+            **changes,
+            enable_checkpointing=False,  # EpochCheckpoints saves them
+            enable_progress_bar=False,  # EpochReport shows one
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,  # EpochSampler decides the order of an epoch
+        )
+    except (MisconfigurationException, ValueError, TypeError, ImportError) as error:
+        raise ConfigError(_explain_trainer(config, error)) from error
+
+
+def check_trainer(config: DictConfig) -> None:
+    """Build the trainer of a configuration once, before any data is read, to see whether it can be built here.
+
+    Raises:
+        ConfigError: If the trainer refuses its settings, or this machine does not have the devices.
+    """
+    known = inspect.signature(target_of(config.trainer)).parameters
+    for name in map(str, config.trainer):
+        if name not in known and not name.startswith("_"):
+            raise ConfigError(
+                f"unknown key 'trainer.{name}'{hint(name, known)}; Lightning's Trainer has no such argument"
+            )
+    if OmegaConf.select(config, "trainer.num_nodes", default=1) > 1 and not processes.is_launched():
+        raise ConfigError(
+            f"trainer.num_nodes={config.trainer.num_nodes} needs torchrun on every machine: start deephash with it, or "
+            "leave out trainer.num_nodes"
+        )
+    with console.quiet_lightning():
+        trainer = make_trainer(config, Path(), list, [])
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if isinstance(trainer.accelerator, CPUAccelerator) and trainer.num_devices > max(_CPU_DEVICES, cores):
+        raise ConfigError(
+            f"trainer.devices={trainer.num_devices} is more than the {cores} cores of this machine: lower it"
+        )
+
+
+def run_trainer(
+    trainer: Trainer, module: Hasher, training: Any, validation: Any = None, checkpoint: Any = None
+) -> None:
+    """Let Lightning train a method.
+
+    Args:
+        trainer: Trainer that ``make_trainer`` built.
+        module: Method to train.
+        training: Loader of the training batches.
+        validation: Loaders of the validation batches; None for no validation.
+        checkpoint: File of the checkpoint to continue from; None to start from the beginning.
+
+    Raises:
+        ConfigError: If Lightning refuses a setting, such as a share of the batches that is less than one batch.
+    """
+    try:
+        trainer.fit(module, training, validation, ckpt_path=checkpoint)
+    except MisconfigurationException as error:
+        raise ConfigError(f"trainer: {first_line(error)}") from error
+
+
+def _explain_trainer(config: DictConfig, error: Exception) -> str:
+    """Return one sentence about settings that Lightning's trainer refuses."""
+    message, accelerator = str(error), OmegaConf.select(config, "trainer.accelerator")
+    if "No supported gpu backend" in message or "can not run on your system" in message:
+        return (
+            f"trainer.accelerator={accelerator} finds no such device on this machine: use trainer=auto, which takes "
+            "what there is, or trainer=cpu"
+        )
+    if "your machine only has" in message:
+        return (
+            f"trainer.devices={config.trainer.devices} is more than this machine has, which is "
+            f"{torch.cuda.device_count()}: lower trainer.devices"
+        )
+    return f"trainer: {first_line(error)}"

@@ -1,0 +1,54 @@
+"""Vectors that cannot give useful codes, or do not fit into memory, are noticed before a run."""
+
+import numpy as np
+import pytest
+
+from deephash_cli.data.dataset import Vectors
+from deephash_cli.errors import DataError
+from deephash_cli.training import caution
+
+X = np.random.default_rng(0).normal(size=(300, 8))
+
+
+def said(capsys, x, centred=False, fit_rows=1000):
+    caution.look_at(Vectors(np.asarray(x, np.float32)), fit_rows, centred)
+    return capsys.readouterr().err
+
+
+def test_nothing_is_said_of_ordinary_vectors(capsys):
+    for x in (X, X + 5, X / np.linalg.norm(X, axis=1, keepdims=True), 1e6 * X, X[:1]):
+        assert said(capsys, x) == ""
+
+
+def test_vectors_far_from_0(capsys):
+    assert said(capsys, X + 1e6).startswith("warning: the mean of the vectors is ")
+    assert said(capsys, X + 1e6, centred=True) == ""
+    assert "differ by only about 1e-08, which layers that learn take for none" in said(capsys, 1e-8 * X)
+
+
+def test_columns_without_variance(capsys):
+    x = X.copy()
+    x[:, [1, 4]] = 3.7
+    assert said(capsys, x) == (
+        "warning: 2 of 8 columns have the same value in all 300 vectors and tell nothing apart\n"
+    )
+
+
+@pytest.mark.parametrize("x", [np.full((300, 8), 0.1), X + 1e12])
+def test_vectors_without_any_spread_are_refused(x):
+    with pytest.raises(DataError, match="all 300 vectors are the same as float32"):
+        caution.look_at(Vectors(x), 1000, False)
+
+
+def test_the_spread_is_that_of_the_float32_values():
+    x = np.asarray(1e4 + X, np.float32)
+    mean, deviation = Vectors(x).spread
+    assert np.allclose(mean, x.mean(axis=0, dtype=np.float64), rtol=1e-12)
+    assert np.allclose(deviation, x.std(axis=0, dtype=np.float64), rtol=1e-9)
+
+
+def test_too_little_memory_is_said_before_the_start(capsys, monkeypatch):
+    monkeypatch.setattr(caution, "available_memory", lambda: 50_000)
+    assert "300 vectors of length 8 need about 0.0 GB of memory" in said(capsys, X)
+    assert caution.look_at(Vectors(X[:200]), 10, False) is None
+    assert capsys.readouterr().err == ""

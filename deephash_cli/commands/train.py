@@ -43,7 +43,8 @@ def run(config: DictConfig) -> dict[str, Any]:
     folder = Path(metrics["run_dir"])
     say(f"run folder: {folder}")
     say(f"to recompute every number from the codes: {command('deephash', 'eval', f'run={folder}')}")
-    say(f"for a page with charts and pictures: {command('deephash', 'report', folder)}")
+    if "map" in metrics:  # without labels there are no charts
+        say(f"for a page with charts and pictures: {command('deephash', 'report', folder)}")
     return metrics
 
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from deephash_cli.data.dataset import ImageFiles, RetrievalDataset
-from deephash_cli.data.decoding import ENDINGS
+from deephash_cli.data.decoding import endings
 from deephash_cli.data.identity import ImageNames, shown
 from deephash_cli.data.labels import from_columns, is_number
 from deephash_cli.data.small_images import in_memory_if_small
@@ -149,4 +149,4 @@ def _is_header(entry: _Entry, root: Path) -> bool:
     """Whether the first line of a list names the columns: it has no number, and its path is not that of an image."""
     if not entry.columns or any(is_number(column) for column in entry.columns):
         return False
-    return Path(entry.path).suffix.lower() not in ENDINGS and not os.path.exists(root / entry.path)  # noqa: PTH110
+    return Path(entry.path).suffix.lower() not in endings() and not os.path.exists(root / entry.path)  # noqa: PTH110

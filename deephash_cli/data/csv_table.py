@@ -1,6 +1,7 @@
 """Load your own images from a CSV table: path and, optionally, class names and the parts each image belongs to."""
 
 import csv
+import difflib
 import io
 import re
 from collections.abc import Sequence
@@ -125,6 +126,9 @@ def _header(path: Path, row: Sequence[str]) -> list[str]:
         meant = [name for name in names if name.casefold().replace(" ", "_") in _MEANT[wanted]]
         if wanted not in names and meant:
             raise DataError(f"{path}: there is no column {wanted}, but a column {meant[0]}; rename it to {wanted}")
+    for name in names:
+        if near := difflib.get_close_matches(name.casefold(), [name for name in _COLUMNS if name not in names], 1, 0.8):
+            raise DataError(f"{path}: there is no column {near[0]}, but a column {name}; rename one that was misspelt")
     if "path" not in names:
         raise DataError(
             f"{path}: the first line must name the columns, path and optionally labels and split, got "

@@ -31,7 +31,7 @@ import numpy as np
 from jaxtyping import Bool, Int64, UInt8
 
 from deephash_cli.data.dataset import ImageArray, RetrievalDataset
-from deephash_cli.errors import ArtifactError, ConfigError, DataError
+from deephash_cli.errors import ArtifactError, ConfigError, DataError, short
 from deephash_cli.files import atomic_write, read_json
 from deephash_cli.npy import RowNumbers, ids_at
 
@@ -522,4 +522,4 @@ def _check_content(path: Path, content: object) -> None:
 
 def _some(names: Iterable[str]) -> str:
     names = list(names)
-    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+    return ", ".join(map(short, names[:5])) + (", ..." if len(names) > 5 else "")

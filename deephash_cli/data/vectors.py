@@ -12,6 +12,8 @@ from deephash_cli.data.text import read_text, split_lines
 from deephash_cli.errors import ArtifactError, DataError, short
 from deephash_cli.npy import FLOATS, RowNumbers, blocks, open_array, read_labels
 
+_CLASSES = 10_000  # class ids up to here are believed, however few the items are
+
 
 def vectors(file: str | None, labels: str | None, ids: str | None) -> RetrievalDataset:
     """Load vectors, with their labels and ids from separate files, all in the same order.
@@ -81,7 +83,7 @@ def _labels(path: Path, beside: Path, count: int) -> tuple[UInt8[np.ndarray, "n 
     if found.array.ndim == 2:
         return np.array(found.array), f"labels: {found.format}"
     classes = found.highest + 1
-    if count * classes > LIMIT:
+    if classes > max(count, _CLASSES) or count * classes > LIMIT:
         raise DataError(
             f"dataset.labels: {path} has class ids up to {found.highest}, too many classes for {count} items: number "
             "them 0, 1, 2, ..."

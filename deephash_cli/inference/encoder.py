@@ -15,7 +15,7 @@ from deephash_cli import runs
 from deephash_cli.data.decoding import square
 from deephash_cli.data.protocol import training_size
 from deephash_cli.data.small_images import MAX_SIDE
-from deephash_cli.errors import ArtifactError, command
+from deephash_cli.errors import ArtifactError, ConfigError, command, first_line
 from deephash_cli.models import HashingNetwork, NoBackbone, packed_codes
 from deephash_cli.retrieval import codes_folder
 from deephash_cli.retrieval.codes import packed_width
@@ -145,8 +145,10 @@ def load_encoder(run: Path, allowed_targets: Sequence[str] = (), vectors: Path |
             network = build_module(config, network, labels).network
         checkpoint = run / runs.CHECKPOINTS / Path(provenance["checkpoint"]["file"]).name
         digest = provenance["checkpoint"]["sha256"]
-    except (KeyError, TypeError, AttributeError) as error:
+    except KeyError as error:
         raise ArtifactError(f"{run / runs.CONFIG} is not the configuration of a run: {error} is missing") from error
+    except (ConfigError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+        raise ArtifactError(f"{run / runs.CONFIG} was damaged or edited by hand: {first_line(error)}") from error
     state = checkpoints.read_checkpoint(checkpoint)["state_dict"]
     if checkpoints.digest(checkpoint) != digest:
         raise ArtifactError(

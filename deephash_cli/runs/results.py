@@ -248,7 +248,13 @@ def read(folder: Path) -> Result:
     if missing:
         again = command("deephash", "eval", f"run={folder}", f"output={folder / runs.METRICS}")
         raise ArtifactError(f"{runs.METRICS} has no {', '.join(missing)}: {again} writes it again")
-    return Result(folder, record, runs.flatten(runs.read_config(folder)), metrics)
+    settings = runs.flatten(runs.read_config(folder))
+    for name, value in settings.items():
+        if name.endswith(("_target_", "model.name")) and not isinstance(value, str):
+            raise ArtifactError(
+                f"{runs.CONFIG} has {name}={short(str(value))}, which is no name: it was edited by hand"
+            )
+    return Result(folder, record, settings, metrics)
 
 
 def collect(paths: Iterable[Path], wanted: Mapping[str, str] | None = None) -> tuple[list[Result], list[LeftOut]]:

@@ -252,7 +252,7 @@ def read(folder: Path) -> Result:
     for name, value in settings.items():
         if name.endswith(("_target_", "model.name")) and not isinstance(value, str):
             raise ArtifactError(
-                f"{runs.CONFIG} has {name}={short(str(value))}, which is no name: it was edited by hand"
+                f"{runs.CONFIG} has {name}={short(str(value))}, no name: it was edited by hand"
             )
     return Result(folder, record, settings, metrics)
 

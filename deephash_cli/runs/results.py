@@ -61,7 +61,7 @@ class Result:
     @property
     def kind(self) -> dict[str, Any]:
         """The settings and the version that runs share if they differ only in code length and seed."""
-        same = {name: value for name, value in self.settings.items() if not runs.belongs(name, VARIED)}
+        same = {name: value for name, value in runs.comparable(self.settings).items() if not runs.belongs(name, VARIED)}
         return {**same, "version": self.metrics["versions"].get("deephash")}
 
     def value(self, metric: str) -> float | None:
@@ -251,9 +251,7 @@ def read(folder: Path) -> Result:
     settings = runs.flatten(runs.read_config(folder))
     for name, value in settings.items():
         if name.endswith(("_target_", "model.name")) and not isinstance(value, str):
-            raise ArtifactError(
-                f"{runs.CONFIG} has {name}={short(str(value))}, no name: it was edited by hand"
-            )
+            raise ArtifactError(f"{runs.CONFIG} has {name}={short(str(value))}, no name: it was edited by hand")
     return Result(folder, record, settings, metrics)
 
 

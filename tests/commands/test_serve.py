@@ -185,7 +185,7 @@ def test_pages_load_nothing_from_elsewhere(client, address):
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (b"just some words\n", "none of JPEG, PNG, WEBP, BMP, GIF, whatever its name says"),
+        (b"just some words\n", "none of JPEG, PNG, WEBP, BMP, GIF, AVIF, TIFF, whatever its name says"),
         (b"<!DOCTYPE html><html><body>hello</body></html>", "none of JPEG, PNG, WEBP, BMP, GIF"),
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "none of JPEG, PNG, WEBP, BMP, GIF"),
         (encoded("JPEG", (300, 300))[:700], "truncated"),

@@ -1,4 +1,4 @@
-"""Check that commands, links and tests that README, CONTRIBUTING and docs/ name exist, and that front pages are short."""
+"""Check what README, CONTRIBUTING and docs/ name: commands, links and tests exist, and both front pages are short."""
 
 import ast
 import re

@@ -111,7 +111,7 @@ def test_without_k_there_are_as_many_as_the_command_says(client):
     assert len(ask(client, encoded()).json()["results"]) == 10
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "GIF"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "GIF", "AVIF", "TIFF"])
 def test_every_format_is_read_whatever_its_name(client, kind):
     assert ask(client, encoded(kind), name="photo.txt").status_code == 200
 

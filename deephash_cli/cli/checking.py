@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from deephash_cli.choices import CONF_DIR, choices, group_names
-from deephash_cli.cli.arguments import normalize, quote
+from deephash_cli.cli.arguments import normalize, quote, value_of
 from deephash_cli.cli.hydra_keys import explain_choice, refuse_decided
 from deephash_cli.cli.limits import LISTS, LONGEST, NEEDED, OPTIONAL, RANGES, TEXTS, WORDS
 from deephash_cli.cli.trainer_settings import check_trainer
@@ -271,12 +271,15 @@ def _explain(verb: str, message: str, config_dir: str | None, chosen: Sequence[s
         known = _known_keys(verb, chosen)
         if key in known and (inner := re.search(r"Key '([^']+)' is not in", message)):
             key = f"{key}.{inner[1]}"
+        elif key in known and (typed := re.search(r"use \+(.*)", message)):  # such as loader={workers:2}
+            key = _unknown_inside(key, value_of(typed[1]), known) or key
         parent = key
         beside: list[str] = []
         while parent and not beside:
             parent = parent.rpartition(".")[0]
             beside = sorted({name for name in known if name.rpartition(".")[0] == parent and not name.endswith("_")})
-        return f"unknown key {key!r}{hint(key, known)}; the keys are: {', '.join(beside)}"
+        others = [name for name in known if name != key and not key.startswith(f"{name}.")]
+        return f"unknown key {key!r}{hint(key, others)}; the keys are: {', '.join(beside)}"
     if "Ambiguous value" in message:
         return message.splitlines()[0] + ": to sweep over the values add -m; to use them as a list write key=[a,b]"
     if (match := re.search(r"Error merging override (.*)", message)) and match[1].count("${") > match[1].count("}"):
@@ -284,6 +287,17 @@ def _explain(verb: str, message: str, config_dir: str | None, chosen: Sequence[s
     if "Config group override must be a string" in message:
         return f"the choice of a group must be a name: {message.splitlines()[-1]}"
     return message.strip().splitlines()[0]
+
+
+def _unknown_inside(key: str, value: Any, known: Sequence[str]) -> str | None:
+    """Return the first key inside a value such as ``{a: 1}`` that the configuration does not have; None if all exist."""
+    for name, inner in value.items() if isinstance(value, dict) else ():
+        path = f"{key}.{name}"
+        if path not in known:
+            return path
+        if (deeper := _unknown_inside(path, inner, known)) is not None:
+            return deeper
+    return None
 
 
 def _advice(setting: str) -> str:

@@ -251,9 +251,7 @@ def read(folder: Path) -> Result:
     settings = runs.flatten(runs.read_config(folder))
     for name, value in settings.items():
         if name.endswith(("_target_", "model.name")) and not isinstance(value, str):
-            raise ArtifactError(
-                f"{runs.CONFIG} has {name}={short(str(value))}, no name: it was edited by hand"
-            )
+            raise ArtifactError(f"{runs.CONFIG} has {name}={short(str(value))}, no name: it was edited by hand")
     return Result(folder, record, settings, metrics)
 
 

@@ -15,10 +15,9 @@ import pytest
 from packaging.requirements import Requirement
 
 from deephash_cli import choices, runs
-from deephash_cli.cli import arguments, checking, hydra_keys, sweep, verbs
+from deephash_cli.cli import arguments, checking, hydra_keys, lengths, sweep, verbs
 from deephash_cli.cli.limits import PATHS
 from deephash_cli.errors import ArtifactError, ConfigError
-from deephash_cli.models.backbones import PACKAGED_WEIGHTS
 from deephash_cli.runs import listing
 from deephash_cli.runs.folder import check_unused
 from deephash_cli.runs.outputs import settle
@@ -169,26 +168,30 @@ def words_in_bash(lines: Sequence[str]) -> list[list[str]]:
 @functools.cache
 def keys(verb: str, context: tuple[str, ...]) -> set[str]:
     """Everything that can stand before ``=`` behind a verb."""
-    from omegaconf import OmegaConf
+    from hydra import initialize_config_dir
 
-    config = checking.check(verb, context, None, multirun=False)
-    flat = runs.flatten(OmegaConf.to_container(config, resolve=False))
-    parents = {".".join(key.split(".")[:depth]) for key in flat for depth in range(1, key.count(".") + 1)}
-    return {*flat, *parents, *(choices.group_names() if verb == "train" else ())}
+    lengths.register(None)
+    with initialize_config_dir(str(choices.CONF_DIR), version_base="1.3"):
+        return set(checking._known_keys(verb, context))
+
+
+def contexts(verb: str, key: str) -> list[tuple[str, ...]]:
+    """The contexts in which a verb has a key."""
+    return [context for context in CONTEXTS[: None if verb == "train" else 1] if key in keys(verb, context)]
 
 
 @functools.cache
-def accepted_together(verb: str) -> set[str]:
+def accepted_together(verb: str, context: tuple[str, ...]) -> set[str]:
     """Settings that a verb accepts all at once, which is quicker than one by one; empty if it refuses them."""
     words = {}
     for remedy in once("setting"):
         (word,) = shlex.split(remedy.typed)
         key, _, value = word.partition("=")
-        simple = value and not re.search(f"[{GAP}{TYPED},]", value.replace(PLACE, "")) and "/" not in key
-        if verb in remedy.verbs and simple and key in keys(verb, ()) and key not in choices.group_names():
-            words[key] = word
+        fixed = value and not re.search(f"[{GAP}{TYPED}]", value) and key not in choices.group_names()
+        if fixed and verb in remedy.verbs and contexts(verb, key)[:1] == [context]:
+            words.setdefault(key, word)
     try:
-        checking.check(verb, [arguments.normalize(word, verb) for word in words.values()], None, multirun=False)
+        checking.check(verb, [*context, *(arguments.normalize(word, verb) for word in words.values())], None, False)
     except ConfigError:
         return set()
     return set(words.values())
@@ -201,15 +204,13 @@ def refused(verb: str, word: str) -> str:
     if verb == "encode" and re.match(r"dataset[.=]", word):
         verb = "train"
     said = f"unknown key {key}"
-    for context in CONTEXTS if verb == "train" else CONTEXTS[:1]:
-        if key.lstrip("+") not in keys(verb, context) and not word.startswith("hydra"):
-            continue
-        if not value or GAP in value or TYPED in value or word in accepted_together(verb):
+    if verb == "train" and key in choices.group_names():
+        return "" if not value or GAP in value or value in choices.choices(key) else f"{key} has no choice {value}"
+    for context in contexts(verb, key):
+        if not value or GAP in value or TYPED in value or word in accepted_together(verb, context):
             return ""
         try:
-            multirun = verb == "train" and not value.startswith("[") and ("," in value or key == "tune")
-            normal = arguments.normalize(word, verb, multirun)
-            checking.check(verb, [*context, normal], None, multirun=multirun)
+            checking.check(verb, [*context, arguments.normalize(word, verb)], None, multirun=False)
         except ConfigError as error:
             said = str(error)
         else:
@@ -290,6 +291,8 @@ def test_every_option_exists(remedy):
 
 
 def test_every_package_exists():
+    from deephash_cli.models.backbones import PACKAGED_WEIGHTS
+
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     known = {Requirement(text).name for text in itertools.chain(project["dependencies"], *extras.values())}

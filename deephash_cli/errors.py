@@ -1,6 +1,7 @@
 """Errors that users can cause. Each has one sentence (what was expected, what was got, what to do) and an exit code."""
 
 import difflib
+import os
 import shlex
 import sys
 from collections.abc import Iterable
@@ -87,7 +88,20 @@ def command(*words: str | Path) -> str:
             one that no command takes for an option.
     """
     texts = [f"./{word}" if isinstance(word, Path) and str(word).startswith("-") else str(word) for word in words]
-    return shlex.join(texts)
+    return " ".join(map(_in_quotes, texts))
+
+
+def _in_quotes(word: str) -> str:
+    """Return a word with quotes for bash and zsh; a message prints it in one line, even if it has line breaks."""
+    if word.isprintable():
+        return shlex.quote(word)
+    letters = (
+        letter
+        if letter.isprintable() and letter not in "'\\"
+        else "".join(f"\\x{byte:02x}" for byte in os.fsencode(letter))
+        for letter in word
+    )
+    return f"$'{''.join(letters)}'"
 
 
 def print_error(error: DeephashError) -> None:

@@ -102,7 +102,7 @@ def test_a_method_outside_the_repository(deephash, photos, tmp_path, monkeypatch
     longer = ("resume=run", "trainer.max_epochs=7", *options)
     refused = deephash("train", *longer)
     assert refused.code == 2
-    assert "add allowed_targets=[my_hashing]" in refused.err
+    assert "add 'allowed_targets=[my_hashing]'" in refused.err
     resumed = deephash("train", *longer, "allowed_targets=[my_hashing]")
     assert resumed.code == 0, resumed
     assert json.loads(Path("run/metrics.json").read_text())["epochs"] == 7

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from deephash_cli.choices import CONF_DIR, choices, group_names
-from deephash_cli.cli.arguments import normalize, quote
+from deephash_cli.cli.arguments import normalize, quote, value_of
 from deephash_cli.cli.hydra_keys import explain_choice, refuse_decided
 from deephash_cli.cli.limits import LISTS, LONGEST, NEEDED, OPTIONAL, RANGES, TEXTS, WORDS
 from deephash_cli.cli.trainer_settings import check_trainer
-from deephash_cli.errors import ConfigError, first_line, hint, short
+from deephash_cli.errors import ConfigError, command, first_line, hint, short
 
 _UNCLOSED = "an interpolation is written ${name}, and a closing brace is missing"
 
@@ -197,7 +197,8 @@ def _check_values(config: Any, defaults: Any, overrides: Sequence[str]) -> None:
             raise ConfigError(f"{key} must not be empty: its default is {short(str(default))}")
         if value is None:
             continue
-        for kind, name in ((DictConfig, "a group of settings"), (ListConfig, "a list, such as [a,b]")):
+        example = command(f"{key}={'[1,10]' if key in LISTS else '[a,b]'}")
+        for kind, name in ((DictConfig, "a group of settings"), (ListConfig, f"a list, such as {example}")):
             if isinstance(default, kind) and not isinstance(value, kind):
                 raise ConfigError(f"{key} must be {name}, got {value!r}")
         for kind, name in ((bool, "true or false"), (int, "a whole number"), (float, "a number"), (str, "text")):
@@ -238,7 +239,8 @@ def _check_values(config: Any, defaults: Any, overrides: Sequence[str]) -> None:
         numbers = list(value) if isinstance(value, ListConfig) else [value]
         if not isinstance(value, ListConfig) or any(type(number) is not int or number < lowest for number in numbers):
             raise ConfigError(
-                f"{key} must be a list of whole numbers, at least {lowest}, such as [1,10], got {short(str(value))}"
+                f"{key} must be a list of whole numbers, at least {lowest}, such as {command(f'{key}=[1,10]')}, "
+                f"got {short(str(value))}"
             )
 
 
@@ -271,19 +273,35 @@ def _explain(verb: str, message: str, config_dir: str | None, chosen: Sequence[s
         known = _known_keys(verb, chosen)
         if key in known and (inner := re.search(r"Key '([^']+)' is not in", message)):
             key = f"{key}.{inner[1]}"
+        elif key in known and (typed := re.search(r"use \+(.*)", message)):  # such as loader={workers:2}
+            key = _unknown_inside(key, value_of(typed[1]), known) or key
         parent = key
         beside: list[str] = []
         while parent and not beside:
             parent = parent.rpartition(".")[0]
             beside = sorted({name for name in known if name.rpartition(".")[0] == parent and not name.endswith("_")})
-        return f"unknown key {key!r}{hint(key, known)}; the keys are: {', '.join(beside)}"
+        others = [name for name in known if name != key and not key.startswith(f"{name}.")]
+        return f"unknown key {key!r}{hint(key, others)}; the keys are: {', '.join(beside)}"
     if "Ambiguous value" in message:
-        return message.splitlines()[0] + ": to sweep over the values add -m; to use them as a list write key=[a,b]"
+        said = message.splitlines()[0]
+        key, _, values = said.partition("'")[2].removesuffix("'").partition("=")
+        return f"{said}: to sweep over the values add -m; to use them as a list write {command(f'{key}=[{values}]')}"
     if (match := re.search(r"Error merging override (.*)", message)) and match[1].count("${") > match[1].count("}"):
         return f"could not read {match[1]}: {_UNCLOSED}"
     if "Config group override must be a string" in message:
         return f"the choice of a group must be a name: {message.splitlines()[-1]}"
     return message.strip().splitlines()[0]
+
+
+def _unknown_inside(key: str, value: Any, known: Sequence[str]) -> str | None:
+    """Return the first key inside a value such as ``{a: 1}`` that does not exist; None if all do."""
+    for name, inner in value.items() if isinstance(value, dict) else ():
+        path = f"{key}.{name}"
+        if path not in known:
+            return path
+        if (deeper := _unknown_inside(path, inner, known)) is not None:
+            return deeper
+    return None
 
 
 def _advice(setting: str) -> str:

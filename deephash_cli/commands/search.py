@@ -13,8 +13,9 @@ from rich.table import Table
 from deephash_cli import runs
 from deephash_cli.console import say, show, warn
 from deephash_cli.data.dataset import Vectors
-from deephash_cli.data.decoding import decode
+from deephash_cli.data.decoding import ImageError, decode
 from deephash_cli.data.image_folder import describe_left_out, images_below
+from deephash_cli.data.inspection import named
 from deephash_cli.errors import ConfigError, DataError
 from deephash_cli.files import is_device, write_bytes, write_json
 from deephash_cli.inference import contact_sheet as sheets
@@ -103,7 +104,7 @@ def _queries(searcher: "Searcher", run: Path, place: Path) -> list["Query"]:
             raise DataError(f"query={place} contains no images ({len(others)} other files)")
         if others:
             warn(describe_left_out(others))
-        return [_image_query(searcher, path, path.relative_to(place)) for path in found]
+        return _folder_queries(searcher, place, found)
     if place.is_file():
         return [_image_query(searcher, place, place)]
     database, row = _by_id(run, str(place))
@@ -124,6 +125,28 @@ def _by_id(run: Path, name: str) -> tuple[Database, int]:
         if name in (ids := list(database.ids)):
             return database, ids.index(name)
     raise DataError(f"query={name} is neither a file, nor a folder, nor the id of an image of {run} (such as {ids[0]})")
+
+
+def _folder_queries(searcher: "Searcher", folder: Path, paths: Sequence[Path]) -> list["Query"]:
+    """Return a query for each image file of a folder.
+
+    Raises:
+        DataError: If images cannot be read. The message names all of them.
+    """
+    queries, bad = [], []
+    for path in paths:
+        name = path.relative_to(folder)
+        try:
+            queries.append(_image_query(searcher, path, name))
+        except ImageError as error:
+            bad.append((name.as_posix(), error.reason))
+    if bad:
+        them = "it" if len(bad) == 1 else "them"
+        raise DataError(
+            f"{len(bad)} of the {len(paths)} images in query={folder} cannot be read: {named(bad)}; "
+            f"replace or remove {them}"
+        )
+    return queries
 
 
 def _image_query(searcher: "Searcher", path: Path, name: Path) -> "Query":

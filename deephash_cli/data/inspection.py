@@ -65,8 +65,7 @@ def refusal(
         file: File to write the whole list to, if the message cannot name all.
         left_out: Files that are not read and stand in the same list, each with the reason.
     """
-    groups = itertools.groupby(bad[:_NAMED], key=lambda entry: entry[1].removeprefix("cannot be read: "))
-    some = ", ".join(f"{', '.join(name for name, _ in group)} ({reason})" for reason, group in groups)
+    some = named(bad[:_NAMED])
     if len(bad) == 1:
         return DataError(f"image {bad[0][0]} {bad[0][1]}; replace or remove it, or {REMEDY}")
     rest = ""
@@ -76,6 +75,16 @@ def refusal(
     return DataError(
         f"{len(bad)} of the {count} images cannot be read: {some}{rest}; replace or remove them, or {REMEDY}"
     )
+
+
+def named(bad: Sequence[tuple[str, str]]) -> str:
+    """Return the names of image files that cannot be read, with each reason once behind the names that share it.
+
+    Args:
+        bad: Name of each file, with the reason.
+    """
+    groups = itertools.groupby(bad, key=lambda entry: entry[1].removeprefix("cannot be read: "))
+    return ", ".join(f"{', '.join(name for name, _ in group)} ({reason})" for reason, group in groups)
 
 
 def unreadable_count(count: int) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Any, TypeGuard
 
 from deephash_cli import __version__
-from deephash_cli.errors import ArtifactError, ConfigError
+from deephash_cli.errors import ArtifactError, ConfigError, command
 from deephash_cli.files import read_json, write_json, write_text
 from deephash_cli.retrieval.codes_folder import read_manifest
 from deephash_cli.runs.settings import CONFIG, hide_in_override
@@ -143,7 +143,7 @@ def check_unused(path: Path) -> None:
         ConfigError: If it holds files.
     """
     if path.is_dir() and any(entry.name != ".lock" for entry in path.iterdir()):
-        more = f", or resume={path} to continue the run in it" if (path / RECORD).is_file() else ""
+        more = f", or {command(f'resume={path}')} to continue the run in it" if (path / RECORD).is_file() else ""
         raise ConfigError(f"run_dir={path} is not empty: choose another folder{more}")
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from deephash_cli import runs
-from deephash_cli.errors import ConfigError, DeephashError, first_line, hint, short
+from deephash_cli.errors import ConfigError, DeephashError, command, first_line, hint, short
 from deephash_cli.files import read_json
 
 COLUMNS = ("status", "method", "dataset", "bits", "seed", "map", "started", "minutes", "run")
@@ -62,7 +62,8 @@ def paths_and_filters(words: Sequence[str]) -> tuple[list[Path], dict[str, str]]
     for word in filters:
         name, values = word.split("=", 1)
         if name in wanted:
-            raise ConfigError(f"{name} is given twice: write {name}={wanted[name]},{values} for runs with either value")
+            both = command(f"{name}={wanted[name]},{values}")
+            raise ConfigError(f"{name} is given twice: write {both} for runs with either value")
         wanted[name] = values
     default = runs.default_root()
     if not paths and not default.is_dir():

@@ -269,7 +269,7 @@ def _run_folder(config: DictConfig, earlier: Path | None) -> Iterator[runs.Run]:
         yield run
     except (ConfigError, DataError):
         if any((run.path / runs.CHECKPOINTS).glob("*.ckpt")):
-            say(f"the run folder is kept: resume={run.path} continues after its last checkpoint")
+            say(f"the run folder is kept: {command(f'resume={run.path}')} continues after its last checkpoint")
         elif not earlier:
             run.discard()  # the command could not work, so there was no run
         raise

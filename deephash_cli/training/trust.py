@@ -5,7 +5,7 @@ from typing import Any
 
 from hydra.utils import get_object
 
-from deephash_cli.errors import ConfigError
+from deephash_cli.errors import ConfigError, command
 
 # Packages and modules whose classes and functions any run folder may build: parts of a run, but none that reads, writes
 # or downloads a file that the folder chooses. The object that a name refers to must also be defined in one of them:
@@ -41,7 +41,7 @@ def require_trusted(settings: Mapping[str, Any], also: Sequence[str]) -> None:
         if package not in also and not _is_trusted(target):
             raise ConfigError(
                 f"the run folder would build {name}={target}, which deephash does not trust by default; if you trust "
-                f"it, add allowed_targets=[{package}]"
+                f"it, add {command(f'allowed_targets=[{package}]')}"
             )
 
 

@@ -630,3 +630,18 @@ def test_a_screen_that_knows_neither_colours_nor_unicode_and_is_narrow(photos):
     assert not [line for line in result.stderr.splitlines() if not TINY.match(line)]
     assert "\x1b" not in result.stdout
     assert re.search(r"\d\.\d{4} \?", result.stdout)
+
+
+@pytest.mark.parametrize(
+    ("typed", "key"),
+    [
+        ("model.network={a:1}", "model.network.a"),
+        ("model.network={dropoot:0.1}", "model.network.dropoot'; did you mean 'model.network.dropout"),
+        ("loader={num_workers:0,batchsize:4}", "loader.batchsize'; did you mean 'loader.batch_size"),
+        ("model.network.x=1", "model.network.x"),
+    ],
+)
+def test_a_key_inside_braces_is_the_one_that_is_unknown(deephash, typed, key):
+    message = deephash("train", typed).err
+    assert f"error: unknown key '{key}'" in message
+    assert f"did you mean '{typed.split('=')[0].removesuffix('.x')}'" not in message

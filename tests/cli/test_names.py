@@ -153,12 +153,14 @@ def test_a_folder_of_ones_own_choices_may_have_any_name(deephash):
     assert "seed: 7\n" in result.out
 
 
-@pytest.mark.parametrize("words", [("deephash", "eval", "run=my runs/it's (1)"), ("resume=a&b;$c",), ("plain=1",)])
+@pytest.mark.parametrize(
+    "words", [("deephash", "eval", "run=my runs/it's (1)"), ("resume=a&b;$c",), ("plain=1",), ("run=it's\n\\two\xa0é",)]
+)
 def test_a_command_in_a_message_can_be_typed_into_bash(words):
     printed = subprocess.run(
-        ["bash", "-c", f"printf '%s\\n' {command(*words)}"], capture_output=True, text=True, check=True
+        ["bash", "-c", f"printf '%s\\0' {command(*words)}"], capture_output=True, text=True, check=True
     )
-    assert tuple(printed.stdout.splitlines()) == words
+    assert tuple(printed.stdout.split("\0")[:-1]) == words
     assert command("deephash", "report", Path("-x")) == "deephash report ./-x"
 
 

@@ -223,6 +223,23 @@ def test_what_cannot_work_is_said_in_one_sentence(deephash, hashed, arguments, c
     assert result.err.count("\n") == 1
 
 
+def test_a_folder_names_all_images_that_cannot_be_read(deephash, hashed):
+    folder = Path(shutil.copytree(hashed.photos / "bag", "mixed"))
+    for number in (1, 3, 4, 8, 9, 11):
+        (folder / f"{number:03}.jpg").write_text("<html>")
+    (folder / "in").mkdir()
+    (folder / "in" / "zero.png").write_bytes(b"")
+    result = deephash("search", f"run={hashed.run}", "query=mixed")
+    assert result.code == 3
+    assert (
+        "7 of the 21 images in query=mixed cannot be read: 001.jpg, 003.jpg, 004.jpg, 008.jpg, 009.jpg, 011.jpg ("
+        in (result.err)
+    )
+    assert "in/zero.png (" in result.err
+    assert result.err.endswith("); replace or remove them\n")
+    assert "bad_images" not in result.err
+
+
 def test_a_folder_of_codes_cannot_show_other_files(deephash, hashed, tmp_path):
     """Ids in a third-party folder cannot name files outside the folder of images, or have classes built."""
     (tmp_path / "photos").mkdir()

@@ -18,7 +18,7 @@ from jaxtyping import Int64, UInt8
 
 from deephash_cli import __version__
 from deephash_cli.choices import modules
-from deephash_cli.errors import ArtifactError, ConfigError, hint
+from deephash_cli.errors import ArtifactError, ConfigError, command, hint
 from deephash_cli.files import atomic_write, read_json, sha256_file, write_json
 from deephash_cli.retrieval import ranking
 from deephash_cli.retrieval.codes import packed_width
@@ -291,7 +291,8 @@ def load(path: Path, database: Database) -> Faiss:
     if record["codes_sha256"] != _digest_of(database):
         raise ArtifactError(
             f"{path} is an index of other codes ({record['count']} codes of {record['bits']} bits), not of those given "
-            f"({database.n} codes of {database.bits} bits): build it again with deephash index and output={path}"
+            f"({database.n} codes of {database.bits} bits): build it again with "
+            f"deephash index {command(f'output={path}')} and the same run= or codes="
         )
     try:
         intact = path.stat().st_size == record["bytes"] and sha256_file(path) == record["sha256"]

@@ -151,6 +151,7 @@ def of_kind(kind: str) -> Iterator[Remedy]:
                 yield Remedy(match[0], (), message)
 
 
+@functools.cache
 def once(kind: str) -> list[Remedy]:
     """All remedies of a kind, those that are the same for the same verbs once."""
     return list({(remedy.typed, remedy.verbs): remedy for remedy in of_kind(kind)}.values())
@@ -256,7 +257,7 @@ def test_brackets_are_quoted(deephash):
         ("train", "logger=wandb", "logger.tags=a"): ["logger.tags=[a,b]"],
     }.items():
         message = deephash(*typed).err
-        assert words_in_bash([re.search("'[^']*=\\[.*\\]'", message)[0]]) == [words], message
+        assert words_in_bash(re.findall("'[^']*=\\[.*\\]'", message)) == [words], message
 
 
 @pytest.mark.parametrize("remedy", once("setting"), ids=lambda remedy: f"{remedy.message.file}:{remedy.typed!r}")

@@ -18,6 +18,7 @@ from deephash_cli.errors import ConfigError, DataError
 LABELS = ("folders", "none")
 HIDDEN = "is hidden"
 OURS = "is a folder that deephash wrote"
+SAME = "is the same file as"
 _RECORDS = ({"run.json", "config.yaml"}, {"encode.json"})  # files by which folders of runs and codes are recognized
 _PARTS = {"train", "training", "test", "val", "valid", "validation", "query", "database", "gallery"}
 _OF_A_SYSTEM = {"thumbs.db", "desktop.ini", "__macosx"}
@@ -80,6 +81,8 @@ def folder_of_images(root: str | Path | None, labels: str) -> RetrievalDataset:
                 f"{root} has no sub-folders and no image ({len(left_out)} other files); it must hold images, or one "
                 f"sub-folder of images for each class ({', '.join(sorted(ENDINGS))})"
             )
+    paths, of_path, again = _each_file_once(root, paths, of_path)
+    left_out += again
     paths = [path.relative_to(root) for path in paths]
     number_of = {name: number for number, name in enumerate(names)}
     return RetrievalDataset(
@@ -139,6 +142,42 @@ def _classes(root: Path, folders: list[Path], beside: list[Path]) -> tuple[list[
             "all images without labels"
         )
     return paths, left_out, of_path
+
+
+def _each_file_once(root: Path, paths: list[Path], of_path: list[str]) -> tuple[list[Path], list[str], list[LeftOut]]:
+    """Leave out links to files that are in the folder already: a query would find itself in the database.
+
+    Args:
+        root: Folder of the images.
+        paths: The images.
+        of_path: Name of the class of each image; empty if there are no labels.
+
+    Returns:
+        The images, the class of each, and the links that are left out.
+
+    Raises:
+        DataError: If one file is in two classes.
+    """
+    first_of: dict[tuple[int, int], int] = {}
+    kept, again = [], []
+    for number, path in enumerate(paths):
+        try:
+            status = path.stat()
+        except OSError:  # decoding says what is wrong
+            kept.append(number)
+            continue
+        first = first_of.setdefault((status.st_dev, status.st_ino), number)
+        # Some network file systems give a number to two files, so that an equal number alone proves nothing.
+        if first == number or (status.st_nlink == 1 and os.path.realpath(path) != os.path.realpath(paths[first])):
+            kept.append(number)
+            continue
+        if of_path and of_path[first] != of_path[number]:
+            raise DataError(
+                f"{paths[first]} and {path} are the same file, in the classes {of_path[first]} and {of_path[number]}: "
+                "remove one of the two, or describe images of several classes in a table with dataset=csv"
+            )
+        again.append(LeftOut(path, f"{SAME} {paths[first].relative_to(root)}"))
+    return [paths[number] for number in kept], [of_path[number] for number in kept] if of_path else [], again
 
 
 def images_below(folder: Path) -> tuple[list[Path], list[LeftOut]]:
@@ -226,6 +265,8 @@ def describe_left_out(left_out: Sequence[tuple[str | Path, str]], place: Path | 
 
 
 def _kind(path: Path, reason: str) -> str:
+    if reason.startswith(SAME):
+        return "linked twice"
     if reason in (HIDDEN, OURS):
         return "hidden" if reason == HIDDEN else "written by deephash"
     return path.suffix.lower() or "without ending"

@@ -587,6 +587,22 @@ def test_a_broken_link_counts_as_an_image(tmp_path):
         data.images.load(1, 8)
 
 
+def test_a_file_that_is_linked_twice_is_one_image(tmp_path):
+    write_photos(tmp_path, ("bag", "boot"), 3)
+    (tmp_path / "bag" / "again.jpg").symlink_to("000.jpg")
+    os.link(tmp_path / "boot" / "001.jpg", tmp_path / "boot" / "twice.jpg")
+    for labels in ("folders", "none"):
+        data = folder_of_images(tmp_path, labels)
+        assert len(data) == 6
+        assert dict(data.left_out) == {
+            "bag/again.jpg": "is the same file as bag/000.jpg",
+            "boot/twice.jpg": "is the same file as boot/001.jpg",
+        }
+    (tmp_path / "coat").symlink_to("bag")
+    with pytest.raises(DataError, match="are the same file, in the classes bag and coat"):
+        folder_of_images(tmp_path, "folders")
+
+
 def test_runs_and_codes_beside_the_images_are_no_classes(tmp_path):
     """The folder of runs is often made in the folder of images, and has pictures of what was found."""
     write_photos(tmp_path, ("bag", "boot"), 3)

@@ -35,7 +35,8 @@ QUICK = (
 
 # What `retrieval.caveats` says of few queries, few items, and bits that so few items do not need.
 TINY = re.compile(
-    r"warning: (every metric is an estimate from only|the database has only|\d+ of \d+ bits are the same)"
+    r"warning: (every metric is an estimate from only|the database has only|\d+ of \d+ bits are the same|"
+    r"the \d+ database items have only|all \d+ database items have the same code)"
 )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deephash_cli.errors import DeephashError
+from deephash_cli.errors import DeephashError, one_line
 
 CHUNK = 50  # inputs in one test
 LONGEST_MESSAGE = 400  # characters
@@ -153,7 +153,7 @@ def refusal(work: Callable[[], Any]) -> tuple[Any, str | None]:
         try:
             return work(), None
         except DeephashError as error:
-            return None, wrong_message(str(error))
+            return None, wrong_message(one_line(str(error)))  # as it is printed
         except Exception as error:
             where = traceback.extract_tb(error.__traceback__)[-1]
             message = " ".join(str(error)[:200].split())

@@ -1,5 +1,6 @@
-"""Check that the commands of README, CONTRIBUTING and docs/ exist, and that the two front pages stay short."""
+"""Check what README, CONTRIBUTING and docs/ name: commands, links and tests exist, and both front pages are short."""
 
+import ast
 import re
 import shlex
 from pathlib import Path
@@ -93,6 +94,18 @@ def test_every_link_leads_somewhere():
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", page.read_text()):
             assert "://" in target or (page.parent / target).exists(), f"{page}: {target}"
+
+
+def test_every_test_that_the_page_about_reliability_names_exists():
+    text = (ROOT / "docs" / "reliability.md").read_text()
+    rows = [line for line in text.splitlines() if line.startswith("| ") and not line.startswith(("| ---", "| kind of"))]
+    assert rows
+    for row in rows:
+        named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", row)
+        assert len(named) == row.count("tests/") > 0, row
+        for file, name in named:
+            tree = ast.parse((ROOT / file).read_text())
+            assert name in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}, f"{file}::{name}"
 
 
 @pytest.mark.parametrize(("page", "lines"), [(README, 150), (CONTRIBUTING, 80)], ids=["README", "CONTRIBUTING"])

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from deephash_cli.cli.arguments import value_of
 from deephash_cli.console import errors, say, show
-from deephash_cli.errors import ArtifactError, DeephashError, Stopped, SweepError, command, first_line
+from deephash_cli.errors import ArtifactError, DeephashError, Stopped, SweepError, command, first_line, one_line
 from deephash_cli.files import read_json, write_json
 from deephash_cli.runs.results import Cell
 
@@ -89,8 +89,8 @@ def run_job(
     except Stopped:
         raise
     except DeephashError as error:
-        record |= {"status": "failed", "error": first_line(error)}
-        errors.print(f"error: {error}", markup=False)
+        record |= {"status": "failed", "error": one_line(str(error))}
+        errors.print(f"error: {record['error']}", markup=False)
     except Exception as error:  # a bug in one job must not end the others; the traceback is in its run folder, too
         record |= {"status": "failed", "error": f"{type(error).__name__}: {first_line(error)}"}
         errors.print(traceback.format_exc(), markup=False)
@@ -119,7 +119,7 @@ def conclude(folder: Path) -> None:
     unfinished = [job for job in jobs if job["status"] == "interrupted"]
     failed = [job for job in jobs if job["status"] == "failed"]
     for job in failed:
-        errors.print(f"failed: {' '.join(job['overrides'])}: {job['error']}", markup=False)
+        errors.print(f"failed: {one_line(' '.join(job['overrides']))}: {job['error']}", markup=False)
     for job in unfinished:
         say(f"interrupted: {' '.join(job['overrides'])}")
     if failed or unfinished:

@@ -14,7 +14,7 @@ from deephash_cli import runs
 from deephash_cli.console import progress, say, warn
 from deephash_cli.data.image_folder import describe_left_out
 from deephash_cli.data.inspection import peculiarities, unreadable_count, write_list
-from deephash_cli.errors import ConfigError, command
+from deephash_cli.errors import ConfigError, DataError, command
 from deephash_cli.retrieval import codes_folder
 from deephash_cli.runs.outputs import settle_folder
 from deephash_cli.training.targets import as_yaml
@@ -34,13 +34,18 @@ def run(config: DictConfig, source: DictConfig | None = None) -> dict[str, Any]:
     Raises:
         ConfigError: If the input or the output is not given, the output must not be replaced, or a shard number is too
             large.
-        DataError: If there are images that cannot be read and ``bad_images`` is ``stop``.
+        DataError: If the input does not exist, or has images that cannot be read and ``bad_images`` is ``stop``.
     """
     if (config.input is None) == (source is None):
         got = "neither" if source is None else "both"
         raise ConfigError(f"deephash encode needs input=<folder, list or vectors.npy>, or dataset=<name>, got {got}")
     if config.output is None:
         raise ConfigError("deephash encode needs output=<folder> for the codes")
+    if config.input is not None and not Path(config.input).expanduser().exists():
+        raise DataError(
+            f"input={config.input} must be a folder of images, a text file with one path per line, or a .npy file of "
+            "vectors, but it does not exist (to encode a data set by its name, use dataset=<name>)"
+        )
     read = {f"{name}=": config[name] for name in ("run", "input")} | {"dataset.root=": (source or {}).get("root")}
     output = settle_folder("encode", config.output, read)
     run_folder = runs.given_or_latest(config.run)

@@ -91,7 +91,9 @@ def _differing(chosen: Sequence[Listed]) -> list[dict[str, Any]]:
 
 
 def _kind(run: Listed) -> dict[str, Any]:
-    return {name: value for name, value in run.settings.items() if not runs.belongs(name, results.VARIED)}
+    return {
+        name: value for name, value in runs.comparable(run.settings).items() if not runs.belongs(name, results.VARIED)
+    }
 
 
 def _text(settings: Mapping[str, Any], length: int | None = None) -> str:

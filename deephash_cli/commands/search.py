@@ -20,7 +20,7 @@ from deephash_cli.errors import ConfigError, DataError
 from deephash_cli.files import is_device, write_bytes, write_json
 from deephash_cli.inference import contact_sheet as sheets
 from deephash_cli.npy import FLOATS, open_array
-from deephash_cli.retrieval.codes_folder import open_side
+from deephash_cli.retrieval.codes_folder import Database, open_side
 from deephash_cli.runs.outputs import settle, unused
 
 # Elsewhere imported inside functions, because torch takes seconds; an output that cannot be used is refused before.
@@ -52,9 +52,11 @@ def run(config: DictConfig) -> list[dict[str, Any]]:
         config.overwrite,
     )
     run_folder = runs.given_or_latest(config.run, config.codes)
+    place = Path(config.query).expanduser()
+    if place.suffix != ".npy" and not place.exists():
+        _by_id(run_folder, str(place))
     from deephash_cli.inference.searcher import open_searcher
 
-    place = Path(config.query).expanduser()
     vectors = place if place.suffix == ".npy" else None
     folder = None if config.codes is None else Path(config.codes)
     settings = cast(dict[str, Any], OmegaConf.to_container(config))
@@ -105,16 +107,24 @@ def _queries(searcher: "Searcher", run: Path, place: Path) -> list["Query"]:
         return _folder_queries(searcher, place, found)
     if place.is_file():
         return [_image_query(searcher, place, place)]
+    database, row = _by_id(run, str(place))
+    own = next((i for i, name in enumerate(searcher.database.ids) if name == str(place)), -1)
+    code, labels = database.packed[row : row + 1], label_names(class_names(database), database, row)
+    return [Query(str(place), code, labels, own, lambda: searcher.picture(str(place)))]
+
+
+def _by_id(run: Path, name: str) -> tuple[Database, int]:
+    """Return the side of the codes of a run that has an image with this id, and the row of the image.
+
+    Raises:
+        DataError: If there is no such image.
+    """
+    ids: list[str] = []
     for side in ("query", "database"):
         database = open_side(run / runs.CODES, side)
-        if str(place) in (ids := list(database.ids)):
-            row = ids.index(str(place))
-            own = next((i for i, name in enumerate(searcher.database.ids) if name == str(place)), -1)
-            code, labels = database.packed[row : row + 1], label_names(class_names(database), database, row)
-            return [Query(str(place), code, labels, own, lambda: searcher.picture(str(place)))]
-    raise DataError(
-        f"query={place} is neither a file, nor a folder, nor the id of an image of {run} (such as {ids[0]})"
-    )
+        if name in (ids := list(database.ids)):
+            return database, ids.index(name)
+    raise DataError(f"query={name} is neither a file, nor a folder, nor the id of an image of {run} (such as {ids[0]})")
 
 
 def _folder_queries(searcher: "Searcher", folder: Path, paths: Sequence[Path]) -> list["Query"]:

@@ -7,7 +7,6 @@ import logging
 import stat
 import warnings
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from jaxtyping import UInt8
@@ -97,7 +96,7 @@ def decode(source: Path | bytes, at_least: int | None = None) -> Image.Image:
         raise unreadable(path, why(path, error)) from error
 
 
-def _open(source: Path | bytes) -> BinaryIO:
+def _open(source: Path | bytes) -> io.BytesIO | io.BufferedReader:
     """Open a file, but only if it is a regular one: opening a pipe would wait for ever."""
     if isinstance(source, bytes):
         return io.BytesIO(source)

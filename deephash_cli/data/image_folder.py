@@ -17,6 +17,8 @@ from deephash_cli.errors import ConfigError, DataError
 
 LABELS = ("folders", "none")
 HIDDEN = "is hidden"
+OURS = "is a folder that deephash wrote"
+_RECORDS = ({"run.json", "config.yaml"}, {"encode.json"})  # files by which folders of runs and codes are recognized
 _PARTS = {"train", "training", "test", "val", "valid", "validation", "query", "database", "gallery"}
 _OF_A_SYSTEM = {"thumbs.db", "desktop.ini", "__macosx"}
 
@@ -116,6 +118,9 @@ def _classes(root: Path, folders: list[Path], beside: list[Path]) -> tuple[list[
     of_path: list[str] = []
     for folder in folders:
         found, others = images_below(folder)
+        if not found and any(reason == OURS for _, reason in others):  # such as runs/ in the current folder
+            left_out += others
+            continue
         if not found:
             raise DataError(
                 f"class folder {folder} holds no image ({len(others)} other files); add images "
@@ -157,6 +162,10 @@ def images_below(folder: Path) -> tuple[list[Path], list[LeftOut]]:
         if real in visited:  # a link that leads back to a folder already visited
             folders.clear()
             left_out.append(LeftOut(Path(parent), "is a link to a folder that is read already"))
+            continue
+        if any(record <= set(names) for record in _RECORDS):  # a run folder has pictures of its results
+            folders.clear()
+            left_out.append(LeftOut(Path(parent), OURS))
             continue
         visited.add(real)
         left_out += [LeftOut(Path(parent, name), HIDDEN) for name in folders if is_hidden(name)]
@@ -217,6 +226,6 @@ def describe_left_out(left_out: Sequence[tuple[str | Path, str]], place: Path | 
 
 
 def _kind(path: Path, reason: str) -> str:
-    if reason == HIDDEN:
-        return "hidden"
+    if reason in (HIDDEN, OURS):
+        return "hidden" if reason == HIDDEN else "written by deephash"
     return path.suffix.lower() or "without ending"

@@ -489,10 +489,7 @@ def _read_input(task: Task) -> RetrievalDataset:
     if place.is_file():
         root = Path(task.root or place.parent)
         return _unlabelled(place.stem, [Path(path) for path in listed(place, root).ids], root)
-    raise DataError(
-        f"input={place} must be a folder of images, a text file with one path per line, or a .npy file of vectors, but "
-        "it does not exist (to encode a data set by its name, use dataset=<name>)"
-    )
+    raise DataError(f"input={place} is neither a file nor a folder")
 
 
 def _unlabelled(name: str, paths: list[Path], root: Path, left_out: Sequence[tuple[str, str]] = ()) -> RetrievalDataset:

@@ -61,7 +61,7 @@ class Result:
     @property
     def kind(self) -> dict[str, Any]:
         """The settings and the version that runs share if they differ only in code length and seed."""
-        same = {name: value for name, value in self.settings.items() if not runs.belongs(name, VARIED)}
+        same = {name: value for name, value in runs.comparable(self.settings).items() if not runs.belongs(name, VARIED)}
         return {**same, "version": self.metrics["versions"].get("deephash")}
 
     def value(self, metric: str) -> float | None:
@@ -220,15 +220,15 @@ def find(paths: Iterable[Path]) -> list[Path]:
     Raises:
         ConfigError: If a path is not a folder.
     """
-    found: set[Path] = set()
+    found: dict[str, Path] = {}
     for path in paths:
         if not os.path.isdir(path):  # noqa: PTH112  Path.is_dir raises an error if a name is too long
             raise ConfigError(f"{short(str(path))} is not a folder: give run folders, or folders of runs")
         for folder, below, files in os.walk(path):
             if runs.RECORD in files:
-                found.add(Path(folder))
+                found.setdefault(os.path.realpath(folder), Path(folder))
                 below.clear()
-    return sorted(found)
+    return sorted(found.values())
 
 
 def read(folder: Path) -> Result:

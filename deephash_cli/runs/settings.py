@@ -30,6 +30,9 @@ INCIDENTAL = (
 # Settings that a resumed run may change: those above, those of how long and on which devices it trains, and what to do
 # about unreadable images, because the split tells whether the images are the same.
 RESUMABLE = (*INCIDENTAL, "trainer", "checkpoint", "metrics", "bad_images", "fit_rows")
+# Settings that later versions added, with the value that does what earlier versions did: a run without them is equal to
+# a run with these values.
+_ADDED = {"bad_images": "stop", "fit_rows": 500_000, "trial": None}
 _CONFIG_LIMIT = 2**20  # bytes
 _CONFIG_DEPTH = 100
 _SAFE: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the compiled loader takes a tenth of the time
@@ -38,8 +41,13 @@ _SECRET = re.compile(r"key|token|secret|password", re.IGNORECASE)
 
 def fingerprint(config: Mapping[str, Any]) -> str:
     """Return a digest of the settings that decide a run's result and of the version of deephash."""
-    content = {name: value for name, value in flatten(config).items() if not belongs(name, INCIDENTAL)}
+    content = {name: value for name, value in comparable(config).items() if not belongs(name, INCIDENTAL)}
     return hashlib.sha256(json.dumps([__version__, content], sort_keys=True).encode()).hexdigest()[:16]
+
+
+def comparable(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings as a flat dictionary in which equal runs of this version and of earlier ones are equal."""
+    return {name: value for name, value in flatten(config).items() if name not in _ADDED or value != _ADDED[name]}
 
 
 def escape(value: Any) -> Any:

@@ -440,9 +440,9 @@ def test_unknown_arguments_of_a_part_leave_no_folder(deephash, photos):
         ),
     ],
 )
-def test_a_trainer_that_cannot_be_built_is_refused_before_the_data_are_read(deephash, setting, sentence):
-    data = ("dataset=image_folder", "dataset.root=nowhere", "model=small_cnn", "logger=none")
-    assert sentence in refused(deephash("train", *data, setting))
+def test_a_trainer_that_cannot_be_built_is_refused_before_anything_is_computed(deephash, photos, setting, sentence):
+    assert sentence in refused(deephash("train", *photos, setting))
+    assert not list(Path().glob("runs/*"))
 
 
 def test_a_share_of_the_batches_that_is_less_than_one(deephash, photos):

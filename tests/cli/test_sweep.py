@@ -220,11 +220,12 @@ def test_at_80_columns_no_word_is_broken(tmp_path, capsys, monkeypatch):
 
 
 def test_a_diverged_job_is_reported_and_the_sweep_fails(jobs, capsys):
-    folder = jobs(0.5, DivergedError("the loss is nan [bold]"), RuntimeError("what"))
+    folder = jobs(0.5, DivergedError("the loss is nan [bold] in a\n\x1b"), RuntimeError("what"))
     with pytest.raises(SweepError, match="2 of 3 jobs failed"):
         sweep.conclude(folder)
     err = capsys.readouterr().err
-    assert "failed: bits=8 seed=1: the loss is nan [bold]" in err
+    assert r"failed: bits=8 seed=1: the loss is nan [bold] in a\n\x1b" in err
+    assert "\x1b" not in err
     assert "failed: bits=8 seed=2: RuntimeError: what" in err
 
 

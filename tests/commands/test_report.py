@@ -177,9 +177,10 @@ def test_older_and_odd_runs_have_the_charts_that_they_can(make):
         metrics={
             "precision_at_k": [1], "pr_by_rank": {"recall": [0.5], "precision": ["x"]}, "pr_by_radius": None,
             "distances": {"relevant": [0, 0], "other": "many"}, "per_class": {"map": [True, "a"]}, "bit_balance": 3,
-            "bit_correlation": [], "unique_code_ratio": float("nan"), "map_stable": float("inf"), "database": 10**400,
+            "bit_correlation": [], "unique_code_ratio": "x", "map_stable": [], "database": 10**400,
         },
     )  # fmt: skip
+    write_run("runs/no-number", "ksh", 24, metrics={"map": float("nan")})
     write_run("runs/long", "lfh", 12, metrics={"precision_at_k": {"9" * 5000: 0.5, "²": 0.5, "-1": 0.5}})
     Path("runs/odd/metrics.jsonl").write_text('[]\n{"step": NaN, "train/loss": 1}\n{"step": 1, "train/loss": "x"}\n')
     write_run("runs/unlabelled", "pcah", 12, metrics={"map": None, "map_stable": None})
@@ -187,6 +188,7 @@ def test_older_and_odd_runs_have_the_charts_that_they_can(make):
     (section,) = data_of(text)["sections"]
     by_row = {group["row"]: set(group) for group in section["groups"]}
     rows = [row["label"] for row in section["rows"]]
+    assert [row[0] for row in page.table("1 folder is not in any table")[1:]] == ["no-number"]
     assert by_row[rows.index("ksh")] == {"row", "bits", "seeds", "value"}
     assert by_row[rows.index("sdh")] == {"row", "bits", "seeds", "value", "precision"}
     assert "distances of pairs (distances) in 4 of 10 lines" in page.text

@@ -51,7 +51,7 @@ def test_a_file_finds_what_its_code_is_near(search, hashed):
 
 def test_an_id_is_left_out_of_its_own_results(search, hashed):
     name = open_side(hashed.run / runs.CODES).ids[3]
-    (query,), _ = search(f"query={name}", "k=100", "picture=null")
+    (query,), _ = search(f"query={name}", "k=54", "picture=null")
     found = [(result["id"], result["distance"]) for result in query["results"]]
     assert found == expected(hashed.run, "database", name, 100)
     assert len(found) == 53
@@ -180,12 +180,10 @@ def test_links_that_encode_followed_are_shown(deephash, hashed, tmp_path):
     for name in open_side(Path("codes")).ids:
         assert pictures("codes").get(name) is not None
     outside = str(hashed.photos / "coat" / "000.jpg")
-    Path("list.txt").write_text(
-        f"photos/file.jpg\n{outside}\nphotos/../photos/file.jpg\n{Path('photos/file.jpg').absolute()}\n"
-    )
+    Path("list.txt").write_text(f"photos/../photos/file.jpg\n{outside}\n")
     assert deephash("encode", *settings, "input=list.txt", "output=listed").code == 0
     listed = pictures("listed")
-    assert [listed.get(name) is not None for name in open_side(Path("listed")).ids] == [True, False, False, True]
+    assert [listed.get(name) is not None for name in open_side(Path("listed")).ids] == [True, False]
     assert listed.why_not(outside) == (
         f"{outside} is not shown, because it lies outside {Path.cwd()}, the folder of the encoded images"
     )

@@ -111,7 +111,7 @@ def test_without_k_there_are_as_many_as_the_command_says(client):
     assert len(ask(client, encoded()).json()["results"]) == 10
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "GIF"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "GIF", "AVIF", "TIFF"])
 def test_every_format_is_read_whatever_its_name(client, kind):
     assert ask(client, encoded(kind), name="photo.txt").status_code == 200
 
@@ -185,7 +185,7 @@ def test_pages_load_nothing_from_elsewhere(client, address):
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (b"just some words\n", "none of JPEG, PNG, WEBP, BMP, GIF, whatever its name says"),
+        (b"just some words\n", "none of JPEG, PNG, WEBP, BMP, GIF, AVIF, TIFF, whatever its name says"),
         (b"<!DOCTYPE html><html><body>hello</body></html>", "none of JPEG, PNG, WEBP, BMP, GIF"),
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "none of JPEG, PNG, WEBP, BMP, GIF"),
         (encoded("JPEG", (300, 300))[:700], "truncated"),

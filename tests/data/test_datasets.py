@@ -4,12 +4,14 @@ import gzip
 import io
 import os
 import pickle
+import shutil
 import struct
 import tarfile
 import time
 
 import numpy as np
 import pytest
+from conftest import write_photos
 from PIL import Image
 
 from deephash_cli.data import cifar10 as cifar10_module
@@ -583,6 +585,20 @@ def test_a_broken_link_counts_as_an_image(tmp_path):
     assert data.ids == ["1.png", "2.png"]
     with pytest.raises(DataError, match=r"2\.png cannot be read: it is a broken link to gone"):
         data.images.load(1, 8)
+
+
+def test_runs_and_codes_beside_the_images_are_no_classes(tmp_path):
+    """The folder of runs is often made in the folder of images, and has pictures of what was found."""
+    write_photos(tmp_path, ("bag", "boot"), 3)
+    for folder, record in (("runs/one", "run.json"), ("codes", "encode.json")):
+        (tmp_path / folder / "codes").mkdir(parents=True)
+        for name in (record, "config.yaml"):
+            (tmp_path / folder / name).write_text("{}")
+        shutil.copy(tmp_path / "bag" / "000.jpg", tmp_path / folder / "retrieval.jpg")
+    data = folder_of_images(tmp_path, "folders")
+    assert (len(data), data.class_names) == (6, ["bag", "boot"])
+    assert [name for name, _ in data.left_out] == ["codes", "runs/one"]
+    assert len(folder_of_images(tmp_path, "none")) == 6
 
 
 def test_a_folder_that_cannot_be_listed_is_an_error(tmp_path, monkeypatch):

@@ -386,7 +386,7 @@ def test_a_split_file_with_a_key_twice(tmp_path):
     path = tmp_path / "split.json"
     save_split(path, make_split("holdout", dataset, 0), dataset)
     path.write_text(path.read_text().replace('"seed": 0,', '"seed": 0, "query": [],'))
-    with pytest.raises(DataError, match=r"not valid JSON \(the key 'query' is there twice\)"):
+    with pytest.raises(DataError, match=r"not valid JSON \(the key 'query' occurs twice\)"):
         load_split(path, dataset)
 
 

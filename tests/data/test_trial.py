@@ -4,15 +4,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from deephash_cli.data import trial
-from deephash_cli.data.dataset import ImageFiles, ImageTensor, RetrievalDataset, Vectors
+from deephash_cli.data.dataset import ImageArray, ImageFiles, RetrievalDataset, Vectors
 from deephash_cli.data.protocol import split_of
 
 COUNT = 60
 IMAGES = {
-    "pixels": ImageTensor(torch.arange(COUNT * 3, dtype=torch.uint8).reshape(COUNT, 3, 1, 1)),
+    "pixels": ImageArray(np.arange(COUNT * 3, dtype=np.uint8).reshape(COUNT, 3, 1, 1)),
     "files": ImageFiles([Path(f"{row}.jpg") for row in range(COUNT)], Path("photos")),
     "vectors": Vectors(np.arange(COUNT * 2, dtype=np.float32).reshape(COUNT, 2)),
 }
@@ -36,5 +35,5 @@ def test_a_trial_keeps_a_few_rows_of_each_part(kind):
     if kind == "files":
         assert [path.stem for path in small.images.paths] == small.ids
     else:
-        assert torch.equal(small.images.batch(np.arange(len(small))), IMAGES[kind].batch(np.array(rows)))
+        assert np.array_equal(small.images.batch(np.arange(len(small))), IMAGES[kind].batch(np.array(rows)))
     assert trial.reduce(dataset, split, 55) == (dataset, split)

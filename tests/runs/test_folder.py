@@ -219,6 +219,12 @@ def test_a_fingerprint_does_not_depend_on_the_order_but_on_the_version(monkeypat
     assert runs.fingerprint(SETTINGS) != before
 
 
+def test_settings_that_later_versions_added_leave_the_fingerprints_of_earlier_runs_as_they_were():
+    added = {"trial": None, "bad_images": "stop", "fit_rows": 500_000}
+    assert runs.fingerprint({**SETTINGS, **added}) == runs.fingerprint(SETTINGS)
+    assert runs.fingerprint({**SETTINGS, **added, "trial": 300}) != runs.fingerprint(SETTINGS)
+
+
 def test_a_setting_whose_name_only_begins_alike_matters():
     assert runs.fingerprint({**SETTINGS, "runs_of_luck": 1}) != runs.fingerprint(SETTINGS)
 

@@ -191,7 +191,7 @@ def test_a_wandb_that_does_not_work_costs_a_warning(deephash, command, monkeypat
         monkeypatch.setattr(wandb, "init", init)
     result = deephash("train", *command)
     assert result.code == 0, result
-    assert result.err.splitlines()[-1].startswith("warning: this run is logged into its own folder only: ")
+    assert result.surprises.splitlines()[-1].startswith("warning: this run is logged into its own folder only: ")
     assert "Traceback" not in result.err
     assert (the_run() / runs.METRICS).is_file()
     assert runs.read_record(the_run())["status"] == "finished"

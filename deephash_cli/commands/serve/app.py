@@ -99,7 +99,7 @@ def create_app(searcher: Searcher, k: int, max_bytes: int) -> FastAPI:
         responses=_errors(400, 403, 413, 415, 422),
     )
     def search(
-        image: Annotated[bytes, File(description="a JPEG, PNG, WEBP, BMP or GIF file")],
+        image: Annotated[bytes, File(description="a JPEG, PNG, WebP, BMP, GIF, AVIF or TIFF file")],
         k: Annotated[int, Form(ge=1, le=most, description="how many images to return")] = k,
     ) -> Answer:
         with one_at_a_time:

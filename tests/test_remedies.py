@@ -114,7 +114,7 @@ def messages() -> list[Message]:
         for node in ast.walk(tree):
             if not isinstance(node, ast.Constant | ast.JoinedStr | ast.Call) or id(node) in parts | others:
                 continue
-            texts = {rendered(node, 0), rendered(node, 1)}
+            texts = dict.fromkeys((rendered(node, 0), rendered(node, 1)))  # in this order in every process
             said = [text for text in texts if " " in text and "\n" not in text]
             found += [Message(path.relative_to(PACKAGE).as_posix(), node.lineno, text) for text in said]
     return found

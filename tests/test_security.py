@@ -164,7 +164,7 @@ def test_every_target_of_the_configuration_folder_is_trusted():
 
 def test_what_the_user_trusts_is_trusted():
     require_trusted({"_target_": "mine.methods.Mine"}, also=["mine"])
-    with pytest.raises(ConfigError, match="add allowed_targets=\\[mine_too\\]"):
+    with pytest.raises(ConfigError, match=r"add 'allowed_targets=\[mine_too\]'"):
         require_trusted({"_target_": "mine_too.methods.Mine"}, also=["mine"])
 
 

@@ -1,6 +1,7 @@
 """Read .npy files of any origin. Formats are never guessed; arrays are mapped, and nothing is executed or unpacked."""
 
 import contextlib
+import io
 import math
 import operator
 import stat
@@ -16,6 +17,7 @@ from deephash_cli.errors import ArtifactError, short
 
 _BLOCK = 2**22  # elements that are read at a time
 _NAMES = 2**16  # row numbers that are text at the same time
+_HEADER_LIMIT = 10_000  # bytes; NumPy refuses longer headers, but only after it has read them
 
 
 class Header(NamedTuple):
@@ -49,6 +51,12 @@ def read_header(path: Path) -> Header:
             if version == (1, 0):
                 shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
             elif version in ((2, 0), (3, 0)):  # 3.0 differs only in field names outside Latin-1
+                length = int.from_bytes(file.read(4), "little")
+                if length > _HEADER_LIMIT:
+                    raise ArtifactError(
+                        f"{path} has a header of {length} bytes, expected at most {_HEADER_LIMIT}: it was damaged"
+                    )
+                file.seek(-4, io.SEEK_CUR)
                 shape, fortran_order, dtype = np.lib.format.read_array_header_2_0(file)
             else:
                 raise ArtifactError(

@@ -80,12 +80,14 @@ def both_multi_hot(array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         array = array[:, 0]
     if array.ndim == 1:
         return array.astype(np.int64), original
-    return array, np.eye(array.shape[1], dtype=np.uint8)[original]
+    return array == 1, np.eye(array.shape[1], dtype=np.uint8)[original]
 
 
 def similar_to_itself(array: np.ndarray) -> np.ndarray:
     if array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
+    if array.ndim == 2:
+        array = array == 1
     return similar(array, array)
 
 
@@ -255,6 +257,16 @@ def test_class_ids_that_are_far_apart_take_no_memory(files, highest):
         result, wrong = measured(lambda read=read: read("far.npy"))
         assert wrong is None, read.__name__
         assert result is None or not result[3].sum() > 1
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_a_header_that_is_longer_than_its_file_takes_no_memory(files, version):
+    """NumPy would make room for as many bytes as the header's length says, up to 4 GiB."""
+    original = Path("signs.npy").read_bytes()
+    Path("x.npy").write_bytes(original[:6] + bytes([version, 0]) + (2**30).to_bytes(4, "little") + original[10:])
+    result, wrong = measured(lambda: npy.read_header(Path("x.npy")))
+    assert result is None
+    assert wrong is None
 
 
 def test_a_header_of_a_giant_array_is_not_believed(files):

@@ -63,7 +63,7 @@ def run(config: DictConfig) -> list[dict[str, Any]]:
     searcher = open_searcher(run_folder, folder, config.index, settings, list(config.allowed_targets), vectors)
     say(f"{run_folder}: {searcher.title}, {searcher.n} images")
     if config.radius is None and config.k > searcher.n:
-        warn(f"k={config.k} is more than the {searcher.n} images that are searched: each query finds all of them")
+        warn(f"k={config.k} is more than the {searcher.n} images that are searched: no query finds more than these")
     found = [
         (query, searcher.search(query, config.k, config.radius)) for query in _queries(searcher, run_folder, place)
     ]

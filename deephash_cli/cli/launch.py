@@ -34,9 +34,12 @@ def launch(verb: str, typed: Sequence[str]) -> int:
         relevant = sorted(o for o in overrides if not o.startswith(("logger", "resume=", "hydra", "runs=")))
         overrides.append(f"group=sweep-{hashlib.sha256(' '.join(relevant).encode()).hexdigest()[:8]}")
     overrides, source = take_dataset(verb, overrides, parsed.config_dir)
-    config = None if parsed.hydra_help else check(verb, overrides, parsed.config_dir, parsed.multirun)
-    options = [argument for argument in arguments if argument not in parsed.overrides]
-    if config is None or parsed.cfg or parsed.info:
+    options = [argument for argument in arguments if argument not in parsed.overrides and argument != "--"]
+    if parsed.hydra_help:
+        return run_hydra(verb, options)
+    config = check(verb, overrides, parsed.config_dir, parsed.multirun)
+    if parsed.cfg or parsed.info:
+        _require_package(config, parsed.package)
         if parsed.multirun:  # Hydra prints one configuration: that of the first job
             overrides = first_job(overrides)
             options = [f"-{option[2:]}" if option.startswith("-m") else option for option in options]
@@ -90,6 +93,21 @@ def parse_options(verb: str, arguments: list[str]) -> argparse.Namespace:
     if parsed.multirun and parsed.run:
         raise ConfigError("--run is for a single run: leave out -m")
     return parsed
+
+
+def _require_package(config: Any, package: str | None) -> None:
+    """Refuse ``--package`` if the configuration has no such part. Hydra's own part is not in ``config``."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    if package is None or package.split(".")[0] in ("hydra", "_global_"):
+        return
+    try:
+        found = OmegaConf.select(config, package)
+    except (OmegaConfBaseException, ValueError):
+        found = None
+    if found is None:
+        raise ConfigError(f"--package {package} is no part of the configuration; its parts are: {', '.join(config)}")
 
 
 def _sweep(root: Path, group: str, arguments: list[str]) -> int:

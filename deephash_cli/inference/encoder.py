@@ -15,7 +15,7 @@ from deephash_cli import runs
 from deephash_cli.data.decoding import square
 from deephash_cli.data.protocol import training_size
 from deephash_cli.data.small_images import MAX_SIDE
-from deephash_cli.errors import ArtifactError, ConfigError, command, first_line
+from deephash_cli.errors import ArtifactError, DeephashError, command, first_line
 from deephash_cli.models import HashingNetwork, NoBackbone, packed_codes
 from deephash_cli.retrieval import codes_folder
 from deephash_cli.retrieval.codes import packed_width
@@ -69,6 +69,13 @@ class Encoder(nn.Module):
             inputs = self.network.features(inputs).half().float()  # features are kept as float16 while a run learns
         with torch.autocast(inputs.device.type, self._half, enabled=self._half is not None):
             return self.network(inputs).float()
+
+    def try_out(self) -> None:
+        """Encode an input of zeros, so that a network that cannot work fails here and not at the first image."""
+        width = self.network.backbone.num_features
+        zeros = torch.zeros(1, 3, self.image_size, self.image_size, dtype=torch.uint8)
+        with torch.inference_mode():
+            self(torch.zeros(1, int(width)) if self.takes == "vectors" else zeros)  # type: ignore[arg-type]
 
     def encode(self, images: Sequence[Image.Image]) -> UInt8[np.ndarray, "n bytes"]:
         """Compute the packed codes of RGB images of any size, in their order.
@@ -147,7 +154,9 @@ def load_encoder(run: Path, allowed_targets: Sequence[str] = (), vectors: Path |
         digest = provenance["checkpoint"]["sha256"]
     except KeyError as error:
         raise ArtifactError(f"{run / runs.CONFIG} is not the configuration of a run: {error} is missing") from error
-    except (ConfigError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+    except DeephashError:
+        raise
+    except Exception as error:  # the values of an edited configuration make a network fail in many ways
         raise ArtifactError(f"{run / runs.CONFIG} was damaged or edited by hand: {first_line(error)}") from error
     state = checkpoints.read_checkpoint(checkpoint)["state_dict"]
     if checkpoints.digest(checkpoint) != digest:
@@ -163,7 +172,12 @@ def load_encoder(run: Path, allowed_targets: Sequence[str] = (), vectors: Path |
         fitted = run / runs.CONFIG if vectors is None else vectors
         raise ArtifactError(f"{checkpoint} does not fit {fitted}: {str(error).splitlines()[-1].strip()}") from error
     origin = {"run": record.get("id"), **{name: provenance[name] for name in _OF_A_RUN if name in provenance}}
-    return Encoder(network, settings, origin)
+    try:
+        encoder = Encoder(network, settings, origin)
+        encoder.try_out()
+    except Exception as error:
+        raise ArtifactError(f"{run / runs.CONFIG} was damaged or edited by hand: {first_line(error)}") from error
+    return encoder
 
 
 def _stand_in_labels(run: Path, settings: dict[str, Any]) -> Float[Tensor, "n 2"]:

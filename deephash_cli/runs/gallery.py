@@ -99,7 +99,7 @@ def _is_query(query: Any, k: int) -> bool:
         and isinstance(query.get("results"), list)
         and len(query["results"]) <= k
         and all(
-            _is_item(found) and type(found.get("distance")) is int and found.get("relevant", 0) in (True, False, None)
+            _is_item(found) and type(found.get("distance")) is int and found.get("relevant", "") in (True, False, None)
             for found in query["results"]
         )
     )

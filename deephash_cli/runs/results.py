@@ -386,17 +386,22 @@ def differences(kinds: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             continue
         parent = name.rpartition(".")[0]
         is_alone = len({json.dumps(value) for value in values if value is not None}) == 1
-        if is_alone and len({kind.get(f"{parent}._target_") for kind in kinds}) > 1:
+        if is_alone and len({json.dumps(kind.get(f"{parent}._target_")) for kind in kinds}) > 1:
             continue  # part of a choice that not all kinds make; the choice itself is shown
         shown[name] = values
     return [
         {
-            name.removesuffix("._target_"): values[row].rpartition(".")[2] if name.endswith("_target_") else values[row]
+            name.removesuffix("._target_"): _shown(name, values[row])
             for name, values in shown.items()
             if values[row] is not None
         }
         for row in range(len(kinds))
     ]
+
+
+def _shown(name: str, value: Any) -> Any:
+    """Return the value of a setting for a table: of a target, only the name of the class or function."""
+    return str(value).rpartition(".")[2] if name.endswith("_target_") else value
 
 
 def plain_words(names: Iterable[str]) -> dict[str, str]:

@@ -79,7 +79,7 @@ def normalize(argument: str, verb: str = "train", multirun: bool = False) -> str
         raise ConfigError(f"{shown} is not UTF-8 text: rename the file or folder, or make a link to it") from error
     if found := re.search("[\x85\u2028\u2029]", argument):
         raise ConfigError(
-            f"{argument} has the line break U+{ord(found[0]):04X} in it, which YAML cannot keep: rename the file or folder"
+            f"{argument} has the line break U+{ord(found[0]):04X} in it, which YAML cannot keep: rename the file"
         )
     name, equals, value = argument.lstrip("+").partition("=")
     if verb == "index" and argument == "--check":

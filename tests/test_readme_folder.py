@@ -164,7 +164,7 @@ def test_every_path_may_have_an_odd_name_in_quotes_of_the_shell(folder):
     Path("table (1), é.csv").write_text(
         "path,labels,split\n"
         + "".join(
-            f'"{path}","{CLASSES[number]}",{"query" if i % 6 == 0 else "train;database"}\n'
+            f'"{path}","{CLASSES[number]};",{"query" if i % 6 == 0 else "train;database"}\n'
             for i, (path, number) in enumerate(rows)
         )
     )
@@ -226,7 +226,7 @@ def test_every_path_may_have_an_odd_name_in_quotes_of_the_shell(folder):
     deephash("export", "codes=codes (2), é", "to=postgres", "output=sql (1), é")
     assert Path("sql (1), é").is_dir()
     serve(shlex.join(["deephash", "serve", run, "codes=codes (2), é", "port=0"]))
-    deephash("compare", "run #1, (é)", "2024", "a=b & c's", "--output", "table (1), é.csv")
+    deephash("compare", "run #1, (é)", "2024", "a=b & c's", "--output", "comparison (1), é.csv")
     deephash("report", "runs, [all]", "2024", "-o", "report (1), é.html")
     assert "2024" in deephash("runs", "run #1, (é)", "2024", "a=b & c's").stdout
     deephash("sync", "run #1, (é)", "--dry-run")

@@ -595,6 +595,7 @@ def make_encoder(monkeypatch, bits=12, precision="32-true", dataset="image_folde
     of_the_run = {"dataset": {"name": dataset}, "trainer": {"precision": precision}}
     made = encoder.Encoder(network, of_the_run, {"method": "dpsh"})
     monkeypatch.setattr(encoder, "load_encoder", lambda _, __: made)
+    monkeypatch.setattr("deephash_cli.runs.given_or_latest", lambda run, _: Path(run))
     return made
 
 

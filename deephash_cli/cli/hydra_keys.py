@@ -1,5 +1,6 @@
 """Hydra's own settings: those that deephash decides itself, and the packages that hold Hydra's plugins."""
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -36,14 +37,8 @@ def refuse_decided(verb: str, composed: Any) -> None:
     Raises:
         ConfigError: If a setting differs from the one in deephash's own configuration.
     """
-    from omegaconf import OmegaConf
-
-    from deephash_cli.runs import flatten
-
-    file = CONF_DIR / ("train.yaml" if verb == "train" else "_verb.yaml")
-    decided = flatten(OmegaConf.to_container(OmegaConf.load(file).hydra, resolve=False))  # type: ignore[arg-type]
-    found = flatten(OmegaConf.to_container(composed, resolve=False))  # type: ignore[arg-type]
-    for key, value in {**decided, "mode": None}.items():
+    found = _flat(composed)
+    for key, value in {**_decided("train" if verb == "train" else "_verb"), "mode": None}.items():
         if found.get(key) == value:
             continue
         if verb != "train":
@@ -55,6 +50,22 @@ def refuse_decided(verb: str, composed: Any) -> None:
         else:
             remedy = "the run folder is run_dir=<folder>, and runs=<folder> is the folder of all runs"
         raise ConfigError(f"hydra.{key} cannot be set: {remedy}")
+
+
+@functools.cache
+def _decided(file: str) -> dict[str, Any]:
+    """Return the settings of Hydra in a file of deephash's own, which is read once for all jobs of a sweep."""
+    from omegaconf import OmegaConf
+
+    return _flat(OmegaConf.load(CONF_DIR / f"{file}.yaml").hydra)
+
+
+def _flat(node: Any) -> dict[str, Any]:
+    from omegaconf import OmegaConf
+
+    from deephash_cli.runs import flatten
+
+    return flatten(OmegaConf.to_container(node, resolve=False))  # type: ignore[arg-type]
 
 
 def refuse_without_sweep(settings: Sequence[str]) -> None:

@@ -1,6 +1,5 @@
 """``deephash search``: the nearest images of an image, as a table, as JSON, and as a picture."""
 
-import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -14,6 +13,7 @@ from deephash_cli import runs
 from deephash_cli.console import say, show, warn
 from deephash_cli.data.dataset import Vectors
 from deephash_cli.data.decoding import ImageError, decode
+from deephash_cli.data.identity import composed
 from deephash_cli.data.image_folder import describe_left_out, images_below
 from deephash_cli.data.inspection import named
 from deephash_cli.errors import ConfigError, DataError
@@ -155,7 +155,7 @@ def _image_query(searcher: "Searcher", path: Path, name: Path) -> "Query":
 
     if searcher.encoder.takes != "images":
         raise ConfigError(f"query={path} is not a .npy file, but the run hashes vectors")
-    folders = [unicodedata.normalize("NFC", folder) for folder in name.parts[:-1]]
+    folders = [composed(folder) for folder in name.parts[:-1]]
     labels = [folder for folder in folders if folder in searcher.class_names]
     return Query(name.as_posix(), searcher.encode(decode(path)), labels[:1], -1, lambda: decode(path))
 

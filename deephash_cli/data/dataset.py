@@ -1,8 +1,8 @@
 """Retrieval data sets: ids, multi-hot labels, images or vectors and, optionally, the authors' own division."""
 
+import dataclasses
 import functools
 import hashlib
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +12,9 @@ import numpy as np
 from jaxtyping import Float, Float32, Float64, Int64, Integer, UInt8
 
 from deephash_cli.data.decoding import decode, square, unreadable, why
-from deephash_cli.data.identity import alike
+from deephash_cli.data.identity import alike, composed
 from deephash_cli.errors import DataError
-from deephash_cli.npy import RowNumbers, blocks
+from deephash_cli.npy import RowNumbers, blocks, ids_at
 
 _ROLES = ("train", "query", "database")
 
@@ -40,6 +40,10 @@ class ImageArray:
     def batch(self, rows: Rows) -> UInt8[np.ndarray, "b channels height width"]:
         """Return the images at ``rows``, in that order and at their own size."""
         return self.images[rows]
+
+    def subset(self, rows: Rows) -> "ImageArray":
+        """Return the images at ``rows``, in that order."""
+        return ImageArray(self.images[rows])
 
     def digest(self) -> str:
         """Return the SHA-256 of shape and pixels: equal images have equal digests, wherever they were loaded from."""
@@ -76,6 +80,10 @@ class ImageFiles:
     def path(self, row: int) -> Path:
         """Return the path of the image at ``row``."""
         return self.root / self.paths[row]
+
+    def subset(self, rows: Rows) -> "ImageFiles":
+        """Return the files at ``rows``, in that order."""
+        return ImageFiles([self.paths[row] for row in rows], self.root, self.size)
 
     def sized(self, size: int) -> "ImageFiles":
         """Return the same files, with ``size`` as the side in pixels of the squares that ``batch(rows)`` returns."""
@@ -160,6 +168,10 @@ class Vectors:
     def batch(self, rows: Rows) -> Float32[np.ndarray, "b d"]:
         """Return the vectors at ``rows``, in that order, as float32."""
         return np.ascontiguousarray(self.array[rows], dtype=np.float32)
+
+    def subset(self, rows: Rows) -> "Vectors":
+        """Return the vectors at ``rows``, in that order."""
+        return Vectors(self.array[rows])
 
     @functools.cached_property
     def spread(self) -> Spread:
@@ -248,15 +260,34 @@ class RetrievalDataset:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def subset(self, rows: Int64[np.ndarray, " m"]) -> "RetrievalDataset":
+        """Return a data set of some rows, in that order; of the authors' division, the part that is in it.
+
+        Args:
+            rows: Row numbers, all different.
+        """
+        place = np.full(len(self), -1)
+        place[rows] = np.arange(len(rows))
+        official = self.official
+        if official is not None:
+            official = {role: place[old][place[old] >= 0] for role, old in official.items()}
+        return dataclasses.replace(
+            self,
+            ids=ids_at(self.ids, rows),
+            labels=self.labels[rows],
+            images=self.images.subset(rows),
+            official=official,
+        )
+
     def _check_ids(self) -> None:
         seen: dict[str, str] = {}
         for identifier in self.ids:
-            composed = unicodedata.normalize("NFC", identifier)
-            if composed in seen:
-                both = "twice" if seen[composed] == identifier else f"and {seen[composed]!a}, which look the same"
+            form = composed(identifier)
+            if form in seen:
+                both = "twice" if seen[form] == identifier else f"and {seen[form]!a}, which look the same"
                 shown = repr(identifier) if both == "twice" else ascii(identifier)
                 raise DataError(f"data set {self.name} has the id {shown} {both}; ids must be unique: rename one")
-            seen[composed] = identifier
+            seen[form] = identifier
             # Ids are stored one per line, so they may contain no character that ends a line for any reader.
             if identifier.splitlines() != [identifier]:
                 raise DataError(

@@ -10,9 +10,14 @@ from deephash_cli.data.text import lines
 from deephash_cli.errors import DataError, short
 
 
+def composed(name: str) -> str:
+    """Return a name in composed Unicode (NFC); file names of macOS are decomposed."""
+    return unicodedata.normalize("NFC", name)
+
+
 def shown(name: str) -> str:
     """Return a name as it is stored and printed: composed Unicode (NFC), with single spaces and none at its ends."""
-    return " ".join(unicodedata.normalize("NFC", name).split())
+    return " ".join(composed(name).split())
 
 
 def canonical(name: str) -> str:
@@ -22,11 +27,6 @@ def canonical(name: str) -> str:
     """
     visible = "".join(character for character in name if unicodedata.category(character) != "Cf")
     return shown(visible)
-
-
-def same_name(one: str, other: str) -> bool:
-    """Whether two names look the same when printed."""
-    return canonical(one) == canonical(other)
 
 
 def joined(names: Iterable[str]) -> dict[str, str]:
@@ -49,6 +49,19 @@ def alike(names: Iterable[str]) -> tuple[str, str] | None:
             return seen[canonical(name)], name
         seen[canonical(name)] = name
     return None
+
+
+def is_same_file(one: Path, other: Path, status: os.stat_result) -> bool:
+    """Whether two paths with the same device and number lead to one file.
+
+    Some network file systems give a number to two files, so that an equal number alone proves nothing.
+
+    Args:
+        one: A path.
+        other: Another path.
+        status: Status of the file at one of the paths.
+    """
+    return status.st_nlink > 1 or os.path.realpath(one) == os.path.realpath(other)
 
 
 class ImageNames:
@@ -192,15 +205,11 @@ class ImageNames:
         return path
 
     def _linked(self, identifier: str, status: os.stat_result) -> int | None:
-        """Return the row of the same file under another path; None if there is none.
-
-        Some network file systems give a number twice, so that an equal number alone proves nothing.
-        """
+        """Return the row of the same file under another path; None if there is none."""
         row = self._row_of_file.get((status.st_dev, status.st_ino))
-        if row is None or status.st_nlink > 1:
+        if row is None or is_same_file(self.root / identifier, self.root / self.ids[row], status):
             return row
-        real = (os.path.realpath(self.root / path) for path in (identifier, self.ids[row]))
-        return row if len(set(real)) == 1 else None
+        return None
 
 
 def _spellings(path: str) -> Iterator[str]:

@@ -2,7 +2,6 @@
 
 import os
 import stat
-import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 
 from deephash_cli.data.dataset import ImageFiles, RetrievalDataset, multi_hot
 from deephash_cli.data.decoding import ENDINGS, HEIF_ENDINGS, HEIF_PACKAGE, endings
+from deephash_cli.data.identity import composed, is_same_file
 from deephash_cli.data.small_images import in_memory_if_small
 from deephash_cli.errors import ConfigError, DataError
 
@@ -133,7 +133,7 @@ def _classes(root: Path, folders: list[Path], beside: list[Path]) -> tuple[list[
         paths += found
         left_out += others
         # a name in two Unicode forms looks the same in every listing, and is one class
-        of_path += [unicodedata.normalize("NFC", folder.name)] * len(found)
+        of_path += [composed(folder.name)] * len(found)
     if outside:
         some = ", ".join(path.name for path in outside[:3])
         raise DataError(
@@ -167,8 +167,7 @@ def _each_file_once(root: Path, paths: list[Path], of_path: list[str]) -> tuple[
             kept.append(number)
             continue
         first = first_of.setdefault((status.st_dev, status.st_ino), number)
-        # Some network file systems give a number to two files, so that an equal number alone proves nothing.
-        if first == number or (status.st_nlink == 1 and os.path.realpath(path) != os.path.realpath(paths[first])):
+        if first == number or not is_same_file(path, paths[first], status):
             kept.append(number)
             continue
         if of_path and of_path[first] != of_path[number]:

@@ -125,19 +125,9 @@ def without(dataset: RetrievalDataset, bad: Sequence[tuple[str, str]]) -> Retrie
         raise DataError(
             f"none of the {len(dataset)} images can be read; the first one is {bad[0][0]}, which {bad[0][1]}"
         )
-    new = np.full(len(dataset), -1)
-    new[kept] = np.arange(len(kept))
-    official = dataset.official
-    if official is not None:
-        official = {role: new[rows][new[rows] >= 0] for role, rows in official.items()}
-    return dataclasses.replace(
-        dataset,
-        ids=[dataset.ids[row] for row in kept],
-        labels=dataset.labels[kept],
-        images=in_memory_if_small(ImageFiles([images.paths[row] for row in kept], images.root)),
-        official=official,
-        unreadable=[*dataset.unreadable, *bad],
-    )
+    rows = np.array(kept)
+    readable = in_memory_if_small(images.subset(rows))
+    return dataclasses.replace(dataset.subset(rows), images=readable, unreadable=[*dataset.unreadable, *bad])
 
 
 def peculiarities(dataset: RetrievalDataset) -> list[str]:

@@ -21,7 +21,6 @@ import hashlib
 import json
 import posixpath
 import re
-import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +30,7 @@ import numpy as np
 from jaxtyping import Bool, Int64, UInt8
 
 from deephash_cli.data.dataset import ImageArray, RetrievalDataset
+from deephash_cli.data.identity import composed
 from deephash_cli.errors import ArtifactError, ConfigError, DataError, short
 from deephash_cli.files import atomic_write, read_json
 from deephash_cli.npy import RowNumbers, ids_at
@@ -462,11 +462,7 @@ def _in_byte_order(ids: Sequence[str], as_written: bool) -> list[bytes] | np.nda
         lines = ids.rows.astype(f"S{len(str(ids.rows.max()))}")  # a tenth of the memory that Python's objects take
         lines.sort()
         return lines
-    return sorted((name if as_written else _composed(name)).encode("utf-8") for name in ids)
-
-
-def _composed(identifier: str) -> str:
-    return unicodedata.normalize("NFC", identifier)
+    return sorted((name if as_written else composed(name)).encode("utf-8") for name in ids)
 
 
 def _row_finder(ids: Sequence[str]) -> Callable[[str], int | None]:
@@ -475,10 +471,10 @@ def _row_finder(ids: Sequence[str]) -> Callable[[str], int | None]:
     The id may be a path in another spelling.
     """
     if not isinstance(ids, RowNumbers):
-        known = {_composed(identifier): row for row, identifier in enumerate(ids)}
+        known = {composed(identifier): row for row, identifier in enumerate(ids)}
 
         def row_of_path(name: str) -> int | None:
-            name = _composed(name)
+            name = composed(name)
             return known.get(name, known.get(posixpath.normpath(name)))
 
         return row_of_path

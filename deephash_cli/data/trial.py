@@ -1,13 +1,9 @@
 """Reduce a divided data set to a few rows, to see in seconds whether a run works. Its numbers mean nothing."""
 
-import dataclasses
-
 import numpy as np
-from jaxtyping import Int64
 
-from deephash_cli.data.dataset import ImageArray, ImageFiles, RetrievalDataset, Vectors
+from deephash_cli.data.dataset import RetrievalDataset
 from deephash_cli.data.protocol import Split, split_of
-from deephash_cli.npy import ids_at
 
 
 def reduce(dataset: RetrievalDataset, split: Split, most: int) -> tuple[RetrievalDataset, Split]:
@@ -29,19 +25,5 @@ def reduce(dataset: RetrievalDataset, split: Split, most: int) -> tuple[Retrieva
     parts = [np.sort(order.permutation(part)[:most]) for part in parts]
     rows = np.unique(np.concatenate(parts))
     query, train, database = (np.searchsorted(rows, part) for part in parts)
-    small = dataclasses.replace(
-        dataset,
-        ids=ids_at(dataset.ids, rows),
-        labels=dataset.labels[rows],
-        images=_images(dataset.images, rows),
-        official=None,
-    )
+    small = dataset.subset(rows)
     return small, split_of(small, f"{split.name}_trial", split.version, split.seed, query, train, database)
-
-
-def _images(
-    images: ImageArray | ImageFiles | Vectors, rows: Int64[np.ndarray, " n"]
-) -> ImageArray | ImageFiles | Vectors:
-    if isinstance(images, ImageFiles):
-        return ImageFiles([images.paths[row] for row in rows], images.root, images.size)
-    return ImageArray(images.batch(rows)) if isinstance(images, ImageArray) else Vectors(images.array[rows])

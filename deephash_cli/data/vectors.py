@@ -1,12 +1,12 @@
 """Load feature vectors made by another program, such as CLIP or a text model, from NumPy files."""
 
-import unicodedata
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, UInt8
 
 from deephash_cli.data.dataset import RetrievalDataset, Vectors
+from deephash_cli.data.identity import composed
 from deephash_cli.data.labels import LIMIT
 from deephash_cli.data.text import read_text, split_lines
 from deephash_cli.errors import ArtifactError, DataError, short
@@ -113,7 +113,7 @@ def _ids(path: Path, beside: Path, count: int) -> list[str]:
     for number, identifier in enumerate(ids, start=1):
         if not identifier.strip():
             raise DataError(f"dataset.ids={path}:{number}: the line is empty; each line must be the id of a vector")
-        before = seen.setdefault(unicodedata.normalize("NFC", identifier), number)
+        before = seen.setdefault(composed(identifier), number)
         if before != number:
             raise DataError(
                 f"dataset.ids={path}:{number}: the id {short(identifier)!r} is already in line {before}; ids must be "

@@ -156,8 +156,8 @@ def load_encoder(run: Path, allowed_targets: Sequence[str] = (), vectors: Path |
         raise ArtifactError(f"{run / runs.CONFIG} is not the configuration of a run: {error} is missing") from error
     except DeephashError:
         raise
-    except Exception as error:  # the values of an edited configuration make a network fail in many ways
-        raise ArtifactError(f"{run / runs.CONFIG} was damaged or edited by hand: {first_line(error)}") from error
+    except Exception as error:
+        raise _edited(run, error) from error
     state = checkpoints.read_checkpoint(checkpoint)["state_dict"]
     if checkpoints.digest(checkpoint) != digest:
         raise ArtifactError(
@@ -176,8 +176,13 @@ def load_encoder(run: Path, allowed_targets: Sequence[str] = (), vectors: Path |
         encoder = Encoder(network, settings, origin)
         encoder.try_out()
     except Exception as error:
-        raise ArtifactError(f"{run / runs.CONFIG} was damaged or edited by hand: {first_line(error)}") from error
+        raise _edited(run, error) from error
     return encoder
+
+
+def _edited(run: Path, error: Exception) -> ArtifactError:
+    """Return the error for a configuration whose values make a network fail, which happens in many ways."""
+    return ArtifactError(f"{run / runs.CONFIG} was damaged or edited by hand: {first_line(error)}")
 
 
 def _stand_in_labels(run: Path, settings: dict[str, Any]) -> Float[Tensor, "n 2"]:

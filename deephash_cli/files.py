@@ -8,6 +8,7 @@ import io
 import json
 import math
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -136,6 +137,50 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+# The end of a sealed file. Both entries must be there: one flipped bit damages only one of them.
+_SEAL = re.compile(r',\n  "sealed": "sha256",\n  "seal": "([0-9a-f]{64})"\n\}\n\Z')
+
+
+def write_sealed(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON object with the SHA-256 of its own text, so that `read_sealed` notices any change of the file.
+
+    The last two entries of the file are ``sealed``, the name of the digest, and ``seal``, the digest of all bytes
+    before these two entries. ``content`` must not have entries of these names, and must not be empty.
+    """
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False).removesuffix("\n}")
+    seal = hashlib.sha256(text.encode()).hexdigest()
+    write_text(path, f'{text},\n  "sealed": "sha256",\n  "seal": "{seal}"\n}}\n')
+
+
+def read_sealed(path: Path, limit: int = 256 * 2**20) -> dict[str, Any]:
+    """Read a JSON object that `write_sealed` wrote, without its seal, after comparing the seal with the text.
+
+    A file without a seal, as earlier versions wrote them, is read too; `is_sealed` tells them apart.
+
+    Raises:
+        ArtifactError: If the file is missing, too large, not a JSON object, or is not as it was written.
+    """
+    text, content = _read(Path(path), limit)
+    if not isinstance(content, dict):
+        raise ArtifactError(f"{path} must be a JSON object; it was damaged or edited by hand")
+    if "sealed" in content or "seal" in content:
+        found = _SEAL.search(text)
+        if found is None or hashlib.sha256(text[: found.start()].encode()).hexdigest() != found[1]:
+            raise ArtifactError(f"{path} does not match its own SHA-256: it was damaged or edited by hand")
+        del content["sealed"], content["seal"]
+    return content
+
+
+def is_sealed(path: Path, limit: int = 256 * 2**20) -> bool:
+    """Return whether a JSON file says that it has the SHA-256 of its own text; files of earlier versions do not.
+
+    Raises:
+        ArtifactError: If the file is missing, too large, or not JSON.
+    """
+    _, content = _read(Path(path), limit)
+    return isinstance(content, dict) and ("sealed" in content or "seal" in content)
+
+
 def csv_text(names: Sequence[str], records: Iterable[Mapping[str, Any]]) -> str:
     """Format records as CSV. Text that a spreadsheet would read as a formula gets an apostrophe in front."""
     file = io.StringIO()
@@ -155,7 +200,11 @@ def read_json(path: Path, limit: int = 256 * 2**20) -> Any:
     Raises:
         ArtifactError: If the file is missing, too large, or not JSON, or gives a key of an object twice.
     """
-    path = Path(path)
+    return _read(Path(path), limit)[1]
+
+
+def _read(path: Path, limit: int) -> tuple[str, Any]:
+    """Return the text and the content of a JSON file."""
     try:
         size = path.stat().st_size
         if size > limit:
@@ -164,7 +213,7 @@ def read_json(path: Path, limit: int = 256 * 2**20) -> Any:
         content = json.loads(text, parse_constant=_finite, parse_float=_finite, object_pairs_hook=_without_repetition)
         if "\\ud" in text or "\\uD" in text:
             json.dumps(content, ensure_ascii=False).encode()
-        return content
+        return text, content
     except FileNotFoundError as error:
         raise ArtifactError(f"{path} does not exist") from error
     except OSError as error:

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from deephash_cli.errors import ArtifactError
 from deephash_cli.files import is_sealed, read_json, read_sealed, write_json, write_sealed
 
@@ -35,13 +36,8 @@ def test_what_was_cut_or_added_is_noticed(tmp_path: Path):
     file = tmp_path / "record.json"
     write_sealed(file, CONTENT)
     text = file.read_text()
-    for changed in (
-        text[:-1],
-        f"{text}\n",
-        text.replace('"name"', '"name "'),
-        text.replace('  "seal"', ' "seal"'),
-        "{",
-    ):
+    otherwise = text.replace('"name"', '"name "'), text.replace('  "seal"', ' "seal"')
+    for changed in (text[:-1], f"{text}\n", *otherwise, "{"):
         file.write_text(changed)
         with pytest.raises(ArtifactError):
             read_sealed(file)

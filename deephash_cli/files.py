@@ -239,11 +239,21 @@ def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def sha256_file(path: Path) -> str:
     """Compute the hexadecimal SHA-256 of a file's content."""
+    return sha256_start(path, None).hexdigest()
+
+
+def sha256_start(path: Path, size: int | None) -> "hashlib._Hash":
+    """Return a SHA-256 that was fed with the first ``size`` bytes of a file; None for the whole file.
+
+    More can be fed to it. A file that is shorter gives the SHA-256 of the whole file.
+    """
     digest = hashlib.sha256()
     with Path(path).open("rb") as file:
-        while block := file.read(1 << 20):
+        left = math.inf if size is None else size
+        while left > 0 and (block := file.read(int(min(left, 1 << 20)))):
             digest.update(block)
-    return digest.hexdigest()
+            left -= len(block)
+    return digest
 
 
 def _harmless(value: Any) -> Any:

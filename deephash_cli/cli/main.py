@@ -27,6 +27,7 @@ EXAMPLES = """\
   deephash compare runs                                     methods by code length: mean and deviation over seeds
   deephash report runs -o report.html                       tables, charts and images of your runs in one HTML file
   deephash runs                                             list your runs and their status
+  deephash verify runs                                      compare every file with its digest; say what is damaged
   deephash sync runs                                        upload to W&B the runs that were logged offline
   deephash methods                                          list the choices of method=
   deephash train --cfg job                                  print the whole configuration"""

@@ -13,7 +13,8 @@ from deephash_cli.choices import CONF_DIR, modules
 _HELP = Path(__file__).resolve().parent / "help"
 # The order in which a newcomer needs the verbs; a verb that is not listed comes after these.
 _ORDER = (
-    "train", "eval", "encode", "search", "index", "export", "serve", "compare", "report", "runs", "sync", "methods",
+    "train", "eval", "encode", "search", "index", "export", "serve", "compare", "report", "runs", "verify", "sync",
+    "methods",
 )  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 """``deephash eval``: recompute every number from the codes on disk, or score third-party codes. It needs no torch."""
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -48,17 +49,33 @@ def run(config: DictConfig) -> dict[str, Any]:
         settings = scoring.settle({**config.metrics, "map_at": []}, overrides)
         metrics = {**scoring.evaluate(query, database, **settings), "source": source}
     elif kind == "run":
-        runs.read_record(Path(config.run))
-        metrics = score(Path(config.run) / runs.CODES, overrides)
+        metrics = score(runs.codes_folder("eval", config.run, None), overrides)
     else:
         metrics = score(Path(config.codes), overrides)
     show(metrics)
     for sentence in caveats(metrics):
         warn(sentence)
     if output is not None:
-        write_json(output, metrics)
+        own = _metrics_of(config.run, overrides)
+        if own is not None and output == own.resolve():
+            _write_again(Path(config.run), metrics)
+        else:
+            write_json(output, metrics)
         say(f"metrics: {config.output}")
     return metrics
+
+
+def _write_again(folder: Path, metrics: Mapping[str, Any]) -> None:
+    """Write the metrics of a run into its folder, and their digest into its record.
+
+    Raises:
+        ConfigError: If another process is writing to the run.
+        ArtifactError: If the folder cannot be written to.
+    """
+    with contextlib.closing(runs.Run(folder)) as run:
+        run.unseal(runs.METRICS)
+        write_json(folder / runs.METRICS, metrics)
+        run.seal()
 
 
 def _metrics_of(run: str | None, overrides: Mapping[str, Any]) -> Path | None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from deephash_cli import npy
 from deephash_cli.errors import ArtifactError
-from deephash_cli.files import alone, read_json, sha256_file, write_json
+from deephash_cli.files import alone, read_sealed, sha256_file, sha256_start, write_sealed
 
 _FLUSH_ROWS = 1024  # rows between two records of progress: the most that an interruption can cost
 
@@ -66,10 +66,12 @@ def cached_features(
     )
     with _locked(folder):
         if not _complete(file, manifest, n, width):
-            start = _rows_done(partial, done_file, n, width)
+            start, digest = _rows_done(partial, done_file, n, width)
             try:
                 mode = "r+" if start else "w+"
                 array = np.lib.format.open_memmap(partial, mode=mode, dtype=np.float16, shape=(n, width))
+                if digest is None:
+                    digest = sha256_start(partial, array.offset)
                 progress(start)
                 while start < n:
                     stop = min(start + _FLUSH_ROWS, n)
@@ -82,15 +84,18 @@ def cached_features(
                         )
                     array[start:stop] = values
                     array.flush()
+                    digest.update(np.ascontiguousarray(values).data)  # what was computed, not what the file has now
                     start = stop
-                    write_json(done_file, {"rows": start, "n": n, "width": width})
+                    size = array.offset + start * width * array.itemsize
+                    done = {"rows": start, "n": n, "width": width, "bytes": size, "sha256": digest.hexdigest()}
+                    write_sealed(done_file, done)
                     progress(start)
                 del array
                 partial.replace(file)
                 done_file.unlink(missing_ok=True)
             except OSError as error:
                 raise ArtifactError(f"could not store features in {folder}: {error.strerror or error}") from error
-            write_json(manifest, {"n": n, "width": width, "sha256": sha256_file(file)})
+            write_sealed(manifest, {"n": n, "width": width, "sha256": digest.hexdigest()})
     return Features(npy.load(file))
 
 
@@ -99,21 +104,28 @@ def _complete(file: Path, manifest: Path, n: int, width: int) -> bool:
     if not (file.exists() and manifest.exists()):
         return False
     try:
-        expected = read_json(manifest)
+        expected = read_sealed(manifest)
         return expected == {"n": n, "width": width, "sha256": sha256_file(file)}
     except ArtifactError:
         return False
 
 
-def _rows_done(partial: Path, done_file: Path, n: int, width: int) -> int:
+def _rows_done(partial: Path, done_file: Path, n: int, width: int) -> "tuple[int, hashlib._Hash | None]":
+    """Return the number of rows that are done, and the SHA-256 of the file up to them; 0 and None if it is damaged.
+
+    The digest was made of the values before they were written, so that damage of the file does not become a part of the
+    finished features. Earlier versions recorded no digest: their rows are computed again.
+    """
     if not (partial.exists() and done_file.exists()):
-        return 0
-    with contextlib.suppress(ArtifactError, EOFError, TypeError, KeyError, ValueError):
-        done = read_json(done_file)
+        return 0, None
+    with contextlib.suppress(ArtifactError, EOFError, OSError, TypeError, KeyError, ValueError):
+        done = read_sealed(done_file)
         shape = npy.load(partial).shape
         if (done["n"], done["width"]) == (n, width) == shape and 0 < done["rows"] <= n:
-            return int(done["rows"])
-    return 0
+            digest = sha256_start(partial, done["bytes"])
+            if digest.hexdigest() == done["sha256"]:
+                return int(done["rows"]), digest
+    return 0, None
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from deephash_cli.cache import cache_folder
 from deephash_cli.data.dataset import ImageArray, ImageFiles
 from deephash_cli.data.decoding import ImageError, decode
 from deephash_cli.errors import ArtifactError
-from deephash_cli.files import atomic_write, read_json, sha256_file, write_json
+from deephash_cli.files import atomic_write, read_sealed, sha256_file, write_sealed
 
 MAX_SIDE = 64
 MAX_BYTES = 2**30
@@ -87,7 +87,7 @@ def _decode_all(files: ImageFiles, shape: tuple[int, ...]) -> UInt8[np.ndarray, 
 def _read(path: Path, shape: tuple[int, ...]) -> UInt8[np.ndarray, "n 3 side side"] | None:
     """Return the stored pixels, or None if they are missing or not what was written."""
     try:
-        if read_json(path.with_suffix(".json")) != {"sha256": sha256_file(path)}:
+        if read_sealed(path.with_suffix(".json")) != {"sha256": sha256_file(path)}:
             return None
         pixels = np.array(npy.load(path))
     except (ArtifactError, OSError, ValueError, EOFError):
@@ -100,6 +100,6 @@ def _write(path: Path, pixels: UInt8[np.ndarray, "n 3 side side"]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as file:
             np.save(file, pixels)
-        write_json(path.with_suffix(".json"), {"sha256": sha256_file(path)})
+        write_sealed(path.with_suffix(".json"), {"sha256": sha256_file(path)})
     except (ArtifactError, OSError):
         return  # a full disk costs the next run some seconds, but must not stop this one

@@ -133,6 +133,7 @@ def load_encoder(run: Path, allowed_targets: Sequence[str] = (), vectors: Path |
             f"{run} has no codes yet: its status is {runs.status(run, record)}; "
             f"{command('deephash', 'train', f'resume={run}')} finishes it"
         )
+    runs.require_intact(run, runs.CODES_MANIFEST, runs.SPLIT)
     manifest = codes_folder.read_manifest(run / runs.CODES)
     needed = ["provenance.checkpoint.file", "provenance.checkpoint.sha256"]
     codes_folder.require_entries(run / runs.CODES, manifest, needed)

@@ -30,7 +30,16 @@ from deephash_cli.data.inspection import COLUMNS, record, refusal, write_list
 from deephash_cli.data.loaders import Loader, lost_workers_explained
 from deephash_cli.data.vectors import vectors
 from deephash_cli.errors import ArtifactError, ConfigError, DataError, DeephashError, first_line
-from deephash_cli.files import alone, atomic_folder, csv_text, read_json, write_json, write_text
+from deephash_cli.files import (
+    alone,
+    atomic_folder,
+    csv_text,
+    read_json,
+    read_sealed,
+    write_json,
+    write_sealed,
+    write_text,
+)
 from deephash_cli.inference.encoder import load_encoder, prepare
 from deephash_cli.models import packed_codes
 from deephash_cli.retrieval import codes, codes_folder
@@ -39,6 +48,7 @@ from deephash_cli.retrieval.codes_folder import PLAN, SHARDS, SKIPPED
 from deephash_cli.retrieval.scoring import CLASSES
 from deephash_cli.training.targets import build
 
+_PLAN_LIMIT = 2**20  # bytes
 # The command with which the first of several processes starts the others.
 FOLLOW = (sys.executable, "-P", "-c", "from deephash_cli.inference.shards import follow; follow()")
 
@@ -146,8 +156,8 @@ class Work:
         }
         file = self.folder / PLAN
         if file.exists():
-            before = read_json(file)
-            changed = [name for name in plan if not isinstance(before, dict) or before.get(name) != plan[name]]
+            before = self._earlier_plan(file)
+            changed = [name for name in plan if before.get(name) != plan[name]]
             if changed:
                 raise ConfigError(
                     f"{self.folder} was started with different settings or a different input ({', '.join(changed)} "
@@ -158,7 +168,13 @@ class Work:
             (self.folder / SHARDS).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(f"cannot make output={self.folder}: {error.strerror or error}") from error
-        write_json(file, {**plan, "run_folder": self.task.run})
+        write_sealed(file, {**plan, "run_folder": self.task.run})
+
+    def _earlier_plan(self, file: Path) -> dict[str, Any]:
+        try:
+            return read_sealed(file, _PLAN_LIMIT)
+        except ArtifactError as error:
+            raise ArtifactError(f"{error}; choose another output, or remove that folder") from error
 
     def rows(self, shard: int) -> range:
         """Return the rows of the images in a shard."""
@@ -178,7 +194,7 @@ class Work:
         if not self.place(shard).exists():
             return False
         try:
-            codes_folder.open_side(self.place(shard))
+            _require_intact(self.place(shard))
             return True
         except ArtifactError as error:
             warn(f"damaged codes are made again: {error}")
@@ -190,7 +206,7 @@ class Work:
         if not (self.folder / codes_folder.MANIFEST).exists():
             return False
         try:
-            codes_folder.open_side(self.folder)
+            _require_intact(self.folder)
             return True
         except ArtifactError as error:
             warn(f"damaged codes are made again: {error}")
@@ -261,7 +277,7 @@ class Work:
             if not place.exists():
                 with atomic_folder(place) as draft:
                     write_list(draft / SKIPPED, unreadable)
-                    codes_folder.save_database(draft, part, {"skipped": len(bad)})
+                    codes_folder.save_database(draft, part, {"skipped": len(bad)}, [SKIPPED])
         except ArtifactError:
             if not place.exists():
                 raise
@@ -323,6 +339,7 @@ class Work:
             self.folder,
             places,
             {"provenance": origin, "run_folder": self.task.run, "source": self._source(), "skipped": skipped},
+            [SKIPPED],
         )
 
     def _source(self) -> dict[str, Any]:
@@ -331,6 +348,15 @@ class Work:
             return {"dataset": OmegaConf.to_container(OmegaConf.create(self.task.source), resolve=True)}
         images = self.dataset.images
         return {"root": str(images.root)} if isinstance(images, ImageFiles) else {}
+
+
+def _require_intact(folder: Path) -> None:
+    """Check the codes in a folder and its list of skipped images.
+
+    Raises:
+        ArtifactError: If one of the files is missing or damaged.
+    """
+    codes_folder.require_skipped_intact(folder, codes_folder.open_side(folder).manifest)
 
 
 class _Batches(Dataset[Batch]):

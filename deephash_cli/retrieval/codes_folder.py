@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from deephash_cli.errors import ArtifactError, short
-from deephash_cli.files import atomic_write, read_json, sha256_file, write_json
+from deephash_cli.files import atomic_write, read_sealed, sha256_file, write_sealed
 from deephash_cli.npy import map_array, read_header
 from deephash_cli.retrieval.codes import BITS_LIMIT, RANK_LIMIT, CodeSet, is_count, packed_width, require_comparable
 
@@ -48,18 +48,28 @@ def save_codes(folder: Path, query: CodeSet, database: CodeSet, provenance: Mapp
     _save(Path(folder), {"query": query, "database": database}, provenance)
 
 
-def save_database(folder: Path, database: CodeSet, provenance: Mapping[str, Any]) -> None:
-    """Write a codes folder that has only a database side. Files, arguments and errors are those of `save_codes`."""
-    _save(Path(folder), {"database": database}, provenance)
+def save_database(folder: Path, database: CodeSet, provenance: Mapping[str, Any], beside: Sequence[str] = ()) -> None:
+    """Write a codes folder that has only a database side. Files and errors are those of `save_codes`.
+
+    Args:
+        folder: Codes folder, as for `save_codes`.
+        database: The database, with ids and multi-hot labels.
+        provenance: Origin of the codes, as for `save_codes`.
+        beside: Names of other files in the folder, whose digests the manifest gets, too.
+    """
+    _save(Path(folder), {"database": database}, provenance, beside)
 
 
-def join_databases(folder: Path, parts: Sequence[Path], provenance: Mapping[str, Any]) -> None:
+def join_databases(
+    folder: Path, parts: Sequence[Path], provenance: Mapping[str, Any], beside: Sequence[str] = ()
+) -> None:
     """Join the databases of several codes folders into one folder, in their order. One part is read at a time.
 
     Args:
         folder: Codes folder, which is made if it does not exist. Codes in it are replaced.
         parts: Folders that `save_database` wrote, all with the same code length and number of classes.
         provenance: Origin of the codes, as for `save_codes`.
+        beside: Names of other files in the folder, as for `save_database`.
 
     Raises:
         ArtifactError: If a part is damaged, or if the folder cannot be written to.
@@ -79,10 +89,12 @@ def join_databases(folder: Path, parts: Sequence[Path], provenance: Mapping[str,
             codes.write(np.ascontiguousarray(side.packed).data)
             labels.write(np.ascontiguousarray(side.labels).data)
             ids.write((part / names[2]).read_bytes())
-    _write_manifest(folder, bits, {"database": (count, classes)}, provenance)
+    _write_manifest(folder, bits, {"database": (count, classes)}, provenance, beside)
 
 
-def _save(folder: Path, sides: Mapping[str, CodeSet], provenance: Mapping[str, Any]) -> None:
+def _save(
+    folder: Path, sides: Mapping[str, CodeSet], provenance: Mapping[str, Any], beside: Sequence[str] = ()
+) -> None:
     for side, codes in sides.items():
         if codes.ids is None or codes.labels.ndim != 2:
             raise ValueError(f"a codes folder needs ids and multi-hot labels, got a {side} side without them")
@@ -101,7 +113,7 @@ def _save(folder: Path, sides: Mapping[str, CodeSet], provenance: Mapping[str, A
         with atomic_write(folder / ids_name) as file:
             file.writelines(f"{name}\n".encode() for name in codes.ids or ())
     counts = {side: (codes.n, codes.labels.shape[1]) for side, codes in sides.items()}
-    _write_manifest(folder, next(iter(sides.values())).bits, counts, provenance)
+    _write_manifest(folder, next(iter(sides.values())).bits, counts, provenance, beside)
 
 
 def _begin(folder: Path) -> None:
@@ -118,10 +130,14 @@ def _begin(folder: Path) -> None:
 
 
 def _write_manifest(
-    folder: Path, bits: int, counts: Mapping[str, tuple[int, int]], provenance: Mapping[str, Any]
+    folder: Path,
+    bits: int,
+    counts: Mapping[str, tuple[int, int]],
+    provenance: Mapping[str, Any],
+    beside: Sequence[str],
 ) -> None:
     """Write the manifest, which completes a folder. ``counts`` has the numbers of images and classes of each side."""
-    names = [name for side in counts for name in _FILES[side]]
+    names = [*(name for side in counts for name in _FILES[side]), *beside]
     manifest = {
         "format": FORMAT,
         "bits": bits,
@@ -132,7 +148,7 @@ def _write_manifest(
         },
         **provenance,
     }
-    write_json(folder / MANIFEST, manifest)
+    write_sealed(folder / MANIFEST, manifest)
 
 
 def load_codes(folder: Path) -> tuple[CodeSet, CodeSet, dict[str, Any]]:
@@ -255,8 +271,8 @@ def read_manifest(folder: Path, sides: Sequence[str] = _SIDES) -> dict[str, Any]
     path = folder / MANIFEST
     if not path.is_file():
         raise ArtifactError(f"{folder} has no {MANIFEST}: the codes are incomplete or this is not a codes folder")
-    manifest = read_json(path, limit=_MANIFEST_LIMIT)
-    if not isinstance(manifest, dict) or not is_count(manifest.get("format")):
+    manifest = read_sealed(path, limit=_MANIFEST_LIMIT)
+    if not is_count(manifest.get("format")):
         raise ArtifactError(f"{path} has no format number: it was damaged or is not the manifest of a codes folder")
     version = manifest["format"]
     if version > FORMAT:
@@ -278,10 +294,19 @@ def read_manifest(folder: Path, sides: Sequence[str] = _SIDES) -> dict[str, Any]
     _check_origin(path, manifest, sides)
     files = manifest.get("files")
     for name in (name for side in sides for name in _FILES[side]):
-        entry = files.get(name) if isinstance(files, dict) else None
-        if not isinstance(entry, dict) or not is_count(entry.get("bytes")) or not isinstance(entry.get("sha256"), str):
-            raise ArtifactError(f"{path} must give bytes and sha256 of {name}, got {short(repr(entry))}")
+        _checked_entry(path, name, files.get(name) if isinstance(files, dict) else None)
     return manifest
+
+
+def _checked_entry(path: Path, name: str, entry: Any) -> dict[str, Any]:
+    """Return the entry of a file in the manifest at ``path``.
+
+    Raises:
+        ArtifactError: If it does not give the size and the digest of the file.
+    """
+    if not isinstance(entry, dict) or not is_count(entry.get("bytes")) or not isinstance(entry.get("sha256"), str):
+        raise ArtifactError(f"{path} must give bytes and sha256 of {name}, got {short(repr(entry))}")
+    return entry
 
 
 # Kinds of values of a manifest's entries: words for messages, and a test.
@@ -381,6 +406,41 @@ def _check_origin(path: Path, manifest: dict[str, Any], sides: Sequence[str]) ->
                 f"{path} must give a class name for each of the {columns} label columns of the {side}, "
                 f"got {len(names)} names: it was edited by hand"
             )
+
+
+def require_skipped_intact(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Compare the list of skipped images with its digest in the manifest; earlier versions recorded none.
+
+    Raises:
+        ArtifactError: If the list is missing or damaged.
+    """
+    entry = manifest["files"].get(SKIPPED)
+    if entry is not None:
+        _verify(folder / SKIPPED, _checked_entry(folder / MANIFEST, SKIPPED, entry))
+
+
+def damages(folder: Path) -> list[tuple[Path, str]]:
+    """Compare every file of a codes folder with the manifest, and return what is wrong.
+
+    Returns:
+        The damaged files, each with a sentence; empty if the folder is intact.
+    """
+    try:
+        manifest = read_manifest(folder, ())
+        sides = [side for side in _SIDES if side in manifest]
+        read_manifest(folder, sides)
+    except ArtifactError as error:
+        return [(folder / MANIFEST, str(error))]
+    found = []
+    for name in [*(name for side in sides for name in _FILES[side]), SKIPPED]:
+        try:
+            if name == SKIPPED:
+                require_skipped_intact(folder, manifest)
+            else:
+                _verify(folder / name, manifest["files"][name])
+        except ArtifactError as error:
+            found.append((folder / name, str(error)))
+    return found
 
 
 def _load_side(folder: Path, side: str, manifest: dict[str, Any]) -> CodeSet:

@@ -3,11 +3,12 @@
 from deephash_cli.runs.folder import (
     CHECKPOINTS,
     CODES,
+    CODES_MANIFEST,
+    DIGESTED,
     ERROR,
     EXIT_CODES,
     HEAD_STEPS,
     METRICS,
-    RECORD,
     RETRIEVAL,
     RETRIEVAL_IMAGE,
     SKIPPED,
@@ -27,6 +28,7 @@ from deephash_cli.runs.folder import (
     status,
     versions,
 )
+from deephash_cli.runs.sealing import RECORD, require_intact
 from deephash_cli.runs.settings import (
     CONFIG,
     INCIDENTAL,
@@ -46,7 +48,9 @@ from deephash_cli.runs.settings import (
 __all__ = [
     "CHECKPOINTS",
     "CODES",
+    "CODES_MANIFEST",
     "CONFIG",
+    "DIGESTED",
     "ERROR",
     "EXIT_CODES",
     "HEAD_STEPS",
@@ -77,6 +81,7 @@ __all__ = [
     "read_config",
     "read_record",
     "redact",
+    "require_intact",
     "scan",
     "seconds",
     "status",

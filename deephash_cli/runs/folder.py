@@ -14,11 +14,12 @@ from typing import IO, Any, TypeGuard
 
 from deephash_cli import __version__
 from deephash_cli.errors import ArtifactError, ConfigError, command
-from deephash_cli.files import read_json, write_json, write_text
-from deephash_cli.retrieval.codes_folder import read_manifest
+from deephash_cli.files import write_sealed, write_text
+from deephash_cli.retrieval.codes_folder import MANIFEST, read_manifest
+from deephash_cli.runs import sealing
+from deephash_cli.runs.sealing import FILES, RECORD
 from deephash_cli.runs.settings import CONFIG, hide_in_override
 
-RECORD = "run.json"
 METRICS = "metrics.json"
 STEPS = "metrics.jsonl"
 HEAD_STEPS = "head.jsonl"
@@ -30,6 +31,11 @@ RETRIEVAL_IMAGE = "retrieval.webp"
 CHECKPOINTS = "checkpoints"
 WANDB = "wandb"
 ERROR = "error.txt"
+CODES_MANIFEST = f"{CODES}/{MANIFEST}"  # it has the digests of the other files of the codes
+# The files that have a digest in the record. Checkpoints have theirs in files beside them; W&B's files have none.
+DIGESTED = (
+    CONFIG, SPLIT, SKIPPED, STEPS, HEAD_STEPS, CODES_MANIFEST, METRICS, RETRIEVAL, RETRIEVAL_IMAGE, ERROR,
+)  # fmt: skip
 
 EXIT_CODES = {"finished": 0, "failed": 1, "interrupted": 130}  # reported to W&B for each status
 
@@ -57,6 +63,7 @@ class Run:
     def __init__(self, path: Path):
         self.path = path
         self._lock = _lock(path)
+        self._unsealed: dict[str, tuple[tuple[int, ...] | None, str | None]] = {}  # states and digests at that time
 
     def start(self, config_yaml: str, fingerprint: str, overrides: Sequence[str]) -> str:
         """Record what is about to run, in ``config.yaml`` and ``run.json``.
@@ -79,14 +86,48 @@ class Run:
             "fingerprint": fingerprint,
             "overrides": [hide_in_override(override) for override in overrides],
             "versions": versions(),
+            FILES: {
+                name: digest
+                for name, digest in sealing.digests(known).items()
+                if name != CONFIG and (self.path / name).exists()  # what was deleted is made again
+            },
         }
         (self.path / CHECKPOINTS).mkdir(exist_ok=True)
         for folder in (self.path, self.path / CHECKPOINTS, self.path / CODES):
             for leftover in folder.glob(".*.tmp"):  # left by a process that was killed while writing
                 leftover.unlink(missing_ok=True)
+        write_sealed(self.path / RECORD, record)
+        self.unseal(CONFIG)
         write_text(self.path / CONFIG, config_yaml)
-        write_json(self.path / RECORD, record)
+        self.seal()
         return record["id"]
+
+    def unseal(self, *names: str) -> None:
+        """Remove the digests of files from the record. This must be called before they are written again."""
+        record = read_record(self.path)
+        known = sealing.digests(record)
+        for name in names:
+            self._unsealed.setdefault(name, (sealing.state(self.path / name), known.get(name)))
+        if not known.keys().isdisjoint(names):
+            left = {name: digest for name, digest in known.items() if name not in names}
+            write_sealed(self.path / RECORD, {**record, FILES: left})
+
+    def seal(self, **changes: Any) -> None:
+        """Record the digests of the files that were written since ``unseal``; the others get back their earlier ones.
+
+        Args:
+            **changes: Other entries of the record that change at the same time.
+        """
+        record = read_record(self.path)
+        known = sealing.digests(record)
+        for name, (before, digest) in sorted(self._unsealed.items()):
+            now = sealing.state(self.path / name)
+            if now is not None and now != before:
+                digest = sealing.measured(self.path / name)
+            if now is not None and digest is not None:
+                known[name] = digest
+        write_sealed(self.path / RECORD, {**record, **changes, FILES: known})
+        self._unsealed.clear()
 
     def end(self, status: str, error: str | None = None) -> None:
         """Record how the run ended.
@@ -95,8 +136,7 @@ class Run:
             status: ``finished``, ``failed`` or ``interrupted``.
             error: Message of the error that ended the run; ``None`` if there was no error.
         """
-        record = read_record(self.path)
-        write_json(self.path / RECORD, {**record, "status": status, "ended": _now(), "error": error})
+        self.seal(status=status, ended=_now(), error=error)
 
     def discard(self) -> None:
         """Remove the folder with all its files, if none of them is worth keeping."""
@@ -172,10 +212,9 @@ def read_record(folder: Path) -> dict[str, Any]:
     folder = Path(folder)
     if not (folder / RECORD).is_file():
         raise ArtifactError(f"{folder} is not a run folder: it has no {RECORD}")
-    record = read_json(folder / RECORD)
-    texts = record if isinstance(record, dict) else {}
-    if not all(isinstance(texts.get(name), str) for name in ("status", "started", "fingerprint")) or not (
-        isinstance(texts.get("overrides"), list) and all(isinstance(text, str) for text in texts["overrides"])
+    record = sealing.read(folder)
+    if not all(isinstance(record.get(name), str) for name in ("status", "started", "fingerprint")) or not (
+        isinstance(record.get("overrides"), list) and all(isinstance(text, str) for text in record["overrides"])
     ):
         raise ArtifactError(f"{folder / RECORD} is not the record of a run")
     return record
@@ -285,6 +324,7 @@ def codes_folder(verb: str, run: str | None, codes: str | None) -> Path:
     if run is None:
         return Path(str(codes))
     read_record(Path(run))
+    sealing.require_intact(Path(run), CODES_MANIFEST)
     return Path(run) / CODES
 
 

@@ -58,9 +58,11 @@ def read(folder: Path) -> Gallery:
     """Read the gallery of a run folder. The folder may come from another person, so its files are checked.
 
     Raises:
-        ArtifactError: If a file cannot be read or has the wrong content, or if the two files do not match.
+        ArtifactError: If a file cannot be read, is not as it was written or has the wrong content, or if the two files
+            do not match.
     """
     file, image_file = folder / runs.RETRIEVAL, folder / runs.RETRIEVAL_IMAGE
+    runs.require_intact(folder, runs.RETRIEVAL, runs.RETRIEVAL_IMAGE)
     record = read_json(file, limit=_RECORD_LIMIT)
     if not _is_record(record):
         raise ArtifactError(f"{file} is not the record of a gallery: it was damaged or edited by hand")

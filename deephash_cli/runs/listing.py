@@ -87,6 +87,7 @@ def read(folder: Path) -> Listed:
     settings = runs.flatten(runs.read_config(folder))
     status = runs.status(folder, record)
     seconds = runs.seconds(record)
+    runs.require_intact(folder, runs.METRICS)
     metrics = read_json(folder / runs.METRICS) if (folder / runs.METRICS).exists() else None
     value = metrics.get("map") if isinstance(metrics, dict) else None
     dataset, split = settings.get("dataset.name"), settings.get("dataset.protocol")
@@ -113,6 +114,7 @@ def read(folder: Path) -> Listed:
 
 def _epochs(folder: Path) -> int:
     """Return the number of epochs that a run has finished, from its log; 0 if there is no log."""
+    runs.require_intact(folder, runs.STEPS)
     with contextlib.suppress(OSError, IndexError, ValueError, TypeError, KeyError):
         return 1 + int(json.loads((folder / runs.STEPS).read_text(encoding="utf-8").splitlines()[-1])["epoch"])
     return 0

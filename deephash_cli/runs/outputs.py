@@ -19,6 +19,7 @@ from deephash_cli.runs.folder import (
     RECORD,
     RETRIEVAL,
     RETRIEVAL_IMAGE,
+    SKIPPED,
     SPLIT,
     STEPS,
     WANDB,
@@ -48,7 +49,7 @@ _STARTS = {
     "report": (rb'\s*<!DOCTYPE html>\n(?s:.*)<meta name="generator" content="deephash ',),
 }
 # Names in a run folder and in a codes folder that only the commands that make these folders may write.
-_OF_A_RUN = {RECORD, METRICS, STEPS, HEAD_STEPS, SPLIT, RETRIEVAL, RETRIEVAL_IMAGE, CONFIG, ERROR, ".lock"}
+_OF_A_RUN = {RECORD, METRICS, STEPS, HEAD_STEPS, SPLIT, SKIPPED, RETRIEVAL, RETRIEVAL_IMAGE, CONFIG, ERROR, ".lock"}
 _FOLDERS_OF_A_RUN = {CHECKPOINTS, WANDB}
 # Settings that may name a folder of images: a file in it would be taken for one of the images.
 _IMAGES = ("query=", "input=")

@@ -240,6 +240,7 @@ def read(folder: Path) -> Result:
     record = runs.read_record(folder)
     if not (folder / runs.METRICS).exists():
         raise ArtifactError(": ".join(filter(None, (runs.status(folder, record), record.get("error")))))
+    runs.require_intact(folder, runs.METRICS)
     metrics = read_json(folder / runs.METRICS)
     known = metrics if isinstance(metrics, dict) else {}
     missing = [name for name, kind in _NEEDED.items() if not isinstance(known.get(name), kind)]

@@ -13,6 +13,7 @@ from yaml.constructor import ConstructorError
 
 from deephash_cli import __version__
 from deephash_cli.errors import ArtifactError, first_line
+from deephash_cli.runs.sealing import require_intact
 
 CONFIG = "config.yaml"
 # Settings of where and how a run is computed and logged. They do not change what it computes.
@@ -141,13 +142,15 @@ def read_config(folder: Path) -> dict[str, Any]:
         folder: A run folder, which may come from another person.
 
     Raises:
-        ArtifactError: If ``config.yaml`` is missing, too large, not YAML or not a mapping, is nested too deeply, or
-            has aliases. Aliases can turn a few hundred bytes into more settings than fit into memory.
+        ArtifactError: If ``config.yaml`` is missing, too large, not YAML or not a mapping, is nested too deeply, has
+            aliases, or does not match its digest in the run's record. Aliases can turn a few hundred bytes into more
+            settings than fit into memory.
     """
     file = Path(folder) / CONFIG
     try:
         if file.stat().st_size > _CONFIG_LIMIT:
             raise ArtifactError(f"{file} must have at most {_CONFIG_LIMIT} bytes; no configuration of a run needs more")
+        require_intact(Path(folder), CONFIG)
         text = file.read_text(encoding="utf-8")
         depth = 0
         for event in yaml.parse(text, Loader=_SAFE):

@@ -115,6 +115,7 @@ class Session:
 
     def replay(self) -> None:
         """Log the training steps that are recorded in the run folder."""
+        runs.require_intact(self._folder, runs.STEPS)
         file = self._folder / runs.STEPS
         for line in file.read_text().splitlines() if file.exists() else ():
             with contextlib.suppress(ValueError, TypeError, KeyError):  # an incomplete line
@@ -128,6 +129,7 @@ class Session:
 
         A part that cannot be logged is left out with a warning, and the other parts are logged.
         """
+        runs.require_intact(self._folder, runs.METRICS)
         metrics = read_json(self._folder / runs.METRICS)
         for what, log in (
             ("numbers", lambda: self._log_numbers(metrics)),

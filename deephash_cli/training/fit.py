@@ -101,8 +101,11 @@ def train(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
             "of this run mean nothing"
         )
     with _run_folder(config, earlier) as run, _recorded(run, job, overrides) as identity:
+        run.unseal(runs.SPLIT, runs.SKIPPED)
         resuming.keep_split(run.path, job.split, job.dataset)
         _list_left_out(run.path, job.dataset)
+        run.seal()
+        run.unseal(runs.STEPS, runs.HEAD_STEPS, runs.CODES_MANIFEST, runs.METRICS)
         with _dashboard(run.path, identity, job) as dashboard:
             with console.quiet_lightning(), _all_bad_images_named(job.dataset):
                 fit(run.path, job, dashboard)
@@ -110,6 +113,7 @@ def train(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
             for sentence in caveats(metrics):
                 console.warn(sentence)
             if config.gallery:
+                run.unseal(runs.RETRIEVAL, runs.RETRIEVAL_IMAGE)
                 gallery.write(run.path, job.dataset, [entry["query"] for entry in metrics.get("hardest_queries", ())])
             write_json(run.path / runs.METRICS, metrics)
         loggers.conclude(dashboard, metrics, 0)
@@ -298,7 +302,9 @@ def _recorded(run: runs.Run, job: Job, overrides: Sequence[str]) -> Iterator[str
         with _second_to_the_cause():
             run.end("failed", first_line(error))
             if not isinstance(error, DeephashError):
+                run.unseal(runs.ERROR)
                 write_text(run.path / runs.ERROR, traceback.format_exc())
+                run.seal()
         raise
 
 

@@ -5,10 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from deephash_cli import runs
+from deephash_cli.console import warn
 from deephash_cli.data.dataset import RetrievalDataset
 from deephash_cli.data.protocol import Split, load_split, save_split
 from deephash_cli.errors import ArtifactError, ConfigError
 from deephash_cli.files import read_json
+from deephash_cli.runs.sealing import digests
+from deephash_cli.runs.verifying import damaged_results
 
 
 def earlier_run(settings: Mapping[str, Any]) -> Path | None:
@@ -22,17 +25,21 @@ def earlier_run(settings: Mapping[str, Any]) -> Path | None:
 
     Raises:
         ConfigError: If the run in the folder was started with settings that a resumed run must keep, and they differ.
-        ArtifactError: If the folder holds no run.
+        ArtifactError: If the folder holds no run, or one of its files that are continued is damaged.
     """
     resume, run_dir = settings["resume"], settings["run_dir"]
     if resume == "none":
         return None
     if resume == "auto" and run_dir is None:
-        return runs.find(Path(settings["runs"]), runs.fingerprint(settings))
+        found = runs.find(Path(settings["runs"]), runs.fingerprint(settings))
+        if found:
+            _require_intact(found)
+        return found
     folder = Path(run_dir if resume == "auto" else resume)
     if resume == "auto" and not (folder / runs.RECORD).exists():
         return None
     runs.read_record(folder)
+    _require_intact(folder)
     before = runs.read_config(folder)
     if changes := runs.forbidden_changes(before, settings):
         raise ConfigError(
@@ -41,14 +48,28 @@ def earlier_run(settings: Mapping[str, Any]) -> Path | None:
     return folder
 
 
+def _require_intact(folder: Path) -> None:
+    """Check the files that a resumed run continues. A file that was deleted is made again."""
+    continued = (runs.CONFIG, runs.SPLIT, runs.STEPS, runs.HEAD_STEPS)
+    runs.require_intact(folder, *(name for name in continued if (folder / name).exists()))
+
+
 def is_done(folder: Path, epochs: int) -> bool:
-    """Whether the run in ``folder`` is finished and was trained for at least ``epochs`` epochs.
+    """Whether the run in ``folder`` is finished, was trained for at least ``epochs`` epochs, and has all its results.
+
+    Damaged or missing results are made again from the last checkpoint, and the user is told so.
 
     Raises:
         ArtifactError: If the folder holds no run, or its metrics cannot be read.
     """
-    finished = runs.read_record(folder)["status"] == "finished"
-    return finished and read_json(folder / runs.METRICS)["epochs"] >= epochs
+    record = runs.read_record(folder)
+    if record["status"] != "finished":
+        return False
+    if problems := damaged_results(folder, digests(record)):
+        for problem in problems:
+            warn(f"{problem.what}; it is made again")
+        return False
+    return read_json(folder / runs.METRICS)["epochs"] >= epochs
 
 
 def keep_split(folder: Path, split: Split, dataset: RetrievalDataset) -> None:

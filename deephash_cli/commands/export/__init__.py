@@ -16,7 +16,7 @@ from deephash_cli.choices import modules
 from deephash_cli.commands.export.source import Source
 from deephash_cli.console import say
 from deephash_cli.errors import ConfigError
-from deephash_cli.files import atomic_folder, read_json, write_json
+from deephash_cli.files import atomic_folder, read_json, sha256_file, write_sealed
 from deephash_cli.retrieval.codes_folder import open_side
 from deephash_cli.runs.outputs import EXPORTED, settle_folder
 
@@ -64,13 +64,14 @@ def run(config: DictConfig) -> None:
 
 
 def _finish(folder: Path) -> str:
-    """Name the files of an exported folder in its ``source.json``, and return their size for the user.
+    """Name the files of an exported folder in its ``source.json``, with their digests, and return their size.
 
     A later export with ``overwrite`` replaces a folder only if it holds no other files.
     """
     files = sorted(file.name for file in folder.iterdir())
     if (source := folder / EXPORTED).is_file():
-        write_json(source, {**read_json(source), "files": files})
+        digests = {name: sha256_file(folder / name) for name in files if name != EXPORTED}
+        write_sealed(source, {**read_json(source), "files": files, "sha256": digests})
     return _size(folder)
 
 

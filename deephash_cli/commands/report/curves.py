@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from deephash_cli import runs
+from deephash_cli.console import warn
+from deephash_cli.errors import ArtifactError, first_line
 from deephash_cli.retrieval.scoring import is_number
 from deephash_cli.runs import results
 from deephash_cli.runs.results import Result, Section
@@ -154,12 +156,19 @@ def _distances(members: Sequence[Result]) -> list[list[float]] | None:
 
 
 def _steps(file: Path) -> dict[str, list[list[float]]]:
-    """Read training loss and validation mAP: for each, the steps and the values. Damaged lines are skipped."""
+    """Read training loss and validation mAP: for each, the steps and the values. Damaged lines are skipped.
+
+    A log that does not match its digest in the run's record is left out with a warning.
+    """
     found: dict[str, dict[int, float]] = {name: {} for name in _STEPS}
     try:
         if file.stat().st_size > STEPS_LIMIT:
             return {}
+        runs.require_intact(file.parent, file.name)
         lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+    except ArtifactError as error:
+        warn(f"a training curve is left out: {first_line(error)}")
+        return {}
     except OSError:
         return {}
     for line in lines:

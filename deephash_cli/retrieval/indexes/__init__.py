@@ -19,7 +19,7 @@ from jaxtyping import Int64, UInt8
 from deephash_cli import __version__
 from deephash_cli.choices import modules
 from deephash_cli.errors import ArtifactError, ConfigError, command, hint
-from deephash_cli.files import atomic_write, read_json, sha256_file, write_json
+from deephash_cli.files import atomic_write, read_sealed, sha256_file, write_sealed
 from deephash_cli.retrieval import ranking
 from deephash_cli.retrieval.codes import packed_width
 from deephash_cli.retrieval.codes_folder import Database
@@ -268,7 +268,7 @@ def save(index: Faiss, path: Path, database: Database) -> dict[str, Any]:
         "codes_sha256": _digest_of(database),
         "versions": {"deephash": __version__, "faiss": faiss.__version__},
     }
-    write_json(record_path(path).resolve(), record)
+    write_sealed(record_path(path).resolve(), record)
     return record
 
 
@@ -294,12 +294,7 @@ def load(path: Path, database: Database) -> Faiss:
             f"({database.n} codes of {database.bits} bits): build it again with "
             f"deephash index {command(f'output={path}')} and the same run= or codes="
         )
-    try:
-        intact = path.stat().st_size == record["bytes"] and sha256_file(path) == record["sha256"]
-    except OSError as error:
-        raise ArtifactError(f"could not read {path}: {error.strerror or error}") from error
-    if not intact:
-        raise ArtifactError(f"{path} does not match {record_path(path).name}: it was damaged or replaced")
+    _require_intact(path, record)
     faiss = _load_faiss()
     try:
         inner = faiss.read_index_binary(str(path))
@@ -311,14 +306,33 @@ def load(path: Path, database: Database) -> Faiss:
     return Faiss(record["kind"], database.bits, record["settings"], inner)
 
 
+def verify(path: Path) -> None:
+    """Compare the file of an index with its description. It needs no faiss.
+
+    Raises:
+        ArtifactError: If one of the two files is missing or damaged.
+    """
+    _require_intact(path, _read_record(path))
+
+
+def _require_intact(path: Path, record: Mapping[str, Any]) -> None:
+    try:
+        # Reading a pipe or a device could block forever.
+        intact = path.is_file() and path.stat().st_size == record["bytes"] and sha256_file(path) == record["sha256"]
+    except OSError as error:
+        raise ArtifactError(f"could not read {path}: {error.strerror or error}") from error
+    if not intact:
+        raise ArtifactError(f"{path} does not match {record_path(path).name}: it was damaged or replaced")
+
+
 def _read_record(path: Path) -> dict[str, Any]:
     file = record_path(path)
     if not file.is_file():
         raise ArtifactError(
             f"{path} has no {file.name} beside it: it is incomplete, or was not written by deephash index"
         )
-    record = read_json(file, _RECORD_LIMIT)
-    if not isinstance(record, dict) or type(record.get("format")) is not int:
+    record = read_sealed(file, _RECORD_LIMIT)
+    if type(record.get("format")) is not int:
         raise ArtifactError(f"{file} has no format number: it was damaged, or does not describe an index")
     if record["format"] != FORMAT:
         raise ArtifactError(

@@ -45,6 +45,28 @@ def fingerprint(config: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps([__version__, content], sort_keys=True).encode()).hexdigest()[:16]
 
 
+def identity(config: Mapping[str, Any]) -> str:
+    """Return a digest of the settings that a resumed run must keep, the same for every version of deephash.
+
+    Two settings have the same digest if `forbidden_changes` finds no difference between them.
+    """
+    content = {
+        name: _plain(value)
+        for name, value in comparable(config).items()
+        if value is not None and not belongs(name, RESUMABLE)
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    """Return a value in which numbers that Python takes for equal, such as 1, 1.0 and true, are written alike."""
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, Mapping):
+        return {str(name): _plain(item) for name, item in value.items()}
+    return int(value) if isinstance(value, bool) or (isinstance(value, float) and value.is_integer()) else value
+
+
 def comparable(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return settings as a flat dictionary in which equal runs of this version and of earlier ones are equal."""
     return {name: value for name, value in flatten(config).items() if name not in _ADDED or value != _ADDED[name]}

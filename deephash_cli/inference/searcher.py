@@ -211,6 +211,7 @@ def open_searcher(
     settings: Mapping[str, Mapping[str, Any]],
     allowed_targets: Sequence[str] = (),
     vectors: Path | None = None,
+    allow_unverified: bool = False,
 ) -> Searcher:
     """Load the network of a run, and open the codes to search in.
 
@@ -221,12 +222,13 @@ def open_searcher(
         settings: Settings of each kind of index; see ``indexes.open_or_build``.
         allowed_targets: Names of further packages whose classes the run may build.
         vectors: File of query vectors, if the run hashed vectors; see ``load_encoder``. None uses the file of the run.
+        allow_unverified: Whether a checkpoint without a sidecar is used, too; see ``load_encoder``.
 
     Raises:
         ArtifactError: If the run is not finished, if the codes are damaged, or if another network made them.
         ConfigError: If something would be built that is not trusted, or if the index cannot be used.
     """
-    encoder = load_encoder(run, allowed_targets, vectors)
+    encoder = load_encoder(run, allowed_targets, vectors, allow_unverified)
     database = open_side(folder or run / runs.CODES)
     if "provenance" not in database.manifest:
         raise ArtifactError(
@@ -236,8 +238,8 @@ def open_searcher(
     ours, theirs = (origin["checkpoint"]["sha256"] for origin in (encoder.provenance, database.manifest["provenance"]))
     if ours != theirs:
         raise ArtifactError(
-            f"the codes in {folder} were made by a different network than that of {run}, so distances between them are "
-            "meaningless: give the run that made the codes"
+            f"the codes in {folder or run / runs.CODES} were made by a different network than that of {run}, so "
+            "distances between them are meaningless: give the run that made the codes"
         )
     if folder is None:
         source = {"dataset": encoder.settings["dataset"]["source"]}

@@ -55,7 +55,7 @@ def identity(config: Mapping[str, Any]) -> str:
         for name, value in comparable(config).items()
         if value is not None and not belongs(name, RESUMABLE)
     }
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=repr).encode()).hexdigest()
 
 
 def _plain(value: Any) -> Any:

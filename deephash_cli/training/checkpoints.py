@@ -58,12 +58,17 @@ class Owner:
         return cls(run, runs.identity(settings), {**named, **more})
 
     def unlike(self, other: "Owner") -> str:
-        """Return the run and those of its settings that are different in another run, for a message."""
+        """Return the id of the run and those of its settings that are different in another run, for a message."""
+        values = self.settings_unlike(other)
+        return f"run {short(self.run)}" + (f" ({values})" if values else "")
+
+    def settings_unlike(self, other: "Owner") -> str:
+        """Return the settings that are different in another run, for a message; "" if there is no difference."""
         differing = [name for name in self.named if name in other.named and self.named[name] != other.named[name]]
         values = ", ".join(f"{name}={short(str(self.named[name]))}" for name in differing)
         if not values and self.settings != other.settings:
-            values = f"settings with the digest {short(self.settings)[:12]}"
-        return f"run {short(self.run)}" + (f" ({values})" if values else "")
+            return f"settings with the digest {short(self.settings)[:12]}"
+        return values
 
 
 class VerifiedCheckpointIO(CheckpointIO):
@@ -215,13 +220,16 @@ def _read_sidecar(path: Path) -> dict[str, Any]:
     return read_sealed(file)
 
 
-def require_fitting(path: Path, state: Mapping[str, torch.Tensor], module: nn.Module) -> None:
+def require_fitting(
+    path: Path, state: Mapping[str, torch.Tensor], module: nn.Module, what: str = "the network of this run"
+) -> None:
     """Check that the tensors of a checkpoint are those of a network, before any of them is copied into it.
 
     Args:
         path: File of the checkpoint, for the message.
         state: Tensors by name.
         module: Network or method that the tensors are for.
+        what: What the module was built from, for the message.
 
     Raises:
         ArtifactError: If a tensor is missing, left over, or has another shape.
@@ -233,7 +241,7 @@ def require_fitting(path: Path, state: Mapping[str, torch.Tensor], module: nn.Mo
         name = differing[0]
         more = f" (and {len(differing) - 1} other tensors differ)" if len(differing) > 1 else ""
         raise ArtifactError(
-            f"{path} does not fit the network of this run: {short(name)} must be {_tensor(expected.get(name))}, got "
+            f"{path} does not fit {what}: {short(name)} must be {_tensor(expected.get(name))}, got "
             f"{_tensor(found.get(name))}{more}: it belongs to a run with other settings, so put the right checkpoint "
             "back, or remove this one with its .json"
         )

@@ -225,8 +225,7 @@ def _network(run: Path, settings: dict[str, Any], vectors: Path | None) -> Hashi
     try:
         bits, labels = settings["bits"], _stand_in_labels(run, settings)
         backbone = settings["model"]["network"]["backbone"]
-        if "weights" in backbone:
-            backbone["weights"] = "none"  # the checkpoint has the weights
+        _leave_out_weights(backbone)
         if vectors is not None and "file" in backbone:
             backbone["file"] = str(vectors)
         config = cast(DictConfig, OmegaConf.create(runs.escape(settings)))
@@ -240,6 +239,14 @@ def _network(run: Path, settings: dict[str, Any], vectors: Path | None) -> Hashi
         raise
     except Exception as error:
         raise _edited(run, error) from error
+
+
+def _leave_out_weights(node: Any) -> None:
+    """Have a backbone and all its parts built with random weights, because the checkpoint has the weights."""
+    if isinstance(node, dict) and isinstance(node.get("weights"), str):
+        node["weights"] = "none"
+    for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        _leave_out_weights(child)
 
 
 def _edited(run: Path, error: Exception) -> ArtifactError:

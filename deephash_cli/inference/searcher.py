@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from deephash_cli import runs
+from deephash_cli.console import say
 from deephash_cli.data.dataset import ImageArray, ImageFiles, RetrievalDataset, to_rgb
 from deephash_cli.data.decoding import decode
 from deephash_cli.errors import ArtifactError, DeephashError
@@ -19,7 +20,7 @@ from deephash_cli.inference.encoder import Encoder, load_encoder
 from deephash_cli.retrieval import codes_folder, indexes
 from deephash_cli.retrieval.codes_folder import Database, open_side
 from deephash_cli.training.targets import build
-from deephash_cli.training.trust import require_trusted
+from deephash_cli.training.trust import paths_in, require_trusted
 
 
 @dataclass(frozen=True)
@@ -151,16 +152,22 @@ class Pictures:
     Args:
         source: Location of the images, from a manifest or a run: ``{"root": folder}`` or ``{"dataset": node}``, where
             the node of the configuration builds the data set. Empty if the location is not known.
+        named: File that says this, for the message about what is read.
     """
 
-    def __init__(self, source: dict[str, Any]):
+    def __init__(self, source: dict[str, Any], named: Path | str = "their manifest"):
+        self._named = named
         self._root = Path(source["root"]).absolute() if isinstance(source.get("root"), str) else None
         self._node = source.get("dataset")
+        self._read = paths_in({"dataset": {"source": {"root": source.get("root"), **(self._node or {})}}})
         self._dataset: RetrievalDataset | None = None
         self._rows: dict[str, int] = {}
 
     def get(self, name: str) -> Image.Image | None:
         """Return the image with this id, in RGB; None if it is not available."""
+        if self._read:
+            say(f"pictures are read from {', '.join(self._read)}, as {self._named} says")
+            self._read = []
         try:
             if self._root is not None:
                 return decode(self._root / name) if self._is_inside(name) else None
@@ -189,6 +196,8 @@ class Pictures:
     def _of_dataset(self, name: str) -> Image.Image | None:
         if self._node is not None:
             node, self._node = self._node, None
+            if "download" in node:
+                node = {**node, "download": False}  # showing a picture is no reason to fetch a data set
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 self._dataset = build(OmegaConf.create(runs.escape(node)))
@@ -242,11 +251,12 @@ def open_searcher(
             "distances between them are meaningless: give the run that made the codes"
         )
     if folder is None:
-        source = {"dataset": encoder.settings["dataset"]["source"]}
+        source, named = {"dataset": encoder.settings["dataset"]["source"]}, run / runs.CONFIG
     else:
-        source = database.manifest.get("source") or {}
-        require_trusted(source, also=allowed_targets)
-    return Searcher(encoder, database, Pictures(source), indexes.open_or_build(index, database, settings))
+        source, named = database.manifest.get("source") or {}, folder / codes_folder.MANIFEST
+        if "dataset" in source:
+            require_trusted({"dataset": {"source": source["dataset"]}}, also=allowed_targets)
+    return Searcher(encoder, database, Pictures(source, named), indexes.open_or_build(index, database, settings))
 
 
 def class_names(side: Database) -> list[str]:

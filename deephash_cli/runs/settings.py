@@ -28,8 +28,11 @@ INCIDENTAL = (
     "loader.pin_memory",
 )
 # Settings that a resumed run may change: those above, those of how long and on which devices it trains, and what to do
-# about unreadable images, because the split tells whether the images are the same.
-RESUMABLE = (*INCIDENTAL, "trainer", "checkpoint", "metrics", "bad_images", "fit_rows")
+# about unreadable images or data that are not there, because the split tells whether the images are the same.
+RESUMABLE = (
+    *INCIDENTAL, "trainer", "checkpoint", "metrics", "bad_images", "fit_rows", "dataset.download",
+    "dataset.source.download",
+)  # fmt: skip
 # Settings that later versions added, with the value that does what earlier versions did: a run without them is equal to
 # a run with these values.
 _ADDED = {"bad_images": "stop", "fit_rows": 500_000, "trial": None}

@@ -41,7 +41,7 @@ from deephash_cli.training.inputs import Loading, Source
 from deephash_cli.training.instantiate import build_module, is_learned
 from deephash_cli.training.targets import as_yaml, build
 from deephash_cli.training.trainer import check_trainer, make_trainer, run_trainer
-from deephash_cli.training.trust import require_trusted
+from deephash_cli.training.trust import paths_in, require_no_download, require_trusted
 from deephash_cli.training.validation import Validation
 
 # The command with which the first of several processes starts the others.
@@ -94,6 +94,8 @@ def train(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
     else:
         outputs.require_room(config.runs, config.run_dir, config.dataset.get("root"))
     check_trainer(config)
+    if config.resume not in ("auto", "none") and (paths := paths_in(settings)):
+        say(f"reading {', '.join(paths)}, as {config.resume} says")
     job = prepare(config, settings)
     if config.trial:
         console.warn(
@@ -270,6 +272,7 @@ def _settings(config: DictConfig) -> dict[str, Any]:
     settings = runs.redact(cast(dict[str, Any], OmegaConf.to_container(config, resolve=True)))
     if config.resume not in ("auto", "none"):
         require_trusted(settings, also=config.allowed_targets)
+        require_no_download(settings)
     processes.require_alone("train")
     if not is_learned(config):  # fitted in one step by one process, even if other methods of a sweep use several
         one_step = {"max_epochs": 1, "limit_train_batches": None, "devices": 1, "num_nodes": 1, "strategy": "auto"}
@@ -397,7 +400,7 @@ def _learn_head(folder: Path, job: Job, source: Source, rows: Int[np.ndarray, "n
     head = job.config.head
     config = cast(DictConfig, OmegaConf.merge(job.config, {"optimizer": {"lr": head.lr}}))
     # DDP must accept that the parameters of the backbone get no gradient here
-    changes = {"strategy": "ddp_find_unused_parameters_true"} if processes.count() > 1 else {}
+    changes: dict[str, Any] = {"strategy": "ddp_find_unused_parameters_true"} if processes.count() > 1 else {}
     trainer = make_trainer(
         config,
         folder,

@@ -15,10 +15,11 @@ from test_conf import FILES
 
 import deephash_cli
 from deephash_cli import runs
+from deephash_cli.choices import CONF_DIR
 from deephash_cli.cli import launch
 from deephash_cli.cli import main as cli
-from deephash_cli.errors import ConfigError
-from deephash_cli.training.trust import require_trusted
+from deephash_cli.errors import ConfigError, DataError
+from deephash_cli.training.trust import require_no_download, require_trusted
 
 PACKAGE = Path(deephash_cli.__file__).parent
 SOURCES = {file.relative_to(PACKAGE).as_posix(): file for file in sorted(PACKAGE.rglob("*.py"))}
@@ -48,7 +49,7 @@ def test_nothing_is_loaded_or_run_unguarded(name):
         last = function.rsplit(".", 1)[-1]
         if function == "torch.load":
             assert arguments.get("weights_only") == "True", function
-            assert name in ("training/checkpoints.py", "models/backbones.py")
+            assert name == "models/tensors.py"
         elif function == "np.load":
             assert arguments.get("allow_pickle") == "False", function
             assert name == "npy.py"
@@ -149,17 +150,84 @@ def test_a_target_of_elsewhere_is_not_trusted(target):
             require_trusted(settings, also=["mine"])
 
 
+def targets():
+    """Yield the place and the value of every target of the configuration folder, file by file as it is written.
+
+    What is composed of the files has no other targets.
+    """
+    for file in FILES:
+        group = file.relative_to(CONF_DIR).parent.parts
+        prefix = "" if not group or file.read_text().startswith("# @package _global_") else f"{group[0]}."
+        settings = runs.flatten(OmegaConf.to_container(OmegaConf.load(file), resolve=False))
+        for name, value in settings.items():
+            place, _, last = f"{prefix}{name}".rpartition(".")
+            if last == "_target_" and not name.startswith("hydra."):
+                yield place, value
+
+
+def at(place, node):
+    """Return settings with a node at a place."""
+    for name in reversed(place.split(".")):
+        node = {name: node}
+    return node
+
+
 def test_every_target_of_the_configuration_folder_is_trusted():
-    """In each file as it is written: what is composed of them has no other targets."""
-    targets = [
-        value
-        for file in FILES
-        for name, value in runs.flatten(OmegaConf.to_container(OmegaConf.load(file), resolve=False)).items()
-        if name.rpartition(".")[2] == "_target_" and not name.startswith("hydra.")
-    ]
-    assert len(targets) > 40
-    for target in targets:
-        require_trusted({"_target_": target}, also=[])
+    assert len(list(targets())) > 40
+    for place, target in targets():
+        require_trusted(at(place, {"_target_": target}), also=[])
+
+
+def test_a_part_of_a_run_is_trusted_in_its_own_place_only():
+    loaders = {target for place, target in targets() if place == "dataset.source"}
+    models = {target for place, target in targets() if place.startswith("model.")}
+    assert min(len(loaders), len(models)) > 4
+    places = {place for place, _ in targets()} | {"x", "module.x", "dataset.source.x", "augment.x", "trainer.callbacks"}
+    for target in loaders | models:
+        for place in places:
+            if place.startswith("model.network") if target in models else place == "dataset.source":
+                continue
+            with pytest.raises(ConfigError, match=rf"would build {place}\._target_=.* belong elsewhere"):
+                require_trusted(at(place, {"_target_": target}), also=[])
+
+
+@pytest.mark.parametrize(
+    ("place", "target"),
+    [("model.network.backbone", "deephash_cli.models.backbones._download"), ("loss", "torch.nn.functional.mse_loss"),
+     ("model.network.backbone", "torch.hub.load"), ("module", "deephash_cli.methods.itq.ITQ.load_from_checkpoint"),
+     ("module", "deephash_cli.methods.base.torch.load"), ("optimizer", "torch.optim.os.system"),
+     ("logger", "deephash_cli.training.loggers.RecordLogger"), ("augment", "torchvision.transforms.functional.hflip")],
+)  # fmt: skip
+def test_beside_what_is_trusted_nothing_is(place, target):
+    with pytest.raises(ConfigError, match="would build"):
+        require_trusted(at(place, {"_target_": target}), also=[])
+
+
+def test_layers_and_steps_of_images_are_trusted_at_any_depth():
+    layers = {"_target_": "torch.nn.Sequential", "_args_": [{"_target_": "torch.nn.ReLU"}]}
+    require_trusted(at("model.network.backbone", layers), also=[])
+    require_trusted(at("augment", {"_target_": "torchvision.transforms.v2.Compose", "transforms": [layers]}), also=[])
+    with pytest.raises(ConfigError, match="would build"):  # a download that is not a named argument
+        require_trusted(
+            at("dataset.source", {"_target_": "deephash_cli.data.cifar10.cifar10", "_args_": ["x", True]}), also=[]
+        )
+
+
+def test_a_refusal_lists_all_that_would_be_built_and_read():
+    settings = {
+        **at("model.network.backbone", {"_target_": "a.Net", "weights": "/weights.pt"}),
+        "dataset": {"source": {"_target_": "b.load", "root": "/photos", "labels": "none"}, "split_file": "/split.json"},
+        "loss": {"_target_": "torch.nn.MSELoss", "x": [{"_target_": "a.Other"}]},
+    }
+    with pytest.raises(ConfigError) as refused:
+        require_trusted(settings, also=[])
+    assert str(refused.value) == (
+        "the run folder would build model.network.backbone._target_=a.Net, dataset.source._target_=b.load, "
+        "loss.x.0._target_=a.Other, which deephash does not trust by default (it would read "
+        "dataset.split_file=/split.json, dataset.source.root=/photos, model.network.backbone.weights=/weights.pt); if "
+        "you trust them, add 'allowed_targets=[a,b]'"
+    )
+    require_trusted(settings, also=["a", "b"])
 
 
 def test_what_the_user_trusts_is_trusted():
@@ -200,7 +268,7 @@ FORBIDDEN = [
     "hydra.run.dir=MARK", "hydra.sweep.dir=MARK", "hydra.output_subdir=MARK", "hydra.searchpath=[file://MARK]",
     "hydra/launcher=evil", "hydra/job_logging=default", "run_dir=MARK", "resume=none", "group=MARK",
     "hydra.mode=MULTIRUN", "hydra.job.env_set={EVIL:MARK}", "allowed_targets=[os]", "+trainer@hydra.callbacks.x=cpu",
-    "~hydra.run", "hydra={a:1}",
+    "~hydra.run", "hydra={a:1}", "+dataset.download=true", "++dataset.source.download=true",
 ]  # fmt: skip
 
 
@@ -216,6 +284,81 @@ def test_a_folder_cannot_configure_anything_but_its_run(deephash, poisoned, tmp_
     assert result.code == 0, result
     assert not mark.exists()
     assert f"run folder: {folder}" in result.out
+
+
+@pytest.fixture
+def fetched(monkeypatch):
+    """Addresses that something tried to download."""
+    addresses = []
+
+    def refuse(address, *_, **__):
+        addresses.append(address)
+        raise DataError("the network is cut")
+
+    monkeypatch.setattr("deephash_cli.data.fashion_mnist.fetch", refuse)
+    return addresses
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("encode", "input={photos}", "output=out"), ("search", "query={photos}/bag/000.jpg"), ("serve", "port=0"),
+     ("export", "to=torch_export", "output=out"), ("train", "resume={run}")],
+    ids=lambda arguments: arguments[0],
+)  # fmt: skip
+def test_a_loader_in_the_place_of_a_network_is_not_built(deephash, poisoned, trained, tmp_path, fetched, arguments):
+    place = tmp_path / "made"
+    loader = "deephash_cli.data.fashion_mnist.fashion_mnist"
+    backbone = "model.network.backbone"
+    folder = poisoned(f"{backbone}._target_={loader}", f"+{backbone}.root={place}", f"+{backbone}.download=true")
+    config = runs.read_config(folder)
+    config["model"]["network"]["backbone"] = {"_target_": loader, "root": str(place), "download": True}
+    (folder / runs.CONFIG).write_text(yaml.safe_dump(config))
+    verb, *settings = (word.format(photos=trained.parent / "photos", run=folder) for word in arguments)
+    result = deephash(verb, *settings, *([] if verb == "train" else [f"run={folder}"]))
+    assert result.code == 2, result
+    assert f"would build model.network.backbone._target_={loader}" in result.err
+    assert f"model.network.backbone.root={place}" in result.err
+    assert result.err.count("\n") == 1
+    assert fetched == []
+    assert not place.exists()
+
+
+def test_a_run_folder_does_not_download_but_the_user_may(deephash, poisoned, tmp_path, fetched, monkeypatch):
+    monkeypatch.setattr(runs, "forbidden_changes", lambda *_: [])  # its config.yaml has the same settings
+    place = tmp_path / "made"
+    folder = poisoned("dataset=fashion_mnist", "~dataset.labels", f"dataset.root={place}", "dataset.download=true")
+    record = json.loads((folder / runs.RECORD).read_text())
+    kept = [
+        text for text in record["overrides"] if not text.startswith(("dataset=image_folder", "~", "dataset.root=/"))
+    ]
+    (folder / runs.RECORD).write_text(json.dumps({**record, "overrides": [*kept, f"dataset.root={place}"]}))
+    result = deephash("train", f"resume={folder}")
+    assert result.code == 3, result
+    assert "set dataset.root=<folder>, or dataset.download=true" in result.err
+    assert f"reading dataset.source.root={place}, as {folder} says\n" in result.out
+    assert fetched == []
+    assert not place.exists()
+    assert "the network is cut" in deephash("train", f"resume={folder}", "dataset.download=true").err
+    assert len(fetched) == 1
+    with pytest.raises(ConfigError, match="would download its data set"):
+        require_no_download({"dataset": {"source": {"download": True}, "download": False}})
+
+
+def test_pictures_are_not_downloaded(tmp_path, fetched, capsys):
+    from deephash_cli.inference.searcher import Pictures
+
+    source = {
+        "_target_": "deephash_cli.data.fashion_mnist.fashion_mnist",
+        "root": str(tmp_path / "x"),
+        "download": True,
+    }
+    pictures = Pictures({"dataset": source}, "config.yaml")
+    for _ in range(2):
+        assert pictures.get("test/00000") is None
+    assert fetched == []
+    assert not (tmp_path / "x").exists()
+    line = f"pictures are read from dataset.source.root={tmp_path / 'x'}, as config.yaml says"
+    assert capsys.readouterr().out.splitlines() == [line]
 
 
 @pytest.mark.parametrize("overrides", ["seed=0", [1], ["seed"], ["x=("], [None], {"a": 1}, None])

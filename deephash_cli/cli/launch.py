@@ -154,8 +154,8 @@ def _take_up(overrides: list[str], multirun: bool) -> list[str]:
 def _settings_of(folder: Path, overrides: Sequence[str]) -> list[str]:
     """Return the settings that a run was started with, without those that a run folder must not decide.
 
-    The folder may come from somebody else. It must not configure Hydra, whose callbacks and launchers are code, or say
-    which packages are trusted.
+    The folder may come from somebody else. It must not configure Hydra, whose callbacks and launchers are code, say
+    which packages are trusted, or have anything downloaded.
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
@@ -166,8 +166,9 @@ def _settings_of(folder: Path, overrides: Sequence[str]) -> list[str]:
         raise ArtifactError(f"the settings in {folder} cannot be read: its record was edited by hand") from error
     kept = []
     for text, override in zip(overrides, parsed, strict=True):
-        name = re.split(r"[./@]", override.key_or_group)[0]
-        if name not in ("hydra", "resume", "run_dir", "group", "allowed_targets") and override.package is None:
+        parts = re.split(r"[./@]", override.key_or_group)
+        of_command = parts[0] in ("hydra", "resume", "run_dir", "group", "allowed_targets") or parts[-1] == "download"
+        if not of_command and override.package is None:
             kept.append(text)
     return kept
 

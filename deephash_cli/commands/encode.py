@@ -65,6 +65,7 @@ def run(config: DictConfig, source: DictConfig | None = None) -> dict[str, Any]:
         num_workers=config.num_workers,
         bad_images=config.bad_images,
         allowed_targets=list(config.allowed_targets),
+        allow_unverified=config.allow_unverified,
     )
     processes.require_alone("encode")
     work = Work(task)

@@ -60,7 +60,8 @@ def run(config: DictConfig) -> list[dict[str, Any]]:
     vectors = place if place.suffix == ".npy" else None
     folder = None if config.codes is None else Path(config.codes)
     settings = cast(dict[str, Any], OmegaConf.to_container(config))
-    searcher = open_searcher(run_folder, folder, config.index, settings, list(config.allowed_targets), vectors)
+    trusted = list(config.allowed_targets)
+    searcher = open_searcher(run_folder, folder, config.index, settings, trusted, vectors, config.allow_unverified)
     say(f"{run_folder}: {searcher.title}, {searcher.n} images")
     if config.radius is None and config.k > searcher.n:
         warn(f"k={config.k} is more than the {searcher.n} images that are searched: no query finds more than these")

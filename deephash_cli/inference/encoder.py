@@ -1,6 +1,6 @@
 """Load the network of a finished run to encode new images."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from deephash_cli import runs
+from deephash_cli.console import warn
 from deephash_cli.data.decoding import square
 from deephash_cli.data.protocol import training_size
 from deephash_cli.data.small_images import MAX_SIDE
@@ -111,7 +112,9 @@ def prepare(image: Image.Image, size: int) -> UInt8[Tensor, "3 h w"]:
     return torch.from_numpy(square(image, image.width if small else size))
 
 
-def load_encoder(run: Path, allowed_targets: Sequence[str] = (), vectors: Path | None = None) -> Encoder:
+def load_encoder(
+    run: Path, allowed_targets: Sequence[str] = (), vectors: Path | None = None, allow_unverified: bool = False
+) -> Encoder:
     """Build the network of a run folder and load the weights of the checkpoint that made the run's codes.
 
     No code in the folder is executed: the folder can build only what deephash trusts, and weights are read as tensors.
@@ -121,9 +124,12 @@ def load_encoder(run: Path, allowed_targets: Sequence[str] = (), vectors: Path |
         allowed_targets: Names of further packages whose classes the folder may build.
         vectors: File of the vectors to encode, if the run hashed vectors: its length of vectors is used, so that the
             training vectors need not exist any more. None uses the file of the run.
+        allow_unverified: Whether a checkpoint without a sidecar is used, too. It may then be another one than that
+            which made the codes of the run, and the provenance says so.
 
     Raises:
-        ArtifactError: If the run is not finished or is damaged, or if ``vectors`` does not fit its network.
+        ArtifactError: If the run is not finished or is damaged, if its configuration is not the one that it was trained
+            with, or if ``vectors`` does not fit its network.
         ConfigError: If the run would build something that is not trusted.
     """
     record = runs.read_record(run)
@@ -137,48 +143,111 @@ def load_encoder(run: Path, allowed_targets: Sequence[str] = (), vectors: Path |
     manifest = codes_folder.read_manifest(run / runs.CODES)
     needed = ["provenance.checkpoint.file", "provenance.checkpoint.sha256"]
     codes_folder.require_entries(run / runs.CODES, manifest, needed)
-    provenance = manifest["provenance"]
     settings = runs.read_config(run)
     require_trusted(settings, also=allowed_targets)
+    checkpoint = run / runs.CHECKPOINTS / Path(manifest["provenance"]["checkpoint"]["file"]).name
+    known, provenance = _verified(run, record, checkpoint, manifest["provenance"], settings, allow_unverified)
+    network = _network(run, settings, vectors)
+    state = checkpoints.read_checkpoint(checkpoint, allow_unverified=allow_unverified)["state_dict"]
+    prefix = "network."
+    weights = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    checkpoints.require_fitting(checkpoint, weights, network, str(vectors or run / runs.CONFIG))
+    network.load_state_dict(weights)
+    origin = {"run": record.get("id"), **{name: provenance[name] for name in _OF_A_RUN if name in provenance}}
+    try:
+        encoder = Encoder(network, settings, origin)
+        if not known:
+            encoder.try_out()
+    except Exception as error:
+        raise _edited(run, error) from error
+    return encoder
+
+
+def _verified(
+    run: Path,
+    record: Mapping[str, Any],
+    checkpoint: Path,
+    provenance: dict[str, Any],
+    settings: Mapping[str, Any],
+    allow_unverified: bool,
+) -> tuple[bool, dict[str, Any]]:
+    """Check that a checkpoint is the one that made the codes of a run, and that the settings are those of its training.
+
+    Returns:
+        Whether the settings are known to be those of the training, which checkpoints of earlier versions do not say;
+        and the provenance of codes that are made with the checkpoint.
+
+    Raises:
+        ArtifactError: If the checkpoint is missing or damaged, if another run or an earlier part of this one made the
+            codes, or if the settings were edited.
+    """
+    verified = checkpoints.has_sidecar(checkpoint) or not allow_unverified
+    owner = checkpoints.verify_checkpoint(checkpoint) if verified else None
+    if checkpoints.digest(checkpoint) != provenance["checkpoint"]["sha256"]:
+        if verified:
+            ours = checkpoints.Owner.of(str(record.get("id")), settings)
+            if owner and owner.run != ours.run:
+                checkpoints.verify_checkpoint(checkpoint, ours)  # says which runs they are
+            raise ArtifactError(
+                f"{checkpoint} is not the checkpoint that the codes in {run / runs.CODES} were made with: the run was "
+                f"continued after that; {command('deephash', 'train', f'resume={run}')} makes the codes again"
+            )
+        warn(f"{checkpoint} is used without verification, and is not the checkpoint that made the codes of {run}")
+        entry = {"file": provenance["checkpoint"]["file"], "sha256": checkpoints.digest(checkpoint), "unverified": True}
+        # The seed, the number of epochs and the data of its training are not known
+        kept = {name: provenance[name] for name in ("method", "module", "model") if name in provenance}
+        return False, {**kept, "checkpoint": entry}
+    if not verified:
+        warn(
+            f"{checkpoint} is used without its .json: it is the checkpoint that made the codes of {run}, but nothing "
+            f"says that {runs.CONFIG} has the settings of its training"
+        )
+    if owner and owner.settings != runs.identity(settings):
+        ours = checkpoints.Owner.of(owner.run, settings)
+        raise ArtifactError(
+            f"{run / runs.CONFIG} was edited or damaged after the training: expected the settings of {checkpoint}, "
+            f"{owner.settings_unlike(ours)}, got {ours.settings_unlike(owner)}; undo that change"
+        )
+    return owner is not None, provenance
+
+
+def _network(run: Path, settings: dict[str, Any], vectors: Path | None) -> HashingNetwork:
+    """Build the network of a run without weights.
+
+    Args:
+        run: Run folder.
+        settings: Its configuration.
+        vectors: File whose length of vectors is used; None uses the file of the run.
+
+    Raises:
+        ArtifactError: If the configuration is not that of a run, or was edited.
+        ConfigError: If the configuration does not fit a target that it names.
+    """
     try:
         bits, labels = settings["bits"], _stand_in_labels(run, settings)
         backbone = settings["model"]["network"]["backbone"]
-        if "weights" in backbone:
-            backbone["weights"] = "none"  # the checkpoint has the weights
+        _leave_out_weights(backbone)
         if vectors is not None and "file" in backbone:
             backbone["file"] = str(vectors)
         config = cast(DictConfig, OmegaConf.create(runs.escape(settings)))
         network = build(config.model.network, bits=bits)
         if not is_learned(config):  # a fitted method puts its own hash layer into the network
             network = build_module(config, network, labels).network
-        checkpoint = run / runs.CHECKPOINTS / Path(provenance["checkpoint"]["file"]).name
-        digest = provenance["checkpoint"]["sha256"]
+        return network
     except KeyError as error:
         raise ArtifactError(f"{run / runs.CONFIG} is not the configuration of a run: {error} is missing") from error
     except DeephashError:
         raise
     except Exception as error:
         raise _edited(run, error) from error
-    state = checkpoints.read_checkpoint(checkpoint)["state_dict"]
-    if checkpoints.digest(checkpoint) != digest:
-        raise ArtifactError(
-            f"{checkpoint} is not the checkpoint that the codes in {run / runs.CODES} were made with: the run was "
-            f"continued after that; {command('deephash', 'train', f'resume={run}')} makes the codes again"
-        )
-    prefix = "network."
-    weights = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-    try:
-        network.load_state_dict(weights)
-    except RuntimeError as error:
-        fitted = run / runs.CONFIG if vectors is None else vectors
-        raise ArtifactError(f"{checkpoint} does not fit {fitted}: {str(error).splitlines()[-1].strip()}") from error
-    origin = {"run": record.get("id"), **{name: provenance[name] for name in _OF_A_RUN if name in provenance}}
-    try:
-        encoder = Encoder(network, settings, origin)
-        encoder.try_out()
-    except Exception as error:
-        raise _edited(run, error) from error
-    return encoder
+
+
+def _leave_out_weights(node: Any) -> None:
+    """Have a backbone and all its parts built with random weights, because the checkpoint has the weights."""
+    if isinstance(node, dict) and isinstance(node.get("weights"), str):
+        node["weights"] = "none"
+    for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        _leave_out_weights(child)
 
 
 def _edited(run: Path, error: Exception) -> ArtifactError:

@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from deephash_cli import runs
+from deephash_cli.console import say
 from deephash_cli.data.dataset import ImageArray, ImageFiles, RetrievalDataset, to_rgb
 from deephash_cli.data.decoding import decode
 from deephash_cli.errors import ArtifactError, DeephashError
@@ -19,7 +20,7 @@ from deephash_cli.inference.encoder import Encoder, load_encoder
 from deephash_cli.retrieval import codes_folder, indexes
 from deephash_cli.retrieval.codes_folder import Database, open_side
 from deephash_cli.training.targets import build
-from deephash_cli.training.trust import require_trusted
+from deephash_cli.training.trust import paths_in, require_trusted
 
 
 @dataclass(frozen=True)
@@ -151,16 +152,22 @@ class Pictures:
     Args:
         source: Location of the images, from a manifest or a run: ``{"root": folder}`` or ``{"dataset": node}``, where
             the node of the configuration builds the data set. Empty if the location is not known.
+        named: File that says this, for the message about what is read.
     """
 
-    def __init__(self, source: dict[str, Any]):
+    def __init__(self, source: dict[str, Any], named: Path | str = "their manifest"):
+        self._named = named
         self._root = Path(source["root"]).absolute() if isinstance(source.get("root"), str) else None
         self._node = source.get("dataset")
+        self._read = paths_in({"dataset": {"source": {"root": source.get("root"), **(self._node or {})}}})
         self._dataset: RetrievalDataset | None = None
         self._rows: dict[str, int] = {}
 
     def get(self, name: str) -> Image.Image | None:
         """Return the image with this id, in RGB; None if it is not available."""
+        if self._read:
+            say(f"pictures are read from {', '.join(self._read)}, as {self._named} says")
+            self._read = []
         try:
             if self._root is not None:
                 return decode(self._root / name) if self._is_inside(name) else None
@@ -189,6 +196,8 @@ class Pictures:
     def _of_dataset(self, name: str) -> Image.Image | None:
         if self._node is not None:
             node, self._node = self._node, None
+            if "download" in node:
+                node = {**node, "download": False}  # showing a picture is no reason to fetch a data set
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 self._dataset = build(OmegaConf.create(runs.escape(node)))
@@ -211,6 +220,7 @@ def open_searcher(
     settings: Mapping[str, Mapping[str, Any]],
     allowed_targets: Sequence[str] = (),
     vectors: Path | None = None,
+    allow_unverified: bool = False,
 ) -> Searcher:
     """Load the network of a run, and open the codes to search in.
 
@@ -221,12 +231,13 @@ def open_searcher(
         settings: Settings of each kind of index; see ``indexes.open_or_build``.
         allowed_targets: Names of further packages whose classes the run may build.
         vectors: File of query vectors, if the run hashed vectors; see ``load_encoder``. None uses the file of the run.
+        allow_unverified: Whether a checkpoint without a sidecar is used, too; see ``load_encoder``.
 
     Raises:
         ArtifactError: If the run is not finished, if the codes are damaged, or if another network made them.
         ConfigError: If something would be built that is not trusted, or if the index cannot be used.
     """
-    encoder = load_encoder(run, allowed_targets, vectors)
+    encoder = load_encoder(run, allowed_targets, vectors, allow_unverified)
     database = open_side(folder or run / runs.CODES)
     if "provenance" not in database.manifest:
         raise ArtifactError(
@@ -236,15 +247,16 @@ def open_searcher(
     ours, theirs = (origin["checkpoint"]["sha256"] for origin in (encoder.provenance, database.manifest["provenance"]))
     if ours != theirs:
         raise ArtifactError(
-            f"the codes in {folder} were made by a different network than that of {run}, so distances between them are "
-            "meaningless: give the run that made the codes"
+            f"the codes in {folder or run / runs.CODES} were made by a different network than that of {run}, so "
+            "distances between them are meaningless: give the run that made the codes"
         )
     if folder is None:
-        source = {"dataset": encoder.settings["dataset"]["source"]}
+        source, named = {"dataset": encoder.settings["dataset"]["source"]}, run / runs.CONFIG
     else:
-        source = database.manifest.get("source") or {}
-        require_trusted(source, also=allowed_targets)
-    return Searcher(encoder, database, Pictures(source), indexes.open_or_build(index, database, settings))
+        source, named = database.manifest.get("source") or {}, folder / codes_folder.MANIFEST
+        if "dataset" in source:
+            require_trusted({"dataset": {"source": source["dataset"]}}, also=allowed_targets)
+    return Searcher(encoder, database, Pictures(source, named), indexes.open_or_build(index, database, settings))
 
 
 def class_names(side: Database) -> list[str]:

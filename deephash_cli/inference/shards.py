@@ -69,6 +69,7 @@ class Task:
         num_workers: Number of worker processes that decode image files.
         bad_images: What to do about a file that cannot be read: ``stop``, or ``skip`` it and list it.
         allowed_targets: Names of further packages whose classes the run may build.
+        allow_unverified: Whether a checkpoint without a sidecar is used, too.
     """
 
     run: str
@@ -81,6 +82,7 @@ class Task:
     num_workers: int
     bad_images: str
     allowed_targets: list[str]
+    allow_unverified: bool = False
 
 
 def follow() -> None:
@@ -130,7 +132,7 @@ class Work:
         self.task = task
         self.folder = Path(task.output)
         file = Path(task.input) if task.input and task.input.endswith(".npy") else None
-        self.encoder = load_encoder(Path(task.run), task.allowed_targets, file)
+        self.encoder = load_encoder(Path(task.run), task.allowed_targets, file, task.allow_unverified)
         self.dataset = _read_input(task)
         holds = "vectors" if isinstance(self.dataset.images, Vectors) else "images"
         self.unit = holds

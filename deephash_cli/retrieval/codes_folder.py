@@ -4,7 +4,7 @@ import contextlib
 import json
 import mmap
 import stat
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
@@ -15,7 +15,15 @@ from jaxtyping import UInt8
 from deephash_cli.errors import ArtifactError, short
 from deephash_cli.files import atomic_write, read_sealed, sha256_file, write_sealed
 from deephash_cli.npy import map_array, read_header
-from deephash_cli.retrieval.codes import BITS_LIMIT, RANK_LIMIT, CodeSet, is_count, packed_width, require_comparable
+from deephash_cli.retrieval.codes import (
+    BITS_LIMIT,
+    RANK_LIMIT,
+    CodeSet,
+    is_count,
+    packed_width,
+    require_comparable,
+    require_valid,
+)
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -28,6 +36,7 @@ _FILES = {side: (f"{side}.npy", f"{side}_labels.npy", f"{side}_ids.txt") for sid
 FILES = {MANIFEST, PLAN, SHARDS, SKIPPED, *(name for names in _FILES.values() for name in names)}
 _MANIFEST_LIMIT = 2**20
 _BLOCK = 2**24  # bytes of a text file that are searched at a time
+_LINES = 2**16  # lines of a text file that are read at a time
 
 
 def save_codes(folder: Path, query: CodeSet, database: CodeSet, provenance: Mapping[str, Any]) -> None:
@@ -194,18 +203,17 @@ class Database:
 def open_side(folder: Path, side: str = "database") -> Database:
     """Open one side of a folder that `save_codes` or `save_database` wrote, without loading its ids.
 
+    Codes, labels and ids are checked as `load_codes` checks them, in blocks: ids take 16 bytes each for that time.
+
     Raises:
-        ArtifactError: If the folder is incomplete, damaged, of a newer format, or not a codes folder.
+        ArtifactError: If the folder is incomplete, damaged, of a newer format, or not a codes folder, or if its ids are
+            not unique or its labels not 0 and 1.
     """
     folder = Path(folder)
-    manifest = read_manifest(folder, (side,))
-    codes_name, labels_name, ids_name = _verified_names(folder, side, manifest)
-    count, classes, bits = manifest[side]["count"], manifest[side]["classes"], manifest["bits"]
-    packed = _open_array(folder / codes_name, (count, packed_width(bits)))
-    labels = _open_array(folder / labels_name, (count, classes))
-    if bits % 8 and (packed[:, -1] >> (bits % 8)).any():
-        raise ArtifactError(f"{folder / codes_name} must have zeros in the padding bits of its codes, got ones")
-    return Database(packed, bits, labels, Lines(folder / ids_name, count), manifest)
+    found = _open(folder, side, read_manifest(folder, (side,)))
+    with _named(folder, side):
+        require_valid(found.packed, found.bits, found.labels, found.ids)
+    return found
 
 
 class Lines(Sequence[str]):
@@ -235,7 +243,7 @@ class Lines(Sequence[str]):
         )
         self._ends = np.concatenate(ends)
         if len(self) != count or self._ends[-1] != size:
-            raise ArtifactError(f"{path} must have {count} complete lines, got {len(self)}: it was truncated")
+            raise ArtifactError(f"{path} must have {count} complete lines, one for each code, got {len(self)}")
 
     def __len__(self) -> int:
         return len(self._ends) - 1
@@ -252,14 +260,27 @@ class Lines(Sequence[str]):
             IndexError: If there is no line with this number.
         """
         if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+            start, stop, step = index.indices(len(self))
+            return self._between(start, stop) if step == 1 else [self[i] for i in range(start, stop, step)]
         if not -len(self) <= index < len(self):
             raise IndexError(f"line {index} of {len(self)}")
-        start, end = self._ends[index % len(self)], self._ends[index % len(self) + 1]
+        return self._between(index % len(self), index % len(self) + 1)[0]
+
+    def __iter__(self) -> Iterator[str]:
+        """Yield all lines in order, of which some are in memory at a time."""
+        for start in range(0, len(self), _LINES):
+            yield from self[start : start + _LINES]
+
+    def _between(self, first: int, last: int) -> list[str]:
+        """Return the lines from number ``first`` to the one before ``last``, from one text."""
+        if first >= last:
+            return []
+        content = self._bytes[self._ends[first] : self._ends[last] - 1].tobytes()
         try:
-            return self._bytes[start : end - 1].tobytes().decode("utf-8")
+            return content.decode("utf-8").split("\n")
         except UnicodeDecodeError as error:
-            raise ArtifactError(f"{self._path} is not UTF-8 text: {error.reason} in line {index}") from error
+            line = first + content.count(b"\n", 0, error.start)
+            raise ArtifactError(f"{self._path} is not UTF-8 text: {error.reason} in line {line + 1}") from error
 
 
 def read_manifest(folder: Path, sides: Sequence[str] = _SIDES) -> dict[str, Any]:
@@ -444,13 +465,25 @@ def damages(folder: Path) -> list[tuple[Path, str]]:
 
 
 def _load_side(folder: Path, side: str, manifest: dict[str, Any]) -> CodeSet:
+    found = _open(folder, side, manifest)
+    with _named(folder, side):
+        return CodeSet(packed=found.packed, bits=found.bits, labels=found.labels, ids=list(found.ids))
+
+
+def _open(folder: Path, side: str, manifest: dict[str, Any]) -> Database:
+    """Open one side of a folder after checking the digests of its files, but not yet what they hold."""
     codes_name, labels_name, ids_name = _verified_names(folder, side, manifest)
     count, classes, bits = manifest[side]["count"], manifest[side]["classes"], manifest["bits"]
     packed = _open_array(folder / codes_name, (count, packed_width(bits)))
     labels = _open_array(folder / labels_name, (count, classes))
-    ids = _read_ids(folder / ids_name, count)
+    return Database(packed, bits, labels, Lines(folder / ids_name, count), manifest)
+
+
+@contextlib.contextmanager
+def _named(folder: Path, side: str) -> Iterator[None]:
+    """Say in an error about codes, labels or ids whose they are."""
     try:
-        return CodeSet(packed=packed, bits=bits, labels=labels, ids=ids)
+        yield
     except ArtifactError as error:
         raise ArtifactError(f"{folder}, {side} side: {error}") from error
 
@@ -494,26 +527,3 @@ def _open_array(path: Path, expected: tuple[int, int]) -> UInt8[np.ndarray, "n c
     if header.shape != expected:
         raise ArtifactError(f"{path} has shape {short(repr(header.shape))} but {MANIFEST} says {expected}")
     return map_array(path, header)
-
-
-def _read_ids(path: Path, count: int) -> list[str]:
-    ids: list[str] = []
-    lines = position = 0
-    line = b"\n"
-    try:
-        with path.open("rb") as file:
-            # Opened in binary mode: text mode would also split at a carriage return, which is refused later.
-            for line in file:
-                lines += 1
-                if lines <= count:
-                    ids.append(line.decode("utf-8").removesuffix("\n"))
-                position += len(line)
-    except OSError as error:
-        raise ArtifactError(f"could not read {path}: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise ArtifactError(f"{path} is not UTF-8 text: {error.reason} at byte {position + error.start}") from error
-    if not line.endswith(b"\n"):
-        raise ArtifactError(f"{path} must end with a line break: it was truncated")
-    if lines != count:
-        raise ArtifactError(f"{path} has {lines} ids but {MANIFEST} says {count}")
-    return ids

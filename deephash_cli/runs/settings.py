@@ -29,8 +29,11 @@ INCIDENTAL = (
     "loader.pin_memory",
 )
 # Settings that a resumed run may change: those above, those of how long and on which devices it trains, and what to do
-# about unreadable images, because the split tells whether the images are the same.
-RESUMABLE = (*INCIDENTAL, "trainer", "checkpoint", "metrics", "bad_images", "fit_rows")
+# about unreadable images or data that are not there, because the split tells whether the images are the same.
+RESUMABLE = (
+    *INCIDENTAL, "trainer", "checkpoint", "metrics", "bad_images", "fit_rows", "dataset.download",
+    "dataset.source.download",
+)  # fmt: skip
 # Settings that later versions added, with the value that does what earlier versions did: a run without them is equal to
 # a run with these values.
 _ADDED = {"bad_images": "stop", "fit_rows": 500_000, "trial": None}
@@ -44,6 +47,28 @@ def fingerprint(config: Mapping[str, Any]) -> str:
     """Return a digest of the settings that decide a run's result and of the version of deephash."""
     content = {name: value for name, value in comparable(config).items() if not belongs(name, INCIDENTAL)}
     return hashlib.sha256(json.dumps([__version__, content], sort_keys=True).encode()).hexdigest()[:16]
+
+
+def identity(config: Mapping[str, Any]) -> str:
+    """Return a digest of the settings that a resumed run must keep, the same for every version of deephash.
+
+    Two settings have the same digest if `forbidden_changes` finds no difference between them.
+    """
+    content = {
+        name: _plain(value)
+        for name, value in comparable(config).items()
+        if value is not None and not belongs(name, RESUMABLE)
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=repr).encode()).hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    """Return a value in which numbers that Python takes for equal, such as 1, 1.0 and true, are written alike."""
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, Mapping):
+        return {str(name): _plain(item) for name, item in value.items()}
+    return int(value) if isinstance(value, bool) or (isinstance(value, float) and value.is_integer()) else value
 
 
 def comparable(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,25 +1,74 @@
-"""Checkpoints: a file is complete or absent, is verified when it is read, and cannot run code of its author."""
+"""Checkpoints: complete or absent, verified when read, of a known run, and unable to run code of their author."""
 
 import contextlib
 import io
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.plugins.io import CheckpointIO
+from torch import nn
 
-from deephash_cli import __version__, processes
-from deephash_cli.errors import ArtifactError, DivergedError, first_line
-from deephash_cli.files import atomic_write, read_json, sha256_file, write_bytes, write_json
+from deephash_cli import __version__, processes, runs
+from deephash_cli.errors import ArtifactError, DivergedError, short
+from deephash_cli.files import atomic_write, is_sealed, read_json, read_sealed, sha256_file, write_bytes, write_sealed
+from deephash_cli.models.tensors import load_tensors
 
 LAST = "last.ckpt"
 PREVIOUS = "previous.ckpt"
 BEST = "best.ckpt"
-FORMAT = 1
+FORMAT = 2  # of the sidecar; format 1 does not say whose the checkpoint is
+
+
+class WrongCheckpointError(ArtifactError):
+    """A checkpoint that is whole, but of another run or a newer version: it must not be used, nor trained over."""
+
+
+@dataclass(frozen=True)
+class Owner:
+    """The run that a checkpoint belongs to.
+
+    Attributes:
+        run: Id of the run.
+        settings: Digest of the settings that a resumed run must keep, from ``runs.identity``.
+        named: A few of these settings by name, for messages.
+    """
+
+    run: str
+    settings: str
+    named: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, run: str, settings: Mapping[str, Any], **more: Any) -> "Owner":
+        """Return the owner of the checkpoints of a run.
+
+        Args:
+            run: Id of the run.
+            settings: Configuration of the run as plain values.
+            **more: Facts to name in messages in addition to settings, such as the number of classes.
+        """
+        model = settings.get("model")
+        named = {name: settings.get(name) for name in ("method", "bits", "seed")}
+        named["model"] = model.get("name") if isinstance(model, Mapping) else None
+        return cls(run, runs.identity(settings), {**named, **more})
+
+    def unlike(self, other: "Owner") -> str:
+        """Return the id of the run and those of its settings that are different in another run, for a message."""
+        values = self.settings_unlike(other)
+        return f"run {short(self.run)}" + (f" ({values})" if values else "")
+
+    def settings_unlike(self, other: "Owner") -> str:
+        """Return the settings that are different in another run, for a message; "" if there is no difference."""
+        differing = [name for name in self.named if name in other.named and self.named[name] != other.named[name]]
+        values = ", ".join(f"{name}={short(str(self.named[name]))}" for name in differing)
+        if not values and self.settings != other.settings:
+            return f"settings with the digest {short(self.settings)[:12]}"
+        return values
 
 
 class VerifiedCheckpointIO(CheckpointIO):
@@ -27,10 +76,17 @@ class VerifiedCheckpointIO(CheckpointIO):
 
     A checkpoint is written beside its target and then renamed. Lightning's own writer goes through the system's
     temporary folder and does not flush to disk, and its reader does not notice flipped bits.
+
+    Args:
+        owner: Run that the checkpoints belong to; None if they belong to no run.
     """
 
+    def __init__(self, owner: Owner | None = None):
+        super().__init__()
+        self.owner = owner
+
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write ``checkpoint`` to ``path``, and its size, digest and version of deephash to ``<path>.json``.
+        """Write ``checkpoint`` to ``path``, and what identifies it to ``<path>.json``.
 
         Args:
             checkpoint: Checkpoint as Lightning collects it.
@@ -46,7 +102,9 @@ class VerifiedCheckpointIO(CheckpointIO):
         with atomic_write(path) as file:
             file.write(buffer.getbuffer())
         sidecar = {"format": FORMAT, "deephash": __version__, "bytes": path.stat().st_size, "sha256": sha256_file(path)}
-        write_json(_sidecar(path), sidecar)
+        if self.owner:
+            sidecar |= {"run": self.owner.run, "settings": self.owner.settings, "named": dict(self.owner.named)}
+        write_sealed(_sidecar(path), sidecar)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         """Verify and read a checkpoint onto the CPU; see ``read_checkpoint``.
@@ -57,9 +115,9 @@ class VerifiedCheckpointIO(CheckpointIO):
             weights_only: Unused; only tensors and plain values are ever unpickled.
 
         Raises:
-            ArtifactError: If the checkpoint is missing, damaged, or of a newer format.
+            ArtifactError: If the checkpoint is missing, damaged, of another run, or of a newer format.
         """
-        return read_checkpoint(Path(path))
+        return read_checkpoint(Path(path), self.owner)
 
     def remove_checkpoint(self, path: Any) -> None:
         """Remove a checkpoint and its sidecar."""
@@ -67,80 +125,168 @@ class VerifiedCheckpointIO(CheckpointIO):
             file.unlink(missing_ok=True)
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
+def read_checkpoint(path: Path, owner: Owner | None = None, allow_unverified: bool = False) -> dict[str, Any]:
     """Verify a checkpoint that this project wrote, and read it onto the CPU.
 
     Only tensors and plain values are unpickled.
 
     Args:
         path: File of the checkpoint.
+        owner: Run that the checkpoint must belong to; None for any run.
+        allow_unverified: Whether a checkpoint without a sidecar is read, too.
 
     Returns:
         The checkpoint as Lightning collected it; ``state_dict`` has the tensors by name.
 
     Raises:
-        ArtifactError: If the checkpoint is missing, damaged, or of a newer format.
+        ArtifactError: If the checkpoint is missing, damaged, of another run, or of a newer format.
     """
-    verify_checkpoint(path)
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged bytes can make torch.load raise any kind of error
-        raise ArtifactError(f"{path} could not be read as a checkpoint: {first_line(error)}") from error
-    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
-        raise ArtifactError(f"{path} is not a checkpoint of deephash: it has no state_dict")
+    if has_sidecar(path) or not allow_unverified:
+        verify_checkpoint(path, owner)
+    checkpoint = load_tensors(path, "a checkpoint")
+    state = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise ArtifactError(f"{path} is not a checkpoint of deephash: it has no state_dict of tensors")
     return checkpoint
 
 
+def has_sidecar(path: Path) -> bool:
+    """Return whether a checkpoint has the file beside it that it is verified by."""
+    return _sidecar(path).exists()
+
+
 def digest(path: Path) -> str:
-    """Read the hexadecimal SHA-256 of a checkpoint from its sidecar, without comparing it with the file.
+    """Return the hexadecimal SHA-256 of a checkpoint: that of its sidecar, or of the file if there is no sidecar.
 
     Args:
-        path: File of a checkpoint that was verified before.
+        path: File of a checkpoint that was verified before if it has a sidecar.
 
     Raises:
-        ArtifactError: If the sidecar is missing or cannot be read.
+        ArtifactError: If the sidecar cannot be read.
     """
-    return read_json(_sidecar(path))["sha256"]
+    return _read_sidecar(path)["sha256"] if has_sidecar(path) else sha256_file(path)
 
 
-def verify_checkpoint(path: Path) -> None:
-    """Compare a checkpoint with its sidecar.
+def verify_checkpoint(path: Path, owner: Owner | None = None) -> Owner | None:
+    """Compare a checkpoint with its sidecar, and the run that it belongs to with the one that it must belong to.
 
     Args:
         path: File of the checkpoint.
+        owner: Run that the checkpoint must belong to; None for any run.
+
+    Returns:
+        The run that it belongs to; None if the sidecar does not say that, as those of earlier versions.
 
     Raises:
-        ArtifactError: If one of the two files is missing, if they disagree, or if the format is a newer one.
+        WrongCheckpointError: If it belongs to another run, or if its format is a newer one.
+        ArtifactError: If one of the two files is missing, or if they disagree.
     """
     if not path.is_file():
         raise ArtifactError(f"{path} does not exist")
-    sidecar = read_json(_sidecar(path))
-    if not isinstance(sidecar, dict) or not isinstance(sidecar.get("format"), int):
-        raise ArtifactError(f"{_sidecar(path)} does not describe a checkpoint")
-    if sidecar["format"] > FORMAT:
-        raise ArtifactError(
-            f"{path} was written by a newer deephash ({sidecar.get('deephash')}); this is {__version__}"
-        )
-    if sidecar.get("sha256") != sha256_file(path):
+    sidecar = _read_sidecar(path)
+    if sidecar["sha256"] != sha256_file(path):
         raise ArtifactError(f"{path} is damaged: its SHA-256 is not the one in {_sidecar(path).name}")
+    found = None
+    if isinstance(sidecar.get("run"), str) and isinstance(sidecar.get("settings"), str):
+        named = sidecar.get("named")
+        found = Owner(sidecar["run"], sidecar["settings"], named if isinstance(named, dict) else {})
+    if owner and found and (found.run, found.settings) != (owner.run, owner.settings):
+        raise WrongCheckpointError(
+            f"{path} must be a checkpoint of {owner.unlike(found)}, got one of {found.unlike(owner)}: put the right "
+            "file and its .json back, or remove these two"
+        )
+    return found
 
 
-def newest_valid(folder: Path, warn: Callable[[str], None]) -> Path | None:
+def _read_sidecar(path: Path) -> dict[str, Any]:
+    """Read the sidecar of a checkpoint, and check its format before anything else that a newer version may change."""
+    file = _sidecar(path)
+    if not file.exists():
+        raise ArtifactError(
+            f"{file} does not exist, so {path.name} cannot be verified: put it back; encode and search use a "
+            "checkpoint without it if allow_unverified=true is added"
+        )
+    sidecar = read_json(file)
+    version = sidecar.get("format") if isinstance(sidecar, dict) else None
+    if type(version) is not int or not isinstance(sidecar.get("sha256"), str):
+        raise ArtifactError(f"{file} does not describe a checkpoint")
+    if version > FORMAT:
+        raise WrongCheckpointError(
+            f"{path} was written by a newer deephash ({short(str(sidecar.get('deephash')))}); this is {__version__}: "
+            "update deephash, or move this checkpoint away"
+        )
+    if version >= 2 and not is_sealed(file):
+        raise ArtifactError(f"{file} has no digest of its own: it was damaged or edited by hand")
+    return read_sealed(file)
+
+
+def require_fitting(
+    path: Path, state: Mapping[str, torch.Tensor], module: nn.Module, what: str = "the network of this run"
+) -> None:
+    """Check that the tensors of a checkpoint are those of a network, before any of them is copied into it.
+
+    Args:
+        path: File of the checkpoint, for the message.
+        state: Tensors by name.
+        module: Network or method that the tensors are for.
+        what: What the module was built from, for the message.
+
+    Raises:
+        ArtifactError: If a tensor is missing, left over, or has another shape.
+    """
+    expected, found = (
+        {name: tuple(tensor.shape) for name, tensor in tensors.items()} for tensors in (module.state_dict(), state)
+    )
+    if differing := [name for name in expected | found if expected.get(name) != found.get(name)]:
+        name = differing[0]
+        more = f" (and {len(differing) - 1} other tensors differ)" if len(differing) > 1 else ""
+        raise ArtifactError(
+            f"{path} does not fit {what}: {short(name)} must be {_tensor(expected.get(name))}, got "
+            f"{_tensor(found.get(name))}{more}: it belongs to a run with other settings, so put the right checkpoint "
+            "back, or remove this one with its .json"
+        )
+
+
+def _tensor(shape: tuple[int, ...] | None) -> str:
+    return "no such tensor" if shape is None else f"a tensor of shape {short(str(shape))}"
+
+
+def epochs_and_steps(path: Path) -> tuple[int, int]:
+    """Return the numbers of epochs that were begun and of optimizer steps that were done when a checkpoint was saved.
+
+    Raises:
+        ArtifactError: If the checkpoint is damaged, or does not say it.
+    """
+    checkpoint = read_checkpoint(path)
+    epoch, steps = checkpoint.get("epoch"), checkpoint.get("global_step")
+    if type(epoch) is not int or type(steps) is not int:
+        raise ArtifactError(f"{path} is not a checkpoint to continue from: it has no number of epochs and steps")
+    return epoch + 1, steps
+
+
+def newest_valid(folder: Path, warn: Callable[[str], None], owner: Owner | None = None) -> Path | None:
     """Find the checkpoint to continue from: the last one, or the previous one if the last is missing or damaged.
 
     Args:
         folder: Folder of the checkpoints; it need not exist.
         warn: Function that is called with a sentence about each damaged checkpoint.
+        owner: Run that the checkpoints must belong to; None for any run.
 
     Returns:
         File of the checkpoint; None if there is no valid one.
+
+    Raises:
+        WrongCheckpointError: If a whole checkpoint belongs to another run or has a newer format: training from the
+            beginning would write over it.
     """
     for name in (LAST, PREVIOUS):
         path = folder / name
         if path.exists():
             try:
-                verify_checkpoint(path)
+                verify_checkpoint(path, owner)
                 return path
+            except WrongCheckpointError:
+                raise
             except ArtifactError as error:
                 warn(f"skipped a checkpoint: {error}")
     return None

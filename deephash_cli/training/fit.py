@@ -41,7 +41,7 @@ from deephash_cli.training.inputs import Loading, Source
 from deephash_cli.training.instantiate import build_module, is_learned
 from deephash_cli.training.targets import as_yaml, build
 from deephash_cli.training.trainer import check_trainer, make_trainer, run_trainer
-from deephash_cli.training.trust import require_trusted
+from deephash_cli.training.trust import paths_in, require_no_download, require_trusted
 from deephash_cli.training.validation import Validation
 
 # The command with which the first of several processes starts the others.
@@ -94,6 +94,8 @@ def train(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
     else:
         outputs.require_room(config.runs, config.run_dir, config.dataset.get("root"))
     check_trainer(config)
+    if config.resume not in ("auto", "none") and (paths := paths_in(settings)):
+        say(f"reading {', '.join(paths)}, as {config.resume} says")
     job = prepare(config, settings)
     if config.trial:
         console.warn(
@@ -158,8 +160,14 @@ def fit(folder: Path, job: Job, dashboard: Logger | None) -> None:
     train_rows, validation_rows = split.train, np.empty(0, np.int64)
     if config.validation.queries:
         train_rows, validation_rows = hold_out_validation(split, job.dataset, config.validation.queries, config.seed)
-    checkpoint = checkpoints.newest_valid(folder / runs.CHECKPOINTS, console.warn)
-    steps_done = checkpoints.read_checkpoint(checkpoint)["global_step"] if checkpoint else 0
+    owner = _owner(folder, job)
+    checkpoint = checkpoints.newest_valid(folder / runs.CHECKPOINTS, console.warn, owner)
+    epochs_done, steps_done = checkpoints.epochs_and_steps(checkpoint) if checkpoint else (0, 0)
+    if (most := config.trainer.max_epochs) is not None and 0 <= most < epochs_done:
+        raise ConfigError(
+            f"trainer.max_epochs={most} is less than the {epochs_done} epochs that the run in {folder} has begun: "
+            "raise it, or start a new run"
+        )
     keeping = checkpoints.EpochCheckpoints(
         folder / runs.CHECKPOINTS,
         config.checkpoint.every_n_epochs,
@@ -176,6 +184,7 @@ def fit(folder: Path, job: Job, dashboard: Logger | None) -> None:
             keeping,
             *([EMAWeightAveraging(decay=config.ema.decay)] if config.ema.decay else []),
         ],
+        owner,
     )
     fewest = min(len(rows) for rows in (split.query, split.database, validation_rows) if len(rows))
     if fewest < trainer.world_size:
@@ -203,6 +212,8 @@ def fit(folder: Path, job: Job, dashboard: Logger | None) -> None:
         validation = None
         if len(validation_rows):
             validation = [source.in_order(processes.own_share(rows)) for rows in (validation_rows, train_rows)]
+        if checkpoint:
+            checkpoints.require_fitting(checkpoint, checkpoints.read_checkpoint(checkpoint)["state_dict"], module)
         run_trainer(trainer, module, training, validation, checkpoint)
 
         chosen, best = (folder / runs.CHECKPOINTS / name for name in (checkpoints.LAST, checkpoints.BEST))
@@ -212,13 +223,23 @@ def fit(folder: Path, job: Job, dashboard: Logger | None) -> None:
             raise ConfigError("nothing was trained: raise trainer.max_time or another limit of the trainer")
         elif validation:
             console.warn("training ended before the first validation: the codes are those of the last epoch")
-        module.load_state_dict(checkpoints.read_checkpoint(chosen)["state_dict"])
+        state = checkpoints.read_checkpoint(chosen, owner)["state_dict"]
+        checkpoints.require_fitting(chosen, state, module)
+        module.load_state_dict(state)
         precision = trainer.precision_plugin.forward_context
         query, database = (source.codes(rows, precision) for rows in (split.query, split.database))
         if trainer.is_global_zero:
             save_codes(
                 folder / runs.CODES, query, database, _provenance(job, trainer.current_epoch, chosen, keeping.best)
             )
+
+
+def _owner(folder: Path, job: Job) -> checkpoints.Owner | None:
+    """Return whose the checkpoints of a job are; None in a process that follows the first one, which checks them."""
+    if not job.settings:
+        return None
+    identity = runs.read_record(folder)["id"]
+    return checkpoints.Owner.of(identity, job.settings, classes=job.dataset.labels.shape[1])
 
 
 def _fitting_rows(job: Job, rows: Int[np.ndarray, "n"]) -> Int[np.ndarray, "m"]:
@@ -255,6 +276,7 @@ def _settings(config: DictConfig) -> dict[str, Any]:
     settings = runs.redact(cast(dict[str, Any], OmegaConf.to_container(config, resolve=True)))
     if config.resume not in ("auto", "none"):
         require_trusted(settings, also=config.allowed_targets)
+        require_no_download(settings)
     processes.require_alone("train")
     if not is_learned(config):  # fitted in one step by one process, even if other methods of a sweep use several
         one_step = {"max_epochs": 1, "limit_train_batches": None, "devices": 1, "num_nodes": 1, "strategy": "auto"}
@@ -384,7 +406,7 @@ def _learn_head(folder: Path, job: Job, source: Source, rows: Int[np.ndarray, "n
     head = job.config.head
     config = cast(DictConfig, OmegaConf.merge(job.config, {"optimizer": {"lr": head.lr}}))
     # DDP must accept that the parameters of the backbone get no gradient here
-    changes = {"strategy": "ddp_find_unused_parameters_true"} if processes.count() > 1 else {}
+    changes: dict[str, Any] = {"strategy": "ddp_find_unused_parameters_true"} if processes.count() > 1 else {}
     trainer = make_trainer(
         config,
         folder,

@@ -29,6 +29,7 @@ def make_trainer(
     folder: Path,
     make_loggers: Callable[[], list[Logger]],
     callbacks: list[Callback],
+    owner: checkpoints.Owner | None = None,
     **changes: Any,
 ) -> Trainer:
     """Build the trainer of a configuration. Only the process that the user started gets loggers.
@@ -38,6 +39,7 @@ def make_trainer(
         folder: Run folder.
         make_loggers: Function that creates the loggers; it is called in the first process only.
         callbacks: Callbacks of the trainer.
+        owner: Run that the checkpoints belong to; None if none are written.
         **changes: Arguments of the trainer that replace those of the configuration.
 
     Raises:
@@ -50,7 +52,7 @@ def make_trainer(
             callbacks=callbacks,
             default_root_dir=folder,
             # processes.team starts the processes on every kind of cluster, so Lightning must not detect one
-            plugins=[checkpoints.VerifiedCheckpointIO(), LightningEnvironment()],
+            plugins=[checkpoints.VerifiedCheckpointIO(owner), LightningEnvironment()],
             check_val_every_n_epoch=config.validation.every_n_epochs,
             **changes,
             enable_checkpointing=False,  # EpochCheckpoints saves them

@@ -76,6 +76,16 @@ def assert_refused(folder, *words):
         assert word in message, message
 
 
+def assert_refused_alike(folder, *words):
+    """Every reader refuses the query side with the same message: that of ``eval``, and that of all other commands."""
+    assert_refused(folder, *words)
+    with pytest.raises(ArtifactError) as one:
+        load_codes(folder)
+    with pytest.raises(ArtifactError) as other:
+        open_side(folder, "query")
+    assert str(one.value) == str(other.value)
+
+
 # Bits and bytes.
 
 
@@ -459,21 +469,21 @@ def test_pickles_are_never_run(folder, tmp_path):
 @pytest.mark.parametrize(
     ("content", "word"),
     [
-        (b"a\nb\nc", "line break"),
-        (b"a\nb\n", "has 2 ids but manifest.json says 3"),
-        (b"a\nb\nc\nd\n", "has 4 ids"),
+        (b"a\nb\nc", "must have 3 complete lines, one for each code, got 2"),
+        (b"a\nb\n", "must have 3 complete lines, one for each code, got 2"),
+        (b"a\nb\nc\nd\n", "got 4"),
         (b"a\nb\na\n", "ids must be unique, got 'a' twice"),
         (b"a\n\nb\n", "not empty"),
         (b"a\r\nb\r\nc\r\n", "line break"),
-        (b"a\nb\n\xff\n", "not UTF-8 text: invalid start byte at byte 4"),
-        (b"a\n\xc3\n\xa9\n", "not UTF-8 text: invalid continuation byte at byte 2"),
-        (b"", "has 0 ids"),
+        (b"a\nb\n\xff\n", "not UTF-8 text: invalid start byte in line 3"),
+        (b"a\n\xc3\n\xa9\n", "not UTF-8 text: invalid continuation byte in line 2"),
+        (b"", "got 0"),
     ],
 )
 def test_ids_under_a_matching_manifest(folder, content, word):
     (folder / "query_ids.txt").write_bytes(content)
     reseal(folder)
-    assert_refused(folder, str(folder), "query", word)
+    assert_refused_alike(folder, str(folder), "query", word)
 
 
 def test_padding_bits_and_labels_under_a_matching_manifest(folder):
@@ -482,7 +492,7 @@ def test_padding_bits_and_labels_under_a_matching_manifest(folder):
         content[-1] |= value
         (folder / name).write_bytes(content)
         reseal(folder)
-        assert_refused(folder, "query side", word)
+        assert_refused_alike(folder, "query side", word)
         content[-1] &= ~value & 0xFF
         (folder / name).write_bytes(content)
 

@@ -22,6 +22,7 @@ HEIF_PACKAGE = "pip install 'deephash[heif]'"
 
 # Pillow's own threshold for decompression bombs: a quarter of a GiB as RGB, more than any photograph here needs.
 MAX_PIXELS = 89_478_485
+_BAND = 2**22  # pixels that are converted to RGB at a time
 
 _ORIENTATION = 0x0112  # EXIF
 _PHOTOMETRIC, _TILE_WIDTH, _TILE_LENGTH = 262, 322, 323  # TIFF
@@ -161,6 +162,20 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image, inverted: bool) -> Image.Image:
+    """Return an image as RGB. A large one is converted band by band, because a conversion makes up to five copies."""
+    if image.mode == "RGB" and not image.has_transparency_data:
+        return image
+    rows = max(1, _BAND // image.width)
+    if rows >= image.height:
+        return _band_to_rgb(image, inverted)
+    result = Image.new("RGB", image.size)
+    for top in range(0, image.height, rows):
+        band = image.crop((0, top, image.width, min(top + rows, image.height)))
+        result.paste(_band_to_rgb(band, inverted), (0, top))
+    return result
+
+
+def _band_to_rgb(image: Image.Image, inverted: bool) -> Image.Image:
     if image.mode.startswith("I"):  # Pillow would clip 16 bits at 255 instead of scaling them
         values = np.asarray(image).astype(np.int64).clip(0, 65535) >> 8
         return Image.fromarray((255 - values if inverted else values).astype(np.uint8)).convert("RGB")

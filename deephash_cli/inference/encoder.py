@@ -95,7 +95,8 @@ class Encoder(nn.Module):
         device = next(self.network.parameters()).device
         with torch.inference_mode():
             for row, image in enumerate(images):  # one by one: a code must not depend on the images beside its own
-                pixels = prepare(image.convert("RGB"), self.image_size)
+                # convert would copy a picture that is RGB already, and a large one takes hundreds of MB
+                pixels = prepare(image if image.mode == "RGB" else image.convert("RGB"), self.image_size)
                 packed[row] = packed_codes(self(pixels[None].to(device)).cpu())
         return packed
 

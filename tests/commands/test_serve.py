@@ -1,6 +1,9 @@
 """``deephash serve``: its answers, the requests that it refuses, and the page in a browser."""
 
+import asyncio
 import base64
+import contextlib
+import errno
 import io
 import re
 import signal
@@ -15,13 +18,16 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import uvicorn
+from fastapi import HTTPException
 from fastapi.testclient import TestClient
 from PIL import Image
 from synthetic import write_run
 
 from deephash_cli.commands import serve
 from deephash_cli.commands.serve.app import create_app
+from deephash_cli.commands.serve.connections import Limits
+from deephash_cli.commands.serve.guard import Guard
+from deephash_cli.commands.serve.server import make_server
 from deephash_cli.errors import ArtifactError
 from deephash_cli.inference.searcher import Hit, Searcher
 
@@ -60,7 +66,7 @@ def searcher():
 
 @pytest.fixture
 def client(searcher):
-    app = create_app(searcher, k=10, max_bytes=MAX_BYTES)
+    app = create_app(searcher, 10, Limits(MAX_BYTES))
     return TestClient(app, base_url=HERE, raise_server_exceptions=False)
 
 
@@ -309,6 +315,160 @@ def test_the_own_page_and_programs_can(client):
         assert ask(client, encoded(), headers=headers).status_code == 200
 
 
+def test_an_upload_that_the_disk_has_no_room_for(client, monkeypatch, capsys):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("starlette.datastructures.UploadFile.write", full)
+    assert sentence(ask(client, encoded()), 507) == "the server has no room for this upload; its terminal says where"
+    assert "an upload could not be stored in" in capsys.readouterr().err
+
+
+def test_requests_that_wait_when_the_server_stops_are_not_done(client, searcher):
+    client.app.state.is_stopping = True
+    assert "the server is stopping" in sentence(ask(client, encoded()), 503)
+    assert "the server is stopping" in sentence(client.get("/api/image/0"), 503)
+    assert searcher.sizes == []
+
+
+def test_uploads_that_wait_are_limited():
+    """Eight of the largest size may wait at the same time; when they are done, there is room again."""
+    go_on = asyncio.Event()
+
+    async def waiting(scope, receive, send):
+        await receive()
+        await go_on.wait()
+
+    guard = Guard(waiting, max_bytes=1000, body_seconds=60)
+
+    async def upload():
+        async def receive():
+            return {"type": "http.request", "body": bytes(1000), "more_body": False}
+
+        async def send(_):
+            raise AssertionError("the application answers nothing")
+
+        scope = {"type": "http", "method": "POST", "headers": [(b"host", b"localhost")]}
+        await guard(scope, receive, send)
+
+    async def all_of_them():
+        first = [asyncio.create_task(upload()) for _ in range(8)]
+        await asyncio.sleep(0)
+        with pytest.raises(HTTPException, match="too many large uploads are waiting") as refused:
+            await upload()
+        assert refused.value.status_code == 503
+        go_on.set()
+        await asyncio.gather(*first)
+        await upload()
+
+    asyncio.run(all_of_them())
+
+
+# Clients that take their time
+
+SHORT = Limits(MAX_BYTES, header_seconds=0.4, body_seconds=0.4, linger_seconds=0.4, connections=5)
+HEAD = b"POST /api/search HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=edge\r\n"
+PART = b'--edge\r\nContent-Disposition: form-data; name="image"; filename="a.jpg"\r\n\r\n'
+
+
+@contextlib.contextmanager
+def serving(searcher, limits):
+    """Run a server on a thread. Yields its port."""
+    with serve.listen(0) as listening:
+        server = make_server(create_app(searcher, 10, limits), limits)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+        thread.start()
+        try:
+            yield listening.getsockname()[1]
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+@pytest.fixture
+def port(searcher):
+    with serving(searcher, SHORT) as number:
+        yield number
+
+
+def connected(port, sent):
+    client = socket.create_connection(("127.0.0.1", port), timeout=20)
+    client.sendall(sent)
+    return client
+
+
+def everything(client):
+    """Read until the server ends the connection."""
+    got = b""
+    with contextlib.suppress(ConnectionResetError):
+        while part := client.recv(65536):
+            got += part
+    return got
+
+
+@pytest.mark.parametrize("sent", [b"", HEAD, b"GET /api/info HTTP/1.1\r\nHost: localhost\r\n\r\nGET /api/in"])
+def test_a_head_that_does_not_come_to_an_end(port, sent):
+    begun = time.monotonic()
+    clients = [connected(port, sent) for _ in range(3)]
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/info", timeout=20) as answer:
+        assert answer.status == 200
+    for client in clients:
+        assert everything(client).count(b"HTTP/1.1 200") == sent.count(b"GET /api/info ")
+        client.close()
+    assert time.monotonic() - begun < 15
+
+
+def test_a_body_that_does_not_come_to_an_end(port, searcher):
+    with connected(port, HEAD + b"Content-Length: 5000\r\n\r\n" + PART) as client:
+        answer = everything(client)
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert b"a request must arrive within 0.4 seconds, and this one has not" in answer
+    assert searcher.sizes == []
+
+
+def test_an_upload_without_an_end_is_cut(port):
+    chunk = b"%x\r\n" % 50_000 + bytes(50_000) + b"\r\n"
+    first = b"%x\r\n" % len(PART) + PART + b"\r\n"
+    with connected(port, HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + first) as client:
+        sent = 0
+        with contextlib.suppress(ConnectionResetError, BrokenPipeError):
+            while sent < 500_000_000:
+                client.sendall(chunk)
+                sent += 50_000
+    assert sent < 50_000_000  # what the buffers of the system hold, far more than the 100,000 bytes that are read
+
+
+def test_a_refused_upload_of_known_length_gets_its_answer(port):
+    """Although the client reads nothing before it has sent everything."""
+    content = bytes(2 * MAX_BYTES)
+    for header in (b"", b"Connection: close\r\n"):
+        head = HEAD + header + b"Content-Length: %d\r\n\r\n" % len(content)
+        with connected(port, head) as client:
+            time.sleep(0.1)
+            client.sendall(content)
+            assert b"an upload may have 100,000 bytes" in everything(client)
+
+
+def test_many_connections_do_not_keep_others_out(port):
+    clients = [connected(port, HEAD) for _ in range(20)]
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/info", timeout=20) as answer:
+        assert answer.status == 200
+    for client in clients:
+        client.close()
+
+
+def test_it_stops_at_once_whatever_its_clients_do(searcher, capfd):
+    begun = time.monotonic()
+    with serving(searcher, Limits(MAX_BYTES)) as port:
+        clients = [connected(port, sent) for sent in (b"", HEAD, HEAD + b"Content-Length: 5000\r\n\r\n" + PART) * 5]
+        time.sleep(0.3)
+    assert time.monotonic() - begun < 10
+    assert capfd.readouterr() == ("", "")
+    for client in clients:
+        assert everything(client) == b""
+        client.close()
+
+
 # The verb
 
 
@@ -397,21 +557,52 @@ def test_the_command_answers_until_it_is_stopped(number, code):
     assert (process.returncode, out, err) == (code, "", "")
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the memory of a process in /proc")
+def test_large_images_take_the_memory_of_one_and_give_it_back():
+    """Ten parallel images of 81 megapixels: one decoded image of four bytes a pixel, and some of its rows twice."""
+    write_run("runs/one")
+    command = [sys.executable, "-c", RUN.format(tests=[str(Path(__file__).parent), str(Path(__file__).parents[1])])]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+    def megabytes(name):
+        return int(re.search(rf"{name}:\s+(\d+)", Path(f"/proc/{process.pid}/status").read_text())[1]) / 1000
+
+    def search():
+        body = PART + content + b"\r\n--edge--\r\n"
+        headers = {"Content-Type": "multipart/form-data; boundary=edge"}
+        request = urllib.request.Request(f"{address[0]}/api/search", body, headers)
+        with urllib.request.urlopen(request, timeout=200) as answer:
+            answers.append(answer.status)
+
+    try:
+        assert process.stdout
+        address = re.search(r"http://127\.0\.0\.1:\d+", [process.stdout.readline() for _ in range(3)][2])
+        assert address
+        answers, content = [], encoded(size=(30, 30))
+        search()
+        before = megabytes("VmRSS")
+        content = encoded(size=(9000, 9000))
+        threads = [threading.Thread(target=search) for _ in range(10)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert answers == [200] * 11
+        assert megabytes("VmHWM") < before + 500
+        assert megabytes("VmRSS") < before + 100
+    finally:
+        process.kill()
+        process.communicate(timeout=60)
+
+
 # In a browser
 
 
 @pytest.fixture
 def address(searcher):
-    """A server on a thread."""
-    listening = serve.listen(0)
-    config = uvicorn.Config(create_app(searcher, 10, MAX_BYTES), log_level="warning", lifespan="off", ws="none")
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
-    thread.start()
-    yield f"http://127.0.0.1:{listening.getsockname()[1]}/"
-    server.should_exit = True
-    thread.join()
-    listening.close()
+    with serving(searcher, Limits(MAX_BYTES)) as port:
+        yield f"http://127.0.0.1:{port}/"
 
 
 def drop(page, content, kind="drop"):
@@ -491,15 +682,9 @@ def test_errors_and_sizes_in_a_browser(page, address):
 @pytest.mark.slow
 def test_a_page_elsewhere_learns_nothing_in_a_browser(page, address, searcher):
     """The same machine with another port is another origin."""
-    listening = serve.listen(0)
-    other = uvicorn.Server(uvicorn.Config(create_app(Fake(), 10, MAX_BYTES), log_level="warning", lifespan="off"))
-    thread = threading.Thread(target=other.run, kwargs={"sockets": [listening]})
-    thread.start()
-    page.open(f"http://127.0.0.1:{listening.getsockname()[1]}/api/info")  # no policy of its own stops this document
-    for mode in ("cors", "no-cors"):
-        asked = f"fetch('{address}api/search', {{method: 'POST', mode: '{mode}', body: new FormData()}})"
-        page.evaluate(f"{asked}.then(answer => answer.type, () => 'refused')")
+    with serving(Fake(), Limits(MAX_BYTES)) as other:
+        page.open(f"http://127.0.0.1:{other}/api/info")  # no policy of its own stops this document
+        for mode in ("cors", "no-cors"):
+            asked = f"fetch('{address}api/search', {{method: 'POST', mode: '{mode}', body: new FormData()}})"
+            page.evaluate(f"{asked}.then(answer => answer.type, () => 'refused')")
     assert searcher.sizes == []
-    other.should_exit = True
-    thread.join()
-    listening.close()

@@ -24,9 +24,9 @@ def run(config: DictConfig) -> None:
             raise ConfigError(f"deephash serve needs {name}: pip install 'deephash[serve]'")
     with listen(config.port) as listening:
         # Imported here because it takes seconds; an occupied port is reported before that.
-        import uvicorn
-
         from deephash_cli.commands.serve.app import create_app
+        from deephash_cli.commands.serve.connections import Limits
+        from deephash_cli.commands.serve.server import make_server
         from deephash_cli.inference.searcher import open_searcher
 
         say(f"loading {folder} ...")
@@ -41,15 +41,12 @@ def run(config: DictConfig) -> None:
         first = searcher.database.ids[0]
         if searcher.picture(first) is None:
             warn(f"{searcher.pictures.why_not(first)}: the page shows only the names of such images")
-        app = create_app(searcher, config.k, config.max_bytes)
-        server = uvicorn.Config(
-            app, log_level="warning", access_log=False, lifespan="off", ws="none", proxy_headers=False,
-            server_header=False, timeout_graceful_shutdown=2,
-        )  # fmt: skip
+        limits = Limits(config.max_bytes)
+        server = make_server(create_app(searcher, config.k, limits), limits)
         say(f"{searcher.title}, {searcher.n} images")
         say(f"open http://{HOST}:{listening.getsockname()[1]} (on this machine only; stop it with Ctrl-C)")
         # When a signal stops the server, it raises the signal again, which `stopping` turns into an exit code.
-        uvicorn.Server(server).run(sockets=[listening])
+        server.run(sockets=[listening])
 
 
 def listen(port: int) -> socket.socket:

@@ -1,7 +1,11 @@
 """The web application: a page, and the HTTP interface that the page itself uses."""
 
+import contextlib
+import errno
 import io
+import tempfile
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,11 +19,13 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException as AnyHTTPException
 
 from deephash_cli import __version__
+from deephash_cli.commands.serve.connections import Limits
 from deephash_cli.commands.serve.guard import Guard
+from deephash_cli.commands.serve.memory import give_memory_back
 from deephash_cli.console import warn
 from deephash_cli.data.decoding import decode
 from deephash_cli.errors import DataError, DeephashError
-from deephash_cli.inference.searcher import Searcher
+from deephash_cli.inference.searcher import Hit, Searcher
 
 _HERE = Path(__file__).resolve().parent
 _MOST = 100  # largest number of images that a search can return, unless the default is larger
@@ -73,7 +79,7 @@ class Error(BaseModel):
     error: str = Field(description="one sentence: what was expected, what was got, what to do")
 
 
-def create_app(searcher: Searcher, k: int, max_bytes: int) -> FastAPI:
+def create_app(searcher: Searcher, k: int, limits: Limits) -> FastAPI:
     """Make the application: the page at ``/``, the interface under ``/api``, its description at ``/docs``.
 
     The description for programs is at ``/openapi.json``.
@@ -81,35 +87,41 @@ def create_app(searcher: Searcher, k: int, max_bytes: int) -> FastAPI:
     Args:
         searcher: Searcher that answers the requests.
         k: Number of images that a search returns by default.
-        max_bytes: Largest size of a request, in bytes.
+        limits: What a client can take up.
     """
     most = min(searcher.n, max(k, _MOST))
     k = min(k, most)
-    info = _info(searcher, k, most, max_bytes)
-    one_at_a_time = threading.Lock()  # only one network at work, and one picture of up to a quarter of a GiB in memory
+    info = _info(searcher, k, most, limits.max_bytes)
     # No docs_url: FastAPI's own page would load its scripts from another server.
     app = FastAPI(title="deephash serve", version=__version__, docs_url=None, redoc_url=None)
-    app.add_middleware(Guard, max_bytes=max_bytes)
+    app.add_middleware(Guard, max_bytes=limits.max_bytes, body_seconds=limits.body_seconds)
+    app.state.is_stopping = False
+    lock = threading.Lock()
+
+    @contextlib.contextmanager
+    def one_at_a_time() -> Iterator[None]:
+        """Let one network work at a time, and hold one decoded picture, of which a large one takes some 700 MB."""
+        with lock:
+            if app.state.is_stopping:
+                raise HTTPException(503, "the server is stopping: start it again with deephash serve")
+            yield
 
     # Functions without async run on threads: the server continues to answer while the network works.
     @app.post(
         "/api/search",
         summary="Find the images nearest to an image",
         response_description="The nearest images",
-        responses=_errors(400, 403, 413, 415, 422),
+        responses=_errors(400, 403, 408, 413, 415, 422, 503, 507),
     )
     def search(
         image: Annotated[bytes, File(description="a JPEG, PNG, WebP, BMP, GIF, AVIF or TIFF file")],
         k: Annotated[int, Form(ge=1, le=most, description="how many images to return")] = k,
     ) -> Answer:
-        with one_at_a_time:
-            try:
-                picture = decode(image)
-            except DataError as error:
-                raise HTTPException(415, str(error)) from error
-            hits = searcher.find(picture, k)
+        with one_at_a_time():
+            size, hits = _find(searcher, image, k)
+            give_memory_back(size[0] * size[1])
         return Answer(
-            query=Query(width=picture.width, height=picture.height),
+            query=Query(width=size[0], height=size[1]),
             bits=searcher.bits,
             database=searcher.n,
             results=[
@@ -128,16 +140,17 @@ def create_app(searcher: Searcher, k: int, max_bytes: int) -> FastAPI:
         "/api/image/{position}",
         summary="Get a small picture of an image in the database",
         response_class=Response,
-        responses={200: {"content": {"image/webp": {}}, "description": "The picture"}, **_errors(404, 422)},
+        responses={200: {"content": {"image/webp": {}}, "description": "The picture"}, **_errors(404, 422, 503)},
     )
     def image(
         position: Annotated[int, InPath(ge=0, le=searcher.n - 1, description="its row in the database")],
     ) -> Response:
-        with one_at_a_time:
-            picture = searcher.picture(searcher.database.ids[position])
-        if picture is None:
+        with one_at_a_time():
+            pixels, small = _small_picture(searcher, position)
+            give_memory_back(pixels)
+        if small is None:
             raise HTTPException(404, f"the picture of image {position} is not available; only its code is")
-        return Response(_thumbnail(picture), media_type="image/webp")
+        return Response(small, media_type="image/webp")
 
     @app.get("/api/info", summary="Describe the database and the limits of a search", response_description="Both")
     def tell() -> Info:
@@ -146,6 +159,25 @@ def create_app(searcher: Searcher, k: int, max_bytes: int) -> FastAPI:
     _add_pages(app, info)
     _add_errors(app)
     return app
+
+
+def _find(searcher: Searcher, image: bytes, k: int) -> tuple[tuple[int, int], list[Hit]]:
+    """Return the size of an uploaded image, and what is nearest to it. Only this function holds the picture.
+
+    Raises:
+        HTTPException: If the file is not an image that can be read.
+    """
+    try:
+        picture = decode(image)
+    except DataError as error:
+        raise HTTPException(415, str(error)) from error
+    return picture.size, searcher.find(picture, k)
+
+
+def _small_picture(searcher: Searcher, position: int) -> tuple[int, bytes | None]:
+    """Return the number of pixels of an image of the database, and a small WebP of it; None if there is no picture."""
+    picture = searcher.picture(searcher.database.ids[position])
+    return (0, None) if picture is None else (picture.width * picture.height, _thumbnail(picture))
 
 
 def _info(searcher: Searcher, k: int, most: int, max_bytes: int) -> Info:
@@ -191,6 +223,10 @@ def _add_errors(app: FastAPI) -> None:
 
     @app.exception_handler(AnyHTTPException)
     def refused(request: Request, error: AnyHTTPException) -> JSONResponse:
+        cause = error.__cause__
+        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
+            warn(f"an upload could not be stored in {tempfile.gettempdir()}: {cause.strerror}")
+            return JSONResponse({"error": "the server has no room for this upload; its terminal says where"}, 507)
         says = {
             404: "there is nothing at this address; /docs lists what there is",
             405: f"{request.method} cannot be used at this address; /docs lists what can",
@@ -231,16 +267,18 @@ def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
         400: "The form cannot be read, or the host name in the address is not one of the server's",
         403: "The request comes from another web site",
         404: "The picture is not available",
+        408: "The request did not arrive in time",
         413: "The upload is too large",
         415: "The file is not an image that can be read",
         422: "A value is missing or out of range",
+        503: "Too many large uploads are waiting, or the server is stopping",
+        507: "There is no room for the upload",
     }
     return {status: {"model": Error, "description": meanings[status]} for status in statuses}
 
 
 def _thumbnail(picture: Image.Image) -> bytes:
-    small = picture.copy()
-    small.thumbnail((_THUMBNAIL, _THUMBNAIL))
+    picture.thumbnail((_THUMBNAIL, _THUMBNAIL))
     file = io.BytesIO()
-    small.save(file, "WEBP", lossless=max(small.size) <= _SMALL, quality=85)
+    picture.save(file, "WEBP", lossless=max(picture.size) <= _SMALL, quality=85)
     return file.getvalue()

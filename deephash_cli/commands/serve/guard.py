@@ -1,5 +1,6 @@
 """Check every request first: any web page in a browser on this machine can send requests to the server."""
 
+import asyncio
 import re
 
 from fastapi import HTTPException
@@ -21,18 +22,23 @@ _HEADERS = {
     "Cache-Control": "no-store",  # later, the same address may serve other images
 }
 
+_REQUESTS_HELD = 8  # requests of the largest size that may wait at the same time
+
 
 class Guard:
-    """Middleware that refuses requests from other web sites and uploads that are too large, before any work is done.
+    """Middleware that refuses requests from other web sites, and uploads that are too large or too slow.
 
     Args:
         app: Application that answers all other requests.
         max_bytes: Largest size of a request, in bytes.
+        body_seconds: Longest time until the body of a request has arrived.
     """
 
-    def __init__(self, app: ASGIApp, max_bytes: int):
+    def __init__(self, app: ASGIApp, max_bytes: int, body_seconds: float):
         self._app = app
         self._max_bytes = max_bytes
+        self._body_seconds = body_seconds
+        self._held = 0  # bytes of all requests that are not answered yet
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request that is refused, and pass all others on to the application."""
@@ -45,14 +51,26 @@ class Guard:
                 MutableHeaders(scope=message).update(_HEADERS)
             await send(message)
 
-        received = 0
+        received, is_whole = 0, False
+        deadline = asyncio.get_running_loop().time() + self._body_seconds
 
-        async def receive_counted() -> Message:
-            nonlocal received
-            message = await receive()
-            received += len(message.get("body", b""))
+        async def receive_limited() -> Message:
+            nonlocal received, is_whole
+            if is_whole:
+                return await receive()
+            try:
+                async with asyncio.timeout_at(deadline):
+                    message = await receive()
+            except TimeoutError as error:
+                raise HTTPException(408, self._too_slow()) from error
+            size = len(message.get("body", b""))
+            received += size
+            self._held += size
+            is_whole = not message.get("more_body", False)
             if received > self._max_bytes:
                 raise HTTPException(413, self._too_large())
+            if self._held > _REQUESTS_HELD * self._max_bytes:
+                raise HTTPException(503, "too many large uploads are waiting: try again later")
             return message
 
         headers = Headers(scope=scope)
@@ -63,9 +81,18 @@ class Guard:
         elif int(headers.get("content-length", 0)) > self._max_bytes:
             refused = (413, self._too_large())
         else:
-            await self._app(scope, receive_counted, send_safely)
+            try:
+                await self._app(scope, receive_limited, send_safely)
+            finally:
+                self._held -= received
             return
         await JSONResponse({"error": refused[1]}, refused[0])(scope, receive, send_safely)
+
+    def _too_slow(self) -> str:
+        return (
+            f"a request must arrive within {self._body_seconds:g} seconds, and this one has not: send a smaller image, "
+            "or use a faster connection"
+        )
 
     def _too_large(self) -> str:
         return (

@@ -1,6 +1,7 @@
 """Find the run folder that a command continues, and check that it may be continued."""
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,26 @@ def earlier_run(settings: Mapping[str, Any]) -> Path | None:
             f"{folder} was started with different settings, which a resumed run must keep: {'; '.join(changes)}"
         )
     return folder
+
+
+@contextlib.contextmanager
+def only_one(settings: Mapping[str, Any]) -> Iterator[None]:
+    """Let only one process at a time find or begin the run of some settings, so that two make one run folder.
+
+    Nothing is done if the settings name a run folder, which has a lock of its own, or ask for a new run.
+
+    Args:
+        settings: Resolved configuration as plain values.
+
+    Raises:
+        ConfigError: If the folder of runs cannot be made.
+        ArtifactError: If the disk is full.
+    """
+    if settings["resume"] != "auto" or settings["run_dir"] is not None:
+        yield
+        return
+    with runs.starting(Path(settings["runs"]), runs.fingerprint(settings)):
+        yield
 
 
 def is_done(folder: Path, epochs: int) -> bool:

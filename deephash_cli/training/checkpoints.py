@@ -1,6 +1,5 @@
 """Checkpoints: a file is complete or absent, is verified when it is read, and cannot run code of its author."""
 
-import contextlib
 import io
 import math
 import time
@@ -14,7 +13,7 @@ from pytorch_lightning.plugins.io import CheckpointIO
 
 from deephash_cli import __version__, processes
 from deephash_cli.errors import ArtifactError, DivergedError, first_line
-from deephash_cli.files import atomic_write, read_json, sha256_file, write_bytes, write_json
+from deephash_cli.files import atomic_write, read_json, reason, sha256_file, write_bytes, write_json
 
 LAST = "last.ckpt"
 PREVIOUS = "previous.ckpt"
@@ -43,7 +42,7 @@ class VerifiedCheckpointIO(CheckpointIO):
         buffer = io.BytesIO()
         torch.save(checkpoint, buffer)
         path = Path(path)
-        with atomic_write(path) as file:
+        with atomic_write(path, buffer.tell()) as file:
             file.write(buffer.getbuffer())
         sidecar = {"format": FORMAT, "deephash": __version__, "bytes": path.stat().st_size, "sha256": sha256_file(path)}
         write_json(_sidecar(path), sidecar)
@@ -212,10 +211,15 @@ class EpochCheckpoints(Callback):
         previous one.
         """
         last, previous = self.folder / LAST, self.folder / PREVIOUS
-        with contextlib.suppress(ArtifactError):
+        try:
             verify_checkpoint(last)
-            write_bytes(_sidecar(previous), _sidecar(last).read_bytes())
+        except ArtifactError:
+            return
+        write_bytes(_sidecar(previous), _sidecar(last).read_bytes())
+        try:
             last.replace(previous)
+        except OSError as error:
+            raise ArtifactError(f"could not write {previous}: {reason(error, previous)}") from error
 
 
 def _sidecar(path: Path) -> Path:

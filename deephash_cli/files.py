@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import errno
 import fcntl
 import hashlib
 import io
@@ -18,13 +19,22 @@ from typing import IO, Any
 
 from deephash_cli.errors import ArtifactError, ConfigError
 
+LOCKS = "DEEPHASH_LOCKS"  # environment variable: on or off
+
+# The names that `atomic_write` and `atomic_folder` give to what they have not finished.
+_TEMPORARY = re.compile(r"\.(.+)\.[a-z0-9_]{8}\.tmp", re.DOTALL)
+
 
 @contextlib.contextmanager
-def atomic_write(path: Path) -> Iterator[IO[bytes]]:
+def atomic_write(path: Path, size: int | None = None) -> Iterator[IO[bytes]]:
     """Open a temporary file beside ``path``; on success flush it to disk and rename it, on failure remove it.
 
     A reader sees the whole old file or the whole new one, never a part, even after a power failure. What is written to
     a device, such as ``/dev/null``, goes straight to it.
+
+    Args:
+        path: File to write.
+        size: Number of bytes that will be written, for the message if the disk is full; None if it is not known.
 
     Raises:
         ArtifactError: If the folder cannot be written to, or the disk is full.
@@ -37,8 +47,7 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
             with _open_device(path) as device:
                 yield device
             return
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-        temporary = Path(name)
+        descriptor, temporary = _temporary_file(path)
         with os.fdopen(descriptor, "wb") as file:
             yield file
             file.flush()
@@ -48,10 +57,146 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
         temporary = None
         _sync_folder(path.parent)
     except OSError as error:
-        raise ArtifactError(f"could not write {path}: {error.strerror or error}; nothing was changed there") from error
+        raise ArtifactError(
+            f"could not write {path}: {reason(error, path, size)}; nothing was changed there"
+        ) from error
     finally:
         if temporary is not None:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+
+def reason(error: OSError, path: Path, size: int | None = None) -> str:
+    """Say why a file could not be written; for a full disk, how much space is needed and how much is free.
+
+    Args:
+        error: The error of the system.
+        path: File or folder that could not be written.
+        size: Number of bytes to write; None if it is not known.
+    """
+    text = error.strerror or str(error)
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return text
+    known = [] if size is None else [f"{_megabytes(size)} are needed"]
+    with contextlib.suppress(OSError, StopIteration):
+        existing = next(above for above in (path, *path.absolute().parents) if above.exists())
+        known.append(f"{_megabytes(shutil.disk_usage(existing).free)} are free")
+    return f"{text} ({', '.join(known)})" if known else text
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and the folders above it, unless they exist.
+
+    Raises:
+        ArtifactError: If the folder cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ArtifactError(f"could not make the folder {path}: {reason(error, path)}") from error
+
+
+def append_text(path: Path, text: str) -> None:
+    """Append ``text`` to a file as UTF-8. If that fails, the file keeps its earlier length where the system allows it.
+
+    Raises:
+        ArtifactError: If the file cannot be written, or the disk is full.
+    """
+    content = text.encode()
+    try:
+        with path.open("ab", buffering=0) as file:
+            before = file.seek(0, os.SEEK_END)
+            try:
+                while content:
+                    content = content[file.write(content) or 0 :]
+            except OSError:
+                with contextlib.suppress(OSError):
+                    file.truncate(before)
+                raise
+    except OSError as error:
+        raise ArtifactError(f"could not write {path}: {reason(error, path, len(content))}") from error
+
+
+def is_temporary(name: str, of: str | None = None) -> bool:
+    """Return whether a name is that of an unfinished file or folder of this module.
+
+    Args:
+        name: Name without its folder.
+        of: Name of the finished file; None for any.
+    """
+    found = _TEMPORARY.fullmatch(name)
+    return found is not None and of in (None, found[1])
+
+
+def remove_leftovers(folder: Path, of: str | None = None) -> None:
+    """Remove unfinished files and folders that killed processes left in a folder.
+
+    What a running process is writing is locked, and stays. So does everything that does not have such a name.
+
+    Args:
+        folder: Folder to look into; it need not exist.
+        of: Name of the finished file or folder whose leftovers are meant; None for all.
+    """
+    with contextlib.suppress(OSError):
+        for entry in list(folder.iterdir()):
+            if is_temporary(entry.name, of) and not entry.is_symlink():
+                with contextlib.suppress(OSError, ConfigError):
+                    _remove_leftover(entry)
+
+
+def _remove_leftover(path: Path) -> None:
+    if path.is_dir():
+        with _opened_folder(path) as descriptor:
+            if lock(descriptor):
+                shutil.rmtree(path)
+    elif path.is_file():
+        with path.open("r+b") as file:
+            if lock(file):
+                path.unlink(missing_ok=True)
+
+
+def _temporary_file(path: Path) -> tuple[int, Path]:
+    """Make a file beside ``path``, locked so that nobody takes it for a leftover: its descriptor and its path."""
+    while True:
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        try:
+            if _is_kept(descriptor, Path(name)):
+                return descriptor, Path(name)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _temporary_folder(path: Path) -> Iterator[Path]:
+    """Make a folder beside ``path`` and lock it while the context is open, so that nobody takes it for a leftover."""
+    while True:
+        made = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
+        with _opened_folder(made) as descriptor:
+            if _is_kept(descriptor, made):
+                yield made
+                return
+
+
+def _is_kept(descriptor: int, path: Path) -> bool:
+    """Lock a new file; return False if another process removed it as a leftover before that."""
+    with contextlib.suppress(ConfigError):  # without locks nobody removes leftovers
+        lock(descriptor, wait=True)
+    return path.exists()
+
+
+@contextlib.contextmanager
+def _opened_folder(path: Path) -> Iterator[int]:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def is_device(path: Path) -> bool:
@@ -87,26 +232,83 @@ def atomic_folder(path: Path, replace: bool = False) -> Iterator[Path]:
         if path.exists() and not (path.is_dir() and (replace or not any(path.iterdir()))):
             raise ConfigError(f"{path} already exists: choose another folder, or remove it")
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
-        yield temporary
-        for file in temporary.iterdir():
-            with file.open("rb") as content:
-                os.fsync(content.fileno())
-        temporary.chmod(0o777 & ~_umask())  # mkdtemp makes folders that only their owner can enter
-        if replace and path.exists():
-            earlier = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
-            path.replace(earlier)
-            temporary.replace(path)
-            shutil.rmtree(earlier)
-        else:
-            temporary.replace(path)
-        temporary = None
+        with _temporary_folder(path) as temporary:
+            yield temporary
+            for file in temporary.iterdir():
+                with file.open("rb") as content:
+                    os.fsync(content.fileno())
+            temporary.chmod(0o777 & ~_umask())  # mkdtemp makes folders that only their owner can enter
+            if replace and path.exists():
+                _exchange(temporary, path)
+            else:
+                temporary.replace(path)
+            temporary = None
         _sync_folder(path.parent)
     except OSError as error:
-        raise ArtifactError(f"could not write {path}: {error.strerror or error}; nothing was changed there") from error
+        raise ArtifactError(f"could not write {path}: {reason(error, path)}; nothing was changed there") from error
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _exchange(new: Path, path: Path) -> None:
+    """Put a new folder in the place of an old one and remove the old one; if that fails, the old one is kept."""
+    earlier = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
+    try:
+        path.replace(earlier)
+    except OSError:
+        earlier.rmdir()
+        raise
+    try:
+        new.replace(path)
+    except OSError:
+        earlier.replace(path)
+        raise
+    shutil.rmtree(earlier, ignore_errors=True)
+
+
+def locks_are_on() -> bool:
+    """Return whether files are locked: unless the environment variable ``DEEPHASH_LOCKS`` is ``off``.
+
+    Raises:
+        ConfigError: If the variable has another value than ``on`` and ``off``.
+    """
+    value = os.environ.get(LOCKS) or "on"
+    if value not in ("on", "off"):
+        raise ConfigError(f"the environment variable {LOCKS} must be on or off, got {value!r}")
+    return value == "on"
+
+
+def lock(file: IO[Any] | int, wait: bool = False, shared: bool = False) -> bool:
+    """Lock an open file for this process until it is closed. Every lock of this project is taken here.
+
+    The system releases the lock when the process ends, even if it is killed. With ``DEEPHASH_LOCKS=off`` nothing is
+    locked, and the answer is True.
+
+    Args:
+        file: Open file, or its descriptor. An exclusive lock on a network file system needs a file open for writing.
+        wait: Whether to wait while another process holds the lock.
+        shared: Whether other processes may have a shared lock at the same time.
+
+    Returns:
+        True if this process has the lock now, False if another one holds it.
+
+    Raises:
+        ConfigError: If the file system has no locks, or ``DEEPHASH_LOCKS`` is neither ``on`` nor ``off``.
+    """
+    if not locks_are_on():
+        return True
+    try:
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        name = file if isinstance(file, int) else file.name
+        raise ConfigError(
+            f"{name} could not be locked ({error.strerror or error}): on a file system without locks, set "
+            f"{LOCKS}=off and let only one process at a time write to a folder"
+        ) from error
+    return True
 
 
 @contextlib.contextmanager
@@ -115,15 +317,23 @@ def alone(file: Path) -> Iterator[None]:
 
     The file is created if it is missing, and its content does not change. It is opened for writing, because network
     file systems give no exclusive lock otherwise.
+
+    Raises:
+        ArtifactError: If the file cannot be written to.
+        ConfigError: If the file system has no locks.
     """
-    with file.open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    try:
+        held = file.open("ab")
+    except OSError as error:
+        raise ArtifactError(f"could not open {file} for writing: {reason(error, file)}") from error
+    with held:
+        lock(held, wait=True)
         yield
 
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write ``content`` to ``path``, whole or not at all."""
-    with atomic_write(path) as file:
+    with atomic_write(path, len(content)) as file:
         file.write(content)
 
 

@@ -390,7 +390,7 @@ def test_a_run_of_any_name_is_named_in_remedies(record):
 
 
 def test_a_folder_of_runs_of_any_name_is_named_after_a_sweep(record, capsys):
-    folder = record / ".sweeps" / "a"
+    folder = record / ".sweeps" / "a" / "jobs-1"
     folder.mkdir(parents=True)
     (folder / "job-0000.json").write_text(
         '{"status": "finished", "overrides": ["seed=1"], "settings": ["seed=1"], "metrics": {"map": 0.5}, "number": 0}'

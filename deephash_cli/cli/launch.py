@@ -49,7 +49,7 @@ def launch(verb: str, typed: Sequence[str]) -> int:
         refuse_without_sweep(settings)
     with stopping():
         if parsed.multirun:
-            return _sweep(Path(config.runs), config.group, [*overrides, *options])
+            return _sweep(Path(config.runs), config.group, overrides, options)
         return run_hydra(verb, [*overrides, *options], _task(verb, *([source] if source else [])))
 
 
@@ -110,7 +110,7 @@ def _require_package(config: Any, package: str | None) -> None:
         raise ConfigError(f"--package {package} is no part of the configuration; its parts are: {', '.join(config)}")
 
 
-def _sweep(root: Path, group: str, arguments: list[str]) -> int:
+def _sweep(root: Path, group: str, overrides: list[str], options: list[str]) -> int:
     """Run every combination of a sweep, print its table, and return the exit code."""
     from deephash_cli import runs
     from deephash_cli.cli import sweep
@@ -119,17 +119,20 @@ def _sweep(root: Path, group: str, arguments: list[str]) -> int:
     datasets.forget()
     runs.check_writable(root)
     folder = root / ".sweeps" / group
-    sweep.begin(folder)
-    try:
-        code = run_hydra("train", arguments, _train_job)
-    except Stopped:
-        with contextlib.suppress(SweepError):  # the stop decides the exit code, even if jobs failed before
-            sweep.conclude(folder)
-        raise
-    finally:
-        (folder / "multirun.yaml").unlink(missing_ok=True)  # Hydra's copy of the command line, including secrets
-    if code == 0:
-        sweep.conclude(folder)
+    with sweep.begun(folder) as records:
+        arguments = [*overrides, f"hydra.sweep.subdir={records.name}", *options]
+        try:
+            code = run_hydra("train", arguments, _train_job)
+            if code == 0 and sweep.is_left(records):
+                code = run_hydra("train", arguments, _train_job)
+        except Stopped:
+            with contextlib.suppress(SweepError):  # the stop decides the exit code, even if jobs failed before
+                sweep.conclude(records)
+            raise
+        finally:
+            (folder / "multirun.yaml").unlink(missing_ok=True)  # Hydra's copy of the command line, including secrets
+        if code == 0:
+            sweep.conclude(records)
     return code
 
 
@@ -215,7 +218,8 @@ def _train_job(config: Any) -> float | None:
     searching = is_search(job.sweeper)
     if searching and not config.validation.queries:
         _known_errors(_refuse_search)
-    return run_job(Path(job.sweep.dir), int(job.job.num), shown, lambda: train(config, typed), searching)
+    records = Path(job.sweep.dir) / job.sweep.subdir
+    return run_job(records, int(job.job.num), shown, lambda: train(config, typed), searching)
 
 
 def _refuse_search() -> None:

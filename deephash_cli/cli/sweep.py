@@ -1,9 +1,10 @@
 """Jobs of a sweep: a record of how each ended, and the table at the end. Jobs may run in other processes."""
 
 import contextlib
+import secrets
 import sqlite3
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,18 @@ import yaml
 from rich.markup import escape
 from rich.table import Table
 
+from deephash_cli import runs
 from deephash_cli.cli.arguments import value_of
 from deephash_cli.console import errors, say, show
 from deephash_cli.errors import ArtifactError, DeephashError, Stopped, SweepError, command, first_line, one_line
-from deephash_cli.files import read_json, write_json
+from deephash_cli.files import alone, lock, locks_are_on, make_folder, read_json, remove_leftovers, write_json
 from deephash_cli.runs.results import Cell
 
 STUDY = "study.sqlite"  # database of a search by Optuna; conf/tune has the same name
 BEST = "optimization_results.yaml"  # file that Optuna's sweeper writes
 OBJECTIVE = "validation_map"
+LOCK = ".lock"  # held by the process whose job records are beside it
+ELSEWHERE = "elsewhere"  # status of a job that another process is running
 COLUMNS = ("map", "map_stable", "precision_at_100")
 WITHOUT_LABELS = ("unique_code_ratio",)  # columns of runs whose data set has no labels
 
@@ -36,28 +40,62 @@ def is_search(sweeper: Any) -> bool:
     return not issubclass(get_class(sweeper._target_), BasicSweeper)
 
 
-def begin(folder: Path) -> None:
-    """Delete the job records of an earlier start of the same sweep; the run folders stay.
+@contextlib.contextmanager
+def begun(folder: Path) -> Iterator[Path]:
+    """Make a folder for the job records of this process, and delete the records that earlier starts left.
+
+    Every start of a sweep has records of its own, because another process may be doing the same sweep. The run folders,
+    which they share, stay. The records belong to this process while the context is open.
+
+    Args:
+        folder: Folder of the sweep.
+
+    Yields:
+        The folder for the records.
 
     Raises:
-        ArtifactError: If the study of an earlier search cannot be continued.
+        ArtifactError: If the folder cannot be written to, or the study of an earlier search cannot be continued.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    for file in folder.glob("job-*.json"):
-        file.unlink()
-    if (folder / STUDY).exists():
-        try:
-            with contextlib.closing(sqlite3.connect(folder / STUDY, timeout=5)) as study:
-                study.execute("begin immediate")
-        except sqlite3.Error as error:
-            raise ArtifactError(
-                f"{folder / STUDY}, the study of this search, cannot be used ({error}): if another process is using "
-                "it, wait; otherwise move it away to start a new study. Finished runs are kept and not repeated"
-            ) from error
+    make_folder(folder)
+    with contextlib.ExitStack() as held:
+        with alone(folder / LOCK):
+            _clean(folder)
+            _require_study(folder / STUDY)
+            records = folder / f"jobs-{secrets.token_hex(8)}"
+            make_folder(records)
+            held.enter_context(alone(records / LOCK))
+        yield records
+
+
+def _clean(folder: Path) -> None:
+    """Remove the job records of all starts whose processes have ended. Without locks, nobody knows which these are."""
+    for file in folder.glob("job-*.json"):  # of earlier versions
+        file.unlink(missing_ok=True)
+    for records in folder.glob("jobs-*") if locks_are_on() else ():
+        with contextlib.suppress(OSError), (records / LOCK).open("r+b") as held:
+            if lock(held):
+                for file in (*records.glob("job-*.json"), records / LOCK):
+                    file.unlink(missing_ok=True)
+                remove_leftovers(records)
+                records.rmdir()
+
+
+def _require_study(study: Path) -> None:
+    """Check that the study of an earlier search, if there is one, can be continued."""
+    if not study.exists():
+        return
+    try:
+        with contextlib.closing(sqlite3.connect(study, timeout=5)) as database:
+            database.execute("begin immediate")
+    except sqlite3.Error as error:
+        raise ArtifactError(
+            f"{study}, the study of this search, cannot be used ({error}): if another process is using it, wait; "
+            "otherwise move it away to start a new study. Finished runs are kept and not repeated"
+        ) from error
 
 
 def run_job(
-    folder: Path,
+    records: Path,
     number: int,
     overrides: Sequence[str],
     work: Callable[[], Mapping[str, Any]],
@@ -65,21 +103,29 @@ def run_job(
 ) -> float | None:
     """Run one job and record how it ended. An error ends the job, not the sweep.
 
+    A job that another process is running is left for the end: called again for such a job, this function waits for the
+    other process, and does what that one has left undone. A job that has ended is not run again.
+
     Args:
-        folder: Folder of the sweep.
+        records: Folder of the job records.
         number: Index of the job, from 0.
         overrides: Settings of the job.
         work: Function that runs the job and returns its metrics.
-        searching: Whether the sweep is a search for settings; then numbers of the test queries are not shown.
+        searching: Whether the sweep is a search for settings; then numbers of the test queries are not shown, and a
+            job of another process is waited for at once, because the next settings depend on it.
 
     Returns:
         The mAP of the validation queries, which a search maximises; None if there are none, or if the job failed.
     """
+    file = records / f"job-{number:04d}.json"
+    before = read_json(file) if file.exists() else {}
+    if before.get("status", ELSEWHERE) != ELSEWHERE:
+        return before.get("metrics", {}).get(OBJECTIVE)
     settings = [plain(override) for override in overrides]
     say(f"\njob {number + 1}: {' '.join(settings)}")
     record: dict[str, Any] = {"number": number, "overrides": settings, "status": "interrupted"}
     try:
-        metrics = work()
+        metrics = _when_free(work) if searching or before else work()
         validation = metrics.get("validation")
         columns = {OBJECTIVE: validation["map"]} if searching and validation else _columns(metrics)
         name, value = next(iter(columns.items()))
@@ -88,6 +134,9 @@ def run_job(
         return columns.get(OBJECTIVE)
     except Stopped:
         raise
+    except runs.InUseError as error:
+        record |= {"status": ELSEWHERE}
+        say(f"{error.folder} is in use by {error.owner}: this job is looked at again at the end")
     except DeephashError as error:
         record |= {"status": "failed", "error": one_line(str(error))}
         errors.print(f"error: {record['error']}", markup=False)
@@ -95,17 +144,36 @@ def run_job(
         record |= {"status": "failed", "error": f"{type(error).__name__}: {first_line(error)}"}
         errors.print(traceback.format_exc(), markup=False)
     finally:
-        write_json(folder / f"job-{number:04d}.json", record)
+        write_json(file, record)
     return None
 
 
-def conclude(folder: Path) -> None:
+def _when_free(work: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any]:
+    """Run a job as soon as no other process runs it. What the other one has finished is not done again."""
+    while True:
+        try:
+            return work()
+        except runs.InUseError as error:
+            say(f"waiting for {error.owner}, which uses {error.folder}")
+            runs.wait_for(error.folder)
+
+
+def is_left(records: Path) -> bool:
+    """Return whether jobs were left for the end, because other processes are running them."""
+    return any(read_json(file)["status"] == ELSEWHERE for file in records.glob("job-*.json"))
+
+
+def conclude(records: Path) -> None:
     """Print the table of the sweep: mean and standard deviation over seeds; then the failed jobs.
+
+    Args:
+        records: Folder of the job records.
 
     Raises:
         SweepError: If a job failed.
     """
-    jobs = [read_json(file) for file in sorted(folder.glob("job-*.json"))]
+    folder = records.parent
+    jobs = [read_json(file) for file in sorted(records.glob("job-*.json"))]
     done = [job for job in jobs if job["status"] == "finished"]
     if done:
         done.sort(key=lambda job: job["metrics"].get(OBJECTIVE, 0), reverse=True)
@@ -116,7 +184,7 @@ def conclude(folder: Path) -> None:
         found = yaml.safe_load(best.read_text())
         settings = " ".join(f"{name}={value}" for name, value in found["best_params"].items())
         say(f"best settings in this study so far: {settings}, validation_map {found['best_value']:.4f}")
-    unfinished = [job for job in jobs if job["status"] == "interrupted"]
+    unfinished = [job for job in jobs if job["status"] in ("interrupted", ELSEWHERE)]
     failed = [job for job in jobs if job["status"] == "failed"]
     for job in failed:
         errors.print(f"failed: {one_line(' '.join(job['overrides']))}: {job['error']}", markup=False)

@@ -1,7 +1,9 @@
 """Features of a frozen backbone: computed once, kept on disk as float16, shared by methods, code lengths and seeds."""
 
 import contextlib
+import errno
 import hashlib
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from torch import Tensor
 
 from deephash_cli import npy
 from deephash_cli.errors import ArtifactError
-from deephash_cli.files import alone, read_sealed, sha256_file, sha256_start, write_sealed
+from deephash_cli.files import alone, read_sealed, reason, remove_leftovers, sha256_file, sha256_start, write_sealed
 
 _FLUSH_ROWS = 1024  # rows between two records of progress: the most that an interruption can cost
 
@@ -64,12 +66,14 @@ def cached_features(
     file, manifest, partial, done_file = (
         folder / name for name in ("features.npy", "manifest.json", "partial.npy", "partial.json")
     )
+    size = 2 * n * width
     with _locked(folder):
         if not _complete(file, manifest, n, width):
             start, digest = _rows_done(partial, done_file, n, width)
             try:
                 mode = "r+" if start else "w+"
                 array = np.lib.format.open_memmap(partial, mode=mode, dtype=np.float16, shape=(n, width))
+                _reserve(partial)
                 if digest is None:
                     digest = sha256_start(partial, array.offset)
                 progress(start)
@@ -94,9 +98,24 @@ def cached_features(
                 partial.replace(file)
                 done_file.unlink(missing_ok=True)
             except OSError as error:
-                raise ArtifactError(f"could not store features in {folder}: {error.strerror or error}") from error
+                raise ArtifactError(f"could not store features in {folder}: {reason(error, folder, size)}") from error
             write_sealed(manifest, {"n": n, "width": width, "sha256": digest.hexdigest()})
     return Features(npy.load(file))
+
+
+def _reserve(file: Path) -> None:
+    """Take the space of a file that is written through memory, where a full disk would end the process without a word.
+
+    Raises:
+        OSError: If there is not so much space; then the file is removed.
+    """
+    with file.open("r+b") as opened:
+        try:
+            os.posix_fallocate(opened.fileno(), 0, file.stat().st_size)
+        except (AttributeError, OSError) as error:  # not every system and every file system can
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                file.unlink()
+                raise
 
 
 def _complete(file: Path, manifest: Path, n: int, width: int) -> bool:
@@ -134,7 +153,8 @@ def _locked(folder: Path) -> Iterator[None]:
     with contextlib.ExitStack() as held:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            held.enter_context(alone(folder / "lock"))
         except OSError as error:
-            raise ArtifactError(f"could not store features in {folder}: {error.strerror or error}") from error
+            raise ArtifactError(f"could not store features in {folder}: {reason(error, folder)}") from error
+        held.enter_context(alone(folder / "lock"))
+        remove_leftovers(folder)
         yield

@@ -1,6 +1,7 @@
 """Encode images in shards: the task, the loop over batches, and the folder in which the finished shards are joined."""
 
 import dataclasses
+import errno
 import hashlib
 import json
 import shutil
@@ -36,6 +37,8 @@ from deephash_cli.files import (
     csv_text,
     read_json,
     read_sealed,
+    reason,
+    remove_leftovers,
     write_json,
     write_sealed,
     write_text,
@@ -143,9 +146,12 @@ class Work:
     def begin(self) -> None:
         """Record what the folder will hold, or compare it with the record of an earlier start.
 
+        What a killed process left half-written is removed.
+
         Raises:
             ConfigError: If the folder was started with different settings or a different input, or if it cannot be
                 created.
+            ArtifactError: If the disk is full.
         """
         provenance = self.encoder.provenance
         plan = {
@@ -157,6 +163,8 @@ class Work:
             "batch_size": self.task.batch_size,
         }
         file = self.folder / PLAN
+        for folder in (self.folder, self.folder / SHARDS):
+            remove_leftovers(folder)
         if file.exists():
             before = self._earlier_plan(file)
             changed = [name for name in plan if before.get(name) != plan[name]]
@@ -169,7 +177,8 @@ class Work:
         try:
             (self.folder / SHARDS).mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ConfigError(f"cannot make output={self.folder}: {error.strerror or error}") from error
+            kind = ArtifactError if error.errno == errno.ENOSPC else ConfigError
+            raise kind(f"cannot make output={self.folder}: {reason(error, self.folder)}") from error
         write_sealed(file, {**plan, "run_folder": self.task.run})
 
     def _earlier_plan(self, file: Path) -> dict[str, Any]:
@@ -200,7 +209,7 @@ class Work:
             return True
         except ArtifactError as error:
             warn(f"damaged codes are made again: {error}")
-            shutil.rmtree(self.place(shard))
+            _remove(self.place(shard))
             return False
 
     def is_complete(self) -> bool:
@@ -212,7 +221,7 @@ class Work:
             return True
         except ArtifactError as error:
             warn(f"damaged codes are made again: {error}")
-            (self.folder / codes_folder.MANIFEST).unlink()
+            _remove(self.folder / codes_folder.MANIFEST)
             return False
 
     def encode(self, shards: Sequence[int], accelerator: str, devices: int, show: Callable[[int], None]) -> None:
@@ -310,6 +319,8 @@ class Work:
             ArtifactError: If the codes cannot be written.
             DataError: If no image could be read.
         """
+        if not (self.folder / SHARDS).exists() and self.is_complete():
+            return 0  # nothing is written, so the folder may be read-only
         with alone(self.folder / PLAN):  # other processes wait here and then find the codes joined
             if not self.is_complete():
                 missing = sum(not self.has(number) for number in range(self.shards))
@@ -328,8 +339,7 @@ class Work:
         if not any(manifest["database"]["count"] for manifest in manifests):
             first = (places[0] / SKIPPED).read_text().splitlines()[1]
             raise DataError(f"none of the {skipped} images can be read; the first one is {first}")
-        for leftover in self.folder.glob(".*.tmp"):  # files of a process that was killed while it joined the shards
-            leftover.unlink(missing_ok=True)
+        remove_leftovers(self.folder)  # files of a process that was killed while it joined the shards
         records = [line for place in places for line in (place / SKIPPED).read_text().splitlines(keepends=True)[1:]]
         other = csv_text(COLUMNS, [record(*entry) for entry in self.dataset.left_out])
         write_text(self.folder / SKIPPED, other + "".join(records))
@@ -524,6 +534,18 @@ def _unlabelled(name: str, paths: list[Path], root: Path, left_out: Sequence[tup
     ids = [path.as_posix() for path in paths]
     labels = np.zeros((len(ids), 0), np.uint8)
     return RetrievalDataset(name, ids, labels, [], ImageFiles(paths, root), left_out=left_out)
+
+
+def _remove(path: Path) -> None:
+    """Remove a damaged file or folder.
+
+    Raises:
+        ArtifactError: If it cannot be removed.
+    """
+    try:
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    except OSError as error:
+        raise ArtifactError(f"could not remove {path}, which is damaged: {reason(error, path)}") from error
 
 
 def _digest(ids: Sequence[str]) -> str:

@@ -117,7 +117,7 @@ def _save(
     for side, codes in sides.items():
         codes_name, labels_name, ids_name = _FILES[side]
         for name, array in ((codes_name, codes.packed), (labels_name, codes.labels)):
-            with atomic_write(folder / name) as file:
+            with atomic_write(folder / name, array.nbytes) as file:
                 np.save(file, np.ascontiguousarray(array), allow_pickle=False)
         with atomic_write(folder / ids_name) as file:
             file.writelines(f"{name}\n".encode() for name in codes.ids or ())

@@ -1,12 +1,16 @@
 """Name, create, lock, write and find run folders."""
 
+import base64
 import contextlib
 import datetime
-import fcntl
+import errno
+import hashlib
 import os
 import platform
+import re
 import secrets
 import shutil
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -14,7 +18,18 @@ from typing import IO, Any, TypeGuard
 
 from deephash_cli import __version__
 from deephash_cli.errors import ArtifactError, ConfigError, command
-from deephash_cli.files import write_sealed, write_text
+from deephash_cli.files import (
+    alone,
+    is_temporary,
+    lock,
+    locks_are_on,
+    make_folder,
+    read_sealed,
+    reason,
+    remove_leftovers,
+    write_sealed,
+    write_text,
+)
 from deephash_cli.retrieval.codes_folder import MANIFEST, read_manifest
 from deephash_cli.runs import sealing
 from deephash_cli.runs.sealing import FILES, RECORD
@@ -36,8 +51,30 @@ CODES_MANIFEST = f"{CODES}/{MANIFEST}"  # it has the digests of the other files 
 DIGESTED = (
     CONFIG, SPLIT, SKIPPED, STEPS, HEAD_STEPS, CODES_MANIFEST, METRICS, RETRIEVAL, RETRIEVAL_IMAGE, ERROR,
 )  # fmt: skip
+LOCK = ".lock"
+STATE = ".deephash"  # folder beside runs: the number of the newest one, and what two processes agree with
+
+_OWNER = re.compile(r"(process \d+ on .* since .*)?")  # content of a lock file; empty if the disk was full
+_OF_CONFIG = ("method", "bits", "seed", "module")  # some settings of every run
+_TRIES = 5  # so often a lock or a name is tried
 
 EXIT_CODES = {"finished": 0, "failed": 1, "interrupted": 130}  # reported to W&B for each status
+
+
+class InUseError(ConfigError):
+    """A run folder that another process is writing to.
+
+    Attributes:
+        folder: The run folder.
+        owner: The process, as the lock file names it.
+    """
+
+    def __init__(self, folder: Path):
+        with contextlib.suppress(OSError, ValueError):
+            self.owner = (folder / LOCK).read_text()[:200].strip()
+        self.owner = getattr(self, "owner", "") or "another process"
+        self.folder = folder
+        super().__init__(f"{folder} is in use by {self.owner}: wait for it to end, or choose another run_dir")
 
 
 def versions() -> dict[str, str]:
@@ -57,7 +94,9 @@ class Run:
         path: An existing folder.
 
     Raises:
-        ConfigError: If another process is writing to the folder.
+        InUseError: If another process is writing to the folder.
+        ConfigError: If the folder cannot be written to.
+        ArtifactError: If the disk is full.
     """
 
     def __init__(self, path: Path):
@@ -77,8 +116,15 @@ class Run:
             The run's id. A resumed run keeps its id.
         """
         known = read_record(self.path) if (self.path / RECORD).exists() else {}
+        if known:
+            self.unseal(CONFIG)
+        make_folder(self.path / CHECKPOINTS)
+        for folder in (self.path, self.path / CHECKPOINTS, self.path / CODES):
+            remove_leftovers(folder)
+        write_text(self.path / CONFIG, config_yaml)  # before the record: a folder with a record is complete
         record = {
             "id": known.get("id") or secrets.token_hex(6),
+            "number": _next_number(self.path.parent),
             "status": "running",
             "started": _now(),
             "process": os.getpid(),
@@ -89,17 +135,12 @@ class Run:
             FILES: {
                 name: digest
                 for name, digest in sealing.digests(known).items()
-                if name != CONFIG and (self.path / name).exists()  # what was deleted is made again
-            },
+                if (self.path / name).exists()  # what was deleted is made again
+            }
+            | {CONFIG: hashlib.sha256(config_yaml.encode()).hexdigest()},
         }
-        (self.path / CHECKPOINTS).mkdir(exist_ok=True)
-        for folder in (self.path, self.path / CHECKPOINTS, self.path / CODES):
-            for leftover in folder.glob(".*.tmp"):  # left by a process that was killed while writing
-                leftover.unlink(missing_ok=True)
         write_sealed(self.path / RECORD, record)
-        self.unseal(CONFIG)
-        write_text(self.path / CONFIG, config_yaml)
-        self.seal()
+        self._unsealed.clear()
         return record["id"]
 
     def unseal(self, *names: str) -> None:
@@ -140,7 +181,7 @@ class Run:
 
     def discard(self) -> None:
         """Remove the folder with all its files, if none of them is worth keeping."""
-        shutil.rmtree(self.path)
+        shutil.rmtree(self.path, ignore_errors=True)
 
     def close(self) -> None:
         """Release the lock, so that other processes can write to the folder."""
@@ -150,41 +191,126 @@ class Run:
 def create(root: Path, name: str, run_dir: str | None) -> Run:
     """Make a new, empty run folder: ``run_dir`` if given, else a unique one under ``root``.
 
+    A folder that a run began and left before it was recorded is used again: it holds nothing else.
+
     Args:
         root: Folder of all runs.
-        name: Start of the unique folder's name; date, time and random digits follow.
+        name: Start of the unique folder's name; date, time and random characters follow.
         run_dir: The run folder itself; ``None`` for a unique one.
 
     Raises:
+        InUseError: If another process is writing to ``run_dir``.
         ConfigError: If the folder cannot be made, or if ``run_dir`` is not empty.
+        ArtifactError: If the disk is full.
     """
+    where = f"run_dir={run_dir}" if run_dir else f"runs={root}"
     try:
-        if run_dir is None:
-            root.mkdir(parents=True, exist_ok=True)
+        if run_dir is not None:
+            check_unused(Path(run_dir))
+            return _begun(Path(run_dir))
+        (root / STATE).mkdir(parents=True, exist_ok=True)
+        for path in _left_behind(root, name):
+            with contextlib.suppress(ConfigError):  # another process uses it by now
+                return _begun(path)
+        for attempt in reversed(range(_TRIES)):
             stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-            path = root / f"{name}-{stamp}-{secrets.token_hex(4)}"
-            path.mkdir()
-        else:
-            path = Path(run_dir)
-            check_unused(path)
-            path.mkdir(parents=True, exist_ok=True)
-        return Run(path)
+            path = root / f"{name}-{stamp}-{_random()}"
+            try:
+                path.mkdir()
+                return _begun(path)
+            except (FileExistsError, InUseError):  # another process has the same name, or took the new folder up
+                if not attempt:
+                    raise
+        raise AssertionError("unreachable")
     except OSError as error:
-        where = f"run_dir={run_dir}" if run_dir else f"runs={root}"
-        raise ConfigError(
-            f"cannot make a run folder at {where}: {error.strerror or error}; choose a folder you can write to"
+        raise _no_room(
+            f"cannot make a run folder at {where}", root if run_dir is None else Path(run_dir), error
         ) from error
 
 
+def _random() -> str:
+    """Return 64 random bits as 13 lower-case letters and digits."""
+    return base64.b32encode(secrets.token_bytes(8)).decode().rstrip("=").lower()
+
+
+def _begun(path: Path) -> Run:
+    """Lock a folder for a new run, and make it if it does not exist. If that fails, no new folder is left."""
+    is_new = not path.exists()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        run = Run(path)
+    except (OSError, ArtifactError):
+        if is_new:
+            with contextlib.suppress(OSError):
+                (path / LOCK).unlink(missing_ok=True)
+                path.rmdir()
+        raise
+    try:
+        check_unused(path)  # again, because another process may have had the lock in between
+    except BaseException:
+        run.close()
+        raise
+    return run
+
+
+def _left_behind(root: Path, name: str) -> list[Path]:
+    """Return the folders of a name that runs began under ``root`` and left before they were recorded.
+
+    Those that a process is just beginning are among them: their locks tell them apart. Without locks, return none.
+    """
+    if not locks_are_on():
+        return []
+    ours = re.compile(re.escape(name) + r"-\d{8}-\d{6}-[a-z0-9]+")
+    named = [path for path in root.iterdir() if ours.fullmatch(path.name) and path.is_dir()]
+    return [path for path in named if is_abandoned(path) or not any(path.iterdir())]
+
+
+def _no_room(what: str, path: Path, error: OSError) -> ConfigError | ArtifactError:
+    """Return the error that says why a folder of runs cannot be written to."""
+    text = f"{what}: {reason(error, path)}; choose a folder you can write to"
+    return (ArtifactError if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO) else ConfigError)(text)
+
+
 def check_unused(path: Path) -> None:
-    """Check that a folder for a new run does not exist or is empty.
+    """Check that a folder for a new run does not exist, is empty, or was left by a run before it was recorded.
 
     Raises:
         ConfigError: If it holds files.
     """
-    if path.is_dir() and any(entry.name != ".lock" for entry in path.iterdir()):
+    if path.is_dir() and any(entry.name != LOCK for entry in path.iterdir()) and not is_abandoned(path):
         more = f", or {command(f'resume={path}')} to continue the run in it" if (path / RECORD).is_file() else ""
         raise ConfigError(f"run_dir={path} is not empty: choose another folder{more}")
+
+
+def is_abandoned(folder: Path) -> bool:
+    """Return whether a run began a folder and left it before it was recorded, as when its process was killed.
+
+    Such a folder has a lock file that this module wrote, and nothing else except what is written before ``run.json``.
+    """
+    try:
+        entries = {entry.name: entry for entry in folder.iterdir()}
+        files = [entry for name, entry in entries.items() if name != CHECKPOINTS]
+        return (
+            LOCK in entries
+            and all(entry.is_file() and not entry.is_symlink() for entry in files)
+            and all(name in (LOCK, CONFIG, CHECKPOINTS) or _is_first(name) for name in entries)
+            and _OWNER.fullmatch(entries[LOCK].read_text()[:1000]) is not None
+            and (CONFIG not in entries or _is_config(entries[CONFIG]))
+            and (CHECKPOINTS not in entries or not any(entries[CHECKPOINTS].iterdir()))
+        )
+    except (OSError, ValueError):
+        return False
+
+
+def _is_first(name: str) -> bool:
+    """Return whether a name is that of an unfinished file that is written before a run is recorded."""
+    return is_temporary(name, CONFIG) or is_temporary(name, RECORD)
+
+
+def _is_config(file: Path) -> bool:
+    """Return whether a file looks like the settings of a run, not like those of another program."""
+    text = file.read_text(encoding="utf-8") if file.stat().st_size < 2**20 else ""
+    return all(re.search(rf"^{name}:", text, re.MULTILINE) for name in _OF_CONFIG)
 
 
 def check_writable(folder: Path) -> None:
@@ -211,6 +337,11 @@ def read_record(folder: Path) -> dict[str, Any]:
     """
     folder = Path(folder)
     if not (folder / RECORD).is_file():
+        if folder.is_dir() and (is_abandoned(folder) or not any(folder.iterdir())):
+            raise ArtifactError(
+                f"{folder} holds no run yet, only its beginning: run the command that made it again, with "
+                f"{command(f'run_dir={folder}')}"
+            )
         raise ArtifactError(f"{folder} is not a run folder: it has no {RECORD}")
     record = sealing.read(folder)
     if not all(isinstance(record.get(name), str) for name in ("status", "started", "fingerprint")) or not (
@@ -243,10 +374,67 @@ def given_or_latest(run: str | None, codes: str | None = None) -> Path:
     if codes is not None:
         return _maker(Path(codes))
     root = default_root()
-    finished = [(record["started"], path) for path, record in scan(root) if record["status"] == "finished"]
+    finished = [(age(record), path) for path, record in scan(root) if record["status"] == "finished"]
     if not finished:
         raise ConfigError(f"there is no finished run under {root} here: give run=<run folder>")
     return max(finished)[1]
+
+
+def age(record: Mapping[str, Any]) -> tuple[int, str]:
+    """Return what orders the runs of one folder from the oldest to the newest: the number of the start, then its time.
+
+    The number does not depend on the clock. Runs of earlier versions have none, and are older than those that have one.
+    """
+    return _number(record), record["started"]
+
+
+def _number(record: Any) -> int:
+    number = record.get("number") if isinstance(record, Mapping) else None
+    return number if isinstance(number, int) and not isinstance(number, bool) and number > 0 else 0
+
+
+def _next_number(root: Path) -> int:
+    """Return the number of a run that is starting: higher than that of every earlier start under ``root``.
+
+    A file counts the starts. If it is missing or damaged, the records of the runs tell how many there were.
+    """
+    state = root / STATE
+    if not state.is_dir():  # of a run folder that is somewhere else than the others
+        return 1 + _highest(root)
+    try:
+        with alone(state / "number.lock"):
+            try:
+                number = _number(read_sealed(state / "number.json"))
+            except ArtifactError:
+                number = _highest(root)
+            write_sealed(state / "number.json", {"number": number + 1})
+            return number + 1
+    except ArtifactError:  # a disk that is full or read-only is reported by the file that needs it
+        return 1 + _highest(root)
+
+
+def _highest(root: Path) -> int:
+    return max((_number(record) for _, record in scan(root)), default=0)
+
+
+@contextlib.contextmanager
+def starting(root: Path, fingerprint: str) -> Iterator[None]:
+    """Let only one process at a time look for the run of some settings and begin it, if it is not there.
+
+    Args:
+        root: Folder of all runs.
+        fingerprint: Digest of the settings, from `runs.fingerprint`.
+
+    Raises:
+        ConfigError: If the folder cannot be made.
+        ArtifactError: If the disk is full.
+    """
+    try:
+        (root / STATE).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _no_room(f"cannot make a run folder at runs={root}", root, error) from error
+    with alone(root / STATE / f"starting-{fingerprint[:2]}.lock"):
+        yield
 
 
 def _maker(codes: Path) -> Path:
@@ -336,14 +524,37 @@ def status(folder: Path, record: Mapping[str, Any]) -> str:
     """
     if record["status"] != "running":
         return record["status"]
+    if not locks_are_on():
+        return "running" if _is_alive(record) else "interrupted"
+    return "running" if is_in_use(folder) else "interrupted"
+
+
+def is_in_use(folder: Path) -> bool:
+    """Return whether another process holds the lock of a run folder."""
     try:
-        with (folder / ".lock").open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return "running"
-    except OSError:  # no such file, or a file system without locks
-        pass
-    return "interrupted"
+        with (folder / LOCK).open("rb") as file:
+            return not lock(file, shared=True)
+    except (OSError, ConfigError):  # no such file, or a file system without locks
+        return False
+
+
+def wait_for(folder: Path) -> None:
+    """Wait until no other process holds the lock of a run folder."""
+    with contextlib.suppress(OSError), (folder / LOCK).open("rb") as file:
+        lock(file, wait=True, shared=True)
+
+
+def _is_alive(record: Mapping[str, Any]) -> bool:
+    """Return whether the process of a record exists, as far as this machine can tell."""
+    if record.get("host") != platform.node():
+        return True
+    try:
+        os.kill(int(record["process"]), 0)
+    except PermissionError:  # it belongs to somebody else
+        return True
+    except (OSError, KeyError, TypeError, ValueError, OverflowError):
+        return False
+    return True
 
 
 def seconds(record: Mapping[str, Any]) -> float | None:
@@ -362,7 +573,7 @@ def find(root: Path, wanted: str) -> Path | None:
     run.
     """
     found = [(path, record) for path, record in scan(root) if record["fingerprint"] == wanted]
-    found.sort(key=lambda run: (run[1]["status"] == "finished", run[1]["started"]))
+    found.sort(key=lambda run: (run[1]["status"] == "finished", age(run[1])))
     return found[-1][0] if found else None
 
 
@@ -375,18 +586,25 @@ def scan(root: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
             continue
 
 
-def _lock(folder: Path) -> IO[str]:
+def _lock(folder: Path) -> IO[bytes]:
     """Lock the folder for this process. The system releases the lock when the process ends, even if it is killed."""
-    file = (folder / ".lock").open("a+")
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
+        file = (folder / LOCK).open("a+b", buffering=0)
+    except OSError as error:
+        raise _no_room(f"cannot write to {folder}", folder, error) from error
+    try:
+        for _ in range(_TRIES):
+            if lock(file):
+                break
+            time.sleep(0.05)  # a command that only lists runs holds the lock for a moment
+        else:
+            raise InUseError(folder)
+    except BaseException:
         file.close()
-        owner = (folder / ".lock").read_text().strip() or "another process"
-        raise ConfigError(f"{folder} is in use by {owner}: wait for it to end, or choose another run_dir") from error
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {platform.node()} since {_now()}")
-    file.flush()
+        raise
+    with contextlib.suppress(OSError):  # the disk may be full, and this is only for people
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()} since {_now()}".encode())
     return file
 
 

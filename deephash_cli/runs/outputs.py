@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from deephash_cli.errors import ArtifactError, ConfigError
-from deephash_cli.files import is_device, read_json
+from deephash_cli.files import is_device, is_temporary, read_json, remove_leftovers
 from deephash_cli.retrieval import codes_folder
 from deephash_cli.runs.folder import (
     CHECKPOINTS,
@@ -25,6 +25,7 @@ from deephash_cli.runs.folder import (
     WANDB,
     check_unused,
     check_writable,
+    is_abandoned,
 )
 from deephash_cli.runs.settings import CONFIG
 
@@ -62,6 +63,8 @@ def settle(
 ) -> list[Path | None]:
     """Check the files that a command is to write, before it computes anything.
 
+    What a killed process left unfinished beside them is removed.
+
     Args:
         verb: The verb, whose own earlier outputs may be replaced.
         outputs: Path of each output, under what is typed before it, ``output=`` or ``--output ``; None for no output.
@@ -89,12 +92,15 @@ def settle(
             if own is None or target != own.resolve():
                 _require_not_a_part(said, Path(given), verb)
                 _require_free_file(said, target, verb, overwrite, "--overwrite" if name[0] == "-" else "overwrite=true")
+            remove_leftovers(target.parent, target.name)
             settled[name] = target
     return [settled.get(name, None if given is None else Path(given)) for name, given in outputs.items()]
 
 
 def settle_folder(verb: str, output: str, inputs: Paths, overwrite: bool | None = None, name: str = "output=") -> Path:
     """Check the folder that a command is to make, before it computes anything.
+
+    What a killed process left unfinished beside it is removed.
 
     Args:
         verb: The verb.
@@ -117,6 +123,7 @@ def settle_folder(verb: str, output: str, inputs: Paths, overwrite: bool | None 
         target = _require_apart(said, Path(output), inputs)
         _require_not_a_part(said, Path(output), verb)
         _require_free_folder(said, target, verb, overwrite)
+        remove_leftovers(target.parent, target.name)
     return target
 
 
@@ -149,6 +156,8 @@ def unused(path: Path) -> Path:
 def made_by(path: Path) -> str | None:
     """Return the verb whose output a file or folder is, judged by its content; None if deephash did not make it."""
     if path.is_dir():
+        if is_abandoned(path):
+            return "train"
         return "encode" if _is_encoded(path) else "export" if _is_exported(path) else None
     record = path.with_name(f"{path.name}.json")
     if path.suffix == ".faiss":
@@ -252,11 +261,11 @@ def _is_codes_folder(folder: Path) -> bool:
 
 
 def _is_encoded(folder: Path) -> bool:
-    """Return whether ``deephash encode`` made a folder, or has just begun to: beside it another process may start."""
-    started = (codes_folder.SHARDS, f".{codes_folder.PLAN}.")
+    """Return whether ``deephash encode`` made a folder, or began to: it may have been killed, or be running now."""
+    shards = folder / codes_folder.SHARDS
     return (folder / codes_folder.PLAN).is_file() or (
-        all(entry.name.startswith(started) for entry in folder.iterdir())
-        and not any((folder / codes_folder.SHARDS).glob("*"))
+        all(entry == shards or is_temporary(entry.name, codes_folder.PLAN) for entry in folder.iterdir())
+        and not any(shards.glob("*"))
     )
 
 

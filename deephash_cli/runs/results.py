@@ -282,10 +282,16 @@ def collect(paths: Iterable[Path], wanted: Mapping[str, str] | None = None) -> t
             continue
         same = f"{result.record['fingerprint']} {result.metrics['split']['sha256']}"
         if same in newest:
-            older, result = sorted((newest[same], result), key=lambda run: run.record["started"])
+            older, result = _by_age(newest[same], result)
             left_out.append(LeftOut(older.folder, f"replaced by a newer run of the same settings: {result.folder}"))
         newest[same] = result
     return list(newest.values()), left_out
+
+
+def _by_age(one: Result, other: Result) -> list[Result]:
+    """Return two runs, the older one first. Numbers of starts count the runs of one folder; else the clock decides."""
+    same_folder = one.folder.absolute().parent == other.folder.absolute().parent
+    return sorted((one, other), key=lambda run: runs.age(run.record) if same_folder else (0, run.record["started"]))
 
 
 def gather(

@@ -1,6 +1,5 @@
 """Checkpoints: complete or absent, verified when read, of a known run, and unable to run code of their author."""
 
-import contextlib
 import io
 import math
 import time
@@ -16,7 +15,16 @@ from torch import nn
 
 from deephash_cli import __version__, processes, runs
 from deephash_cli.errors import ArtifactError, DivergedError, short
-from deephash_cli.files import atomic_write, is_sealed, read_json, read_sealed, sha256_file, write_bytes, write_sealed
+from deephash_cli.files import (
+    atomic_write,
+    is_sealed,
+    read_json,
+    read_sealed,
+    reason,
+    sha256_file,
+    write_bytes,
+    write_sealed,
+)
 from deephash_cli.models.tensors import load_tensors
 
 LAST = "last.ckpt"
@@ -99,7 +107,7 @@ class VerifiedCheckpointIO(CheckpointIO):
         buffer = io.BytesIO()
         torch.save(checkpoint, buffer)
         path = Path(path)
-        with atomic_write(path) as file:
+        with atomic_write(path, buffer.tell()) as file:
             file.write(buffer.getbuffer())
         sidecar = {"format": FORMAT, "deephash": __version__, "bytes": path.stat().st_size, "sha256": sha256_file(path)}
         if self.owner:
@@ -358,10 +366,15 @@ class EpochCheckpoints(Callback):
         previous one.
         """
         last, previous = self.folder / LAST, self.folder / PREVIOUS
-        with contextlib.suppress(ArtifactError):
+        try:
             verify_checkpoint(last)
-            write_bytes(_sidecar(previous), _sidecar(last).read_bytes())
+        except ArtifactError:
+            return
+        write_bytes(_sidecar(previous), _sidecar(last).read_bytes())
+        try:
             last.replace(previous)
+        except OSError as error:
+            raise ArtifactError(f"could not write {previous}: {reason(error, previous)}") from error
 
 
 def _sidecar(path: Path) -> Path:

@@ -87,10 +87,11 @@ def train(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
     settings = _settings(config)
     earlier = resuming.earlier_run(settings)
     if earlier and resuming.is_done(earlier, config.trainer.max_epochs):
-        say(f"already done: {earlier}")
-        return {**read_json(earlier / runs.METRICS), "run_dir": str(earlier)}
+        return _already_done(earlier)
     if earlier:
         runs.check_writable(earlier)
+        if runs.is_in_use(earlier):
+            raise runs.InUseError(earlier)
     else:
         outputs.require_room(config.runs, config.run_dir, config.dataset.get("root"))
     check_trainer(config)
@@ -102,7 +103,14 @@ def train(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
             f"trial={config.trial} uses at most so many queries, training images and database items: the numbers "
             "of this run mean nothing"
         )
-    with _run_folder(config, earlier) as run, _recorded(run, job, overrides) as identity:
+    with contextlib.ExitStack() as held:
+        with resuming.only_one(settings):
+            earlier = resuming.earlier_run(settings)  # another process may have begun it since
+            if earlier and resuming.is_done(earlier, config.trainer.max_epochs):
+                return _already_done(earlier)
+            run = held.enter_context(_run_folder(config, earlier))
+            identity = _started(run, job, overrides)
+        held.enter_context(_recorded(run))
         run.unseal(runs.SPLIT, runs.SKIPPED)
         resuming.keep_split(run.path, job.split, job.dataset)
         _list_left_out(run.path, job.dataset)
@@ -120,6 +128,12 @@ def train(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
             write_json(run.path / runs.METRICS, metrics)
         loggers.conclude(dashboard, metrics, 0)
     return {**metrics, "run_dir": str(run.path)}
+
+
+def _already_done(folder: Path) -> dict[str, Any]:
+    """Return the metrics of a finished run, which is not done again."""
+    say(f"already done: {folder}")
+    return {**read_json(folder / runs.METRICS), "run_dir": str(folder)}
 
 
 def prepare(
@@ -307,13 +321,17 @@ def _run_folder(config: DictConfig, earlier: Path | None) -> Iterator[runs.Run]:
         run.close()
 
 
-@contextlib.contextmanager
-def _recorded(run: runs.Run, job: Job, overrides: Sequence[str]) -> Iterator[str]:
-    """Record that a run has started and how it ended. Yields the id of the run."""
+def _started(run: runs.Run, job: Job, overrides: Sequence[str]) -> str:
+    """Record that a run has started, and return its id."""
     yaml = OmegaConf.to_yaml(OmegaConf.create(runs.escape(job.settings)))
-    identity = run.start(yaml, runs.fingerprint(job.settings), overrides)
+    return run.start(yaml, runs.fingerprint(job.settings), overrides)
+
+
+@contextlib.contextmanager
+def _recorded(run: runs.Run) -> Iterator[None]:
+    """Record how a run ended that was recorded as started."""
     try:
-        yield identity
+        yield
         run.end("finished")
     except Stopped:
         with _second_to_the_cause():

@@ -12,8 +12,8 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
 from deephash_cli import console
-from deephash_cli.errors import first_line
-from deephash_cli.files import write_text
+from deephash_cli.errors import ArtifactError, first_line
+from deephash_cli.files import append_text, reason, write_text
 from deephash_cli.runs.wandb import Session
 
 
@@ -32,7 +32,7 @@ class RecordLogger(Logger):
     def __init__(self, file: Path, step: int):
         super().__init__()
         self.file = file
-        kept = file.read_text().splitlines() if file.exists() else []
+        kept = _lines(file) if file.exists() else []
         write_text(file, "".join(f"{line}\n" for line in kept if _step(line) <= step))
 
     @property
@@ -54,10 +54,12 @@ class RecordLogger(Logger):
         Args:
             metrics: Values by name.
             step: Index of the optimizer step, from 0; it is written counting from 1. None counts as 0.
+
+        Raises:
+            ArtifactError: If the file cannot be written, or the disk is full.
         """
         line = {"step": (step or 0) + 1, "time": round(time.time(), 3), **{k: float(v) for k, v in metrics.items()}}
-        with self.file.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        append_text(self.file, json.dumps(line) + "\n")
 
 
 class EpochReport(Callback):
@@ -226,6 +228,14 @@ def tensorboard_logger(run_dir: Path, identity: str, group: str | None, config: 
     """
     del identity, group, config
     return TensorBoardLogger(run_dir, name="tensorboard", version="")
+
+
+def _lines(file: Path) -> list[str]:
+    """Return the lines of a record. Bytes that are no text are in lines that count as damaged."""
+    try:
+        return file.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError as error:
+        raise ArtifactError(f"could not read {file}: {reason(error, file)}") from error
 
 
 def _step(line: str) -> float:

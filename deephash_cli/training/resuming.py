@@ -1,6 +1,7 @@
 """Find the run folder that a command continues, and check that it may be continued."""
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,26 @@ def _require_intact(folder: Path) -> None:
     """Check the files that a resumed run continues. A file that was deleted is made again."""
     continued = (runs.CONFIG, runs.SPLIT, runs.STEPS, runs.HEAD_STEPS)
     runs.require_intact(folder, *(name for name in continued if (folder / name).exists()))
+
+
+@contextlib.contextmanager
+def only_one(settings: Mapping[str, Any]) -> Iterator[None]:
+    """Let only one process at a time find or begin the run of some settings, so that two make one run folder.
+
+    Nothing is done if the settings name a run folder, which has a lock of its own, or ask for a new run.
+
+    Args:
+        settings: Resolved configuration as plain values.
+
+    Raises:
+        ConfigError: If the folder of runs cannot be made.
+        ArtifactError: If the disk is full.
+    """
+    if settings["resume"] != "auto" or settings["run_dir"] is not None:
+        yield
+        return
+    with runs.starting(Path(settings["runs"]), runs.fingerprint(settings)):
+        yield
 
 
 def is_done(folder: Path, epochs: int) -> bool:

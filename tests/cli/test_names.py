@@ -130,7 +130,7 @@ def test_a_run_and_a_sweep_on_a_folder_of_any_name(deephash, name):
     swept = deephash("train", "-m", "seed=1,2", *vectors, f"runs={name}/runs")
     assert swept.code == 0, swept
     assert f"dataset.vectors={name}/x.npy" in swept.out
-    (job, *_) = sorted(Path(f"{name}/runs/.sweeps").glob("*/job-*.json"))
+    (job, *_) = sorted(Path(f"{name}/runs/.sweeps").glob("*/jobs-*/job-*.json"))
     assert f"dataset.vectors={name}/x.npy" in json.loads(job.read_text())["overrides"]
     record, *_ = [path for path, _ in runs.scan(Path(f"{name}/runs"))]
     assert f"already done: {record}" in deephash("train", f"resume={record}").out

@@ -236,11 +236,55 @@ def test_a_stop_is_passed_on_and_written_down(jobs, tmp_path, capsys):
     assert "interrupted: bits=8 seed=1" in capsys.readouterr().out
 
 
-def test_a_new_start_forgets_the_jobs_of_the_last(jobs, tmp_path):
-    jobs(0.5)
+def test_a_new_start_forgets_the_jobs_of_those_that_ended(tmp_path):
+    (tmp_path / "job-0000.json").write_text("{}")  # of an earlier version
     (tmp_path / "notes.txt").write_text("mine")
-    sweep.begin(tmp_path)
-    assert [file.name for file in tmp_path.iterdir()] == ["notes.txt"]
+    with sweep.begun(tmp_path) as ended:
+        (ended / "job-0000.json").write_text("{}")
+    with sweep.begun(tmp_path) as running:
+        assert not ended.exists()
+        (running / "job-0000.json").write_text("{}")
+        with sweep.begun(tmp_path) as beside:
+            assert beside != running
+            assert (running / "job-0000.json").read_text() == "{}", "the records of a running sweep stay"
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+    assert not (tmp_path / "job-0000.json").exists()
+
+
+def in_use(folder, times, value=0.5):
+    """Return a job that another process has ``times`` times, and that then gives its result."""
+    left = iter(range(times))
+
+    def work():
+        if next(left, None) is not None:
+            raise runs.InUseError(folder)
+        return {"map": value, "map_stable": value, "precision_at_k": {}, "run_dir": str(folder)}
+
+    return work
+
+
+def test_a_job_of_another_process_is_looked_at_again_at_the_end(tmp_path, capsys):
+    records = tmp_path / "jobs-1"
+    records.mkdir()
+    works = [in_use(tmp_path / "run", 2), in_use(tmp_path / "other", 0, 0.7)]
+    for number, work in enumerate(works):
+        sweep.run_job(records, number, [f"seed={number}"], work)
+    assert sweep.is_left(records)
+    assert "this job is looked at again at the end" in capsys.readouterr().out
+    for number, work in enumerate(works):
+        sweep.run_job(records, number, [f"seed={number}"], work)
+    assert not sweep.is_left(records)
+    out = capsys.readouterr().out
+    assert out.count("waiting for another process, which uses ") == 1
+    assert "job 2" not in out, "what is done is not looked at again"
+    sweep.conclude(records)
+    assert "0.6000 ± 0.1414" in capsys.readouterr().out
+
+
+def test_a_search_waits_for_a_job_of_another_process_at_once(tmp_path, capsys):
+    sweep.run_job(tmp_path, 0, ["seed=0"], in_use(tmp_path / "run", 1), searching=True)
+    assert not sweep.is_left(tmp_path)
+    assert "waiting for " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("typed", "shown"), [("bits='12'", "bits=12"), ("seed=1", "seed=1"), ("x='a b'", "x=a b")])

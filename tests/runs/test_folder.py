@@ -1,5 +1,6 @@
 """The run folder: names, locks, records, fingerprints of settings, and hidden secrets."""
 
+import errno
 import json
 import os
 import re
@@ -38,20 +39,25 @@ def test_fifty_runs_at_once_get_fifty_folders(tmp_path):
     for run in made:
         run.close()
     assert len({run.path for run in made}) == 50
-    assert all(re.fullmatch(r"name-\d{8}-\d{6}-[0-9a-f]{8}", run.path.name) for run in made)
+    assert all(re.fullmatch(r"name-\d{8}-\d{6}-[a-z2-7]{13}", run.path.name) for run in made), "64 random bits"
 
 
-def test_a_clash_of_names_is_an_error_and_never_a_shared_folder(tmp_path, monkeypatch):
+def test_a_name_that_is_taken_is_tried_again_and_a_folder_is_never_shared(tmp_path, monkeypatch):
     class Frozen(runs.folder.datetime.datetime):
         @classmethod
         def now(cls, tz=None):
             return cls(2030, 1, 1, tzinfo=tz)
 
     monkeypatch.setattr(runs.folder.datetime, "datetime", Frozen)
-    monkeypatch.setattr(runs.folder.secrets, "token_hex", lambda _: "same")
-    runs.create(tmp_path, "name", None).close()
+    letters = iter([b"a" * 8, b"a" * 8, b"b" * 8])
+    monkeypatch.setattr(runs.folder.secrets, "token_bytes", lambda _: next(letters))
+    first, second = (runs.create(tmp_path, "name", None) for _ in range(2))
+    assert first.path != second.path
+    monkeypatch.setattr(runs.folder.secrets, "token_bytes", lambda _: b"a" * 8)
     with pytest.raises(ConfigError, match="cannot make a run folder"):
         runs.create(tmp_path, "name", None)
+    first.close()
+    second.close()
 
 
 def test_a_folder_of_ones_own_is_made_with_its_parents(tmp_path):
@@ -112,6 +118,161 @@ os.kill(os.getpid(), 9)
     runs.Run(folder).close()
 
 
+@pytest.fixture
+def without_locks(monkeypatch):
+    """A file system that has no locks."""
+
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("deephash_cli.files.fcntl.flock", refuse)
+
+
+def test_a_file_system_without_locks_names_the_setting_that_does_without(tmp_path, without_locks, monkeypatch):
+    with pytest.raises(
+        ConfigError, match=r"\(No locks available\): on a file system without locks, set DEEPHASH_LOCKS"
+    ):
+        runs.create(tmp_path, "name", None)
+    monkeypatch.setenv("DEEPHASH_LOCKS", "of")
+    with pytest.raises(ConfigError, match="DEEPHASH_LOCKS must be on or off, got 'of'"):
+        runs.create(tmp_path, "name", None)
+    monkeypatch.setenv("DEEPHASH_LOCKS", "off")
+    folder = make(tmp_path / "runs")
+    assert runs.status(folder, runs.read_record(folder)) == "running", "this process is still there"
+    record = {**runs.read_record(folder), "process": 2**30}
+    assert runs.status(folder, record) == "interrupted"
+    assert runs.status(folder, {**record, "host": "elsewhere"}) == "running"
+    with runs.starting(tmp_path / "runs", "f"):
+        assert runs.find(tmp_path / "runs", "f") == folder
+
+
+# Folders that died before they were recorded
+
+
+CONFIG = "method: dpsh\nbits: 48\nseed: 0\nmodule:\n  _target_: x\n"
+# What a killed run may leave at each moment before run.json is there.
+BEGINNINGS = {
+    "nothing": {},
+    "a lock": {".lock": "process 1 on vm since 2030"},
+    "a lock without its text": {".lock": "", "checkpoints": None},
+    "half of the settings": {
+        ".lock": "process 1 on vm since 2030",
+        "checkpoints": None,
+        ".config.yaml.abcdefgh.tmp": "m",
+    },
+    "settings": {".lock": "process 1 on vm since 2030", "checkpoints": None, "config.yaml": CONFIG},
+    "half a record": {".lock": "", "checkpoints": None, "config.yaml": CONFIG, ".run.json.abcdefgh.tmp": "{"},
+}
+# What is not ours alone, and must neither be removed nor written over.
+FOREIGN = {
+    "a note": {".lock": "", "checkpoints": None, "notes.txt": "mine"},
+    "settings of another program": {".lock": "", "config.yaml": "mine: 1\n"},
+    "settings without a lock": {"config.yaml": CONFIG},
+    "a lock of another program": {".lock": "held", "config.yaml": CONFIG},
+    "a checkpoint": {".lock": "", "checkpoints": None, "checkpoints/last.ckpt": "weights"},
+    "a file called checkpoints": {".lock": "", "checkpoints": "mine"},
+}
+
+
+def lay_out(folder: Path, files: dict[str, str | None]) -> Path:
+    """Write files into a new folder; None makes a folder."""
+    folder.mkdir()
+    for name, text in files.items():
+        (folder / name).mkdir() if text is None else (folder / name).write_text(text)
+    return folder
+
+
+@pytest.mark.parametrize("files", BEGINNINGS.values(), ids=BEGINNINGS)
+def test_a_folder_that_died_before_its_record_is_taken_up(tmp_path, files):
+    folder = lay_out(tmp_path / "run", files)
+    with pytest.raises(ArtifactError, match=rf"holds no run yet, .* run the command .* again, with run_dir={folder}"):
+        runs.read_record(folder)
+    run = runs.create(tmp_path / "unused", "name", str(folder))
+    run.start(CONFIG, "f", [])
+    run.close()
+    assert runs.read_record(folder)["status"] == "running"
+    assert sorted(file.name for file in folder.iterdir()) == [".lock", "checkpoints", "config.yaml", "run.json"]
+
+
+@pytest.mark.parametrize("files", FOREIGN.values(), ids=FOREIGN)
+def test_what_somebody_put_into_a_folder_is_never_taken_for_a_beginning(tmp_path, files):
+    folder = lay_out(tmp_path / "run", files)
+    with pytest.raises(ConfigError, match=r"is not empty: choose another folder$"):
+        runs.create(tmp_path / "unused", "name", str(folder))
+    with pytest.raises(ArtifactError, match=r"is not a run folder: it has no run\.json"):
+        runs.read_record(folder)
+    assert {name: None if (folder / name).is_dir() else (folder / name).read_text() for name in files} == files
+
+
+def test_an_unnamed_folder_that_died_before_its_record_is_used_again(tmp_path):
+    name = "name-20300101-000000-abc"
+    left = lay_out(tmp_path / name, BEGINNINGS["settings"])
+    other = lay_out(tmp_path / "name-mine", FOREIGN["a note"])
+    first, second = (runs.create(tmp_path, "name", None) for _ in range(2))
+    assert first.path == left
+    assert second.path not in (left, other), "nobody shares a folder that is in use"
+    first.close()
+    second.close()
+
+
+@pytest.mark.parametrize("failing", ["mkdir", "open"])
+def test_a_full_disk_is_the_cause_that_is_named_and_leaves_no_folder(tmp_path, monkeypatch, failing):
+    real = getattr(Path, failing)
+
+    def full(self, *arguments, **options):
+        if self.name in ("run", ".lock") and self.parent.name in ("place", "run"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(self, *arguments, **options)
+
+    (tmp_path / "place").mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, failing, full)
+        with pytest.raises(ArtifactError, match=r"place/run: No space left on device \(\d.* MB are free\)"):
+            runs.create(tmp_path / "unused", "name", str(tmp_path / "place" / "run"))
+    assert list((tmp_path / "place").iterdir()) == []
+    runs.create(tmp_path / "unused", "name", str(tmp_path / "place" / "run")).close()
+
+
+# The newest run
+
+
+def test_the_newest_run_is_the_one_started_last_whatever_the_clock_says(tmp_path, monkeypatch):
+    make(tmp_path / "runs", status="finished", started="2030-01-02T00:00:00+00:00")
+    later = make(tmp_path / "runs", status="finished", started="2030-01-01T00:00:00+00:00")
+    monkeypatch.setenv("DEEPHASH_OUTPUT_DIR", str(tmp_path / "runs"))
+    assert runs.given_or_latest(None) == later
+    assert runs.find(tmp_path / "runs", "f") == later
+
+
+@pytest.mark.parametrize("damage", ["remove", "empty", "lower"])
+def test_a_counter_that_is_missing_or_damaged_is_made_from_the_records(tmp_path, damage):
+    numbers = [runs.read_record(make(tmp_path))["number"] for _ in range(3)]
+    assert numbers == [1, 2, 3]
+    counter = tmp_path / ".deephash" / "number.json"
+    if damage == "remove":
+        counter.unlink()
+    else:
+        counter.write_text("" if damage == "empty" else counter.read_text().replace("3", "1", 1))
+    assert runs.read_record(make(tmp_path))["number"] == 4
+
+
+def test_runs_of_earlier_versions_are_older_and_a_resumed_run_is_the_newest(tmp_path):
+    old = make(tmp_path, status="failed", started="2031-01-01T00:00:00+00:00")
+    record = runs.read_record(old)
+    (old / runs.RECORD).write_text(json.dumps({key: value for key, value in record.items() if key != "number"}))
+    new = make(tmp_path, status="failed", started="2030-01-01T00:00:00+00:00")
+    assert runs.find(tmp_path, "f") == new
+    run = runs.Run(old)
+    run.start(CONFIG, "f", [])
+    run.close()
+    assert runs.find(tmp_path, "f") == old
+
+
+@pytest.mark.parametrize("number", [True, -1, "7", 1.5, None, [1]])
+def test_a_number_that_is_none_counts_as_none(number):
+    assert runs.age({"number": number, "started": "x"}) == (0, "x")
+
+
 # Records
 
 
@@ -135,12 +296,12 @@ def test_a_record_tells_how_a_run_went(tmp_path):
 
 def test_leftovers_of_a_killed_process_are_removed(tmp_path):
     folder = make(tmp_path)
-    for name in (".run.json.abc.tmp", "checkpoints/.last.ckpt.abc.tmp"):
+    for name in (".run.json.abcd_123.tmp", "checkpoints/.last.ckpt.abcdefgh.tmp", ".notes.tmp"):
         (folder / name).write_text("half")
     run = runs.Run(folder)
     run.start("seed: 0\n", "f", [])
     run.close()
-    assert not list(folder.rglob("*.tmp"))
+    assert [file.name for file in folder.rglob("*.tmp")] == [".notes.tmp"], "somebody else's file stays"
 
 
 @pytest.mark.parametrize(

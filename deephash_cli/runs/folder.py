@@ -31,6 +31,8 @@ CHECKPOINTS = "checkpoints"
 WANDB = "wandb"
 ERROR = "error.txt"
 
+_RECORD_LIMIT = 2**20  # bytes of run.json: the settings as typed, the versions and an error
+_WORD_LIMIT = 200  # characters of a status, a time or a fingerprint
 EXIT_CODES = {"finished": 0, "failed": 1, "interrupted": 130}  # reported to W&B for each status
 
 
@@ -170,11 +172,12 @@ def read_record(folder: Path) -> dict[str, Any]:
         ArtifactError: If the folder is not a run folder, or if the record is damaged.
     """
     folder = Path(folder)
-    if not (folder / RECORD).is_file():
+    if not os.path.lexists(folder / RECORD):
         raise ArtifactError(f"{folder} is not a run folder: it has no {RECORD}")
-    record = read_json(folder / RECORD)
+    record = read_json(folder / RECORD, limit=_RECORD_LIMIT)
     texts = record if isinstance(record, dict) else {}
-    if not all(isinstance(texts.get(name), str) for name in ("status", "started", "fingerprint")) or not (
+    words = [texts.get(name) for name in ("status", "started", "fingerprint")]
+    if not all(isinstance(word, str) and len(word) <= _WORD_LIMIT for word in words) or not (
         isinstance(texts.get("overrides"), list) and all(isinstance(text, str) for text in texts["overrides"])
     ):
         raise ArtifactError(f"{folder / RECORD} is not the record of a run")
@@ -297,7 +300,7 @@ def status(folder: Path, record: Mapping[str, Any]) -> str:
     if record["status"] != "running":
         return record["status"]
     try:
-        with (folder / ".lock").open("rb") as file:
+        with os.fdopen(os.open(folder / ".lock", os.O_RDONLY | os.O_NONBLOCK), "rb") as file:  # it may be a pipe
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return "running"

@@ -139,6 +139,8 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and line feed
+
 # The end of a sealed file. Both entries must be there: one flipped bit damages only one of them.
 _SEAL = re.compile(r',\n  "sealed": "sha256",\n  "seal": "([0-9a-f]{64})"\n\}\n\Z')
 
@@ -191,6 +193,12 @@ def csv_text(names: Sequence[str], records: Iterable[Mapping[str, Any]]) -> str:
     for record in records:
         lines.writerow({name: _harmless(record[name]) for name in names})
     return file.getvalue()
+
+
+def json_text(content: Any) -> str:
+    """Format content as indented JSON that can be shown on a terminal: every command to the terminal is escaped."""
+    text = json.dumps(content, indent=2, ensure_ascii=False)
+    return _CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", text) + "\n"
 
 
 def read_json(path: Path, limit: int = 256 * 2**20) -> Any:
@@ -273,7 +281,11 @@ def sha256_file(path: Path) -> str:
 
 
 def _harmless(value: Any) -> Any:
-    return f"'{value}" if isinstance(value, str) and value[:1] in tuple("=+-@\t\r") else "" if value is None else value
+    """Return the value of a cell of CSV: no formula to a spreadsheet, and no command to a terminal."""
+    if not isinstance(value, str):
+        return "" if value is None else value
+    text = _CONTROLS.sub(lambda found: ascii(found[0])[1:-1], value)
+    return f"'{text}" if value[:1] in tuple("=+-@\t\r\n＝＋－＠") else text  # noqa: RUF001
 
 
 def _umask() -> int:

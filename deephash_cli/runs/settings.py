@@ -39,7 +39,9 @@ _CONFIG_LIMIT = 2**20  # bytes
 _CONFIG_DEPTH = 100
 _CONFIG_VALUES = 50_000  # a run has some hundred settings, and one of them may be a list with a value for each class
 _SCALAR_LIMIT = 2**16  # characters of one value
-_HUGE = 10**300
+_DIGITS = 300
+_HUGE = 10**_DIGITS
+_NUMBER = re.compile(r"[-+]?[0-9.][0-9a-fA-F_xo:.]*")  # also hexadecimal, or with a base of 60
 _SAFE: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the compiled loader takes a tenth of the time
 _SECRET = re.compile(r"key|token|secret|password", re.IGNORECASE)
 
@@ -149,7 +151,10 @@ def read_config(folder: Path) -> dict[str, Any]:
             has aliases. Aliases can turn a few hundred bytes into more settings than fit into memory.
     """
     file = Path(folder) / CONFIG
-    content = load_yaml(file, has_aliases=False)
+    try:
+        content = yaml.load(bounded_yaml(file), Loader=_ConfigLoader)
+    except (ValueError, LookupError, TypeError, yaml.YAMLError) as error:  # PyYAML lets its constructors' errors pass
+        raise ArtifactError(f"{file} cannot be read as YAML: {yaml_problem(error)}") from error
     if not isinstance(content, dict):
         raise ArtifactError(f"{file} is not the configuration of a run")
     if (odd := _odd_value(content)) is not None:
@@ -157,31 +162,38 @@ def read_config(folder: Path) -> dict[str, Any]:
     return unescape(content)
 
 
-def load_yaml(file: Path, has_aliases: bool) -> Any:
-    """Read a YAML file of plain values within limits that no configuration needs to exceed.
-
-    The limits are checked before anything is built, so that a file of any content takes neither long nor much memory.
+def bounded_yaml(file: Path, values: int = _CONFIG_VALUES, has_aliases: bool = False) -> bytes:
+    """Read a YAML file within limits that no configuration needs to exceed, without building anything of it.
 
     Args:
         file: The file.
-        has_aliases: Whether the file may have aliases; they count as often as they are used.
+        values: Largest number of values.
+        has_aliases: Whether the file may have aliases. The values of an alias count each time that it is used.
+
+    Returns:
+        The content of the file. It has the structure of YAML, but may have values that cannot be built.
 
     Raises:
-        ArtifactError: If the file is missing, is not a plain file, is too large, is not YAML, gives a key twice, is
-            nested too deeply, has too many values, or has aliases that it must not have.
+        ArtifactError: If the file is missing, is not a plain file, is too large, is not YAML, is nested too deeply, has
+            too many values, or has aliases that it must not have.
     """
-    text = read_bytes(file, _CONFIG_LIMIT)
+    content = read_bytes(file, _CONFIG_LIMIT)
     try:
-        _check_size(file, text, has_aliases)
-        return yaml.load(text, Loader=_ConfigLoader)
-    except yaml.MarkedYAMLError as error:
-        line = "" if error.problem_mark is None else f" in line {error.problem_mark.line + 1}"
-        raise ArtifactError(f"{file} cannot be read as YAML: {short(str(error.problem))}{line}") from error
-    except (ValueError, LookupError, TypeError, yaml.YAMLError) as error:  # PyYAML lets its constructors' errors pass
-        raise ArtifactError(f"{file} cannot be read as a configuration: {short(first_line(error))}") from error
+        _check_size(file, content, values, has_aliases)
+    except (ValueError, yaml.YAMLError) as error:
+        raise ArtifactError(f"{file} cannot be read as YAML: {yaml_problem(error)}") from error
+    return content
 
 
-def _check_size(file: Path, text: bytes, has_aliases: bool) -> None:
+def yaml_problem(error: Exception) -> str:
+    """Return the reason for which YAML cannot be read, in a few words, with the line if it is known."""
+    if not isinstance(error, yaml.MarkedYAMLError):
+        return short(first_line(error))
+    line = "" if error.problem_mark is None else f" in line {error.problem_mark.line + 1}"
+    return f"{short(str(error.problem))}{line}"
+
+
+def _check_size(file: Path, text: bytes, values: int, has_aliases: bool) -> None:
     """Refuse YAML with too many values, counting those of an alias each time that it is used, or too deep a nesting."""
     total = 0
     begun: list[tuple[str | None, int]] = []  # for each open collection its anchor, and the total where it begins
@@ -200,14 +212,16 @@ def _check_size(file: Path, text: bytes, has_aliases: bool) -> None:
                 sizes[event.anchor] = 1
             if len(event.value) > _SCALAR_LIMIT:
                 raise ArtifactError(f"{file} has a value of {len(event.value)} characters, more than {_SCALAR_LIMIT}")
+            if event.implicit[0] and len(event.value) > _DIGITS and _NUMBER.fullmatch(event.value):
+                raise ArtifactError(f"{file} has a number of {len(event.value)} digits; no setting needs more than 300")
         elif isinstance(event, yaml.AliasEvent):
             if not has_aliases:
                 raise ArtifactError(f"{file} has YAML aliases, which deephash does not write: it was edited by hand")
             if event.anchor not in sizes:
                 raise ArtifactError(f"{file} uses the YAML anchor {short(event.anchor)!r} inside itself or before it")
             total += sizes[event.anchor]
-        if total > _CONFIG_VALUES:
-            raise ArtifactError(f"{file} has more than {_CONFIG_VALUES} values; no configuration of a run needs more")
+        if total > values:
+            raise ArtifactError(f"{file} has more than {values} values; no configuration of a run needs more")
         if len(begun) > _CONFIG_DEPTH:
             raise ArtifactError(f"{file} is nested deeper than {_CONFIG_DEPTH} levels; no configuration needs more")
 

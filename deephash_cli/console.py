@@ -27,8 +27,13 @@ def be_silent() -> None:
 
 
 def say(message: str) -> None:
-    """Print one line to standard output."""
-    console.print(message, markup=False, soft_wrap=True)
+    """Print a message to standard output."""
+    console.print(visible(message), markup=False, soft_wrap=True)
+
+
+def visible(text: str) -> str:
+    """Return a text, which may have several lines, with every command to the terminal escaped as Python does."""
+    return "\n".join(map(one_line, text.split("\n")))
 
 
 def warn(message: str) -> None:
@@ -74,7 +79,7 @@ def show(table: Table, title: str = "") -> None:
                 column.header, justify=column.justify, style=column.style, width=max(1, width), overflow="fold"
             )
         for row in zip(*(table.columns[number].cells for number in chosen), strict=True):
-            narrow.add_row(*row)
+            narrow.add_row(*(visible(cell) if isinstance(cell, str) else cell for cell in row))
         console.print(narrow)
 
 

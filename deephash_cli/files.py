@@ -11,13 +11,15 @@ import math
 import os
 import re
 import shutil
+import stat
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from deephash_cli.errors import ArtifactError, ConfigError
+from deephash_cli.errors import ArtifactError, ConfigError, short
 
 LOCKS = "DEEPHASH_LOCKS"  # environment variable: on or off
 
@@ -347,6 +349,8 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and line feed
+
 # The end of a sealed file. Both entries must be there: one flipped bit damages only one of them.
 _SEAL = re.compile(r',\n  "sealed": "sha256",\n  "seal": "([0-9a-f]{64})"\n\}\n\Z')
 
@@ -401,6 +405,12 @@ def csv_text(names: Sequence[str], records: Iterable[Mapping[str, Any]]) -> str:
     return file.getvalue()
 
 
+def json_text(content: Any) -> str:
+    """Format content as indented JSON that can be shown on a terminal: every command to the terminal is escaped."""
+    text = json.dumps(content, indent=2, ensure_ascii=False)
+    return _CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", text) + "\n"
+
+
 def read_json(path: Path, limit: int = 256 * 2**20) -> Any:
     """Read a JSON file of at most ``limit`` bytes.
 
@@ -413,21 +423,45 @@ def read_json(path: Path, limit: int = 256 * 2**20) -> Any:
     return _read(Path(path), limit)[1]
 
 
-def _read(path: Path, limit: int) -> tuple[str, Any]:
-    """Return the text and the content of a JSON file."""
+@contextlib.contextmanager
+def open_plain(path: Path) -> Iterator[IO[bytes]]:
+    """Open a plain file for reading. A pipe, which could be waited for without an end, or a device is not opened.
+
+    Raises:
+        ArtifactError: If the file is missing, is not a plain file, or cannot be opened or read.
+    """
     try:
-        size = path.stat().st_size
-        if size > limit:
-            raise ArtifactError(f"{path} has {size} bytes, but at most {limit} are allowed")
-        text = path.read_bytes().decode("utf-8")
-        content = json.loads(text, parse_constant=_finite, parse_float=_finite, object_pairs_hook=_without_repetition)
-        if "\\ud" in text or "\\uD" in text:
-            json.dumps(content, ensure_ascii=False).encode()
-        return text, content
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise ArtifactError(f"{path} is not a plain file: it is a folder, a pipe or a device")
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            yield file
     except FileNotFoundError as error:
         raise ArtifactError(f"{path} does not exist") from error
     except OSError as error:
         raise ArtifactError(f"could not read {path}: {error.strerror or error}") from error
+
+
+def read_bytes(path: Path, limit: int) -> bytes:
+    """Read a plain file of at most ``limit`` bytes.
+
+    Raises:
+        ArtifactError: If the file is missing, is not a plain file, is too large, or cannot be read.
+    """
+    with open_plain(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > limit:
+            raise ArtifactError(f"{path} must have at most {limit} bytes, got {size}")
+        return file.read(size)
+
+
+def _read(path: Path, limit: int) -> tuple[str, Any]:
+    """Return the text and the content of a JSON file."""
+    try:
+        text = read_bytes(path, limit).decode("utf-8")
+        content = json.loads(text, parse_constant=_finite, parse_float=_finite, object_pairs_hook=_without_repetition)
+        if "\\ud" in text or "\\uD" in text:
+            json.dumps(content, ensure_ascii=False).encode()
+        return text, content
     except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{path} is not valid JSON ({error}); it was damaged or edited by hand") from error
 
@@ -442,8 +476,8 @@ def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Return the object with these pairs. Of a key that occurs twice, one value would be ignored silently."""
     content = dict(pairs)
     if len(content) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {next(key for key in content if keys.count(key) > 1)!r} occurs twice")
+        ((twice, _),) = Counter(key for key, _ in pairs).most_common(1)
+        raise ValueError(f"the key {short(twice)!r} occurs twice")
     return content
 
 
@@ -467,7 +501,11 @@ def sha256_start(path: Path, size: int | None) -> "hashlib._Hash":
 
 
 def _harmless(value: Any) -> Any:
-    return f"'{value}" if isinstance(value, str) and value[:1] in tuple("=+-@\t\r") else "" if value is None else value
+    """Return the value of a cell of CSV: no formula to a spreadsheet, and no command to a terminal."""
+    if not isinstance(value, str):
+        return "" if value is None else value
+    text = _CONTROLS.sub(lambda found: ascii(found[0])[1:-1], value)
+    return f"'{text}" if value[:1] in tuple("=+-@\t\r\n＝＋－＠") else text  # noqa: RUF001
 
 
 def _umask() -> int:

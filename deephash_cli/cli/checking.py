@@ -17,6 +17,7 @@ from deephash_cli.cli.limits import LISTS, LONGEST, NEEDED, OPTIONAL, RANGES, TE
 from deephash_cli.cli.trainer_settings import check_trainer
 from deephash_cli.errors import ConfigError, command, first_line, hint, short
 
+_INCLUDED = "a file of yours names itself, or a file that names it, in its defaults"
 _UNCLOSED = "an interpolation is written ${name}, and a closing brace is missing"
 
 
@@ -56,9 +57,10 @@ def check(verb: str, overrides: Sequence[str], config_dir: str | None, multirun:
     from hydra.errors import HydraException, OverrideParseException
     from omegaconf import OmegaConf, open_dict
 
-    from deephash_cli.cli import lengths
+    from deephash_cli.cli import lengths, own_files
 
     lengths.register(config_dir)
+    own_files.register(config_dir)
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
@@ -112,6 +114,8 @@ def check(verb: str, overrides: Sequence[str], config_dir: str | None, multirun:
                 _check_values(configs[-1], compose(verb, overrides=chosen), variant)
             except (HydraException, OmegaConfBaseException, YAMLError) as error:
                 raise ConfigError(_explain(verb, str(error), config_dir, chosen)) from error
+            except RecursionError as error:
+                raise ConfigError(f"the configuration includes itself: {_INCLUDED}") from error
             except (OSError, ValueError) as error:  # names that no file can have, files that are not text
                 raise ConfigError(f"the configuration cannot be read: {first_line(error)}") from error
     return configs[0]
@@ -290,6 +294,8 @@ def _explain(verb: str, message: str, config_dir: str | None, chosen: Sequence[s
         return f"could not read {match[1]}: {_UNCLOSED}"
     if "Config group override must be a string" in message:
         return f"the choice of a group must be a name: {message.splitlines()[-1]}"
+    if match := re.search(r"Recursive interpolation detected.*?full_key: (\S+)", message, re.DOTALL):
+        return f"{short(match[1])} refers to itself: an interpolation in it leads back to it"
     return message.strip().splitlines()[0]
 
 

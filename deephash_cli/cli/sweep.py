@@ -1,6 +1,7 @@
 """Jobs of a sweep: a record of how each ended, and the table at the end. Jobs may run in other processes."""
 
 import contextlib
+import os
 import secrets
 import sqlite3
 import traceback
@@ -16,8 +17,19 @@ from deephash_cli import runs
 from deephash_cli.cli.arguments import value_of
 from deephash_cli.console import errors, say, show
 from deephash_cli.errors import ArtifactError, DeephashError, Stopped, SweepError, command, first_line, one_line
-from deephash_cli.files import alone, lock, locks_are_on, make_folder, read_json, remove_leftovers, write_json
+from deephash_cli.files import (
+    alone,
+    lock,
+    locks_are_on,
+    make_folder,
+    open_plain,
+    read_json,
+    remove_leftovers,
+    write_json,
+)
+from deephash_cli.retrieval.scoring import is_number
 from deephash_cli.runs.results import Cell
+from deephash_cli.runs.settings import bounded_yaml
 
 STUDY = "study.sqlite"  # database of a search by Optuna; conf/tune has the same name
 BEST = "optimization_results.yaml"  # file that Optuna's sweeper writes
@@ -25,6 +37,7 @@ OBJECTIVE = "validation_map"
 LOCK = ".lock"  # held by the process whose job records are beside it
 ELSEWHERE = "elsewhere"  # status of a job that another process is running
 COLUMNS = ("map", "map_stable", "precision_at_100")
+_JOB_LIMIT = 2**20  # bytes of the record of a job
 WITHOUT_LABELS = ("unique_code_ratio",)  # columns of runs whose data set has no labels
 
 
@@ -82,8 +95,10 @@ def _clean(folder: Path) -> None:
 
 def _require_study(study: Path) -> None:
     """Check that the study of an earlier search, if there is one, can be continued."""
-    if not study.exists():
+    if not os.path.lexists(study):
         return
+    with open_plain(study):
+        pass
     try:
         with contextlib.closing(sqlite3.connect(study, timeout=5)) as database:
             database.execute("begin immediate")
@@ -173,7 +188,7 @@ def conclude(records: Path) -> None:
         SweepError: If a job failed.
     """
     folder = records.parent
-    jobs = [read_json(file) for file in sorted(records.glob("job-*.json"))]
+    jobs = [_read_job(file) for file in sorted(records.glob("job-*.json"))]
     done = [job for job in jobs if job["status"] == "finished"]
     if done:
         done.sort(key=lambda job: job["metrics"].get(OBJECTIVE, 0), reverse=True)
@@ -181,9 +196,12 @@ def conclude(records: Path) -> None:
         show(table, title)
         say(f"for a page with charts and pictures: {command('deephash', 'report', folder.parent.parent)}")
     if (best := folder / BEST).exists():
-        found = yaml.safe_load(best.read_text())
-        settings = " ".join(f"{name}={value}" for name, value in found["best_params"].items())
-        say(f"best settings in this study so far: {settings}, validation_map {found['best_value']:.4f}")
+        try:
+            found = yaml.safe_load(bounded_yaml(best))
+            settings = " ".join(f"{name}={value}" for name, value in found["best_params"].items())
+            say(f"best settings in this study so far: {settings}, validation_map {found['best_value']:.4f}")
+        except (LookupError, TypeError, ValueError, AttributeError, yaml.YAMLError) as error:
+            raise ArtifactError(f"{best} is not what a search writes: it was damaged or edited by hand") from error
     unfinished = [job for job in jobs if job["status"] in ("interrupted", ELSEWHERE)]
     failed = [job for job in jobs if job["status"] == "failed"]
     for job in failed:
@@ -194,6 +212,28 @@ def conclude(records: Path) -> None:
         say(f"{len(done)} jobs are done; run the command again for the rest")
     if failed:
         raise SweepError(f"{len(failed)} of {len(jobs)} jobs failed")
+
+
+def _read_job(file: Path) -> dict[str, Any]:
+    """Read the record of a job that `run_job` wrote.
+
+    Raises:
+        ArtifactError: If the file cannot be read, or is not the record of a job.
+    """
+    job = read_json(file, limit=_JOB_LIMIT)
+    if not isinstance(job, dict) or not _is_job(job):
+        raise ArtifactError(f"{file} is not the record of a job: it was damaged or edited by hand")
+    return job
+
+
+def _is_job(job: Mapping[str, Any]) -> bool:
+    overrides, metrics, status = job.get("overrides"), job.get("metrics"), job.get("status")
+    is_whole = {
+        "finished": lambda: isinstance(metrics, dict) and bool(metrics) and all(map(is_number, metrics.values())),
+        "failed": lambda: isinstance(job.get("error"), str),
+        "interrupted": lambda: True,
+    }.get(status if isinstance(status, str) else "", lambda: False)
+    return isinstance(overrides, list) and all(isinstance(text, str) for text in overrides) and is_whole()
 
 
 def plain(override: str) -> str:

@@ -2,7 +2,6 @@
 
 import argparse
 import html
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from rich.table import Table
 
 from deephash_cli.console import console, say, say_wrapped, show, warn
 from deephash_cli.errors import ConfigError
-from deephash_cli.files import csv_text, write_text
+from deephash_cli.files import csv_text, json_text, write_text
 from deephash_cli.runs import listing, results
 from deephash_cli.runs.outputs import MARKS, settle
 from deephash_cli.runs.results import Cell, Section
@@ -172,7 +171,7 @@ def _csv(sections: Sequence[Section], metrics: Sequence[str], _: Style) -> str:
 
 
 def _json(sections: Sequence[Section], metrics: Sequence[str], _: Style) -> str:
-    return json.dumps(_records(sections, metrics), indent=2, ensure_ascii=False) + "\n"
+    return json_text(_records(sections, metrics))
 
 
 def _records(sections: Sequence[Section], metrics: Sequence[str]) -> list[dict[str, Any]]:

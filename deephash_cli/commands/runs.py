@@ -1,7 +1,6 @@
 """``deephash runs``: list every run, one per line, whatever its status."""
 
 import argparse
-import json
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,8 +10,8 @@ from rich.text import Text
 
 from deephash_cli import runs
 from deephash_cli.console import console, say, warn
-from deephash_cli.errors import ConfigError
-from deephash_cli.files import csv_text
+from deephash_cli.errors import ConfigError, one_line
+from deephash_cli.files import csv_text, json_text
 from deephash_cli.runs import listing, results
 from deephash_cli.runs.listing import COLUMNS, Listed
 
@@ -67,7 +66,7 @@ def list_runs(paths: Sequence[Path], wanted: Mapping[str, str], sort: str, rever
             for run, settings in zip(chosen, differing, strict=True)
         ]
         if form == "json":
-            text = json.dumps(records, indent=2, ensure_ascii=False) + "\n"
+            text = json_text(records)
         else:
             lines = [{**record, "settings": _text(record["settings"])} for record in records]
             text = csv_text((*COLUMNS, "settings", "note"), lines)
@@ -98,7 +97,7 @@ def _kind(run: Listed) -> dict[str, Any]:
 
 def _text(settings: Mapping[str, Any], length: int | None = None) -> str:
     """Return settings as one line, cut between two of them if it would have more than ``length`` characters."""
-    text = " ".join(f"{name}={' '.join(str(value).split())}" for name, value in settings.items())
+    text = one_line(" ".join(f"{name}={' '.join(str(value).split())}" for name, value in settings.items()))
     return text if length is None else textwrap.shorten(text, length, placeholder=" ...", break_on_hyphens=False)
 
 
@@ -121,7 +120,7 @@ def _show(chosen: Sequence[Listed], settings: Sequence[str], sort: str, of: int)
     """
     columns = {name: [name, *(_cell(name, run.columns[name]) for run in chosen)] for name in COLUMNS if name != "run"}
     last = {"settings": ["settings", *settings]} if any(settings) else {}
-    last["run"] = ["run", *(": ".join(filter(None, (run.columns["run"], run.note))) for run in chosen)]
+    last["run"] = ["run", *(one_line(": ".join(filter(None, (run.columns["run"], run.note)))) for run in chosen)]
     is_one_line = not console.is_terminal or _width({**columns, **last}) <= console.width
     if is_one_line:
         columns |= last
@@ -167,5 +166,5 @@ def _cell(name: str, value: Any) -> str:
     if value is None:
         return ""
     if name == "started":
-        return value[:16].replace("T", " ")
-    return f"{value:.4f}" if name == "map" else " ".join(str(value).split())
+        return one_line(value[:16].replace("T", " "))
+    return f"{value:.4f}" if name == "map" else one_line(" ".join(str(value).split()))

@@ -17,8 +17,9 @@ from typing import Any
 
 from deephash_cli import runs
 from deephash_cli.console import say, warn
-from deephash_cli.errors import ArtifactError, ConfigError, DeephashError, first_line
-from deephash_cli.runs import results
+from deephash_cli.errors import ArtifactError, ConfigError, DeephashError, first_line, short
+from deephash_cli.retrieval.scoring import is_number
+from deephash_cli.runs import records, results
 from deephash_cli.runs import wandb as dashboards
 from deephash_cli.stopping import stopping
 
@@ -159,7 +160,7 @@ def _plan(folder: Path, rebuild: bool) -> Plan:
     if runs.status(folder, runs.read_record(folder)) == "running":
         return Plan(folder, nothing="it is still running")
     state = dashboards.status(folder)
-    logs = sorted((folder / dashboards.FOLDER).glob("offline-run-*/*.wandb"))
+    logs = sorted(log for log in (folder / dashboards.FOLDER).glob("offline-run-*/*.wandb") if log.is_file())
     waiting = tuple(log for log in logs if not log.with_suffix(".wandb.synced").exists())
     if rebuild:
         return Plan(folder, rebuild="--rebuild was given")
@@ -208,9 +209,10 @@ def _rebuilt(folder: Path, project: str | None, entity: str | None) -> tuple[Pat
         ArtifactError: If the record of the run has no id, or W&B wrote no log.
     """
     record, settings = runs.read_record(folder), runs.read_config(folder)
-    if not isinstance(record.get("id"), str):
+    if not records.is_name(record.get("id")):
         raise ArtifactError(f"{runs.RECORD} has no id: it was written by another version or edited by hand")
     logger, place = _logger(settings), folder / dashboards.FOLDER
+    _require_names(settings, logger)
     for old in place.glob("offline-run-*"):
         old.rename(_unused(place / f"replaced-{old.name}"))
     session = dashboards.Session(
@@ -237,6 +239,29 @@ def _rebuilt(folder: Path, project: str | None, entity: str | None) -> tuple[Pat
     if not (logs := tuple(place.glob("offline-run-*/*.wandb"))):
         raise ArtifactError(f"W&B wrote no log into {place}")
     return logs
+
+
+def _require_names(settings: Mapping[str, Any], logger: Mapping[str, Any]) -> None:
+    """Check the settings that W&B shows as names.
+
+    Raises:
+        ArtifactError: If one of them is missing, or is no name.
+    """
+    dataset = settings.get("dataset")
+    needed = {
+        "method": settings.get("method"),
+        "dataset.name": dataset.get("name") if isinstance(dataset, Mapping) else None,
+    }
+    if not is_number(settings.get("bits")):
+        raise ArtifactError(f"{runs.CONFIG} has no bits: it was edited by hand")
+    tags = logger.get("tags") or []
+    texts = {"group": settings.get("group"), **{f"logger.{name}": logger.get(name) for name in ("project", "entity")}}
+    named = {name: value for name, value in texts.items() if value is not None}
+    for number, tag in enumerate(tags if isinstance(tags, list) else [tags]):
+        named[f"logger.tags[{number}]"] = str(tag) if is_number(tag) else tag
+    for name, value in {**needed, **named}.items():
+        if not records.is_name(value):
+            raise ArtifactError(f"{runs.CONFIG} has {name}={short(str(value))}, no name: it was edited by hand")
 
 
 def _unused(path: Path) -> Path:

@@ -32,7 +32,7 @@ from jaxtyping import Bool, Int64, UInt8
 from deephash_cli.data.dataset import ImageArray, RetrievalDataset
 from deephash_cli.data.identity import composed
 from deephash_cli.errors import ArtifactError, ConfigError, DataError, short
-from deephash_cli.files import atomic_write, read_json
+from deephash_cli.files import atomic_write, open_plain, read_json
 from deephash_cli.npy import RowNumbers, ids_at
 
 _FORMAT = "deephash-split"
@@ -42,6 +42,7 @@ _VALIDATION, _SAMPLE = 1, 2  # make the random numbers of these choices differ f
 _BLOCK = 2**16  # ids that are written at a time
 _HEAD = 2**16  # bytes at the beginning of a split file that are enough for all but the ids
 _LIMIT = 2**32  # bytes of a split file: a hundred million ids
+_LEAST_LIMIT = 8 * 2**20  # bytes that a split file may have, even for a small data set
 _AUTO = "auto"
 _HINT = "use dataset.protocol=holdout, which takes a tenth of each class as queries"
 
@@ -149,11 +150,8 @@ def training_size(path: Path) -> int:
     Raises:
         ArtifactError: If the file is missing or damaged.
     """
-    try:
-        with path.open("rb") as file:
-            head = file.read(_HEAD)
-    except OSError as error:
-        raise ArtifactError(f"could not read {path}: {error.strerror or error}") from error
+    with open_plain(path) as file:
+        head = file.read(_HEAD)
     found = re.search(rb'"counts": \{[^{}]*"train": (\d{1,18})\b', head)
     if found is None:
         raise ArtifactError(f"{path} does not give the number of training images: it was damaged or edited by hand")
@@ -167,13 +165,13 @@ def load_split(path: Path, dataset: RetrievalDataset) -> Split:
         DataError: If the file is missing, damaged or for another data set, names unknown ids, or trains on queries.
     """
     try:
-        content = read_json(path, _LIMIT)
+        content = read_json(path, _limit(dataset))
     except ArtifactError as error:
         raise DataError(f"dataset.split_file: {error}") from error
     _check_content(path, content)
     if content["dataset"] != dataset.name:
         raise DataError(
-            f"{path} divides the data set {content['dataset']}, not {dataset.name}; choose the split file or the data "
+            f"{path} divides the data set {short(content['dataset'])}, not {dataset.name}; choose the split file or the data "
             "set that matches the other"
         )
     row_of = _row_finder(dataset.ids)
@@ -189,9 +187,19 @@ def load_split(path: Path, dataset: RetrievalDataset) -> Split:
     ids = {role: content[role] for role in _ROLES}
     if content["sha256"] not in (_digest(ids), _digest(ids, as_written=True)):
         raise DataError(
-            f"{path} was damaged or edited: its ids have the SHA-256 {_digest(ids)}, not {content['sha256']}"
+            f"{path} was damaged or edited: its ids have the SHA-256 {_digest(ids)}, not {short(content['sha256'])}"
         )
     return split
+
+
+def _limit(dataset: RetrievalDataset) -> int:
+    """Return the largest number of bytes of a file that divides a data set: each id is in each of the parts once.
+
+    A much larger file is for other data, or has no ids at all, and would take many times its size of memory.
+    """
+    names = 0 if isinstance(dataset.ids, RowNumbers) else sum(map(len, dataset.ids))
+    characters = names + 32 * len(dataset)  # with quotes, a comma and an indent; a number has at most 18 digits
+    return min(_LIMIT, _LEAST_LIMIT + len(_ROLES) * 6 * characters)  # one character takes six bytes at most
 
 
 def hold_out_validation(
@@ -498,7 +506,7 @@ def _check_content(path: Path, content: object) -> None:
         raise DataError(f"{path} is not a split file; expected the split.json of a run folder")
     if content.get("format_version") != _FORMAT_VERSION:
         raise DataError(
-            f"{path} has format version {content.get('format_version')!r}, but this program reads "
+            f"{path} has format version {short(repr(content.get('format_version')))}, but this program reads "
             f"{_FORMAT_VERSION}; update the program"
         )
     kinds = {

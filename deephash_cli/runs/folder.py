@@ -58,6 +58,7 @@ _OWNER = re.compile(r"(process \d+ on .* since .*)?")  # content of a lock file;
 _OF_CONFIG = ("method", "bits", "seed", "module")  # some settings of every run
 _TRIES = 5  # so often a lock or a name is tried
 
+_WORD_LIMIT = 200  # characters of a status, a time or a fingerprint
 EXIT_CODES = {"finished": 0, "failed": 1, "interrupted": 130}  # reported to W&B for each status
 
 
@@ -336,7 +337,7 @@ def read_record(folder: Path) -> dict[str, Any]:
         ArtifactError: If the folder is not a run folder, or if the record is damaged.
     """
     folder = Path(folder)
-    if not (folder / RECORD).is_file():
+    if not os.path.lexists(folder / RECORD):
         if folder.is_dir() and (is_abandoned(folder) or not any(folder.iterdir())):
             raise ArtifactError(
                 f"{folder} holds no run yet, only its beginning: run the command that made it again, with "
@@ -344,7 +345,8 @@ def read_record(folder: Path) -> dict[str, Any]:
             )
         raise ArtifactError(f"{folder} is not a run folder: it has no {RECORD}")
     record = sealing.read(folder)
-    if not all(isinstance(record.get(name), str) for name in ("status", "started", "fingerprint")) or not (
+    words = [record.get(name) for name in ("status", "started", "fingerprint")]
+    if not all(isinstance(word, str) and len(word) <= _WORD_LIMIT for word in words) or not (
         isinstance(record.get("overrides"), list) and all(isinstance(text, str) for text in record["overrides"])
     ):
         raise ArtifactError(f"{folder / RECORD} is not the record of a run")
@@ -532,7 +534,7 @@ def status(folder: Path, record: Mapping[str, Any]) -> str:
 def is_in_use(folder: Path) -> bool:
     """Return whether another process holds the lock of a run folder."""
     try:
-        with (folder / LOCK).open("rb") as file:
+        with os.fdopen(os.open(folder / LOCK, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:  # it may be a pipe
             return not lock(file, shared=True)
     except (OSError, ConfigError):  # no such file, or a file system without locks
         return False

@@ -1,6 +1,8 @@
 """Write and read the retrieval gallery of a run folder: ``retrieval.json`` and the images in ``retrieval.webp``."""
 
 import io
+import os
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,7 @@ from PIL import Image
 
 from deephash_cli import runs
 from deephash_cli.errors import ArtifactError
-from deephash_cli.files import read_json, write_bytes, write_json
+from deephash_cli.files import read_bytes, read_json, write_bytes, write_json
 from deephash_cli.retrieval.scoring import is_number
 
 IMAGE_LIMIT = 3 * 2**20  # bytes of retrieval.webp
@@ -51,7 +53,7 @@ def write(folder: Path, gallery: Gallery) -> None:
 
 def exists(folder: Path) -> bool:
     """Return whether a run folder has a gallery."""
-    return (folder / runs.RETRIEVAL).is_file() and (folder / runs.RETRIEVAL_IMAGE).is_file()
+    return all(os.path.lexists(folder / name) for name in (runs.RETRIEVAL, runs.RETRIEVAL_IMAGE))
 
 
 def read(folder: Path) -> Gallery:
@@ -66,13 +68,13 @@ def read(folder: Path) -> Gallery:
     record = read_json(file, limit=_RECORD_LIMIT)
     if not _is_record(record):
         raise ArtifactError(f"{file} is not the record of a gallery: it was damaged or edited by hand")
+    content = read_bytes(image_file, limit=IMAGE_LIMIT)
     try:
-        if image_file.stat().st_size > IMAGE_LIMIT:
-            raise ArtifactError(f"{image_file} must have at most {IMAGE_LIMIT} bytes")
-        content = image_file.read_bytes()
-        with Image.open(io.BytesIO(content), formats=["WEBP"]) as image:
-            size = image.size
-    except (OSError, Image.DecompressionBombError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(content), formats=["WEBP"]) as image:
+                size = image.size
+    except (OSError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ArtifactError(f"{image_file} is not a WebP image that can be read") from error
     expected = (record["tile"] * (record["k"] + 1), record["tile"] * len(record["queries"]))
     if size != expected:

@@ -1,7 +1,6 @@
 """Read any run, whatever its status, and choose runs by their settings."""
 
 import contextlib
-import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,10 +10,12 @@ from typing import Any
 import yaml
 
 from deephash_cli import runs
-from deephash_cli.errors import ConfigError, DeephashError, command, first_line, hint, short
-from deephash_cli.files import read_json
+from deephash_cli.errors import ArtifactError, ConfigError, DeephashError, command, first_line, hint, short
+from deephash_cli.retrieval.scoring import is_number
+from deephash_cli.runs import records
 
 COLUMNS = ("status", "method", "dataset", "bits", "seed", "map", "started", "minutes", "run")
+_LONGEST = 1000  # characters of a note or a reason
 
 
 @dataclass(frozen=True)
@@ -84,51 +85,54 @@ def read(folder: Path) -> Listed:
         ArtifactError: If its record or its settings cannot be read.
     """
     record = runs.read_record(folder)
-    settings = runs.flatten(runs.read_config(folder))
+    settings = records.settings(folder)
     status = runs.status(folder, record)
     seconds = runs.seconds(record)
-    runs.require_intact(folder, runs.METRICS)
-    metrics = read_json(folder / runs.METRICS) if (folder / runs.METRICS).exists() else None
-    value = metrics.get("map") if isinstance(metrics, dict) else None
+    metrics = records.metrics(folder) if records.has_metrics(folder) else {}
+    value = metrics.get("map")
     dataset, split = settings.get("dataset.name"), settings.get("dataset.protocol")
     if file := settings.get("dataset.split_file"):
         split = Path(str(file)).name
-    elif split == "auto" and isinstance(metrics, dict) and isinstance(chosen := metrics.get("split"), dict):
+    elif split == "auto" and isinstance(chosen := metrics.get("split"), dict):
         split = chosen.get("name", split)  # the protocol that was chosen
+    for name, text in (("dataset.name", dataset), ("dataset.protocol", split)):
+        if text is not None and not records.is_name(text):
+            raise ArtifactError(f"{folder} has {name}={short(str(text))}, no name: it was edited by hand")
     columns = {
         "status": status,
         "method": settings.get("method"),
         "dataset": f"{dataset} {split}" if split else dataset,
         "bits": settings.get("bits"),
         "seed": settings.get("seed"),
-        "map": value if isinstance(value, float) else None,
+        "map": value if isinstance(value, float) and is_number(value) else None,
         "started": record["started"],
         "minutes": None if seconds is None else round(seconds / 60, 1),
         "run": str(folder),
     }
-    note = str(record.get("error") or "")
+    note = _clipped(str(record.get("error") or ""))
     if status in ("running", "interrupted"):
-        note = f"epoch {_epochs(folder)} of {settings.get('trainer.max_epochs')}"
+        note = f"epoch {records.epochs(folder)} of {short(str(settings.get('trainer.max_epochs')))}"
     return Listed(columns, settings, note)
 
 
-def _epochs(folder: Path) -> int:
-    """Return the number of epochs that a run has finished, from its log; 0 if there is no log."""
-    runs.require_intact(folder, runs.STEPS)
-    with contextlib.suppress(OSError, IndexError, ValueError, TypeError, KeyError):
-        return 1 + int(json.loads((folder / runs.STEPS).read_text(encoding="utf-8").splitlines()[-1])["epoch"])
-    return 0
+def left_out(folder: Path, error: BaseException) -> LeftOut:
+    """Return the entry of a folder that could not be read because of an error."""
+    return LeftOut(folder, _clipped(first_line(error)))
+
+
+def _clipped(text: str) -> str:
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
 def read_all(folders: Iterable[Path]) -> tuple[list[Listed], list[LeftOut]]:
     """Read some runs, and list the folders that cannot be read, with the reason."""
-    found, left_out = [], []
+    found, unreadable = [], []
     for folder in folders:
         try:
             found.append(read(folder))
-        except DeephashError as error:
-            left_out.append(LeftOut(folder, first_line(error)))
-    return found, left_out
+        except (DeephashError, OSError) as error:
+            unreadable.append(left_out(folder, error))
+    return found, unreadable
 
 
 def choose(found: Sequence[Listed], wanted: Mapping[str, str]) -> list[Listed]:

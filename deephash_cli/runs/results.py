@@ -1,19 +1,20 @@
 """Read finished runs from their folders and arrange them in tables: one row per kind of run, one column per length."""
 
+import functools
 import json
 import os
 import re
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from deephash_cli import runs
-from deephash_cli.errors import ArtifactError, ConfigError, DeephashError, command, first_line, hint, short
-from deephash_cli.files import read_json
+from deephash_cli.errors import ArtifactError, ConfigError, DeephashError, command, hint, one_line, short
 from deephash_cli.retrieval import scoring
-from deephash_cli.runs import listing
+from deephash_cli.retrieval.codes import BITS_LIMIT, is_count
+from deephash_cli.runs import listing, records
 from deephash_cli.runs.listing import LeftOut
 
 # Settings that do not make runs different in kind. A table has columns for the lengths and averages over the seeds. The
@@ -23,10 +24,17 @@ VARIED = (
     "dataset.split_file",
     *runs.INCIDENTAL,
 )  # fmt: skip
-_NEEDED = {
-    "method": str, "bits": int, "seed": int, "dataset": str, "split": dict, "policies": dict, "versions": dict,
-    "queries": int, "database": int,
-}  # fmt: skip
+_NEEDED: dict[str, Callable[[Any], bool]] = {
+    "method": records.is_name,
+    "bits": lambda value: is_count(value) and 1 <= value <= BITS_LIMIT,
+    "seed": lambda value: type(value) is int and abs(value) < 2**64,
+    "dataset": records.is_name,
+    "split": records.is_small,
+    "policies": records.is_small,
+    "versions": records.is_small,
+    "queries": is_count,
+    "database": is_count,
+}
 
 CAPTION = "mean and standard deviation over seeds, the number of seeds in brackets"
 MARKED = (
@@ -34,6 +42,7 @@ MARKED = (
     "single seed is not marked, and if it comes as close, they are not marked either"
 )
 DIGITS = 4
+_LONG_LABEL = 500  # characters of the settings in the label of a row
 _UNRANKED = ("empty_ball_rate", "unique_code_ratio", "bit_balance", "bit_correlation")  # higher is not better
 _TIES = {
     "map_stable": "ties are in database order",
@@ -70,6 +79,10 @@ class Result:
 
     def numbers(self) -> dict[str, float]:
         """Return every metric that is a single number and not a count, by name."""
+        return self._numbers
+
+    @functools.cached_property
+    def _numbers(self) -> dict[str, float]:
         return {name: value for name, value in scoring.numbers(self.metrics).items() if isinstance(value, float)}
 
 
@@ -207,11 +220,13 @@ def best(column: "Sequence[Cell | None]") -> list[bool]:
 
 def _labelled(method: str, differs: Mapping[str, Any]) -> str:
     settings = ", ".join(f"{name}={value}" for name, value in differs.items())
+    if len(settings) > _LONG_LABEL:
+        settings = f"{settings[:_LONG_LABEL]}..."
     return _line(f"{method} ({settings})" if settings else method)
 
 
 def _line(text: str) -> str:
-    return " ".join(text.split())
+    return one_line(" ".join(text.split()))
 
 
 def find(paths: Iterable[Path]) -> list[Path]:
@@ -238,22 +253,16 @@ def read(folder: Path) -> Result:
         ArtifactError: If the run is not finished, or if a file in its folder cannot be read.
     """
     record = runs.read_record(folder)
-    if not (folder / runs.METRICS).exists():
-        raise ArtifactError(": ".join(filter(None, (runs.status(folder, record), record.get("error")))))
-    runs.require_intact(folder, runs.METRICS)
-    metrics = read_json(folder / runs.METRICS)
-    known = metrics if isinstance(metrics, dict) else {}
-    missing = [name for name, kind in _NEEDED.items() if not isinstance(known.get(name), kind)]
+    if not records.has_metrics(folder):
+        raise ArtifactError(": ".join(filter(None, (runs.status(folder, record), str(record.get("error") or "")))))
+    metrics = records.metrics(folder)
+    missing = [name for name, is_right in _NEEDED.items() if not is_right(metrics.get(name))]
     if "split" not in missing:
-        missing += [f"split.{name}" for name in ("name", "sha256") if not isinstance(known["split"].get(name), str)]
+        missing += [f"split.{name}" for name in ("name", "sha256") if not records.is_name(metrics["split"].get(name))]
     if missing:
         again = command("deephash", "eval", f"run={folder}", f"output={folder / runs.METRICS}")
         raise ArtifactError(f"{runs.METRICS} has no {', '.join(missing)}: {again} writes it again")
-    settings = runs.flatten(runs.read_config(folder))
-    for name, value in settings.items():
-        if name.endswith(("_target_", "model.name")) and not isinstance(value, str):
-            raise ArtifactError(f"{runs.CONFIG} has {name}={short(str(value))}, no name: it was edited by hand")
-    return Result(folder, record, settings, metrics)
+    return Result(folder, record, records.settings(folder), metrics)
 
 
 def collect(paths: Iterable[Path], wanted: Mapping[str, str] | None = None) -> tuple[list[Result], list[LeftOut]]:
@@ -277,8 +286,8 @@ def collect(paths: Iterable[Path], wanted: Mapping[str, str] | None = None) -> t
     for folder in folders:
         try:
             result = read(folder)
-        except DeephashError as error:
-            left_out.append(LeftOut(folder, first_line(error)))
+        except (DeephashError, OSError) as error:
+            left_out.append(listing.left_out(folder, error))
             continue
         same = f"{result.record['fingerprint']} {result.metrics['split']['sha256']}"
         if same in newest:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ import yaml
 from yaml.constructor import ConstructorError
 
 from deephash_cli import __version__
-from deephash_cli.errors import ArtifactError, first_line
+from deephash_cli.errors import ArtifactError, first_line, short
+from deephash_cli.files import read_bytes
 from deephash_cli.runs.sealing import require_intact
 
 CONFIG = "config.yaml"
@@ -39,6 +41,11 @@ RESUMABLE = (
 _ADDED = {"bad_images": "stop", "fit_rows": 500_000, "trial": None}
 _CONFIG_LIMIT = 2**20  # bytes
 _CONFIG_DEPTH = 100
+_CONFIG_VALUES = 50_000  # a run has some hundred settings, and one of them may be a list with a value for each class
+_SCALAR_LIMIT = 2**16  # characters of one value
+_DIGITS = 300
+_HUGE = 10**_DIGITS
+_NUMBER = re.compile(r"[-+]?[0-9.][0-9a-fA-F_xo:.]*")  # also hexadecimal, or with a base of 60
 _SAFE: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the compiled loader takes a tenth of the time
 _SECRET = re.compile(r"key|token|secret|password", re.IGNORECASE)
 
@@ -154,9 +161,8 @@ class _ConfigLoader(_SAFE):
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         mapping = super().construct_mapping(node, deep)
         if len(mapping) != len(node.value):
-            keys = [key.value for key, _ in node.value]
-            twice = next((key for key in keys if keys.count(key) > 1), keys[-1])
-            raise ConstructorError(None, None, f"the key {twice!r} occurs twice", node.start_mark)
+            ((twice, _),) = Counter(str(key.value) for key, _ in node.value).most_common(1)
+            raise ConstructorError(None, None, f"the key {short(twice)!r} occurs twice", node.start_mark)
         return mapping
 
 
@@ -173,26 +179,103 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     file = Path(folder) / CONFIG
     try:
-        if file.stat().st_size > _CONFIG_LIMIT:
-            raise ArtifactError(f"{file} must have at most {_CONFIG_LIMIT} bytes; no configuration of a run needs more")
         require_intact(Path(folder), CONFIG)
-        text = file.read_text(encoding="utf-8")
-        depth = 0
-        for event in yaml.parse(text, Loader=_SAFE):
-            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-            if isinstance(event, yaml.AliasEvent):
-                raise ArtifactError(f"{file} has YAML aliases, which deephash does not write: it was edited by hand")
-            if depth > _CONFIG_DEPTH:
-                raise ArtifactError(f"{file} is nested deeper than {_CONFIG_DEPTH} levels: it was edited by hand")
-        content = yaml.load(text, Loader=_ConfigLoader)
-    except yaml.MarkedYAMLError as error:
-        line = "" if error.problem_mark is None else f" in line {error.problem_mark.line + 1}"
-        raise ArtifactError(f"{file} cannot be read as YAML: {error.problem}{line}") from error
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ArtifactError(f"{file} cannot be read as a configuration: {first_line(error)}") from error
+        content = yaml.load(bounded_yaml(file), Loader=_ConfigLoader)
+    except (ValueError, LookupError, TypeError, yaml.YAMLError) as error:  # PyYAML lets its constructors' errors pass
+        raise ArtifactError(f"{file} cannot be read as YAML: {yaml_problem(error)}") from error
     if not isinstance(content, dict):
         raise ArtifactError(f"{file} is not the configuration of a run")
+    if (odd := _odd_value(content)) is not None:
+        raise ArtifactError(f"{file} has {odd}, which no setting is: it was edited by hand")
     return unescape(content)
+
+
+def bounded_yaml(file: Path, values: int = _CONFIG_VALUES, has_aliases: bool = False) -> bytes:
+    """Read a YAML file within limits that no configuration needs to exceed, without building anything of it.
+
+    Args:
+        file: The file.
+        values: Largest number of values.
+        has_aliases: Whether the file may have aliases. The values of an alias count each time that it is used.
+
+    Returns:
+        The content of the file. It has the structure of YAML, but may have values that cannot be built.
+
+    Raises:
+        ArtifactError: If the file is missing, is not a plain file, is too large, is not YAML, is nested too deeply, has
+            too many values, or has aliases that it must not have.
+    """
+    content = read_bytes(file, _CONFIG_LIMIT)
+    try:
+        _check_size(file, content, values, has_aliases)
+    except (ValueError, yaml.YAMLError) as error:
+        raise ArtifactError(f"{file} cannot be read as YAML: {yaml_problem(error)}") from error
+    return content
+
+
+def yaml_problem(error: Exception) -> str:
+    """Return the reason for which YAML cannot be read, in a few words, with the line if it is known."""
+    if not isinstance(error, yaml.MarkedYAMLError):
+        return short(first_line(error))
+    line = "" if error.problem_mark is None else f" in line {error.problem_mark.line + 1}"
+    return f"{short(str(error.problem))}{line}"
+
+
+def _check_size(file: Path, text: bytes, values: int, has_aliases: bool) -> None:
+    """Refuse YAML with too many values, counting those of an alias each time that it is used, or too deep a nesting."""
+    total = 0
+    begun: list[tuple[str | None, int]] = []  # for each open collection its anchor, and the total where it begins
+    sizes: dict[str, int] = {}  # number of values below each anchor
+    for event in yaml.parse(text, Loader=_SAFE):
+        if isinstance(event, yaml.CollectionEndEvent):
+            anchor, start = begun.pop()
+            if anchor is not None:
+                sizes[anchor] = total - start
+        elif isinstance(event, yaml.CollectionStartEvent):
+            begun.append((event.anchor, total))
+            total += 1
+        elif isinstance(event, yaml.ScalarEvent):
+            total += 1
+            if event.anchor is not None:
+                sizes[event.anchor] = 1
+            if len(event.value) > _SCALAR_LIMIT:
+                raise ArtifactError(f"{file} has a value of {len(event.value)} characters, more than {_SCALAR_LIMIT}")
+            if event.implicit[0] and len(event.value) > _DIGITS and _NUMBER.fullmatch(event.value):
+                raise ArtifactError(f"{file} has a number of {len(event.value)} digits; no setting needs more than 300")
+        elif isinstance(event, yaml.AliasEvent):
+            if not has_aliases:
+                raise ArtifactError(f"{file} has YAML aliases, which deephash does not write: it was edited by hand")
+            if event.anchor not in sizes:
+                raise ArtifactError(f"{file} uses the YAML anchor {short(event.anchor)!r} inside itself or before it")
+            total += sizes[event.anchor]
+        if total > values:
+            raise ArtifactError(f"{file} has more than {values} values; no configuration of a run needs more")
+        if len(begun) > _CONFIG_DEPTH:
+            raise ArtifactError(f"{file} is nested deeper than {_CONFIG_DEPTH} levels; no configuration needs more")
+
+
+def _odd_value(value: Any) -> str | None:
+    """Return a description of the first value that OmegaConf does not write, such as a date; None if there is none."""
+    if isinstance(value, dict):
+        if len({type(key) for key in value}) > 1 or not all(isinstance(key, str | int) for key in value):
+            return "keys of several kinds in one group"
+        inside = [*value, *value.values()]
+    elif isinstance(value, list):
+        inside = value
+    elif isinstance(value, str):
+        return None if value.isascii() or _is_unicode(value) else f"half of a character in {short(ascii(value))}"
+    elif value is None or isinstance(value, bool | float) or (isinstance(value, int) and abs(value) < _HUGE):
+        return None
+    else:
+        return "a number of hundreds of digits" if isinstance(value, int) else f"a value of type {type(value).__name__}"
+    return next((odd for item in inside if (odd := _odd_value(item)) is not None), None)
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        return bool(text.encode())
+    except UnicodeEncodeError:
+        return False
 
 
 def belongs(name: str, keys: Sequence[str]) -> bool:

@@ -5,7 +5,6 @@ Everything is read from the run folder, so a run that is logged again later gets
 
 import contextlib
 import io
-import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,9 +15,11 @@ from deephash_cli.errors import ArtifactError, DeephashError, first_line
 from deephash_cli.files import read_json, write_json
 from deephash_cli.retrieval import scoring
 from deephash_cli.runs import gallery as run_gallery
+from deephash_cli.runs import records
 
 FOLDER = runs.WANDB
 STATUS = "status.json"  # in that folder: what became of the W&B run
+_STATUS_LIMIT = 2**18  # bytes: a reason, and the path of the run folder
 OFFLINE, ONLINE, DISABLED, FAILED = "offline", "online", "disabled", "failed"
 SECONDS_TO_BEGIN = 30
 SECONDS_TO_END = 120  # an upload that takes longer is left to deephash sync; its files stay in the run folder
@@ -115,22 +116,18 @@ class Session:
 
     def replay(self) -> None:
         """Log the training steps that are recorded in the run folder."""
-        runs.require_intact(self._folder, runs.STEPS)
         file = self._folder / runs.STEPS
-        for line in file.read_text().splitlines() if file.exists() else ():
-            with contextlib.suppress(ValueError, TypeError, KeyError):  # an incomplete line
-                numbers = json.loads(line)
-                step = int(numbers.pop("step")) - 1
-                numbers.pop("time", None)
-                self.run.log({**numbers, _STEP: step})
+        for numbers in records.steps(file) if os.path.lexists(file) else ():
+            step = int(numbers.pop("step")) - 1
+            numbers.pop("time", None)
+            self.run.log({**numbers, _STEP: step})
 
     def log_results(self) -> None:
         """Log the results in the folder of a finished run: numbers, curves, tables, retrieved images and codes.
 
         A part that cannot be logged is left out with a warning, and the other parts are logged.
         """
-        runs.require_intact(self._folder, runs.METRICS)
-        metrics = read_json(self._folder / runs.METRICS)
+        metrics = records.metrics(self._folder)
         for what, log in (
             ("numbers", lambda: self._log_numbers(metrics)),
             ("curves over k", lambda: self._log_over_k(metrics)),
@@ -230,7 +227,7 @@ def status(folder: Path) -> dict[str, Any]:
         there was no W&B run.
     """
     try:
-        record = read_json(folder / FOLDER / STATUS)
+        record = read_json(folder / FOLDER / STATUS, limit=_STATUS_LIMIT)
     except ArtifactError:
         return {}
     return record if isinstance(record, dict) else {}

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from deephash_cli import runs
 from deephash_cli.console import warn
 from deephash_cli.errors import ArtifactError, first_line
 from deephash_cli.retrieval.scoring import is_number
-from deephash_cli.runs import results
+from deephash_cli.runs import records, results
 from deephash_cli.runs.results import Result, Section
 
 CHARTS = {
@@ -25,7 +26,7 @@ CHARTS = {
 CLASSES = 100  # largest number of classes drawn
 SEEDS = 3  # largest number of training curves drawn for a row and code length
 POINTS = 60  # largest number of points of a training curve; longer curves are thinned
-STEPS_LIMIT = 32 * 2**20  # bytes; a larger metrics.jsonl is not read
+KEPT = 20_000  # largest number of points of a training curve that are held while its file is read
 _LONG = 4096  # largest number of values in a list; our own curves have less than a tenth of it
 _STEPS = {"loss": "train/loss", "validation": "validation/map"}
 
@@ -67,7 +68,7 @@ def class_names(section: Section) -> list[str]:
     """Return the class names of the first run that has them; an empty list if no run has."""
     for result in (result for row in section.rows for result in row.results):
         names = result.metrics.get("class_names")
-        if isinstance(names, list) and all(isinstance(name, str) for name in names):
+        if isinstance(names, list) and all(map(records.is_name, names)):
             return names[:CLASSES]
     return []
 
@@ -158,36 +159,50 @@ def _distances(members: Sequence[Result]) -> list[list[float]] | None:
 def _steps(file: Path) -> dict[str, list[list[float]]]:
     """Read training loss and validation mAP: for each, the steps and the values. Damaged lines are skipped.
 
-    A log that does not match its digest in the run's record is left out with a warning.
+    A log that cannot be read, or does not match its digest in the run's record, is left out with a warning.
     """
-    found: dict[str, dict[int, float]] = {name: {} for name in _STEPS}
+    curves = {name: _Curve(key) for name, key in _STEPS.items()}
     try:
-        if file.stat().st_size > STEPS_LIMIT:
-            return {}
-        runs.require_intact(file.parent, file.name)
-        lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+        for line in records.lines(file, *_STEPS.values()):
+            for curve in curves.values():
+                curve.read(line)
     except ArtifactError as error:
-        warn(f"a training curve is left out: {first_line(error)}")
+        if os.path.lexists(file):
+            warn(f"a training curve is left out: {first_line(error)}")
         return {}
-    except OSError:
-        return {}
-    for line in lines:
-        if not any(key in line for key in _STEPS.values()):
-            continue
-        try:
-            entry = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        step = entry.get("step") if isinstance(entry, dict) else None
-        if is_number(step):
-            for name, key in _STEPS.items():
-                if is_number(entry.get(key)):
-                    found[name][int(step)] = entry[key]
     return {
-        name: [list(column) for column in zip(*_thinned(by_step), strict=True)]
-        for name, by_step in found.items()
-        if by_step
+        name: [list(column) for column in zip(*_thinned(curve.points), strict=True)]
+        for name, curve in curves.items()
+        if curve.points
     }
+
+
+class _Curve:
+    """The points of a training curve, gathered a line of the log at a time; of a long curve each second, fourth, ...
+
+    Attributes:
+        points: Value at each step.
+    """
+
+    def __init__(self, key: str):
+        self.points: dict[int, float] = {}
+        self._key = key
+        self._in_line = json.dumps(key).encode()
+        self._seen, self._stride = 0, 1
+
+    def read(self, line: bytes) -> None:
+        """Take the number from a line, if it has it and the curve has room for it."""
+        if self._in_line not in line:
+            return
+        self._seen += 1
+        if self._seen % self._stride:
+            return
+        numbers = records.numbers_of(line)
+        if self._key in numbers:
+            self.points[int(numbers["step"])] = numbers[self._key]
+        if len(self.points) > KEPT:
+            self.points = dict(list(self.points.items())[::2])
+            self._stride *= 2
 
 
 def _thinned(by_step: Mapping[int, float]) -> list[tuple[int, float]]:

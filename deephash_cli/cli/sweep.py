@@ -15,6 +15,7 @@ from deephash_cli.cli.arguments import value_of
 from deephash_cli.console import errors, say, show
 from deephash_cli.errors import ArtifactError, DeephashError, Stopped, SweepError, command, first_line, one_line
 from deephash_cli.files import read_json, write_json
+from deephash_cli.hiding import hide
 from deephash_cli.runs.results import Cell
 
 STUDY = "study.sqlite"  # database of a search by Optuna; conf/tune has the same name
@@ -93,7 +94,7 @@ def run_job(
         errors.print(f"error: {record['error']}", markup=False)
     except Exception as error:  # a bug in one job must not end the others; the traceback is in its run folder, too
         record |= {"status": "failed", "error": f"{type(error).__name__}: {first_line(error)}"}
-        errors.print(traceback.format_exc(), markup=False)
+        errors.print(hide(traceback.format_exc()), markup=False)
     finally:
         write_json(folder / f"job-{number:04d}.json", record)
     return None

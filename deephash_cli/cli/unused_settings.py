@@ -69,7 +69,7 @@ def _trained_on(chosen: Any) -> str | None:
 def _refuse_learning(chosen: Any, overrides: Sequence[str], alone: Any) -> None:
     """Refuse settings of learning by gradient, typed or chosen by a recipe, for a method that is fitted in one step."""
     for text in overrides:
-        if _name(text).split(".")[0] in LEARNING:
+        if _name(text).split(".")[0] in LEARNING and text != f"{_name(text)}=none":
             raise ConfigError(f"{text}: {_why_not(alone)}")
     recipes = [text for text in overrides if _name(text) == "experiment"]
     changed = [name for name in LEARNING if chosen.get(name) != alone.get(name)]

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Column, Table
 
 from deephash_cli.errors import one_line
+from deephash_cli.hiding import hide
 
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -37,8 +38,8 @@ def visible(text: str) -> str:
 
 
 def warn(message: str) -> None:
-    """Print one line to standard error, as a warning."""
-    errors.print(f"warning: {one_line(message)}", markup=False)
+    """Print one line to standard error, as a warning, without secrets."""
+    errors.print(f"warning: {one_line(hide(message))}", markup=False)
 
 
 def say_wrapped(text: str) -> None:

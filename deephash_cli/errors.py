@@ -7,11 +7,19 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+from deephash_cli.hiding import hide
+
 
 class DeephashError(Exception):
-    """An error that is shown as one sentence, without a traceback. ``exit_code`` is the exit status of the process."""
+    """An error that is shown as one sentence, without a traceback. ``exit_code`` is the exit status of the process.
+
+    Its text has no secrets, so that it can be printed and written to files.
+    """
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        return hide(super().__str__())
 
 
 class ConfigError(DeephashError):
@@ -56,8 +64,8 @@ class Stopped(BaseException):
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, or the name of its type if the message is empty."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    """Return the first line of an error's message, without secrets; the name of its type if the message is empty."""
+    return hide((str(error).strip() or type(error).__name__).splitlines()[0])
 
 
 def short(text: str) -> str:

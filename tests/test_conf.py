@@ -21,9 +21,19 @@ def compose(*overrides: str) -> DictConfig:
     return checking.check("train", [arguments.normalize(override) for override in overrides], None, multirun=False)
 
 
+def chosen(group: str, choice: str) -> DictConfig:
+    """Compose a choice with a method and a model that use it; anything else is refused."""
+    if group == "loss" or choice == "none":
+        users = {"loss": [f"method={'itq' if choice == 'none' else choice}"], "optimizer": ["method=itq"]}
+    else:
+        users = {"augment": ["model.frozen=false"]}
+    users["scheduler"] = users.get("optimizer", [])
+    return compose(f"{group}={choice}", *users.get(group, []))
+
+
 @pytest.mark.parametrize(("group", "choice"), CHOICES)
 def test_every_choice_composes(group, choice):
-    config = compose(f"{group}={choice}")
+    config = chosen(group, choice)
     container = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     assert container["bits"] == (int(choice) if group == "bits" else 48)
     if group == "method":
@@ -75,7 +85,7 @@ def given_by_the_program(name: str) -> set[str]:
 @pytest.mark.parametrize(("group", "choice"), [c for c in CHOICES if c[0] not in ("bits", "experiment")])
 def test_targets_exist_and_take_the_keys(group, choice):
     """No key that the target does not know, and none missing that has no default: YAML owns the hyperparameters."""
-    config = OmegaConf.to_container(compose(f"{group}={choice}"), resolve=True)
+    config = OmegaConf.to_container(chosen(group, choice), resolve=True)
     found = list(targets(config))
     assert found
     for name, node in found:
@@ -99,7 +109,7 @@ def test_a_part_that_the_program_builds_has_no_second_default_of_its_own():
     """Constructors in this package have no default beside the YAML's."""
     seen = set()
     for group, choice in CHOICES:
-        for _, node in targets(OmegaConf.to_container(compose(f"{group}={choice}"), resolve=True)):
+        for _, node in targets(OmegaConf.to_container(chosen(group, choice), resolve=True)):
             if node["_target_"].startswith("deephash_cli."):
                 seen.add(node["_target_"])
     assert len(seen) > 10
@@ -115,7 +125,7 @@ def test_a_part_that_the_program_builds_has_no_second_default_of_its_own():
 def test_every_range_belongs_to_a_setting():
     """A range for a key that was renamed would guard nothing."""
     absent = object()
-    configs = [compose(f"{group}={choice}") for group, choice in CHOICES if group in ("dataset", "loss", "optimizer")]
+    configs = [chosen(group, choice) for group, choice in CHOICES if group in ("dataset", "loss", "optimizer")]
     configs += [checking.check(verb, [], None, multirun=False) for verb in verbs.names() if verbs.is_composed(verb)]
     for key in [*limits.RANGES, *limits.LISTS, *limits.TEXTS, *limits.WORDS]:
         assert any(OmegaConf.select(config, key, default=absent) is not absent for config in configs), key

@@ -109,7 +109,7 @@ def test_the_metadata(distributions):
         info = f"deephash-{__version__}.dist-info"
         metadata = wheel.read(f"{info}/METADATA").decode()
         scripts = wheel.read(f"{info}/entry_points.txt").decode()
-    assert "deephash = deephash_cli.cli.main:main" in scripts
+    assert "deephash = deephash_cli.cli.entry:main" in scripts
     assert "Requires-Python: <3.14,>=3.11" in metadata
     assert "Requires-Dist: pytorch-lightning<3,>=2.6.6" in metadata, "versions up to 2.6.5 run code from a checkpoint"
     assert "Requires-Dist: torch>=2.10" in metadata

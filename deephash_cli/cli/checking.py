@@ -15,9 +15,13 @@ from deephash_cli.cli.arguments import normalize, quote, value_of
 from deephash_cli.cli.hydra_keys import explain_choice, refuse_decided
 from deephash_cli.cli.limits import LISTS, LONGEST, NEEDED, OPTIONAL, RANGES, TEXTS, WORDS
 from deephash_cli.cli.trainer_settings import check_trainer
+from deephash_cli.cli.unused_settings import LEARNING, refuse_searched, refuse_unused
 from deephash_cli.errors import ConfigError, command, first_line, hint, short
+from deephash_cli.hiding import has_secret
 
 _INCLUDED = "a file of yours names itself, or a file that names it, in its defaults"
+# Names of folders, or parts of results.
+_NAMES = ("group", "method", "dataset.name", "dataset.protocol", "model.name")
 _UNCLOSED = "an interpolation is written ${name}, and a closing brace is missing"
 
 
@@ -58,9 +62,11 @@ def check(verb: str, overrides: Sequence[str], config_dir: str | None, multirun:
     from omegaconf import OmegaConf, open_dict
 
     from deephash_cli.cli import lengths, own_files
+    from deephash_cli.training.variables import watch_variables
 
     lengths.register(config_dir)
     own_files.register(config_dir)
+    watch_variables()
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
@@ -105,13 +111,18 @@ def check(verb: str, overrides: Sequence[str], config_dir: str | None, multirun:
         for variant in variants:
             chosen = [*fixed, *(text for text, original in zip(variant, overrides, strict=True) if original in groups)]
             try:
+                defaults = compose(verb, overrides=chosen)
+                if verb == "train":
+                    refuse_unused(defaults, variant, _own_choices(defaults, fixed, variant))
                 composed = compose(verb, overrides=[*fixed, *variant], return_hydra_config=True)
                 refuse_decided(verb, composed.hydra)
+                if verb == "train":
+                    refuse_searched(defaults, composed.hydra.sweeper)
                 with open_dict(composed):
                     del composed["hydra"]
                 configs.append(composed)
                 OmegaConf.to_container(configs[-1], resolve=True, throw_on_missing=True)
-                _check_values(configs[-1], compose(verb, overrides=chosen), variant)
+                _check_values(configs[-1], defaults, variant)
             except (HydraException, OmegaConfBaseException, YAMLError) as error:
                 raise ConfigError(_explain(verb, str(error), config_dir, chosen)) from error
             except RecursionError as error:
@@ -119,6 +130,25 @@ def check(verb: str, overrides: Sequence[str], config_dir: str | None, multirun:
             except (OSError, ValueError) as error:  # names that no file can have, files that are not text
                 raise ConfigError(f"the configuration cannot be read: {first_line(error)}") from error
     return configs[0]
+
+
+def _own_choices(chosen: Any, fixed: Sequence[str], overrides: Sequence[str]) -> Any:
+    """Return what the method, the data set and the model choose by themselves, without a recipe or other groups.
+
+    Args:
+        chosen: The configuration of the typed groups.
+        fixed: Overrides that add the user's own configuration folder.
+        overrides: Typed overrides.
+    """
+    from hydra import compose
+
+    kept = [text for text in overrides if text.startswith(("method=", "dataset=", "model="))]
+    named = {text.partition("=")[0] for text in overrides}
+    if not named & {"experiment", "tune", *LEARNING}:
+        return chosen
+    if "method" not in named:  # a recipe chooses it
+        kept.append(f"method={chosen.method}")
+    return compose("train", overrides=[*fixed, *kept])
 
 
 def first_job(overrides: Sequence[str]) -> list[str]:
@@ -216,6 +246,12 @@ def _check_values(config: Any, defaults: Any, overrides: Sequence[str]) -> None:
             raise ConfigError(f"{key} must not be empty: every run needs it")
     if (group := OmegaConf.select(config, "group")) is not None and (not group or str(group) != Path(str(group)).name):
         raise ConfigError(f"group must be a name that a folder can have, without /, got {short(repr(group))}")
+    for key in _NAMES:
+        if (name := OmegaConf.select(config, key, throw_on_missing=False)) is not None and has_secret(str(name)):
+            raise ConfigError(
+                f"{key} is taken from an environment variable that may hold a secret, but it becomes the name of a "
+                "folder or a part of the results: write the name itself"
+            )
     for key in TEXTS:  # a file of the user's own may have a folder such as 2024, which YAML reads as a number
         value = OmegaConf.select(config, key, throw_on_missing=False)
         if value is not None and not isinstance(value, str):

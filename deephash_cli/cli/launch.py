@@ -16,6 +16,7 @@ from deephash_cli.cli.arguments import normalize, refuser, value_of
 from deephash_cli.cli.checking import check, first_job
 from deephash_cli.cli.hydra_keys import refuse_without_sweep
 from deephash_cli.errors import ArtifactError, ConfigError, DeephashError, Stopped, SweepError, print_error
+from deephash_cli.failures import explained
 from deephash_cli.stopping import stopping
 
 
@@ -229,7 +230,8 @@ def _refuse_search() -> None:
 def _known_errors(work: Callable[[], Any]) -> None:
     """Print an error that a user can cause as one sentence; any other error is a bug and keeps its traceback."""
     try:
-        work()
+        with explained():
+            work()
     except DeephashError as error:
         print_error(error)
         raise SystemExit(error.exit_code) from error

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 
 from deephash_cli import __version__
 from deephash_cli.choices import choices, group_names
-from deephash_cli.cli import verbs
+from deephash_cli.cli import streams, verbs
 from deephash_cli.cli.limits import LONGEST, TEXTS
-from deephash_cli.errors import ConfigError, DeephashError, Stopped, hint, print_error
+from deephash_cli.errors import ArtifactError, ConfigError, DeephashError, Stopped, hint, print_error
+from deephash_cli.failures import explained
 
 EXAMPLES = """\
   deephash train method=dpsh bits=48                        the default: Fashion-MNIST, minutes on a CPU
@@ -48,43 +49,28 @@ Exit codes: 0 done, 2 usage, 3 data, 4 checkpoint or codes, 5 diverged, 6 jobs o
 
 def main() -> None:
     """Run the console script, and exit with its code."""
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal without ± must not cause an error
+    streams.prepare()
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `deephash --help | head` ends quietly
     gc.set_threshold(50_000)  # collecting garbage often while thousands of modules load costs half a second
     code = run(sys.argv[1:])
+    if error := streams.lost():
+        code = _without_output(code, error)
     gc.freeze()  # otherwise Python would search all objects of all modules for garbage at exit, and find none
     sys.exit(code)
+
+
+def _without_output(code: int, error: OSError) -> int:
+    """Say that text is lost, and return the exit code: only a command whose results are in files has succeeded."""
+    in_files = sys.argv[1] in ("train", "encode") and "--cfg" not in sys.argv
+    print_error(ArtifactError(f"could not write to standard output: {error.strerror}; its text is lost"))
+    return code if in_files else code or ArtifactError.exit_code
 
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit code."""
     try:
-        if not arguments or arguments[0] in ("-h", "--help", "help"):
-            print_help()
-            return 0
-        if arguments[0] == "--version":
-            print_version()
-            return 0
-        if arguments[0] in ("-sc", "--shell-completion"):
-            return complete(arguments)
-        verb, rest = arguments[0], list(arguments[1:])
-        if verb not in verbs.names():
-            raise ConfigError(f"unknown verb {verb!r}{hint(verb, verbs.names())}; verbs: {', '.join(verbs.names())}")
-        if any(argument in ("-h", "--help") for argument in rest):
-            print_verb_help(verb)
-            return 0
-        if "--version" in rest:
-            print_version()
-            return 0
-        if verbs.is_composed(verb):
-            from deephash_cli.cli.launch import launch
-
-            return launch(verb, rest)
-        from deephash_cli.cli.arguments import parse
-
-        verbs.load(verb).run(parse(verb, rest))
-        return 0
+        with explained():
+            return _run(arguments)
     except DeephashError as error:
         print_error(error)
         return error.exit_code
@@ -92,6 +78,34 @@ def run(arguments: Sequence[str]) -> int:
         return stopped.exit_code
     except KeyboardInterrupt:
         return 130
+
+
+def _run(arguments: Sequence[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print_help()
+        return 0
+    if arguments[0] == "--version":
+        print_version()
+        return 0
+    if arguments[0] in ("-sc", "--shell-completion"):
+        return complete(arguments)
+    verb, rest = arguments[0], list(arguments[1:])
+    if verb not in verbs.names():
+        raise ConfigError(f"unknown verb {verb!r}{hint(verb, verbs.names())}; verbs: {', '.join(verbs.names())}")
+    if any(argument in ("-h", "--help") for argument in rest):
+        print_verb_help(verb)
+        return 0
+    if "--version" in rest:
+        print_version()
+        return 0
+    if verbs.is_composed(verb):
+        from deephash_cli.cli.launch import launch
+
+        return launch(verb, rest)
+    from deephash_cli.cli.arguments import parse
+
+    verbs.load(verb).run(parse(verb, rest))
+    return 0
 
 
 def print_help() -> None:

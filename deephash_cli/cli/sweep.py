@@ -27,6 +27,7 @@ from deephash_cli.files import (
     remove_leftovers,
     write_json,
 )
+from deephash_cli.hiding import hide
 from deephash_cli.retrieval.scoring import is_number
 from deephash_cli.runs.results import Cell
 from deephash_cli.runs.settings import bounded_yaml
@@ -157,7 +158,7 @@ def run_job(
         errors.print(f"error: {record['error']}", markup=False)
     except Exception as error:  # a bug in one job must not end the others; the traceback is in its run folder, too
         record |= {"status": "failed", "error": f"{type(error).__name__}: {first_line(error)}"}
-        errors.print(traceback.format_exc(), markup=False)
+        errors.print(hide(traceback.format_exc()), markup=False)
     finally:
         write_json(file, record)
     return None

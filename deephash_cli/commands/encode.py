@@ -52,7 +52,7 @@ def run(config: DictConfig, source: DictConfig | None = None) -> dict[str, Any]:
     # Imported here because torch takes seconds; an output that cannot be used is refused before that.
     from deephash_cli import processes
     from deephash_cli.inference.ray_workers import encode_with_ray
-    from deephash_cli.inference.shards import Task, Work
+    from deephash_cli.inference.shards import Task, Work, require_devices
 
     task = Task(
         run=str(run_folder.absolute()),
@@ -68,6 +68,8 @@ def run(config: DictConfig, source: DictConfig | None = None) -> dict[str, Any]:
         allow_unverified=config.allow_unverified,
     )
     processes.require_alone("encode")
+    if config.launcher == "local":
+        require_devices(config.accelerator, config.devices)
     work = Work(task)
     work.begin()
     if work.dataset.left_out:

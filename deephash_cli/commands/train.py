@@ -27,6 +27,7 @@ def run(config: DictConfig) -> dict[str, Any]:
     if os.environ.get("RANK", "0") == "0":
         if config.resume == "none":
             outputs.require_room(config.runs, config.run_dir, config.dataset.get("root"))
+        _check_accelerator(config)
         _check_data(config)
     # Imported here because it takes seconds; a mistake in the data is reported before that.
     from deephash_cli import processes
@@ -46,6 +47,20 @@ def run(config: DictConfig) -> dict[str, Any]:
     if "map" in metrics:  # without labels there are no charts
         say(f"for a page with charts and pictures: {command('deephash', 'report', folder)}")
     return metrics
+
+
+def _check_accelerator(config: DictConfig) -> None:
+    """Refuse a GPU that this machine does not have before the data are read, which may take minutes.
+
+    Only a GPU that is asked for is worth the seconds that torch takes before a mistake in the data is reported.
+
+    Raises:
+        ConfigError: If there is no such device.
+    """
+    if config.trainer.accelerator in ("gpu", "cuda", "mps"):
+        from deephash_cli.training.trainer import require_accelerator
+
+        require_accelerator(config.trainer.accelerator, "trainer.")
 
 
 def _check_data(config: DictConfig) -> None:

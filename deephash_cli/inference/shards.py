@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import OmegaConf
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import BasePredictionWriter
@@ -30,7 +31,8 @@ from deephash_cli.data.image_folder import images_below
 from deephash_cli.data.inspection import COLUMNS, record, refusal, write_list
 from deephash_cli.data.loaders import Loader, lost_workers_explained
 from deephash_cli.data.vectors import vectors
-from deephash_cli.errors import ArtifactError, ConfigError, DataError, DeephashError, first_line
+from deephash_cli.errors import ArtifactError, ConfigError, DataError, DeephashError, print_error
+from deephash_cli.failures import explain, explained
 from deephash_cli.files import (
     alone,
     atomic_folder,
@@ -50,6 +52,7 @@ from deephash_cli.retrieval.codes import CodeSet
 from deephash_cli.retrieval.codes_folder import PLAN, SHARDS, SKIPPED
 from deephash_cli.retrieval.scoring import CLASSES
 from deephash_cli.training.targets import build
+from deephash_cli.training.trainer import explain_trainer, require_accelerator, require_cores
 
 _PLAN_LIMIT = 2**20  # bytes
 # The command with which the first of several processes starts the others.
@@ -97,6 +100,11 @@ def follow() -> None:
         work.encode(given["shards"], given["accelerator"], given["devices"], lambda _: None)
     except DeephashError as error:  # the first process reports that this one failed
         sys.exit(error.exit_code)
+    except Exception as error:
+        if (known := explain(error, f"batch_size={given['task']['batch_size']}")) is None:
+            raise
+        print_error(known)
+        sys.exit(known.exit_code)
 
 
 class Batch(NamedTuple):
@@ -245,7 +253,7 @@ class Work:
             with processes.team(trainer.world_size, trainer.strategy.root_device, FOLLOW, task):
                 own = list(shards)[processes.rank() :: processes.count()]
                 trainer.callbacks.append(_Writer(self, show))  # type: ignore[attr-defined]
-                with lost_workers_explained("num_workers"):
+                with lost_workers_explained("num_workers"), explained(f"batch_size={self.task.batch_size}"):
                     trainer.predict(_Predicting(self.encoder), self._batches(own), return_predictions=False)
 
     def _batches(self, shards: Sequence[int]) -> "_AnyIterable":
@@ -488,6 +496,17 @@ class _Writer(BasePredictionWriter):
         self.show(self.done * processes.count())  # the other processes have done about as many
 
 
+def require_devices(accelerator: str, devices: int) -> None:
+    """Check that this machine has the devices to encode on, before anything is read or written.
+
+    Raises:
+        ConfigError: If it does not have them.
+    """
+    require_accelerator(accelerator)
+    with console.quiet_lightning():
+        require_cores(_trainer(accelerator, devices, "auto"), "devices")
+
+
 def _trainer(accelerator: str, devices: int, strategy: str) -> Trainer:
     try:
         return Trainer(
@@ -502,8 +521,8 @@ def _trainer(accelerator: str, devices: int, strategy: str) -> Trainer:
             enable_model_summary=False,
             use_distributed_sampler=False,
         )
-    except (ValueError, TypeError, RuntimeError) as error:
-        raise ConfigError(f"accelerator={accelerator} devices={devices}: {first_line(error)}") from error
+    except (MisconfigurationException, ValueError, TypeError, RuntimeError, ImportError) as error:
+        raise ConfigError(explain_trainer(error, accelerator, devices)) from error
 
 
 def _read_input(task: Task) -> RetrievalDataset:

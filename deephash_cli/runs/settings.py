@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +14,7 @@ from yaml.constructor import ConstructorError
 from deephash_cli import __version__
 from deephash_cli.errors import ArtifactError, first_line, short
 from deephash_cli.files import read_bytes
+from deephash_cli.hiding import HIDDEN, has_secret, is_suspicious
 from deephash_cli.runs.sealing import require_intact
 
 CONFIG = "config.yaml"
@@ -47,7 +47,6 @@ _DIGITS = 300
 _HUGE = 10**_DIGITS
 _NUMBER = re.compile(r"[-+]?[0-9.][0-9a-fA-F_xo:.]*")  # also hexadecimal, or with a base of 60
 _SAFE: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the compiled loader takes a tenth of the time
-_SECRET = re.compile(r"key|token|secret|password", re.IGNORECASE)
 
 
 def fingerprint(config: Mapping[str, Any]) -> str:
@@ -116,12 +115,14 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def redact(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return a copy of the settings in which secrets are hidden.
 
-    A value is hidden if the name of its setting suggests a secret, or if it contains a secret of the environment.
+    A value is hidden if the name of its setting suggests a secret, or if it contains a secret of the environment. The
+    name of a class is no secret.
     """
-    return {
-        name: "<hidden>" if value and _SECRET.search(name) and not isinstance(value, Mapping) else _hide(value)
-        for name, value in config.items()
-    }
+    return {name: value if name == "_target_" else _redacted(name, value) for name, value in config.items()}
+
+
+def _redacted(name: str, value: Any) -> Any:
+    return HIDDEN if value and is_suspicious(name) and not isinstance(value, Mapping) else _hide(value)
 
 
 def _hide(value: Any) -> Any:
@@ -129,20 +130,13 @@ def _hide(value: Any) -> Any:
         return redact(value)
     if isinstance(value, list):
         return [_hide(item) for item in value]
-    if isinstance(value, str) and any(secret in value for secret in _secrets()):
-        return "<hidden>"
-    return value
-
-
-def _secrets() -> list[str]:
-    """Values of environment variables whose name suggests a secret. Short values would also match harmless text."""
-    return [value for name, value in os.environ.items() if len(value) >= 8 and _SECRET.search(name)]
+    return HIDDEN if isinstance(value, str) and has_secret(value) else value
 
 
 def hide_in_override(override: str) -> str:
     """Return an override as it was typed, with its value hidden if that is a secret."""
     name, _, value = override.partition("=")
-    return f"{name}=<hidden>" if value and (_SECRET.search(name) or _hide(value) != value) else override
+    return f"{name}={HIDDEN}" if value and (is_suspicious(name) or has_secret(value)) else override
 
 
 def forbidden_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:

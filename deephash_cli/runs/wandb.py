@@ -13,6 +13,7 @@ from typing import Any
 from deephash_cli import console, runs
 from deephash_cli.errors import ArtifactError, DeephashError, first_line
 from deephash_cli.files import read_json, write_json
+from deephash_cli.hiding import HIDDEN, has_secret, hide
 from deephash_cli.retrieval import scoring
 from deephash_cli.runs import gallery as run_gallery
 from deephash_cli.runs import records
@@ -68,8 +69,9 @@ class Session:
         self._is_whole = again or _is_whole(folder)
         self._mode = FAILED
         facts = {
-            "project": project, "entity": entity, "tags": _tags(config, tags), "group": group, "config": dict(config),
-            "id": identity, "name": folder.absolute().name, "job_type": "train", "dir": str(folder.absolute()),
+            "project": _shown(project), "entity": _own_entity(entity), "tags": _tags(config, tags),
+            "group": None if group is None else _shown(group), "config": runs.redact(config), "id": identity,
+            "name": _shown(folder.absolute().name), "job_type": "train", "dir": str(folder.absolute()),
             "resume": None if again else "allow",
         }  # fmt: skip
         try:
@@ -286,7 +288,20 @@ def _is_whole(folder: Path) -> bool:
 def _tags(config: Mapping[str, Any], tags: list[str]) -> list[str]:
     """Tags that every run has, then the user's. W&B takes at most 64 characters per tag, and no tag twice."""
     own = (config["dataset"]["name"], config["method"], f"{config['bits']} bits")
-    return list(dict.fromkeys(str(tag)[:64] for tag in (*own, *tags)))
+    return list(dict.fromkeys(_shown(str(tag))[:64] for tag in (*own, *tags)))
+
+
+def _shown(text: str) -> str:
+    """Return a text for W&B, with ``hidden`` in place of each secret: its names have no angle brackets."""
+    return hide(text).replace(HIDDEN, "hidden")
+
+
+def _own_entity(entity: str | None) -> str | None:
+    """Return the user or team that a run is logged for; None, which is the owner of the key, instead of a secret."""
+    if entity is None or not has_secret(entity):
+        return entity
+    console.warn("logger.entity is taken from an environment variable that may hold a secret: W&B does not get it")
+    return None
 
 
 def _tables(metrics: Mapping[str, Any]) -> dict[str, Any]:

@@ -27,8 +27,19 @@ from deephash_cli.data.decoding import ImageError
 from deephash_cli.data.image_folder import describe_left_out
 from deephash_cli.data.loaders import EpochSampler, lost_workers_explained
 from deephash_cli.data.protocol import Split, fitting_sample, hold_out_validation
-from deephash_cli.errors import ArtifactError, ConfigError, DataError, DeephashError, Stopped, command, first_line
+from deephash_cli.errors import (
+    ArtifactError,
+    ConfigError,
+    DataError,
+    DeephashError,
+    Stopped,
+    command,
+    first_line,
+    print_error,
+)
+from deephash_cli.failures import explain, explained
 from deephash_cli.files import read_json, sha256_file, write_json, write_text
+from deephash_cli.hiding import hide
 from deephash_cli.models import HashingNetwork
 from deephash_cli.retrieval import scoring
 from deephash_cli.retrieval.caveats import caveats
@@ -43,6 +54,7 @@ from deephash_cli.training.targets import as_yaml, build
 from deephash_cli.training.trainer import check_trainer, make_trainer, run_trainer
 from deephash_cli.training.trust import paths_in, require_no_download, require_trusted
 from deephash_cli.training.validation import Validation
+from deephash_cli.training.variables import watch_variables
 
 # The command with which the first of several processes starts the others.
 FOLLOW = (sys.executable, "-P", "-c", "from deephash_cli.training.fit import follow; follow()")
@@ -67,6 +79,7 @@ class Job:
     network: HashingNetwork
 
 
+@explained()
 def train(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
     """Do a whole run, from its configuration to its metrics. The steps happen in the order in which they stand here.
 
@@ -111,6 +124,7 @@ def train(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
             run = held.enter_context(_run_folder(config, earlier))
             identity = _started(run, job, overrides)
         held.enter_context(_recorded(run))
+        held.enter_context(explained())
         run.unseal(runs.SPLIT, runs.SKIPPED)
         resuming.keep_split(run.path, job.split, job.dataset)
         _list_left_out(run.path, job.dataset)
@@ -219,16 +233,21 @@ def fit(folder: Path, job: Job, dashboard: Logger | None) -> None:
         fit_rows = train_rows if is_learned(config) else _fitting_rows(job, train_rows)
         # Built before the source computes features, because a method may refuse its settings
         module = build_module(config, job.network, torch.from_numpy(job.dataset.labels[fit_rows]).float())
-        source = Source(job.dataset, job.network, trainer.strategy.root_device, Loading(**config.loader))
+        encoding = f"loader.eval_batch_size={config.loader.eval_batch_size}"  # what to lower if memory runs out
+        with explained(encoding):
+            source = Source(job.dataset, job.network, trainer.strategy.root_device, Loading(**config.loader))
         if config.head.epochs and not job.network.frozen and not checkpoint:
-            module.load_state_dict(_learn_head(folder, job, source, train_rows))
+            with explained(f"{encoding} or head.batch_size={config.head.batch_size}"):
+                module.load_state_dict(_learn_head(folder, job, source, train_rows))
         training = source.shuffled(train_rows, config.seed) if is_learned(config) else source.at_once(fit_rows)
         validation = None
         if len(validation_rows):
             validation = [source.in_order(processes.own_share(rows)) for rows in (validation_rows, train_rows)]
         if checkpoint:
             checkpoints.require_fitting(checkpoint, checkpoints.read_checkpoint(checkpoint)["state_dict"], module)
-        run_trainer(trainer, module, training, validation, checkpoint)
+        fitting = f"loader.batch_size={config.loader.batch_size}" if is_learned(config) else f"fit_rows={len(fit_rows)}"
+        with explained(fitting):
+            run_trainer(trainer, module, training, validation, checkpoint)
 
         chosen, best = (folder / runs.CHECKPOINTS / name for name in (checkpoints.LAST, checkpoints.BEST))
         if best.exists():
@@ -241,7 +260,8 @@ def fit(folder: Path, job: Job, dashboard: Logger | None) -> None:
         checkpoints.require_fitting(chosen, state, module)
         module.load_state_dict(state)
         precision = trainer.precision_plugin.forward_context
-        query, database = (source.codes(rows, precision) for rows in (split.query, split.database))
+        with explained(encoding):
+            query, database = (source.codes(rows, precision) for rows in (split.query, split.database))
         if trainer.is_global_zero:
             save_codes(
                 folder / runs.CODES, query, database, _provenance(job, trainer.current_epoch, chosen, keeping.best)
@@ -278,6 +298,11 @@ def follow() -> None:
             fit(Path(task["folder"]), prepare(config, unreadable=unreadable), None)
     except DeephashError as error:  # the first process gets the same error and prints it
         sys.exit(error.exit_code)
+    except Exception as error:
+        if (known := explain(error)) is None:
+            raise
+        print_error(known)  # the first process may have enough memory
+        sys.exit(known.exit_code)
 
 
 def _settings(config: DictConfig) -> dict[str, Any]:
@@ -287,6 +312,7 @@ def _settings(config: DictConfig) -> dict[str, Any]:
         ConfigError: If a run folder to be resumed would build something that is not trusted, or if another program
             started this process as one of several.
     """
+    watch_variables()  # a job of a sweep may be another process
     settings = runs.redact(cast(dict[str, Any], OmegaConf.to_container(config, resolve=True)))
     if config.resume not in ("auto", "none"):
         require_trusted(settings, also=config.allowed_targets)
@@ -343,7 +369,7 @@ def _recorded(run: runs.Run) -> Iterator[None]:
             run.end("failed", first_line(error))
             if not isinstance(error, DeephashError):
                 run.unseal(runs.ERROR)
-                write_text(run.path / runs.ERROR, traceback.format_exc())
+                write_text(run.path / runs.ERROR, hide(traceback.format_exc()))
                 run.seal()
         raise
 

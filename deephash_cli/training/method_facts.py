@@ -34,6 +34,17 @@ def facts_of(module: str, class_name: str) -> tuple[str, str]:
     return (supervision, inputs) if supervision != UNKNOWN else (UNKNOWN, UNKNOWN)
 
 
+def is_kind_of(target: str, other: str) -> bool:
+    """Return whether a class is another class or inherits from it, read from the sources without importing them.
+
+    Args:
+        target: Full name of the class, such as ``package.module.Class``.
+        other: Full name of the other class.
+    """
+    module, _, class_name = target.rpartition(".")
+    return target == other or any(name == other for name, _ in _ancestry(module, class_name, frozenset()))
+
+
 def _ancestry(module: str, class_name: str, seen: frozenset[str]) -> Iterator[tuple[str, ast.ClassDef]]:
     """Yield a class and the classes that it inherits from, nearest first: full name and definition of each."""
     source = source_of(module)

@@ -62,7 +62,8 @@ def make_trainer(
             use_distributed_sampler=False,  # EpochSampler decides the order of an epoch
         )
     except (MisconfigurationException, ValueError, TypeError, ImportError) as error:
-        raise ConfigError(_explain_trainer(config, error)) from error
+        accelerator, devices = (OmegaConf.select(config, f"trainer.{name}") for name in ("accelerator", "devices"))
+        raise ConfigError(explain_trainer(error, accelerator, devices, "trainer.")) from error
 
 
 def check_trainer(config: DictConfig) -> None:
@@ -84,11 +85,7 @@ def check_trainer(config: DictConfig) -> None:
         )
     with console.quiet_lightning():
         trainer = make_trainer(config, Path(), list, [])
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if isinstance(trainer.accelerator, CPUAccelerator) and trainer.num_devices > max(_CPU_DEVICES, cores):
-        raise ConfigError(
-            f"trainer.devices={trainer.num_devices} is more than the {cores} cores of this machine: lower it"
-        )
+    require_cores(trainer, "trainer.devices")
 
 
 def run_trainer(
@@ -112,17 +109,60 @@ def run_trainer(
         raise ConfigError(f"trainer: {first_line(error)}") from error
 
 
-def _explain_trainer(config: DictConfig, error: Exception) -> str:
-    """Return one sentence about settings that Lightning's trainer refuses."""
-    message, accelerator = str(error), OmegaConf.select(config, "trainer.accelerator")
+def require_accelerator(accelerator: str, prefix: str = "") -> None:
+    """Refuse a kind of device that this machine does not have. This takes no data and builds no network.
+
+    Args:
+        accelerator: Kind of device as Lightning names it.
+        prefix: Start of the setting's name, for messages: ``trainer.`` or nothing.
+
+    Raises:
+        ConfigError: If there is no such device.
+    """
+    found = {"gpu": torch.cuda.is_available() or torch.backends.mps.is_available()}
+    found |= {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not found.get(accelerator, True):
+        raise ConfigError(_no_device(accelerator, prefix))
+
+
+def require_cores(trainer: Trainer, setting: str) -> None:
+    """Refuse more processes on the CPU than are of use.
+
+    Args:
+        trainer: A trainer that was built for this machine.
+        setting: Setting that gives the number of processes.
+
+    Raises:
+        ConfigError: If there are too many.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if isinstance(trainer.accelerator, CPUAccelerator) and trainer.num_devices > max(_CPU_DEVICES, cores):
+        raise ConfigError(f"{setting}={trainer.num_devices} is more than the {cores} cores of this machine: lower it")
+
+
+def explain_trainer(error: Exception, accelerator: str, devices: Any, prefix: str = "") -> str:
+    """Return one sentence about settings that Lightning's trainer refuses.
+
+    Args:
+        error: Lightning's error.
+        accelerator: Kind of device that was asked for.
+        devices: Number of devices that was asked for.
+        prefix: Start of the settings' names: ``trainer.`` or nothing.
+    """
+    message = str(error)
     if "No supported gpu backend" in message or "can not run on your system" in message:
-        return (
-            f"trainer.accelerator={accelerator} finds no such device on this machine: use trainer=auto, which takes "
-            "what there is, or trainer=cpu"
-        )
+        return _no_device(accelerator, prefix)
     if "your machine only has" in message:
         return (
-            f"trainer.devices={config.trainer.devices} is more than this machine has, which is "
-            f"{torch.cuda.device_count()}: lower trainer.devices"
+            f"{prefix}devices={devices} is more than this machine has, which is {torch.cuda.device_count()}: lower "
+            f"{prefix}devices"
         )
-    return f"trainer: {first_line(error)}"
+    return f"{prefix.rstrip('.') or f'accelerator={accelerator} devices={devices}'}: {first_line(error)}"
+
+
+def _no_device(accelerator: str, prefix: str) -> str:
+    auto, cpu = ("trainer=auto", "trainer=cpu") if prefix else ("accelerator=auto", "accelerator=cpu")
+    return (
+        f"{prefix}accelerator={accelerator} finds no such device on this machine: use {auto}, which takes what there "
+        f"is, or {cpu}"
+    )

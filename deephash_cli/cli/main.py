@@ -50,6 +50,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal without ± must not cause an error
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `deephash --help | head` ends quietly
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # schedulers warn with it; only a training has something to save
     gc.set_threshold(50_000)  # collecting garbage often while thousands of modules load costs half a second
     code = run(sys.argv[1:])
     gc.freeze()  # otherwise Python would search all objects of all modules for garbage at exit, and find none

@@ -149,13 +149,16 @@ def fit(folder: Path, job: Job, dashboard: Logger | None) -> None:
         DataError: If the training set cannot spare the validation queries, or an image cannot be read.
         ArtifactError: If a checkpoint is damaged, or a file cannot be written.
         DivergedError: If the loss, the weights or the codes are not finite.
+        Stopped: If the user or the system interrupts the run. While a learned method is trained, this happens after
+            the current step, which is saved.
     """
     config, split = job.config, job.split
     train_rows, validation_rows = split.train, np.empty(0, np.int64)
     if config.validation.queries:
         train_rows, validation_rows = hold_out_validation(split, job.dataset, config.validation.queries, config.seed)
     checkpoint = checkpoints.newest_valid(folder / runs.CHECKPOINTS, console.warn)
-    steps_done = checkpoints.read_checkpoint(checkpoint)["global_step"] if checkpoint else 0
+    saved = checkpoints.read_checkpoint(checkpoint) if checkpoint else {}
+    steps_done, batches_done = saved.get("global_step", 0), checkpoints.batches_done(saved)
     keeping = checkpoints.EpochCheckpoints(
         folder / runs.CHECKPOINTS,
         config.checkpoint.every_n_epochs,
@@ -169,10 +172,15 @@ def fit(folder: Path, job: Job, dashboard: Logger | None) -> None:
         [
             *([Validation()] if len(validation_rows) else []),
             loggers.EpochReport(len(train_rows)),
-            keeping,
             *([EMAWeightAveraging(decay=config.ema.decay)] if config.ema.decay else []),
+            keeping,
         ],
     )
+    if batches_done and trainer.max_epochs is not None and 0 <= trainer.max_epochs <= saved["epoch"]:
+        raise ConfigError(
+            f"trainer.max_epochs={trainer.max_epochs}: the run was interrupted within epoch {saved['epoch'] + 1}, "
+            f"which must be finished: give trainer.max_epochs={saved['epoch'] + 1} or more"
+        )
     fewest = min(len(rows) for rows in (split.query, split.database, validation_rows) if len(rows))
     if fewest < trainer.world_size:
         raise ConfigError(
@@ -196,6 +204,8 @@ def fit(folder: Path, job: Job, dashboard: Logger | None) -> None:
         if config.head.epochs and not job.network.frozen and not checkpoint:
             module.load_state_dict(_learn_head(folder, job, source, train_rows))
         training = source.shuffled(train_rows, config.seed) if is_learned(config) else source.at_once(fit_rows)
+        if batches_done:
+            cast(EpochSampler, training.sampler).continue_at(saved["epoch"], batches_done)
         validation = None
         if len(validation_rows):
             validation = [source.in_order(processes.own_share(rows)) for rows in (validation_rows, train_rows)]
@@ -237,7 +247,7 @@ def follow() -> None:
         with console.quiet_lightning():
             unreadable = tuple((name, reason) for name, reason in task["unreadable"])
             fit(Path(task["folder"]), prepare(config, unreadable=unreadable), None)
-    except DeephashError as error:  # the first process gets the same error and prints it
+    except (DeephashError, Stopped) as error:  # the first process gets the same error and prints it
         sys.exit(error.exit_code)
 
 
@@ -289,10 +299,11 @@ def _recorded(run: runs.Run, job: Job, overrides: Sequence[str]) -> Iterator[str
     try:
         yield identity
         run.end("finished")
-    except Stopped:
+    except Stopped as stopped:
         with _second_to_the_cause():
             run.end("interrupted")
-        say(f"interrupted: {command(f'resume={run.path}')} continues after the last finished epoch")
+        unit = "step" if stopped.saved else "epoch"
+        say(f"interrupted: {command(f'resume={run.path}')} continues after the last finished {unit}")
         raise
     except BaseException as error:
         with _second_to_the_cause():

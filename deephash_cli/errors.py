@@ -56,11 +56,16 @@ class Stopped(BaseException):
     """A request to end the process, by a person or the system.
 
     It is not an ``Exception``, so that no handler treats it as a failure.
+
+    Attributes:
+        exit_code: Exit code of the process.
+        saved: Whether everything up to the last finished training step is in a checkpoint.
     """
 
-    def __init__(self, exit_code: int):
+    def __init__(self, exit_code: int, saved: bool = False):
         super().__init__(exit_code)
         self.exit_code = exit_code
+        self.saved = saved
 
 
 def first_line(error: BaseException) -> str:

@@ -10,6 +10,7 @@ import datetime
 import functools
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -187,10 +188,13 @@ def _meeting_point() -> Store:
 def task_of_this_process() -> str:
     """Return the task that the first process gave this one. From then on, this process ends when the first one ends.
 
+    It ignores Ctrl-C and SIGTERM: the first process decides when all of them end.
+
     Under torchrun the task is empty if there is nothing for the other processes to do.
     """
     if is_launched():  # torchrun ends all processes when one fails
         return _meeting_point().get(_TASK).decode()
+    _leave_signals_to_the_first()
     length = int(sys.stdin.readline())
     task = sys.stdin.read(length)
     threading.Thread(target=_end_with_the_first, daemon=True).start()
@@ -241,6 +245,20 @@ def from_first(value: Any) -> Any:
     return values[0]
 
 
+def largest(value: int, device: torch.device) -> int:
+    """Return the largest of the values that the processes give.
+
+    Args:
+        value: Value of this process.
+        device: Device of this process.
+    """
+    if count() == 1:
+        return value
+    shared = torch.tensor(value, device=device)
+    distributed.all_reduce(shared, distributed.ReduceOp.MAX)
+    return int(shared)
+
+
 class _SumOfAll(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:  # type: ignore[override]  # noqa: ARG004
@@ -288,6 +306,12 @@ def _wait_for(others: Sequence["subprocess.Popen[str]"], store: FileStore) -> No
         if any(process.poll() is not None for process in others):
             raise RuntimeError("a process ended before it was ready")
         time.sleep(0.05)
+
+
+def _leave_signals_to_the_first() -> None:
+    """Ignore the signals that schedulers send to all processes: the first one may need the others to finish a step."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _end_with_the_first() -> None:

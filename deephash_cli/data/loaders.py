@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import os
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -97,10 +98,20 @@ class EpochSampler(Sampler[list[int]]):
         self.part = part
         self.parts = parts
         self.epoch = 0
+        self._done = (0, 0)  # an epoch, and the number of its batches that need not be made
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order of ``epoch``; Lightning calls this."""
         self.epoch = epoch
+
+    def continue_at(self, epoch: int, batches: int) -> None:
+        """Leave out the first batches of an epoch, because an interrupted run has trained on them already.
+
+        Args:
+            epoch: The epoch, counted from 0. Others are not changed.
+            batches: Number of batches to leave out. It does not change the length of the epoch.
+        """
+        self._done = (epoch, batches)
 
     def __len__(self) -> int:
         batches, rest = divmod(self.n, self.batch_size)
@@ -108,7 +119,8 @@ class EpochSampler(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         order = np.random.default_rng([self.seed, self.epoch]).permutation(self.n)
-        for i in range(len(self)):
+        epoch, done = self._done
+        for i in range(done if self.epoch == epoch else 0, len(self)):
             last = i == len(self) - 1
             batch = order[i * self.batch_size : None if last else (i + 1) * self.batch_size]
             yield processes.share(batch.tolist(), self.part, self.parts)
@@ -179,6 +191,7 @@ class Loader(DataLoader[Any]):
             timeout=PATIENCE if workers else 0,
             prefetch_factor=prefetched if workers else None,
             persistent_workers=workers > 0,
+            worker_init_fn=_outlive_signals,
         )
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
@@ -252,6 +265,16 @@ class _NoRoom:
     """The index of a batch for which shared memory had no room."""
 
     key: Any
+
+
+def _outlive_signals(_: int) -> None:
+    """Let a worker process live on when a signal is sent to all processes, so that the training can finish a step.
+
+    A worker ends when the process that started it ends. That process may also end it with SIGTERM, but does so twice.
+    """
+    for number in (signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, _: signal.signal(number, signal.SIG_DFL))
 
 
 def _as_it_is(batch: Any) -> Any:

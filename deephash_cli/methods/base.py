@@ -73,6 +73,10 @@ class HashingModule(Hasher):
         backbone_lr: Learning rate of the backbone's weights; the new layers use the optimizer's rate.
         augment: Random changes of training images ``(n, c, h, w)`` uint8; not applied to features.
         **settings: Arguments of ``Hasher``.
+
+    Attributes:
+        epoch_sums: For each loss term, the sum over the images of the current epoch so far, by name; ``images`` is
+            their number.
     """
 
     def __init__(
@@ -90,7 +94,7 @@ class HashingModule(Hasher):
         self._optimizer = optimizer
         self._scheduler = scheduler
         self._backbone_lr = backbone_lr
-        self._sums: dict[str, Any] = {}
+        self.epoch_sums: dict[str, Any] = {}
 
     @abstractmethod
     def losses(self, u: Float[Tensor, "n bits"], batch: Batch) -> dict[str, Tensor]:
@@ -144,17 +148,16 @@ class HashingModule(Hasher):
                 "lower optimizer.lr and model.backbone_lr, or set trainer.gradient_clip_val=1"
             )
         for name, value in {**terms, "loss": total, "images": torch.ones(())}.items():
-            self._sums[name] = self._sums.get(name, 0) + len(u) * value.detach()
+            self.epoch_sums[name] = self.epoch_sums.get(name, 0) + len(u) * value.detach()
         return total * processes.count()  # DDP averages gradients, but each process holds only its share of the sum
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Log means over images when an epoch ends, even early: Lightning's own sums take a tenth of a step."""
         if self.trainer.is_last_batch or self.trainer.should_stop:
-            count = self._sums.pop("images")
-            self.log_dict(
-                {f"train/{name}": value / count for name, value in self._sums.items()}, on_step=False, on_epoch=True
-            )
-            self._sums = {}
+            count = self.epoch_sums.pop("images")
+            means = {f"train/{name}": value / count for name, value in self.epoch_sums.items()}
+            self.log_dict(means, on_step=False, on_epoch=True)
+            self.epoch_sums = {}
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return the optimizer and the schedule, which advances once per step.

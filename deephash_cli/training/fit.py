@@ -183,6 +183,8 @@ def fit(folder: Path, job: Job, dashboard: Logger | None) -> None:
         DataError: If the training set cannot spare the validation queries, or an image cannot be read.
         ArtifactError: If a checkpoint is damaged, or a file cannot be written.
         DivergedError: If the loss, the weights or the codes are not finite.
+        Stopped: If the user or the system interrupts the run. While a learned method is trained, this happens after
+            the current step, which is saved.
     """
     config, split = job.config, job.split
     train_rows, validation_rows = split.train, np.empty(0, np.int64)
@@ -190,7 +192,9 @@ def fit(folder: Path, job: Job, dashboard: Logger | None) -> None:
         train_rows, validation_rows = hold_out_validation(split, job.dataset, config.validation.queries, config.seed)
     owner = _owner(folder, job)
     checkpoint = checkpoints.newest_valid(folder / runs.CHECKPOINTS, console.warn, owner)
-    epochs_done, steps_done = checkpoints.epochs_and_steps(checkpoint) if checkpoint else (0, 0)
+    saved = checkpoints.read_checkpoint(checkpoint, owner) if checkpoint else {}
+    epochs_done, steps_done = checkpoints.epochs_and_steps(checkpoint, saved) if checkpoint else (0, 0)
+    batches_done = checkpoints.batches_done(saved)
     if (most := config.trainer.max_epochs) is not None and 0 <= most < epochs_done:
         raise ConfigError(
             f"trainer.max_epochs={most} is less than the {epochs_done} epochs that the run in {folder} has begun: "
@@ -209,8 +213,8 @@ def fit(folder: Path, job: Job, dashboard: Logger | None) -> None:
         [
             *([Validation()] if len(validation_rows) else []),
             loggers.EpochReport(len(train_rows)),
-            keeping,
             *([EMAWeightAveraging(decay=config.ema.decay)] if config.ema.decay else []),
+            keeping,
         ],
         owner,
     )
@@ -240,11 +244,14 @@ def fit(folder: Path, job: Job, dashboard: Logger | None) -> None:
             with explained(f"{encoding} or head.batch_size={config.head.batch_size}"):
                 module.load_state_dict(_learn_head(folder, job, source, train_rows))
         training = source.shuffled(train_rows, config.seed) if is_learned(config) else source.at_once(fit_rows)
+        if batches_done:
+            cast(EpochSampler, training.sampler).continue_at(saved["epoch"], batches_done)
+        del saved  # as large as the network
         validation = None
         if len(validation_rows):
             validation = [source.in_order(processes.own_share(rows)) for rows in (validation_rows, train_rows)]
         if checkpoint:
-            checkpoints.require_fitting(checkpoint, checkpoints.read_checkpoint(checkpoint)["state_dict"], module)
+            checkpoints.require_fitting(checkpoint, saved["state_dict"], module)
         fitting = f"loader.batch_size={config.loader.batch_size}" if is_learned(config) else f"fit_rows={len(fit_rows)}"
         with explained(fitting):
             run_trainer(trainer, module, training, validation, checkpoint)
@@ -296,7 +303,7 @@ def follow() -> None:
         with console.quiet_lightning():
             unreadable = tuple((name, reason) for name, reason in task["unreadable"])
             fit(Path(task["folder"]), prepare(config, unreadable=unreadable), None)
-    except DeephashError as error:  # the first process gets the same error and prints it
+    except (DeephashError, Stopped) as error:  # the first process gets the same error and prints it
         sys.exit(error.exit_code)
     except Exception as error:
         if (known := explain(error)) is None:
@@ -359,10 +366,11 @@ def _recorded(run: runs.Run) -> Iterator[None]:
     try:
         yield
         run.end("finished")
-    except Stopped:
+    except Stopped as stopped:
         with _second_to_the_cause():
             run.end("interrupted")
-        say(f"interrupted: {command(f'resume={run.path}')} continues after the last finished epoch")
+        unit = "step" if stopped.saved else "epoch"
+        say(f"interrupted: {command(f'resume={run.path}')} continues after the last finished {unit}")
         raise
     except BaseException as error:
         with _second_to_the_cause():

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
@@ -76,16 +76,26 @@ class EpochReport(Callback):
         super().__init__()
         self.images = images
         self.phase = phase
-        self._started = 0.0
+        self._started: float | None = None  # when the current epoch started, on the clock of `perf_counter`
+        self._before = 0.0  # seconds that an interrupted run has spent on the epoch that is continued
         self._bar = contextlib.ExitStack()
         self._update: Any = None
+
+    def state_dict(self) -> dict[str, float]:
+        """Return the seconds spent on an unfinished epoch, which Lightning keeps in the checkpoint."""
+        return {} if self._started is None else {"seconds": time.perf_counter() - self._started}
+
+    def load_state_dict(self, state_dict: dict[str, float]) -> None:
+        """Restore the seconds spent on an unfinished epoch from a checkpoint."""
+        self._before = state_dict["seconds"]
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Close the progress bar at its current position."""
         self._bar.__exit__(type(exception), exception, None)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Open the progress bar."""
+        """Open the progress bar, and count the time of an epoch that is continued from here."""
+        self._started = time.perf_counter() - self._before
         total = (trainer.max_epochs or 0) * int(trainer.num_training_batches)
         self._update = self._bar.enter_context(console.progress(f"{self.phase}training, batches", total, quiet=True))
         self._update(trainer.global_step)
@@ -102,7 +112,8 @@ class EpochReport(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log learning rates and times of the epoch, and show them with its losses and its validation mAP."""
-        seconds = time.perf_counter() - self._started
+        seconds = time.perf_counter() - cast(float, self._started)
+        self._started = None
         for name, rate in {group["name"]: group["lr"] for group in trainer.optimizers[0].param_groups}.items():
             pl_module.log(f"lr/{name}", rate)
         pl_module.log("time/epoch_seconds", seconds)

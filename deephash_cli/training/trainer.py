@@ -2,6 +2,8 @@
 
 import inspect
 import os
+import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ import torch
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning import Callback, Trainer
+from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.accelerators import CPUAccelerator
 from pytorch_lightning.loggers import Logger
 
@@ -49,7 +51,7 @@ def make_trainer(
     try:
         return create(
             logger=make_loggers() if processes.is_first() else False,
-            callbacks=callbacks,
+            callbacks=[*callbacks, _OwnSignals()],
             default_root_dir=folder,
             # processes.team starts the processes on every kind of cluster, so Lightning must not detect one
             plugins=[checkpoints.VerifiedCheckpointIO(owner), LightningEnvironment()],
@@ -107,6 +109,19 @@ def run_trainer(
         trainer.fit(module, training, validation, ckpt_path=checkpoint)
     except MisconfigurationException as error:
         raise ConfigError(f"trainer: {first_line(error)}") from error
+
+
+class _OwnSignals(Callback):
+    """Keep Lightning from handling SIGTERM: its handler waits for the other processes in the middle of a step."""
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note the handler from before Lightning's."""
+        self._before = signal.getsignal(signal.SIGTERM)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Restore that handler. Lightning installs one in the main thread only."""
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._before)
 
 
 def require_accelerator(accelerator: str, prefix: str = "") -> None:

@@ -20,7 +20,6 @@ from deephash_cli.methods.base import HashingModule
 from deephash_cli.methods.dpsh import DPSH
 from deephash_cli.models import HashingNetwork, SmallCNN, packed_codes
 from deephash_cli.retrieval.codes_folder import load_codes
-from deephash_cli.stopping import stopper
 from deephash_cli.training.checkpoints import BEST, LAST, read_checkpoint
 from deephash_cli.training.inputs import Loading, Source
 from deephash_cli.training.validation import Validation
@@ -278,6 +277,10 @@ def test_the_epoch_that_finds_the_validation_queries_best_is_the_result(train, m
     assert codes(folder) != codes(train("scheduler=constant", "trainer.max_epochs=4", name="last")[1])
 
 
+def stop():
+    raise Stopped(130)
+
+
 def test_the_best_epoch_stays_the_best_over_an_interruption(train, monkeypatch):
     fake_validation(monkeypatch, [0.5, 0.8, 0.7, 0.3])
     settings = ("validation.queries=6", "trainer.max_epochs=4")
@@ -287,7 +290,7 @@ def test_the_best_epoch_stays_the_best_over_an_interruption(train, monkeypatch):
         patch.setattr(
             HashingModule,
             "on_train_batch_start",
-            lambda module, *rest: stopper(130)(2, None) if module.current_epoch == 3 else start(module, *rest),
+            lambda module, *rest: stop() if module.current_epoch == 3 else start(module, *rest),
         )
         assert train(*settings, name="cut")[0].code == 130
     result, cut = train(*settings, "resume=auto", name="cut")

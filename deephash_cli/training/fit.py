@@ -246,12 +246,12 @@ def fit(folder: Path, job: Job, dashboard: Logger | None) -> None:
         training = source.shuffled(train_rows, config.seed) if is_learned(config) else source.at_once(fit_rows)
         if batches_done:
             cast(EpochSampler, training.sampler).continue_at(saved["epoch"], batches_done)
-        del saved  # as large as the network
         validation = None
         if len(validation_rows):
             validation = [source.in_order(processes.own_share(rows)) for rows in (validation_rows, train_rows)]
         if checkpoint:
             checkpoints.require_fitting(checkpoint, saved["state_dict"], module)
+        del saved  # as large as the network
         fitting = f"loader.batch_size={config.loader.batch_size}" if is_learned(config) else f"fit_rows={len(fit_rows)}"
         with explained(fitting):
             run_trainer(trainer, module, training, validation, checkpoint)

@@ -1,4 +1,4 @@
-"""Edit records of runs and codes as somebody does who makes the digests fit: only later checks can find such an edit."""
+"""Edit records of runs and codes as somebody does who makes the digests fit: only later checks can find the edit."""
 
 import json
 from pathlib import Path

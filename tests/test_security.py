@@ -243,6 +243,7 @@ def test_the_configuration_in_a_run_folder_is_data(deephash, poisoned, tmp_path,
     folder = poisoned()
     mark = tmp_path / "mark"
     (folder / runs.CONFIG).write_text(content.replace("MARK", str(mark)))
+    digests.renew(folder)
     result = deephash("train", f"resume={folder}")
     assert result.code in (2, 4), result
     assert result.err.startswith("error: ")

@@ -131,8 +131,7 @@ def test_without_a_run_the_newest_finished_one_is_taken(deephash, hashed, monkey
     result = deephash("search", "query=bag/000.jpg", "picture=null")
     assert result.code == 0
     assert result.out.startswith("runs/one: itq, 12 bits, image_folder, 54 images\n")
-    record = Path("runs/one/run.json")
-    record.write_text(record.read_text().replace('"finished"', '"failed"'))
+    digests.edit("runs/one/run.json", status="failed")
     assert "there is no finished run under runs here" in deephash("search", "query=bag/000.jpg").err
 
 

@@ -86,10 +86,7 @@ def flipped(file: Path, number: int) -> Callable[[], object]:
     """Flip one bit of a file that has a digest, and return what undoes it."""
     original = file.read_bytes()
     done = json.loads(file.with_suffix(".json").read_text())["bytes"] if file.name == "partial.npy" else len(original)
-    rng = mutations.rng_of(number)
-    changed = bytearray(original)
-    changed[int(rng.integers(done))] ^= 1 << int(rng.integers(8))
-    file.write_bytes(changed)
+    mutations.flip(file, number, done)
     return lambda: file.write_bytes(original)
 
 

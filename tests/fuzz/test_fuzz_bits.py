@@ -84,7 +84,7 @@ def test_a_flipped_bit_is_not_used_in_silence(results, verb, name):
     for number in range(3):
         mutations.flip(file, number)
         code, found, err = results[verb]()
-        is_named = name in err or file.parent.name in err
+        is_named = name in err + found  # a report says on its page which pictures are left out
         assert found == right or (is_named and code in (0, 2, 3, 4)), f"flip {number} of {file}: {code} {err}"
         assert "Traceback" not in err
         shutil.rmtree("runs/a")

@@ -297,7 +297,11 @@ def test_a_record_that_was_edited(saved, changes, message):
 def test_records_that_are_none(saved):
     path, side = saved
     record = path.with_name("ivf.faiss.json")
-    for content, message in (("[]", "has no format number"), ("{", "is not valid JSON")):
+    for content, message in (
+        ("[]", "must be a JSON object"),
+        ("{}", "has no format number"),
+        ("{", "is not valid JSON"),
+    ):
         record.write_text(content)
         with pytest.raises(ArtifactError, match=message):
             indexes.load(path, side)

@@ -141,6 +141,7 @@ def test_codes_are_searched_with_the_run_that_made_them(deephash, hashed):
     shutil.copytree(hashed.run, "made")
     assert deephash("encode", "run=made", "output=codes", *settings).code == 0
     newer = Path(shutil.copytree(hashed.run, "runs/newer"))
+    identity = read_sealed(newer / "run.json")["id"]
     digests.edit(newer / "run.json", id="another", started="2099-01-01T00:00:00+00:00")
     query = ("search", f"query={hashed.photos / 'bag' / '004.jpg'}", "picture=null")
     assert deephash(*query, "codes=codes").out.startswith("made: itq, 12 bits, bag, 20 images\n")
@@ -154,7 +155,7 @@ def test_codes_are_searched_with_the_run_that_made_them(deephash, hashed):
     for codes, said in (
         (
             "codes",
-            f"were made by run {record['id']} in {Path('made').absolute()}, which is neither there nor under runs",
+            f"were made by run {identity} in {Path('made').absolute()}, which is neither there nor under runs",
         ),
         ("copied", "were made by a run whose checkpoint has the SHA-256 "),
         ("nothing", "nothing has no manifest.json"),

@@ -6,12 +6,12 @@ Runs are paired by data set, method, code length and seed. Versions and the chec
 it, are left out of the comparison.
 """
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
 from deephash_cli import runs
+from deephash_cli.files import read_sealed
 
 APART = ("versions", "checkpoint")  # keys of the provenance and of the metrics that two equal runs differ in
 
@@ -31,7 +31,7 @@ def content(file: Path) -> Any:
     """Return the content of a file as it is compared."""
     if file.name not in ("manifest.json", runs.METRICS):
         return file.read_bytes()
-    record = json.loads(file.read_text())
+    record = read_sealed(file)  # without the digest of the file itself, which differs if anything in it does
     facts = record.get("provenance", record)
     for name in APART:
         facts.pop(name, None)

@@ -5,6 +5,7 @@ import io
 import json
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,13 @@ def chunks(fast: int, everything: int) -> list[Any]:
 def rng_of(number: int) -> np.random.Generator:
     """Return the generator of random numbers of one input."""
     return np.random.default_rng([20240607, number])
+
+
+def flip(file: Path, number: int, size: int | None = None) -> None:
+    """Flip one bit of a file: one of its first ``size`` bytes, or of all."""
+    content, rng = bytearray(file.read_bytes()), rng_of(number)
+    content[int(rng.integers(len(content) if size is None else size))] ^= 1 << int(rng.integers(8))
+    file.write_bytes(content)
 
 
 def pick(rng: np.random.Generator, items: Any) -> Any:

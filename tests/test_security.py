@@ -1,11 +1,11 @@
 """No code is run from a run folder, a configuration or a file that comes from somebody else."""
 
 import ast
-import json
 import shutil
 import time
 from pathlib import Path
 
+import digests
 import pytest
 import yaml
 from conftest import QUICK, write_photos
@@ -113,9 +113,8 @@ def poisoned(trained, tmp_path):
 
     def add(*overrides: str) -> Path:
         folder = Path(shutil.copytree(trained, tmp_path / "run"))
-        record = json.loads((folder / runs.RECORD).read_text())
-        record |= {"overrides": [*record["overrides"], *overrides], "status": "interrupted"}
-        (folder / runs.RECORD).write_text(json.dumps(record))
+        started_with = runs.read_record(folder)["overrides"]
+        digests.edit(folder / runs.RECORD, overrides=[*started_with, *overrides], status="interrupted")
         return folder
 
     return add
@@ -364,8 +363,7 @@ def test_pictures_are_not_downloaded(tmp_path, fetched, capsys):
 @pytest.mark.parametrize("overrides", ["seed=0", [1], ["seed"], ["x=("], [None], {"a": 1}, None])
 def test_a_record_that_was_tampered_with(deephash, poisoned, overrides):
     folder = poisoned()
-    record = json.loads((folder / runs.RECORD).read_text())
-    (folder / runs.RECORD).write_text(json.dumps({**record, "overrides": overrides}))
+    digests.put(folder / runs.RECORD, {**runs.read_record(folder), "overrides": overrides})
     result = deephash("train", f"resume={folder}")
     assert result.code == 4, result
     assert result.err.startswith("error: ")
@@ -388,6 +386,7 @@ def test_the_configuration_in_a_run_folder_is_data(deephash, poisoned, tmp_path,
     folder = poisoned()
     mark = tmp_path / "mark"
     (folder / runs.CONFIG).write_text(content.replace("MARK", str(mark)))
+    digests.renew(folder)
     result = deephash("train", f"resume={folder}")
     assert result.code in (2, 4), result
     assert result.err.startswith("error: ")

@@ -123,7 +123,7 @@ def _check_of_folder(
     folder: Path, below: Sequence[str], files: Sequence[str], is_given: bool
 ) -> Callable[[Path], Checked] | None:
     """Return what verifies a folder; None if deephash did not make it, or a run that has it as a part is verified."""
-    if runs.RECORD in files:
+    if runs.RECORD in files or ({runs.CONFIG, runs.SPLIT} <= {*files} and runs.CHECKPOINTS in below):
         return check_run
     if not is_given and folder.name == runs.CODES and _is_file(folder.parent / runs.RECORD):
         return None
@@ -236,7 +236,7 @@ def check_codes(folder: Path) -> Checked:
     """Verify a folder of codes: those of ``deephash encode`` with their shards, too, and copies of a run's codes."""
     problems: list[Problem] = []
     plan, shards = folder / PLAN, folder / SHARDS
-    encoded = _is_file(plan)
+    encoded = os.path.lexists(plan)
     again = "the same deephash encode command makes it again" if encoded else "copy it from a backup, or encode again"
     records = [file for file in (plan, folder / MANIFEST) if _is_file(file)]
     if encoded:

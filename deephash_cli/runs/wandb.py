@@ -15,6 +15,7 @@ from deephash_cli.errors import ArtifactError, DeephashError, first_line
 from deephash_cli.files import read_json, write_json
 from deephash_cli.hiding import HIDDEN, has_secret, hide
 from deephash_cli.retrieval import scoring
+from deephash_cli.retrieval.codes_folder import damages
 from deephash_cli.runs import gallery as run_gallery
 from deephash_cli.runs import records
 
@@ -178,6 +179,9 @@ class Session:
     def _log_codes(self) -> None:
         import wandb
 
+        runs.require_intact(self._folder, runs.CODES_MANIFEST)
+        if (self._folder / runs.CODES_MANIFEST).is_file() and (wrong := damages(self._folder / runs.CODES)):
+            raise ArtifactError(wrong[0][1])
         files = sorted(
             file for file in (self._folder / runs.CODES).glob("[!.]*") if file.is_file() and not file.is_symlink()
         )

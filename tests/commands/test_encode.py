@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import digests
 import numpy as np
 import pytest
 from conftest import write_photos
@@ -301,8 +302,10 @@ def test_another_input_does_not_get_into_the_same_folder(encode, hashed):
 def test_a_run_that_was_changed_after_its_codes_is_refused(deephash, hashed, tmp_path):
     run = shutil.copytree(hashed.run, tmp_path / "run")
     manifest = run / "codes" / "manifest.json"
-    digest = read_json(manifest)["provenance"]["checkpoint"]["sha256"]
-    manifest.write_text(manifest.read_text().replace(digest, "0" * 64))
+    provenance = read_json(manifest)["provenance"]
+    checkpoint = {**provenance["checkpoint"], "sha256": "0" * 64}
+    digests.edit(manifest, provenance={**provenance, "checkpoint": checkpoint})
+    digests.renew(run)
     result = deephash("encode", f"run={run}", f"input={hashed.photos}", "output=codes", *FAST)
     assert result.code == 4
     assert "is not the checkpoint that the codes" in result.err
@@ -314,6 +317,7 @@ def test_a_run_folder_cannot_have_code_executed(deephash, hashed, tmp_path):
     run = shutil.copytree(hashed.run, tmp_path / "run")
     config = run / "config.yaml"
     config.write_text(config.read_text().replace("deephash_cli.models.small_cnn", "os.getcwd"))
+    digests.renew(run)
     result = deephash("encode", f"run={run}", f"input={hashed.photos}", "output=codes", *FAST)
     assert result.code == 2
     assert "which deephash does not trust by default" in result.err

@@ -8,12 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import digests
 import numpy as np
 import pytest
 from conftest import QUICK, write_photos
 
 from deephash_cli import runs
 from deephash_cli.cli import main as cli
+from deephash_cli.files import read_sealed
 from deephash_cli.retrieval.codes import CodeSet, pack
 from deephash_cli.retrieval.codes_folder import load_codes, save_codes
 
@@ -182,9 +184,8 @@ def test_what_becomes_of_queries_without_a_relevant_item(deephash, tmp_path, kep
 )
 def test_a_manifest_that_was_edited(deephash, run, change):
     path = run / runs.CODES / "manifest.json"
-    manifest = json.loads(path.read_text())
-    manifest["evaluation"] |= change
-    path.write_text(json.dumps(manifest))
+    digests.edit(path, evaluation=read_sealed(path)["evaluation"] | change)
+    digests.renew(run)
     result = deephash("eval", f"run='{run}'", "output=m.json")
     assert result.code == 4, result
     assert re.search(rf"manifest\.json must give [a-z0-9 ]+ as evaluation\.{next(iter(change))}, got ", result.err)

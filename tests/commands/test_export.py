@@ -21,6 +21,7 @@ from deephash_cli.cli import limits, verbs
 from deephash_cli.commands import export
 from deephash_cli.commands.export import source
 from deephash_cli.errors import ArtifactError, ConfigError, DivergedError
+from deephash_cli.files import read_sealed, sha256_file
 from deephash_cli.retrieval import codes_folder
 from deephash_cli.retrieval.codes import CodeSet, pack
 from deephash_cli.retrieval.codes_folder import save_codes
@@ -633,11 +634,12 @@ def test_torch_export(monkeypatch, capsys, case):
             "".join("01"[int(v >= 0)] for v in row) for row in u
         ]
     assert f"(n, 3, {side}, {side})" in Path("made/README.txt").read_text()
-    assert json.loads(Path("made/source.json").read_text()) == {
+    assert read_sealed(Path("made/source.json")) == {
         "bits": encoder.bits,
         "bit_order": "little",
         "method": "dpsh",
         "files": ["README.txt", "encoder.pt2", "source.json"],
+        "sha256": {name: sha256_file(Path("made", name)) for name in ("README.txt", "encoder.pt2")},
     }
 
 

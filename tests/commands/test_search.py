@@ -5,12 +5,14 @@ import json
 import shutil
 from pathlib import Path
 
+import digests
 import numpy as np
 import pytest
 from PIL import Image
 
 from deephash_cli import runs
 from deephash_cli.errors import ConfigError
+from deephash_cli.files import read_sealed
 from deephash_cli.inference import contact_sheet as sheets
 from deephash_cli.retrieval import ranking
 from deephash_cli.retrieval.codes_folder import open_side
@@ -129,8 +131,7 @@ def test_without_a_run_the_newest_finished_one_is_taken(deephash, hashed, monkey
     result = deephash("search", "query=bag/000.jpg", "picture=null")
     assert result.code == 0
     assert result.out.startswith("runs/one: itq, 12 bits, image_folder, 54 images\n")
-    record = Path("runs/one/run.json")
-    record.write_text(record.read_text().replace('"finished"', '"failed"'))
+    digests.edit("runs/one/run.json", status="failed")
     assert "there is no finished run under runs here" in deephash("search", "query=bag/000.jpg").err
 
 
@@ -140,8 +141,8 @@ def test_codes_are_searched_with_the_run_that_made_them(deephash, hashed):
     shutil.copytree(hashed.run, "made")
     assert deephash("encode", "run=made", "output=codes", *settings).code == 0
     newer = Path(shutil.copytree(hashed.run, "runs/newer"))
-    record = json.loads((newer / "run.json").read_text())
-    (newer / "run.json").write_text(json.dumps({**record, "id": "another", "started": "2099-01-01T00:00:00+00:00"}))
+    identity = read_sealed(newer / "run.json")["id"]
+    digests.edit(newer / "run.json", id="another", started="2099-01-01T00:00:00+00:00")
     query = ("search", f"query={hashed.photos / 'bag' / '004.jpg'}", "picture=null")
     assert deephash(*query, "codes=codes").out.startswith("made: itq, 12 bits, bag, 20 images\n")
     Path("made").rename("runs/moved")
@@ -154,7 +155,7 @@ def test_codes_are_searched_with_the_run_that_made_them(deephash, hashed):
     for codes, said in (
         (
             "codes",
-            f"were made by run {record['id']} in {Path('made').absolute()}, which is neither there nor under runs",
+            f"were made by run {identity} in {Path('made').absolute()}, which is neither there nor under runs",
         ),
         ("copied", "were made by a run whose checkpoint has the SHA-256 "),
         ("nothing", "nothing has no manifest.json"),
@@ -191,9 +192,8 @@ def test_links_that_encode_followed_are_shown(deephash, hashed, tmp_path):
 
 def test_codes_of_another_network_are_refused(deephash, hashed):
     codes = Path(shutil.copytree(hashed.run / "codes", "other"))
-    manifest = json.loads((codes / "manifest.json").read_text())
-    manifest["provenance"]["checkpoint"]["sha256"] = "0" * 64
-    (codes / "manifest.json").write_text(json.dumps(manifest))
+    provenance = read_sealed(codes / "manifest.json")["provenance"]
+    digests.edit(codes / "manifest.json", provenance={**provenance, "checkpoint": {"sha256": "0" * 64}})
     result = deephash("search", f"run={hashed.run}", "codes=other", "query=bag/000.jpg")
     assert result.code == 4
     assert "were made by a different network" in result.err
@@ -251,9 +251,7 @@ def test_a_folder_of_codes_cannot_show_other_files(deephash, hashed, tmp_path):
         assert pictures.get(name) is None
     assert pictures.get(str(tmp_path / "secret.jpg")) is None
     codes = Path(shutil.copytree(hashed.run / "codes", "foreign"))
-    manifest = json.loads((codes / "manifest.json").read_text())
-    manifest["source"] = {"dataset": {"_target_": "os.getcwd"}}
-    (codes / "manifest.json").write_text(json.dumps(manifest))
+    digests.edit(codes / "manifest.json", source={"dataset": {"_target_": "os.getcwd"}})
     result = deephash("search", f"run={hashed.run}", "codes=foreign", "query=bag/000.jpg")
     assert result.code == 2
     assert "which deephash does not trust by default" in result.err

@@ -9,6 +9,7 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import digests
 import pytest
 import yaml
 from conftest import QUICK, write_photos
@@ -186,6 +187,7 @@ def change_record(folder: Path, **changes) -> None:
 def change_settings(folder: Path, **changes) -> None:
     settings = yaml.safe_load((folder / runs.CONFIG).read_text())
     (folder / runs.CONFIG).write_text(yaml.safe_dump({**settings, **changes}))
+    digests.renew(folder)
 
 
 def summary(folder: Path) -> dict:
@@ -471,6 +473,7 @@ def test_one_run_that_fails_does_not_keep_the_others(deephash, run, serve):
     for name in ("a", "b"):
         shutil.copytree(run, f"runs/{name}", symlinks=True)
         Path("runs", name, runs.CONFIG).write_text("- {")
+        digests.renew(f"runs/{name}")
         shutil.rmtree(Path("runs", name, dashboards.FOLDER))
     Path("runs/b", runs.RECORD).write_text("{}")
     result = deephash("sync", "runs")

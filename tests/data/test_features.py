@@ -3,6 +3,7 @@
 import json
 import threading
 
+import mutations
 import numpy as np
 import pytest
 import torch
@@ -79,6 +80,7 @@ def test_an_interruption_costs_one_piece_and_changes_no_byte(tmp_path, dies_at, 
         ("partial.json", b"[]"),
         ("partial.json", b'{"rows": "many", "n": 25, "width": 6}'),
         ("partial.json", b'{"rows": 26, "n": 25, "width": 6}'),
+        ("partial.json", b'{"rows": 10, "n": 25, "width": 6}'),  # of an earlier version: without a digest
         ("partial.json", b'{"rows": 10, "n": 24, "width": 6}'),
     ],
 )
@@ -86,6 +88,36 @@ def test_a_damaged_half_is_started_again(tmp_path, file, content):
     with pytest.raises(KeyboardInterrupt):
         compute(tmp_path, Computer(dies_at=15))
     (tmp_path / file).write_bytes(content)
+    computer = Computer()
+    kept = compute(tmp_path, computer)
+    assert computer.asked[0] == (0, 10)
+    assert (kept.batch(np.arange(N)) == VALUES.half().float().numpy()).all()
+
+
+@pytest.mark.parametrize("number", range(5))
+def test_a_flipped_bit_in_the_finished_part_is_not_kept(tmp_path, number):
+    compute(tmp_path / "whole", Computer())
+    with pytest.raises(KeyboardInterrupt):
+        compute(tmp_path / "cut", Computer(dies_at=15))
+    done = json.loads((tmp_path / "cut" / "partial.json").read_text())["bytes"]
+    mutations.flip(tmp_path / "cut" / "partial.npy", number, done)
+    computer = Computer()
+    compute(tmp_path / "cut", computer)
+    assert computer.asked[0] == (0, 10)
+    for name in ("features.npy", "manifest.json"):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_damage_while_the_features_are_computed_is_found_when_they_are_read(tmp_path):
+    """The digest is that of what was computed, not of what is on the disk at the end."""
+
+    class Damaging(Computer):
+        def __call__(self, start, stop):
+            if start == 20:
+                mutations.flip(tmp_path / "partial.npy", 0, 10 * WIDTH * 2)
+            return super().__call__(start, stop)
+
+    compute(tmp_path, Damaging())
     computer = Computer()
     kept = compute(tmp_path, computer)
     assert computer.asked[0] == (0, 10)

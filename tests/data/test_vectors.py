@@ -6,6 +6,7 @@ import pickle
 import shutil
 from pathlib import Path
 
+import digests
 import numpy as np
 import pytest
 from conftest import METHODS, write_photos
@@ -411,10 +412,10 @@ def test_a_run_is_taken_up_and_a_run_folder_decides_no_more_than_its_settings(de
     more = deephash("train", "resume=run", "trainer.max_epochs=3")
     assert more.code == 0, more
     folder = Path(shutil.copytree("run", "evil"))
-    record = json.loads((folder / runs.RECORD).read_text())
+    overrides = runs.read_record(folder)["overrides"]
     np.save("evil.npy", np.array([[Touch()]], dtype=object), allow_pickle=True)
     for override in ("dataset.vectors=evil.npy", "dataset.labels=evil.npy", "dataset.source._target_=os.system"):
-        (folder / runs.RECORD).write_text(json.dumps({**record, "overrides": [*record["overrides"], override]}))
+        digests.edit(folder / runs.RECORD, overrides=[*overrides, override])
         result = deephash("train", f"resume={folder}", "trainer.max_epochs=4")
         assert result.code in (2, 3), result
         assert result.err.count("\n") == 1

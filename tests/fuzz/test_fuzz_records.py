@@ -1,11 +1,11 @@
 """Records of runs and codes in which a value was edited give the same result, or one sentence."""
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import digests
 import mutations
 import pytest
 import yaml
@@ -15,6 +15,7 @@ from deephash_cli import runs
 from deephash_cli.cli import arguments, checking, verbs
 from deephash_cli.data.image_folder import image_folder
 from deephash_cli.data.protocol import load_split
+from deephash_cli.files import read_sealed
 from deephash_cli.runs import RETRIEVAL
 
 Work = Callable[[], Any]
@@ -126,7 +127,7 @@ def edited(file: Path, number: int) -> str:
         changed, what = mutations.value(rng, yaml.safe_load(original))
         file.write_text(yaml.safe_dump(changed, allow_unicode=False))
         return what
-    changed, what = mutations.value(rng, json.loads(original))
+    changed, what = mutations.value(rng, read_sealed(file))
     try:
         file.write_bytes(mutations.as_json(changed).encode("utf-8", errors="surrogatepass"))
     except ValueError:  # a number of more digits than Python writes
@@ -160,13 +161,14 @@ def test_edited_records(place, settings, file, numbers):
 def test_names_of_classes_that_do_not_fit_the_labels(place, settings, change):
     """A number under the name of another class would be a wrong result: refused, or without names."""
     file = Path("runs/a/codes/manifest.json")
-    manifest = json.loads(file.read_text())
+    manifest = read_sealed(file)
     names = manifest["provenance"]["class_names"]
     manifest["provenance"]["class_names"] = {
         "shorter": names[:1] + names[2:], "longer": ["new", *names], "numbers": [1, 2, 3], "empty": [],
         "the same twice": [names[0], names[0], names[1]], "a text": "bag",
     }[change]  # fmt: skip
-    file.write_text(json.dumps(manifest))
+    digests.put(file, manifest)
+    digests.renew("runs/a")
     do = works(settings)
     for name in ("eval run", "search run"):
         _, wrong = mutations.refusal(do[name])

@@ -8,12 +8,14 @@ import shutil
 import subprocess
 import sys
 
+import digests
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from deephash_cli.errors import ArtifactError
+from deephash_cli.files import read_sealed
 from deephash_cli.retrieval import codes
 from deephash_cli.retrieval.codes import CodeSet, binarize, pack, require_comparable, unpack
 from deephash_cli.retrieval.codes_folder import load_codes, open_side, save_codes
@@ -54,11 +56,11 @@ def same(left, right):
 def reseal(folder, **changes):
     """Update the digests in the manifest to the current files, so that only the later checks can find the damage."""
     path = folder / "manifest.json"
-    manifest = json.loads(path.read_text())
+    manifest = read_sealed(path)
     for name in manifest["files"]:
         content = (folder / name).read_bytes()
         manifest["files"][name] = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
-    path.write_text(json.dumps({**manifest, **changes}))
+    digests.put(path, {**manifest, **changes})
 
 
 def npy(array):
@@ -607,7 +609,7 @@ def test_every_entry_of_a_manifest_is_understood_or_refused(tmp_path):
     query, database = (code_set(name, 5) for name in ("query", "database"))
     save_codes(tmp_path, query, database, MANIFEST)
     path = tmp_path / "manifest.json"
-    whole = json.loads(path.read_text())
+    whole = read_sealed(path)
     numbers = {name: value for name, value in score(tmp_path, {}).items() if name not in MANIFEST["provenance"]}
     refusals = []
     for keys in entries(whole):

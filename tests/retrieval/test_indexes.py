@@ -4,6 +4,7 @@ import contextlib
 import json
 import shutil
 
+import digests
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from searching import SETTINGS, codes, twin
 
 from deephash_cli.errors import ArtifactError, ConfigError
-from deephash_cli.files import read_json, sha256_file, write_json
+from deephash_cli.files import read_json, read_sealed, sha256_file
 from deephash_cli.retrieval import indexes, ranking
 from deephash_cli.retrieval.codes import CodeSet
 from deephash_cli.retrieval.codes_folder import open_side, save_database
@@ -226,7 +227,7 @@ def saved(tmp_path):
 
 def edit(path, **changes):
     record = path.with_name(f"{path.name}.json")
-    write_json(record, {**read_json(record), **changes})
+    digests.put(record, {**read_sealed(record), **changes})
 
 
 @pytest.mark.parametrize("kind", FAISS)
@@ -296,7 +297,11 @@ def test_a_record_that_was_edited(saved, changes, message):
 def test_records_that_are_none(saved):
     path, side = saved
     record = path.with_name("ivf.faiss.json")
-    for content, message in (("[]", "has no format number"), ("{", "is not valid JSON")):
+    for content, message in (
+        ("[]", "must be a JSON object"),
+        ("{}", "has no format number"),
+        ("{", "is not valid JSON"),
+    ):
         record.write_text(content)
         with pytest.raises(ArtifactError, match=message):
             indexes.load(path, side)

@@ -9,6 +9,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import digests
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,8 +25,7 @@ def make(root: Path, fingerprint: str = "f", status: str | None = None, started:
     if status:
         run.end(status)
     if started:
-        record = runs.read_record(run.path)
-        (run.path / runs.RECORD).write_text(json.dumps({**record, "started": started}))
+        digests.edit(run.path / runs.RECORD, started=started)
     run.close()
     return run.path
 

@@ -479,7 +479,7 @@ def full_disk(path, content):
 
 
 def test_a_record_that_cannot_be_written_says_why_and_leaves_nothing(deephash, photos, monkeypatch):
-    monkeypatch.setattr("deephash_cli.runs.folder.write_json", full_disk)
+    monkeypatch.setattr("deephash_cli.runs.folder.write_sealed", full_disk)
     result = deephash("train", *photos, "method=itq", "bits=8", "run_dir=run")
     assert result.code == 4
     assert result.err.startswith("error: could not write run/run.json: No space left on device")
@@ -490,7 +490,7 @@ def test_a_record_that_cannot_be_written_says_why_and_leaves_nothing(deephash, p
 @pytest.mark.parametrize(("error", "code"), [(DivergedError("the loss is nan"), 5), (Stopped(130), 130)])
 def test_an_end_that_cannot_be_written_down_does_not_hide_its_cause(deephash, photos, monkeypatch, error, code):
     def fail(*_):
-        monkeypatch.setattr("deephash_cli.runs.folder.write_json", full_disk)
+        monkeypatch.setattr("deephash_cli.runs.folder.write_sealed", full_disk)
         raise error
 
     monkeypatch.setattr("deephash_cli.training.fit.fit", fail)

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import mutations
 import pytest
 import torch
 from conftest import QUICK, write_photos
@@ -21,6 +22,7 @@ from deephash_cli.cli import main as cli
 from deephash_cli.errors import Stopped
 from deephash_cli.files import read_json
 from deephash_cli.methods.base import HashingModule
+from deephash_cli.runs import verifying
 from deephash_cli.training.checkpoints import LAST, PREVIOUS, newest_valid, read_checkpoint
 from deephash_cli.training.inputs import Source
 
@@ -483,3 +485,46 @@ def test_two_processes_on_one_folder(train, deephash, tmp_path):
     assert f"{folder} is in use by process {first.pid} on " in result.err
     first.communicate("\n")
     assert first.returncode == 0
+
+
+def damage(folder, *names):
+    for name in names:
+        mutations.flip(folder / name, 0)
+
+
+@pytest.mark.parametrize("method", ["classic", "deep"])
+def test_damaged_results_of_a_finished_run_are_made_again(deephash, request, tmp_path, method):
+    """From its checkpoint, with the same bytes, and with a word; an undamaged run is not touched."""
+    original = request.getfixturevalue("hashed").run if method == "classic" else request.getfixturevalue("whole")
+    run = Path(shutil.copytree(original, tmp_path / "run"))
+    names = ("metrics.json", "retrieval.json", "retrieval.webp", "codes/manifest.json", "codes/database.npy")
+    damage(run, *names)
+    result = deephash("train", f"resume={run}")
+    assert result.code == 0, result
+    for name in names[:-1]:  # those of the codes are not known without their manifest
+        assert f"{run / name} does not match its SHA-256 in run.json: it was damaged or edited by hand" in result.err
+    for name in (*names[:3], *names[4:]):
+        assert (run / name).read_bytes() == (original / name).read_bytes(), name
+    assert [checked.state for checked in verifying.verify([run])] == ["intact"]
+    again = deephash("train", f"resume={run}")
+    assert again.out.startswith(f"already done: {run}")
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "split.json", "metrics.jsonl"])
+def test_a_damaged_file_that_would_be_continued_is_refused(deephash, hashed, tmp_path, name):
+    run = Path(shutil.copytree(hashed.run, tmp_path / "run"))
+    damage(run, name)
+    before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
+    for words in (["train", f"resume={run}"], ["train", f"resume={run}", "trainer.max_epochs=3"]):
+        result = deephash(*words)
+        assert result.code == 4, result
+        assert f"{run / name} does not match its SHA-256 in run.json" in result.err
+    assert {file: file.read_bytes() for file in before} == before
+
+
+def test_a_split_that_was_deleted_is_made_again(deephash, hashed, tmp_path):
+    run = Path(shutil.copytree(hashed.run, tmp_path / "run"))
+    (run / "split.json").unlink()
+    assert deephash("train", f"resume={run}").code == 0
+    assert (run / "split.json").read_bytes() == (hashed.run / "split.json").read_bytes()
+    assert [checked.state for checked in verifying.verify([run])] == ["intact"]

@@ -317,8 +317,9 @@ def verify(path: Path) -> None:
 
 def _require_intact(path: Path, record: Mapping[str, Any]) -> None:
     try:
+        size = path.stat().st_size
         # Reading a pipe or a device could block forever.
-        intact = path.is_file() and path.stat().st_size == record["bytes"] and sha256_file(path) == record["sha256"]
+        intact = path.is_file() and size == record["bytes"] and sha256_file(path) == record["sha256"]
     except OSError as error:
         raise ArtifactError(f"could not read {path}: {error.strerror or error}") from error
     if not intact:

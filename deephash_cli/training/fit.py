@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -149,16 +149,13 @@ def fit(folder: Path, job: Job, dashboard: Logger | None) -> None:
         DataError: If the training set cannot spare the validation queries, or an image cannot be read.
         ArtifactError: If a checkpoint is damaged, or a file cannot be written.
         DivergedError: If the loss, the weights or the codes are not finite.
-        Stopped: If the user or the system interrupts the run. While a learned method is trained, this happens after
-            the current step, which is saved.
+        Stopped: If the user or the system interrupts the run; while a method learns, the current step is saved first.
     """
     config, split = job.config, job.split
     train_rows, validation_rows = split.train, np.empty(0, np.int64)
     if config.validation.queries:
         train_rows, validation_rows = hold_out_validation(split, job.dataset, config.validation.queries, config.seed)
-    checkpoint = checkpoints.newest_valid(folder / runs.CHECKPOINTS, console.warn)
-    saved = checkpoints.read_checkpoint(checkpoint) if checkpoint else {}
-    steps_done, batches_done = saved.get("global_step", 0), checkpoints.batches_done(saved)
+    start = _start(folder, config)
     keeping = checkpoints.EpochCheckpoints(
         folder / runs.CHECKPOINTS,
         config.checkpoint.every_n_epochs,
@@ -168,7 +165,7 @@ def fit(folder: Path, job: Job, dashboard: Logger | None) -> None:
     trainer = make_trainer(
         config,
         folder,
-        lambda: [loggers.RecordLogger(folder / runs.STEPS, steps_done), *([dashboard] if dashboard else [])],
+        lambda: [loggers.RecordLogger(folder / runs.STEPS, start.steps), *([dashboard] if dashboard else [])],
         [
             *([Validation()] if len(validation_rows) else []),
             loggers.EpochReport(len(train_rows)),
@@ -176,19 +173,13 @@ def fit(folder: Path, job: Job, dashboard: Logger | None) -> None:
             keeping,
         ],
     )
-    if batches_done and trainer.max_epochs is not None and 0 <= trainer.max_epochs <= saved["epoch"]:
-        raise ConfigError(
-            f"trainer.max_epochs={trainer.max_epochs}: the run was interrupted within epoch {saved['epoch'] + 1}, "
-            f"which must be finished: give trainer.max_epochs={saved['epoch'] + 1} or more"
-        )
     fewest = min(len(rows) for rows in (split.query, split.database, validation_rows) if len(rows))
     if fewest < trainer.world_size:
         raise ConfigError(
             f"each of {trainer.world_size} devices needs at least one image of the queries, of the database and of the "
             f"validation queries, but the smallest of these has {fewest}: lower trainer.devices"
         )
-    if is_learned(config):
-        _require_batches(config, len(train_rows), trainer.world_size)
+    _require_batches(config, len(train_rows), trainer.world_size)
     unreadable = list(job.dataset.unreadable)
     task = json.dumps({"folder": str(folder.absolute()), "config": as_yaml(config), "unreadable": unreadable})
     with (
@@ -201,15 +192,15 @@ def fit(folder: Path, job: Job, dashboard: Logger | None) -> None:
         # Built before the source computes features, because a method may refuse its settings
         module = build_module(config, job.network, torch.from_numpy(job.dataset.labels[fit_rows]).float())
         source = Source(job.dataset, job.network, trainer.strategy.root_device, Loading(**config.loader))
-        if config.head.epochs and not job.network.frozen and not checkpoint:
+        if config.head.epochs and not job.network.frozen and not start.checkpoint:
             module.load_state_dict(_learn_head(folder, job, source, train_rows))
-        training = source.shuffled(train_rows, config.seed) if is_learned(config) else source.at_once(fit_rows)
-        if batches_done:
-            cast(EpochSampler, training.sampler).continue_at(saved["epoch"], batches_done)
+        training = (
+            source.shuffled(train_rows, config.seed, start.done) if is_learned(config) else source.at_once(fit_rows)
+        )
         validation = None
         if len(validation_rows):
             validation = [source.in_order(processes.own_share(rows)) for rows in (validation_rows, train_rows)]
-        run_trainer(trainer, module, training, validation, checkpoint)
+        run_trainer(trainer, module, training, validation, start.checkpoint)
 
         chosen, best = (folder / runs.CHECKPOINTS / name for name in (checkpoints.LAST, checkpoints.BEST))
         if best.exists():
@@ -225,6 +216,39 @@ def fit(folder: Path, job: Job, dashboard: Logger | None) -> None:
             save_codes(
                 folder / runs.CODES, query, database, _provenance(job, trainer.current_epoch, chosen, keeping.best)
             )
+
+
+class _Start(NamedTuple):
+    """Where training starts: at the beginning, or where a checkpoint was saved."""
+
+    checkpoint: Path | None = None
+    steps: int = 0  # optimizer steps done
+    done: tuple[int, int] = (0, 0)  # an epoch, counted from 0, and the number of its batches that are done
+
+
+def _start(folder: Path, config: DictConfig) -> _Start:
+    """Find the checkpoint in a run folder that training continues from.
+
+    Raises:
+        ConfigError: If the checkpoint was saved within an epoch that is now one too many.
+    """
+    checkpoint = checkpoints.newest_valid(folder / runs.CHECKPOINTS, console.warn)
+    if checkpoint is None:
+        return _Start()
+    saved = checkpoints.read_checkpoint(checkpoint)
+    done = saved["epoch"], checkpoints.batches_done(saved)
+    epoch = done[0] + 1  # counted from 1
+    steps, epochs = (OmegaConf.select(config, f"trainer.{name}", default=-1) for name in ("max_steps", "max_epochs"))
+    limited = epochs not in (None, -1)
+    if done[1] and limited and epochs < epoch:
+        raise ConfigError(
+            f"trainer.max_epochs={epochs}: the run was interrupted within epoch {epoch}, which must be finished: give "
+            f"trainer.max_epochs={epoch} or more"
+        )
+    if saved["global_step"] < steps and not (limited and epochs <= epoch):
+        console.warn("training starts again at its first step, because Lightning does not continue trainer.max_steps")
+        return _Start()
+    return _Start(checkpoint, saved["global_step"], done)
 
 
 def _fitting_rows(job: Job, rows: Int[np.ndarray, "n"]) -> Int[np.ndarray, "m"]:
@@ -362,12 +386,14 @@ def _all_bad_images_named(dataset: RetrievalDataset) -> Iterator[None]:
 
 
 def _require_batches(config: DictConfig, images: int, devices: int) -> None:
-    """Check that ``trainer.limit_train_batches`` leaves at least one batch of so many training images.
+    """Check that ``trainer.limit_train_batches`` leaves at least one batch, if the method learns from batches.
 
     Raises:
         ConfigError: If nothing would be trained, or a batch is too small for the number of devices.
         DataError: If there are fewer than two training images.
     """
+    if not is_learned(config):
+        return
     batches = len(EpochSampler(images, config.loader.batch_size, config.seed, parts=devices))
     share = OmegaConf.select(config, "trainer.limit_train_batches")
     if isinstance(share, float) and batches * share < 1:

@@ -336,8 +336,10 @@ def _with_shared_names(value: Any, seen: dict[int, Any] | None = None) -> Any:
 
 def batches_done(checkpoint: dict[str, Any]) -> int:
     """Return the number of batches of its unfinished epoch after which a checkpoint was saved; 0 at an epoch's end."""
-    state = checkpoint.get("callbacks", {}).get(EpochCheckpoints.__name__, {})
-    return state.get("unfinished", {}).get("batches", 0)
+    try:
+        return int(checkpoint["callbacks"][EpochCheckpoints.__name__]["unfinished"]["batches"])
+    except (KeyError, TypeError):
+        return 0
 
 
 class EpochCheckpoints(Callback):

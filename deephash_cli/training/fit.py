@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -183,23 +183,14 @@ def fit(folder: Path, job: Job, dashboard: Logger | None) -> None:
         DataError: If the training set cannot spare the validation queries, or an image cannot be read.
         ArtifactError: If a checkpoint is damaged, or a file cannot be written.
         DivergedError: If the loss, the weights or the codes are not finite.
-        Stopped: If the user or the system interrupts the run. While a learned method is trained, this happens after
-            the current step, which is saved.
+        Stopped: If the user or the system interrupts the run; while a method learns, the current step is saved first.
     """
     config, split = job.config, job.split
     train_rows, validation_rows = split.train, np.empty(0, np.int64)
     if config.validation.queries:
         train_rows, validation_rows = hold_out_validation(split, job.dataset, config.validation.queries, config.seed)
     owner = _owner(folder, job)
-    checkpoint = checkpoints.newest_valid(folder / runs.CHECKPOINTS, console.warn, owner)
-    saved = checkpoints.read_checkpoint(checkpoint, owner) if checkpoint else {}
-    epochs_done, steps_done = checkpoints.epochs_and_steps(checkpoint, saved) if checkpoint else (0, 0)
-    batches_done = checkpoints.batches_done(saved)
-    if (most := config.trainer.max_epochs) is not None and 0 <= most < epochs_done:
-        raise ConfigError(
-            f"trainer.max_epochs={most} is less than the {epochs_done} epochs that the run in {folder} has begun: "
-            "raise it, or start a new run"
-        )
+    start = _start(folder, config, owner)
     keeping = checkpoints.EpochCheckpoints(
         folder / runs.CHECKPOINTS,
         config.checkpoint.every_n_epochs,
@@ -209,7 +200,7 @@ def fit(folder: Path, job: Job, dashboard: Logger | None) -> None:
     trainer = make_trainer(
         config,
         folder,
-        lambda: [loggers.RecordLogger(folder / runs.STEPS, steps_done), *([dashboard] if dashboard else [])],
+        lambda: [loggers.RecordLogger(folder / runs.STEPS, start.steps), *([dashboard] if dashboard else [])],
         [
             *([Validation()] if len(validation_rows) else []),
             loggers.EpochReport(len(train_rows)),
@@ -224,8 +215,7 @@ def fit(folder: Path, job: Job, dashboard: Logger | None) -> None:
             f"each of {trainer.world_size} devices needs at least one image of the queries, of the database and of the "
             f"validation queries, but the smallest of these has {fewest}: lower trainer.devices"
         )
-    if is_learned(config):
-        _require_batches(config, len(train_rows), trainer.world_size)
+    _require_batches(config, len(train_rows), trainer.world_size)
     unreadable = list(job.dataset.unreadable)
     task = json.dumps({"folder": str(folder.absolute()), "config": as_yaml(config), "unreadable": unreadable})
     with (
@@ -240,21 +230,21 @@ def fit(folder: Path, job: Job, dashboard: Logger | None) -> None:
         encoding = f"loader.eval_batch_size={config.loader.eval_batch_size}"  # what to lower if memory runs out
         with explained(encoding):
             source = Source(job.dataset, job.network, trainer.strategy.root_device, Loading(**config.loader))
-        if config.head.epochs and not job.network.frozen and not checkpoint:
+        if config.head.epochs and not job.network.frozen and not start.checkpoint:
             with explained(f"{encoding} or head.batch_size={config.head.batch_size}"):
                 module.load_state_dict(_learn_head(folder, job, source, train_rows))
-        training = source.shuffled(train_rows, config.seed) if is_learned(config) else source.at_once(fit_rows)
-        if batches_done:
-            cast(EpochSampler, training.sampler).continue_at(saved["epoch"], batches_done)
+        training = (
+            source.shuffled(train_rows, config.seed, start.done) if is_learned(config) else source.at_once(fit_rows)
+        )
         validation = None
         if len(validation_rows):
             validation = [source.in_order(processes.own_share(rows)) for rows in (validation_rows, train_rows)]
-        if checkpoint:
-            checkpoints.require_fitting(checkpoint, saved["state_dict"], module)
-        del saved  # as large as the network
+        if start.checkpoint:
+            state = checkpoints.read_checkpoint(start.checkpoint)["state_dict"]
+            checkpoints.require_fitting(start.checkpoint, state, module)
         fitting = f"loader.batch_size={config.loader.batch_size}" if is_learned(config) else f"fit_rows={len(fit_rows)}"
         with explained(fitting):
-            run_trainer(trainer, module, training, validation, checkpoint)
+            run_trainer(trainer, module, training, validation, start.checkpoint)
 
         chosen, best = (folder / runs.CHECKPOINTS / name for name in (checkpoints.LAST, checkpoints.BEST))
         if best.exists():
@@ -281,6 +271,39 @@ def _owner(folder: Path, job: Job) -> checkpoints.Owner | None:
         return None
     identity = runs.read_record(folder)["id"]
     return checkpoints.Owner.of(identity, job.settings, classes=job.dataset.labels.shape[1])
+
+
+class _Start(NamedTuple):
+    """Where training starts: at the beginning, or where a checkpoint was saved."""
+
+    checkpoint: Path | None = None
+    steps: int = 0  # optimizer steps done
+    done: tuple[int, int] = (0, 0)  # an epoch, counted from 0, and the number of its batches that are done
+
+
+def _start(folder: Path, config: DictConfig, owner: checkpoints.Owner | None) -> _Start:
+    """Find the checkpoint in a run folder that training continues from.
+
+    Raises:
+        ArtifactError: If the checkpoint belongs to another run, or has a newer format.
+        ConfigError: If fewer epochs are asked for than the run has begun.
+    """
+    checkpoint = checkpoints.newest_valid(folder / runs.CHECKPOINTS, console.warn, owner)
+    if checkpoint is None:
+        return _Start()
+    saved = checkpoints.read_checkpoint(checkpoint, owner)
+    begun, steps_done = checkpoints.epochs_and_steps(checkpoint, saved)
+    steps, epochs = (OmegaConf.select(config, f"trainer.{name}", default=-1) for name in ("max_steps", "max_epochs"))
+    limited = epochs not in (None, -1)
+    if limited and epochs < begun:
+        raise ConfigError(
+            f"trainer.max_epochs={epochs} is less than the {begun} epochs that the run in {folder} has begun: raise "
+            "it, or start a new run"
+        )
+    if steps_done < steps and not (limited and epochs <= begun):
+        console.warn("training starts again at its first step, because Lightning does not continue trainer.max_steps")
+        return _Start()
+    return _Start(checkpoint, steps_done, (begun - 1, checkpoints.batches_done(saved)))
 
 
 def _fitting_rows(job: Job, rows: Int[np.ndarray, "n"]) -> Int[np.ndarray, "m"]:
@@ -431,12 +454,14 @@ def _all_bad_images_named(dataset: RetrievalDataset) -> Iterator[None]:
 
 
 def _require_batches(config: DictConfig, images: int, devices: int) -> None:
-    """Check that ``trainer.limit_train_batches`` leaves at least one batch of so many training images.
+    """Check that ``trainer.limit_train_batches`` leaves at least one batch, if the method learns from batches.
 
     Raises:
         ConfigError: If nothing would be trained, or a batch is too small for the number of devices.
         DataError: If there are fewer than two training images.
     """
+    if not is_learned(config):
+        return
     batches = len(EpochSampler(images, config.loader.batch_size, config.seed, parts=devices))
     share = OmegaConf.select(config, "trainer.limit_train_batches")
     if isinstance(share, float) and batches * share < 1:

@@ -16,7 +16,7 @@ from deephash_cli.cache import cache_folder
 from deephash_cli.console import progress
 from deephash_cli.data.dataset import ImageFiles, RetrievalDataset, Vectors
 from deephash_cli.data.features import cached_features, feature_key
-from deephash_cli.data.loaders import Inputs, Loader, Rows, encode_loader, train_loader
+from deephash_cli.data.loaders import EpochSampler, Inputs, Loader, Rows, encode_loader, train_loader
 from deephash_cli.models import Backbone, HashingNetwork, packed_codes
 from deephash_cli.npy import ids_at
 from deephash_cli.retrieval.codes import CodeSet, pack
@@ -66,19 +66,22 @@ class Source:
             self.inputs = self._features(np.arange(len(dataset)))
             self._workers = 0
 
-    def shuffled(self, rows: Int[np.ndarray, "n"], seed: int) -> Loader:
+    def shuffled(self, rows: Int[np.ndarray, "n"], seed: int, done: tuple[int, int] = (0, 0)) -> Loader:
         """Make training batches of some rows, in a different order in each epoch.
 
         Args:
             rows: Rows of the data set.
             seed: Random seed of the orders.
+            done: An epoch, counted from 0, and the number of its batches to leave out.
 
         Raises:
             DataError: If there are fewer than two rows.
             ConfigError: If a batch is too small for the number of processes.
         """
         subset = Rows(self.inputs, self.labels, rows)
-        return train_loader(subset, self.loading.batch_size, seed, self._workers, self.loading.pin_memory)
+        loader = train_loader(subset, self.loading.batch_size, seed, self._workers, self.loading.pin_memory)
+        cast(EpochSampler, loader.sampler).continue_at(*done)
+        return loader
 
     def shuffled_features(self, rows: Int[np.ndarray, "n"], batch_size: int, seed: int) -> Loader:
         """Make training batches of the features that the backbone gives now for some rows, although it is not frozen.

@@ -22,7 +22,7 @@ _KNOWN = ("deephash_cli.", "pytorch_lightning.", "lightning_fabric.", "torch.", 
 def is_exact(trainer: Trainer, module: LightningModule) -> bool:
     """Whether a run that continues from here, within an epoch, does exactly what an uninterrupted run does.
 
-    It does not if validation divides the epoch, if the number of steps is limited or unknown, or if the method or its
+    It does not if the number of steps is limited, if the batches are made anew for an epoch, or if the method or its
     logging does more than this package knows of.
 
     Args:
@@ -30,14 +30,12 @@ def is_exact(trainer: Trainer, module: LightningModule) -> bool:
         module: Method that it trains.
     """
     settings: Any = trainer  # Lightning sets some of the attributes without declaring them
-    whole_epochs = settings.max_steps == -1 and settings.val_check_interval == 1.0
-    own_batches = settings.overfit_batches or settings.reload_dataloaders_every_n_epochs or settings.fast_dev_run
     return (
         isinstance(module, HashingModule)
         and module.automatic_optimization
         and not _own_hooks(module)
-        and whole_epochs
-        and not own_batches
+        and settings.max_steps == -1
+        and not settings.reload_dataloaders_every_n_epochs
         and all(map(_is_restorable, _results(trainer).values()))
     )
 

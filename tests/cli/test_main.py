@@ -573,6 +573,15 @@ def test_signal_handlers_are_put_back(deephash, photos):
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGPIPE)] == before
 
 
+def test_a_warning_of_slurm_ends_no_command():
+    program = (
+        "import os, signal; from deephash_cli.cli import main as cli; "
+        "cli.run = lambda _: os.kill(os.getpid(), signal.SIGUSR1) or 7; cli.main()"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False, timeout=60)
+    assert (done.returncode, done.stderr) == (7, b"")
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_is_a_choice_that_the_command_line_knows(method):
     config = checking.check("train", [f"method={method}"], None, multirun=False)

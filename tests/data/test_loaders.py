@@ -187,3 +187,13 @@ def test_the_size_of_a_batch_is_that_of_decoded_files(tmp_path, rows):
     assert rows.batch_bytes(8) == 0  # nothing is decoded
     files = Rows(ImageFiles([tmp_path / "a.png"], tmp_path, 10), torch.zeros(1, 5), np.array([0]))
     assert files.batch_bytes(8) == 8 * (300 + 20)
+
+
+def test_an_interrupted_epoch_is_continued_after_its_finished_batches():
+    whole = EpochSampler(30, 8, seed=5)
+    orders = [epoch(whole, number) for number in range(3)]
+    continued = EpochSampler(30, 8, seed=5)
+    continued.continue_at(epoch=1, batches=2)
+    assert len(continued) == len(whole)  # the length of an epoch decides the schedule
+    assert epoch(continued, 1) == orders[1][2:]
+    assert [epoch(continued, number) for number in (0, 2)] == [orders[0], orders[2]]

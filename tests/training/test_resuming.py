@@ -13,17 +13,19 @@ import sys
 from pathlib import Path
 
 import mutations
+import numpy as np
 import pytest
 import torch
-from conftest import QUICK, write_photos
+from conftest import METHODS, QUICK, write_photos
 
-from deephash_cli import runs
+from deephash_cli import choices, runs
 from deephash_cli.cli import main as cli
 from deephash_cli.errors import Stopped
 from deephash_cli.files import read_json
 from deephash_cli.methods.base import HashingModule
 from deephash_cli.runs import verifying
-from deephash_cli.training.checkpoints import LAST, PREVIOUS, newest_valid, read_checkpoint
+from deephash_cli.training import mid_epoch
+from deephash_cli.training.checkpoints import LAST, PREVIOUS, batches_done, newest_valid, read_checkpoint
 from deephash_cli.training.inputs import Source
 
 # 54 training images: batches of 16, 16, 16 and 6.
@@ -55,6 +57,17 @@ def whole(train, tmp_path_factory):
         patch.setenv("DEEPHASH_CACHE_DIR", str(place / "cache"))
         assert cli.run(train(f"run_dir={place / 'run'}")) == 0
     return place / "run"
+
+
+@pytest.fixture
+def vectors(tmp_path):
+    """Settings of a data set of 137 training vectors in nine batches."""
+    rng = np.random.default_rng(0)
+    kinds = np.arange(157) % 5
+    np.save(tmp_path / "x.npy", (rng.normal(size=(5, 16))[kinds] * 1.5 + rng.normal(size=(157, 16))).astype(np.float32))
+    np.save(tmp_path / "y.npy", kinds)
+    data = ("dataset=vectors", f"dataset.vectors={tmp_path / 'x.npy'}", f"dataset.labels={tmp_path / 'y.npy'}")
+    return (*data, "bits=12", "trainer=cpu", "logger=none", "checkpoint.every_seconds=0", "loader.batch_size=16")
 
 
 @pytest.fixture(autouse=True)
@@ -115,11 +128,13 @@ def lines(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def assert_each_epoch_once(folder, whole):
-    def comparable(line):
-        return {name: value for name, value in line.items() if not name.startswith("time")}
+def numbers(folder):
+    """The lines of the record as lists, because the order of the names counts, too; without the times."""
+    return [[entry for entry in line.items() if not entry[0].startswith("time")] for line in lines(folder)]
 
-    assert [comparable(line) for line in lines(folder)] == [comparable(line) for line in lines(whole)]
+
+def assert_each_epoch_once(folder, whole):
+    assert numbers(folder) == numbers(whole)
     assert [line["epoch"] for line in lines(folder)] == list(range(len(lines(whole))))
 
 
@@ -296,17 +311,182 @@ def test_a_line_that_was_cut_off_is_left_out(train, stopped, whole, deephash):
 # signals
 
 
+def send(number):
+    return lambda _: os.kill(os.getpid(), number)
+
+
+def place(folder):
+    """Number of steps in the last checkpoint, and how many of them belong to an unfinished epoch."""
+    saved = read_checkpoint(folder / "checkpoints" / LAST)
+    return saved["global_step"], batches_done(saved)
+
+
+def assert_same_bytes(folder, whole):
+    for file in (*(whole / "codes").iterdir(), whole / "metrics.json"):
+        assert (folder / file.relative_to(whole)).read_bytes() == file.read_bytes(), file.name
+    assert not list(folder.rglob("*.tmp"))
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_ends_the_run_in_order(train, whole, deephash, tmp_path, number, code):
+def test_a_signal_ends_the_run_after_the_current_step_and_it_goes_on_within_the_epoch(
+    train, whole, deephash, tmp_path, number, code
+):
     folder = tmp_path / "run"
-    with at(2, 1, lambda _: os.kill(os.getpid(), number)):
+    with at(2, 1, send(number)):
         result = deephash(*train(f"run_dir={folder}"))
     assert result.code == code
-    assert "Traceback" not in result.err
-    assert f"resume={folder}" in result.out
+    assert result.err.startswith("stopping after this step; a second ")
+    assert "a checkpoint was written after step 10, because a signal asked for it" in result.out
+    assert f"interrupted: resume={folder} continues after the last finished step" in result.out
     assert status(folder) == "interrupted"
+    assert place(folder) == (10, 2)  # four steps an epoch
+    seen = []
+    with pytest.MonkeyPatch.context() as patch:
+        step = HashingModule.training_step
+        patch.setattr(HashingModule, "training_step", lambda m, *rest: seen.append(m.global_step) or step(m, *rest))
+        assert deephash(*train(f"run_dir={folder}", "resume=auto")).code == 0
+    assert seen == list(range(10, 16))
+    assert_same(folder, whole)
+    assert_same_bytes(folder, whole)
+    assert all(0 < line["time/epoch_seconds"] < 60 for line in lines(folder))
+
+
+def test_signals_at_the_edges_of_epochs(train, whole, deephash, tmp_path):
+    folder = tmp_path / "run"
+    places = {(0, 1): (2, 2), (0, 3): (4, 0), (1, 2): (7, 3), (2, 0): (9, 1), (3, 3): (16, 0)}
+    for moment, expected in places.items():
+        with at(*moment, send(signal.SIGTERM)):
+            assert deephash(*train(f"run_dir={folder}", "resume=auto")).code == 143
+        assert place(folder) == expected
+        assert not (folder / "codes").exists()
     assert deephash(*train(f"run_dir={folder}", "resume=auto")).code == 0
     assert_same(folder, whole)
+    assert_same_bytes(folder, whole)
+
+
+def test_a_warning_of_slurm_saves_and_the_run_goes_on(train, whole, deephash, tmp_path):
+    folder = tmp_path / "run"
+    with at(2, 0, send(signal.SIGUSR1)), at(2, 3, stop):
+        result = deephash(*train(f"run_dir={folder}"))
+    assert (result.code, result.err) == (130, "")
+    assert "a checkpoint was written after step 9, because a signal asked for it" in result.out
+    assert place(folder) == (9, 1)
+    assert deephash(*train(f"run_dir={folder}", "resume=auto")).code == 0
+    assert_same(folder, whole)
+    assert_same_bytes(folder, whole)
+
+
+def test_outside_of_the_training_a_signal_stops_at_once(train, deephash, tmp_path, monkeypatch):
+    monkeypatch.setattr(Source, "codes", lambda *_: send(signal.SIGTERM)(_) or pytest.fail("it goes on"))
+    result = deephash(*train(f"run_dir={tmp_path / 'run'}", "trainer.max_epochs=1"))
+    assert result.code == 143
+    assert "stopping after" not in result.err
+
+
+def test_a_head_is_trained_again(train, whole, deephash, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        step = HashingModule.training_step
+        patch.setattr(HashingModule, "training_step", lambda m, *rest: send(signal.SIGINT)(m) or step(m, *rest))
+        assert deephash(*train(f"run_dir={folder}")).code == 130
+    assert not list((folder / "checkpoints").iterdir())
+    assert deephash(*train(f"run_dir={folder}", "resume=auto")).code == 0
+    assert_same(folder, whole)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ("method=dsdh", "validation.queries=8"),
+        ("method=dpsh", "module.buffer_init=first_pass", "trainer.limit_train_batches=5"),
+        ("method=dtsh",),
+        ("method=dhn", "+trainer.accumulate_grad_batches=3"),
+        ("method=lfh_deep",),
+    ],
+    ids=lambda settings: settings[0],
+)
+def test_every_learned_method_goes_on_within_an_epoch(vectors, deephash, tmp_path, settings):
+    command = ("train", *vectors, *settings, "trainer.max_epochs=2")
+    assert deephash(*command, f"run_dir={tmp_path / 'whole'}").code == 0
+    with at(1, 1, send(signal.SIGINT)):
+        assert deephash(*command, f"run_dir={tmp_path / 'run'}").code == 130
+    assert place(tmp_path / "run")[1] == (3 if "accumulate" in settings[-1] else 2)
+    assert deephash(*command, f"run_dir={tmp_path / 'run'}", "resume=auto").code == 0
+    assert_same_bytes(tmp_path / "run", tmp_path / "whole")
+    assert numbers(tmp_path / "run") == numbers(tmp_path / "whole")
+
+
+LEARNED = [name for name in METHODS if (choices.CONF_DIR / "loss" / f"{name}.yaml").exists()]
+
+
+def test_no_learned_method_is_left_out_above():
+    (mark,) = test_every_learned_method_goes_on_within_an_epoch.pytestmark
+    assert {settings[0].removeprefix("method=") for settings in mark.args[1]} == set(LEARNED)
+
+
+def test_what_cannot_go_on_within_an_epoch_exactly_does_not(vectors, deephash, tmp_path, monkeypatch):
+    # As if the method's classes were not part of this package, whose hooks are known
+    monkeypatch.setattr(mid_epoch, "_KNOWN", ("pytorch_lightning.", "lightning_fabric.", "torch.", "builtins"))
+    command = ("train", "method=dsdh", *vectors, "trainer.max_epochs=2")
+    assert deephash(*command, f"run_dir={tmp_path / 'whole'}").code == 0
+    with at(0, 2, send(signal.SIGUSR1)), at(1, 1, send(signal.SIGINT)):
+        result = deephash(*command, f"run_dir={tmp_path / 'run'}")
+    assert result.code == 130
+    assert "a checkpoint was written after step 9, because a signal asked for it" in result.out  # at the epoch's end
+    assert "continues after the last finished epoch" in result.out
+    assert place(tmp_path / "run") == (9, 0)
+    assert deephash(*command, f"run_dir={tmp_path / 'run'}", "resume=auto").code == 0
+    assert_same_bytes(tmp_path / "run", tmp_path / "whole")
+
+
+def test_a_limit_in_steps_starts_again(vectors, deephash, tmp_path):
+    command = ("train", "method=dhn", *vectors, "+trainer.max_steps=20")
+    assert deephash(*command, f"run_dir={tmp_path / 'whole'}").code == 0
+    with at(1, 1, send(signal.SIGTERM)):
+        assert deephash(*command, f"run_dir={tmp_path / 'run'}").code == 143
+    result = deephash(*command, f"run_dir={tmp_path / 'run'}", "resume=auto")
+    assert result.code == 0
+    assert "training starts again at its first step" in result.err
+    assert place(tmp_path / "run")[0] == 20
+    assert_same_bytes(tmp_path / "run", tmp_path / "whole")
+
+
+def test_an_unfinished_epoch_keeps_its_settings(vectors, deephash, tmp_path):
+    command = ("train", "method=dhn", *vectors, "trainer.max_epochs=3", f"run_dir={tmp_path / 'run'}")
+    with at(1, 1, send(signal.SIGINT)):
+        assert deephash(*command).code == 130
+    before = place(tmp_path / "run")
+    for change in ("trainer.limit_train_batches=2", "+trainer.accumulate_grad_batches=2"):
+        result = deephash(*command, "resume=auto", change)
+        assert result.code == 2
+        assert "the run was interrupted within an epoch" in result.err
+    result = deephash(*command, "resume=auto", "trainer.max_epochs=1")
+    assert result.code == 2
+    assert "give trainer.max_epochs=2 or more" in result.err
+    assert place(tmp_path / "run") == before
+    assert deephash(*command, "resume=auto", "trainer.max_epochs=2").code == 0
+
+
+def test_a_sweep_that_was_stopped_continues_its_job_within_the_epoch(vectors, deephash, tmp_path):
+    command = ("train", "-m", "method=dhn", "seed=0,1,2", *vectors, "trainer.max_epochs=2")
+    assert deephash(*command, f"runs={tmp_path / 'whole'}").code == 0
+    jobs = iter(range(9))
+
+    def stop_in_the_second_job(module):
+        if next(jobs) == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with at(1, 2, stop_in_the_second_job):
+        result = deephash(*command, f"runs={tmp_path / 'runs'}")
+    assert result.code == 130
+    assert "interrupted: method=dhn seed=1" in result.out
+    assert "1 jobs are done; run the command again for the rest" in result.out
+    (folder,) = (tmp_path / "runs").glob("*-s1-*")
+    assert place(folder)[1] == 3
+    assert deephash(*command, f"runs={tmp_path / 'runs'}").code == 0
+    for seed in (0, 1, 2):
+        (mine,), (its,) = ((tmp_path / name).glob(f"*-s{seed}-*") for name in ("runs", "whole"))
+        assert_same_bytes(mine, its)
 
 
 # two processes at once
@@ -456,13 +636,98 @@ def test_a_run_killed_at_other_moments_goes_on_to_the_same_bytes(train, whole, d
         assert_goes_on(train, folder, MORE_MOMENTS[moment][1], whole, deephash)
 
 
+# In the second epoch, the second batch takes long: two signals arrive in the meantime.
+PATIENT = """
+import os, signal, sys, time
+from deephash_cli.cli.main import main
+from deephash_cli.methods.base import HashingModule
+
+step = HashingModule.training_step
+def slow(module, batch, batch_idx):
+    if (module.current_epoch, batch_idx) == (1, 1):
+        for number in (signal.SIGUSR1, signal.SIGINT, signal.SIGTERM):
+            os.kill(os.getpid(), number)
+            time.sleep(0.7)
+        time.sleep(100)
+    return step(module, batch, batch_idx)
+HashingModule.training_step = slow
+main()
+"""
+
+
+def test_a_second_signal_ends_the_process_at_once(train, whole, deephash, tmp_path):
+    folder = tmp_path / "run"
+    command = [sys.executable, "-c", PATIENT, *train(f"run_dir={folder}")]
+    done = subprocess.run(command, capture_output=True, check=False, timeout=90)
+    assert done.returncode == 143
+    assert done.stderr == b"stopping after this step; a second Ctrl-C stops at once\n"
+    assert place(folder) == (4, 0)
+    assert deephash(*train(f"run_dir={folder}", "resume=auto")).code == 0
+    assert_same(folder, whole)
+    assert_same_bytes(folder, whole)
+
+
+@pytest.mark.slow
+def test_a_signal_to_a_whole_group_of_processes_saves(train, whole, deephash, tmp_path):
+    """Schedulers send signals to all processes of a job, so also to those that decode images; `timeout` sends two."""
+    folder = tmp_path / "run"
+    program = DYING.format(name="", time=99, batch=(2, 1)).replace(
+        "os.kill(os.getpid(), signal.SIGKILL)", "[os.killpg(0, signal.SIGTERM) for _ in range(2)]"
+    )
+    command = [sys.executable, "-c", program, *train(f"run_dir={folder}", "loader.num_workers=2")]
+    done = subprocess.run(command, capture_output=True, check=False, timeout=90, start_new_session=True)
+    assert done.returncode == 143, done.stderr
+    assert place(folder) == (10, 2)
+    assert deephash(*train(f"run_dir={folder}", "resume=auto", "loader.num_workers=2")).code == 0
+    assert_same(folder, whole)
+    assert_same_bytes(folder, whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("receiver", ["the first", "all"])
+def test_two_processes_agree_on_the_step_that_they_save(vectors, deephash, tmp_path, receiver):
+    command = ("train", "method=dsdh", *vectors, "trainer.devices=2", "trainer.max_epochs=3", "validation.queries=8")
+    assert deephash(*command, f"run_dir={tmp_path / 'whole'}").code == 0
+    others = []
+
+    def stop_them(_):
+        others[:] = followers(os.getpid())
+        for process in [*(others if receiver == "all" else []), os.getpid()]:
+            os.kill(process, signal.SIGTERM)
+
+    with at(1, 3, stop_them):
+        result = deephash(*command, f"run_dir={tmp_path / 'run'}")
+    assert result.code == 143, result.err
+    assert place(tmp_path / "run")[1] == 4
+    assert len(others) == 1
+    assert not any(map(alive, others))
+    assert deephash(*command, f"run_dir={tmp_path / 'run'}", "resume=auto").code == 0
+    assert_same_bytes(tmp_path / "run", tmp_path / "whole")
+    assert numbers(tmp_path / "run") == numbers(tmp_path / "whole")
+
+
+def followers(process):
+    """The processes that another one started to train the same network."""
+    call = ["ps", "-o", "pid=,args=", "--ppid", str(process)]
+    found = subprocess.run(call, capture_output=True, text=True, check=True).stdout
+    return [int(line.split()[0]) for line in found.splitlines() if "follow()" in line]
+
+
+def alive(process):
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_from_outside_ends_a_process_in_order(train, whole, deephash, tmp_path, number, code):
     folder = tmp_path / "run"
     program = DYING.format(name="", time=99, batch=(2, 1)).replace("signal.SIGKILL", f"signal.{number.name}")
     command = [sys.executable, "-c", program, *train(f"run_dir={folder}")]
-    done = subprocess.run(command, capture_output=True, check=False)
+    done = subprocess.run(command, capture_output=True, check=False, timeout=90)
     assert done.returncode == code
     assert b"Traceback" not in done.stderr
     assert status(folder) == "interrupted"

@@ -25,11 +25,13 @@ class Listed:
         columns: Value for each of ``COLUMNS``; None if it is not known.
         settings: Configuration of the run under dotted names.
         note: Progress of the run, or why it failed.
+        age: Value that orders the runs of one folder from the oldest to the newest, see `runs.age`.
     """
 
     columns: dict[str, Any]
     settings: dict[str, Any]
     note: str
+    age: tuple[int, str] = (0, "")
 
     @property
     def folder(self) -> Path:
@@ -108,7 +110,7 @@ def read(folder: Path) -> Listed:
     note = str(record.get("error") or "")
     if status in ("running", "interrupted"):
         note = f"epoch {_epochs(folder)} of {settings.get('trainer.max_epochs')}"
-    return Listed(columns, settings, note)
+    return Listed(columns, settings, note, runs.age(record))
 
 
 def _epochs(folder: Path) -> int:

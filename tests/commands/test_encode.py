@@ -103,8 +103,9 @@ def test_a_complete_output_that_became_read_only_needs_nothing(encode, hashed, m
             raise OSError(errno.EROFS, os.strerror(errno.EROFS))
         return real(self, mode, *arguments, **options)
 
-    monkeypatch.setattr(Path, "open", read_only)
-    assert encode(*command).code == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", read_only)
+        assert encode(*command).code == 0
     codes = bytearray(Path("codes/database.npy").read_bytes())
     codes[-1] ^= 1
     Path("codes/database.npy").write_bytes(codes)
@@ -120,7 +121,7 @@ def test_a_folder_that_was_only_begun_is_continued(encode, hashed):
     Path("codes/shards").mkdir(parents=True)
     Path("codes/.encode.json.abcdefgh.tmp").write_text("{")
     assert encode(f"input={hashed.photos}", "output=codes").code == 0
-    assert codes_of_run(hashed.run).keys() <= contents(Path("codes")).keys()
+    assert len(contents(Path("codes"))) == 60
     assert not list(Path("codes").glob(".*"))
     Path("mine/shards").mkdir(parents=True)
     Path("mine/shards-of-glass.txt").write_text("mine")

@@ -66,9 +66,6 @@ VERBS: dict[str, Callable[[World, Path, int], list[str]]] = {
     "export": lambda w, out, seed: [
         "export", f"run={w.root / f'run{seed}'}", "to=postgres", f"output={out / 'made'}", "overwrite=true",
     ],
-    "export of a network": lambda w, out, seed: [
-        "export", f"run={w.root / f'run{seed}'}", "to=torch_export", f"output={out / 'made'}", "overwrite=true",
-    ],
     "index": lambda w, out, seed: [
         "index", f"codes={w.root / f'codes{seed}'}", "kind=multihash", f"output={out / 'cli.faiss'}",
     ],

@@ -1,12 +1,26 @@
-"""Sealed JSON: any change of a byte is noticed, and files of earlier versions are still read."""
+"""Files: sealed JSON notices any change, full disks are explained, and only leftovers of dead processes are removed."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
+from faults import Fault
 
+from deephash_cli import files
 from deephash_cli.errors import ArtifactError
-from deephash_cli.files import is_sealed, read_json, read_sealed, write_json, write_sealed
+from deephash_cli.files import (
+    alone,
+    atomic_folder,
+    atomic_write,
+    is_sealed,
+    read_json,
+    read_sealed,
+    remove_leftovers,
+    write_bytes,
+    write_json,
+    write_sealed,
+)
 
 CONTENT = {"name": "çode", "rate": 1e-05, "inner": {"list": [1, 2, {}]}, "nothing": None}
 
@@ -51,3 +65,67 @@ def test_a_file_without_a_seal_is_read(tmp_path: Path):
     file.write_text(json.dumps([1]))
     with pytest.raises(ArtifactError, match="must be a JSON object"):
         read_sealed(file)
+
+
+# Leftovers and locks
+
+
+def test_leftovers_of_dead_processes_are_removed_and_nothing_else(tmp_path: Path):
+    (tmp_path / ".a.json.abcdefgh.tmp").write_text("half")
+    (tmp_path / ".b.json.abcdefgh.tmp").mkdir()
+    (tmp_path / ".b.json.abcdefgh.tmp" / "part").write_text("half")
+    for name in (".notes.tmp", "x.tmp", ".a.json.ABCDEFGH.tmp", ".a.json.abcdefgh.tmp.bak"):
+        (tmp_path / name).write_text("mine")
+    (tmp_path / ".link.abcdefgh.tmp").symlink_to(tmp_path / "x.tmp")
+    kept = {".notes.tmp", "x.tmp", ".a.json.ABCDEFGH.tmp", ".a.json.abcdefgh.tmp.bak", ".link.abcdefgh.tmp"}
+    with atomic_write(tmp_path / "a.json") as file, atomic_folder(tmp_path / "b.json") as folder:
+        file.write(b"whole")
+        (folder / "part").write_text("whole")
+        remove_leftovers(tmp_path, "b.json")
+        assert (tmp_path / ".a.json.abcdefgh.tmp").exists(), "of another file"
+        remove_leftovers(tmp_path)
+        assert len(list(tmp_path.iterdir())) == len(kept) + 2
+        assert folder.is_dir(), "what is being written stays"
+    assert {path.name for path in tmp_path.iterdir()} == {*kept, "a.json", "b.json"}
+    assert ((tmp_path / "a.json").read_text(), (tmp_path / "b.json" / "part").read_text()) == ("whole", "whole")
+
+
+def test_a_temporary_file_that_was_taken_for_a_leftover_is_made_again(tmp_path: Path, monkeypatch):
+    real, removed = files.lock, []
+
+    def lose_the_first(file, **options):
+        if not removed:
+            removed.extend(tmp_path.iterdir())
+            removed[0].unlink()
+        return real(file, **options)
+
+    monkeypatch.setattr(files, "lock", lose_the_first)
+    write_json(tmp_path / "a.json", [1])
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_a_full_disk_says_how_much_is_needed_and_free(tmp_path: Path):
+    with Fault("write", tmp_path, 1).armed(), pytest.raises(ArtifactError) as raised:
+        write_bytes(tmp_path / "big", b"x" * 2_500_000)
+    expected = rf"could not write {tmp_path}/big: No space left on device \(2\.5 MB are needed, \d+\.\d MB are free\); "
+    assert re.match(expected, str(raised.value))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("at", [1, 2])
+def test_a_folder_that_cannot_be_replaced_stays(tmp_path: Path, at: int):
+    with atomic_folder(tmp_path / "a") as folder:
+        (folder / "file").write_text("old")
+    with (
+        Fault("replace", tmp_path, at).armed(),
+        pytest.raises(ArtifactError),
+        atomic_folder(tmp_path / "a", replace=True) as folder,
+    ):
+        (folder / "file").write_text("new")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert (tmp_path / "a" / "file").read_text() == "old"
+
+
+def test_a_lock_on_a_file_that_cannot_be_written_is_one_sentence(tmp_path: Path):
+    with pytest.raises(ArtifactError, match=r"could not open .* for writing: Is a directory"), alone(tmp_path):
+        pass

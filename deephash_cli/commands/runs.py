@@ -55,7 +55,10 @@ def list_runs(paths: Sequence[Path], wanted: Mapping[str, str], sort: str, rever
         raise ConfigError(f"no run in {' '.join(map(str, paths))}: deephash train makes one")
     chosen = listing.choose(found, wanted)
     with_value = [run for run in chosen if run.columns[sort] is not None]
-    with_value.sort(key=lambda run: _order(run.columns[sort]), reverse=(sort == "map") != reverse)
+    by_number = sort == "started" and len({run.folder.absolute().parent for run in with_value}) == 1
+    with_value.sort(
+        key=lambda run: run.age if by_number else _order(run.columns[sort]), reverse=(sort == "map") != reverse
+    )
     chosen = [*with_value, *(run for run in chosen if run.columns[sort] is None)]
     differing = _differing(chosen)
     if form == "table":

@@ -154,8 +154,6 @@ class Work:
     def begin(self) -> None:
         """Record what the folder will hold, or compare it with the record of an earlier start.
 
-        What a killed process left half-written is removed.
-
         Raises:
             ConfigError: If the folder was started with different settings or a different input, or if it cannot be
                 created.
@@ -171,8 +169,7 @@ class Work:
             "batch_size": self.task.batch_size,
         }
         file = self.folder / PLAN
-        for folder in (self.folder, self.folder / SHARDS):
-            remove_leftovers(folder)
+        remove_leftovers(self.folder, PLAN)
         if file.exists():
             before = self._earlier_plan(file)
             changed = [name for name in plan if before.get(name) != plan[name]]

@@ -26,11 +26,13 @@ class Listed:
         columns: Value for each of ``COLUMNS``; None if it is not known.
         settings: Configuration of the run under dotted names.
         note: Progress of the run, or why it failed.
+        age: Value that orders the runs of one folder from the oldest to the newest, see `runs.age`.
     """
 
     columns: dict[str, Any]
     settings: dict[str, Any]
     note: str
+    age: tuple[int, str] = (0, "")
 
     @property
     def folder(self) -> Path:
@@ -112,7 +114,7 @@ def read(folder: Path) -> Listed:
     note = _clipped(str(record.get("error") or ""))
     if status in ("running", "interrupted"):
         note = f"epoch {records.epochs(folder)} of {short(str(settings.get('trainer.max_epochs')))}"
-    return Listed(columns, settings, note)
+    return Listed(columns, settings, note, runs.age(record))
 
 
 def left_out(folder: Path, error: BaseException) -> LeftOut:

@@ -167,6 +167,63 @@ class WandbRun(WandbLogger):
         super().__init__(experiment=self.session.run)
 
 
+class Copy(Logger):
+    """Pass numbers on to a logger until it fails. Then warn once, and let the run continue without it.
+
+    Args:
+        logger: Logger that may fail: it is third-party code, or its disk may be full.
+    """
+
+    def __init__(self, logger: Logger):
+        super().__init__()
+        self.logger = logger
+        self._works = True
+
+    @property
+    def name(self) -> str | None:
+        """Name of the logger."""
+        return self.logger.name
+
+    @property
+    def version(self) -> int | str | None:
+        """Version of the logger."""
+        return self.logger.version
+
+    @property
+    def save_dir(self) -> str | None:
+        """Folder that the logger writes to."""
+        return self.logger.save_dir
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Log some values by name at an optimizer step."""
+        self._try(lambda: self.logger.log_metrics(dict(metrics), step))
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """Log settings."""
+        self._try(lambda: self.logger.log_hyperparams(*args, **kwargs))
+
+    def log_graph(self, *args: Any, **kwargs: Any) -> None:
+        """Log the network."""
+        self._try(lambda: self.logger.log_graph(*args, **kwargs))
+
+    def save(self) -> None:
+        """Write what was logged."""
+        self._try(self.logger.save)
+
+    def finalize(self, status: str) -> None:
+        """End the log of one call of the trainer."""
+        self._try(lambda: self.logger.finalize(status))
+
+    def _try(self, step: Callable[[], Any]) -> None:
+        if not self._works:
+            return
+        try:
+            step()
+        except Exception as error:
+            self._works = False
+            console.warn(f"the dashboard failed, and the run continues without it: {first_line(error)}")
+
+
 def copies_to(create: Callable[..., Logger] | None, **facts: Any) -> Logger | None:
     """Create the logger that the configuration names; if that fails, warn and continue without it.
 
@@ -180,7 +237,7 @@ def copies_to(create: Callable[..., Logger] | None, **facts: Any) -> Logger | No
     if create is None:
         return None
     try:
-        return create(**facts)
+        return Copy(create(**facts))
     except Exception as error:  # loggers are third-party code, and the run matters more
         console.warn(f"this run is logged into its own folder only: {first_line(error)}")
         return None
@@ -196,6 +253,8 @@ def conclude(logger: Logger | None, metrics: Mapping[str, Any] | None, exit_code
     """
     if logger is None:
         return
+    if isinstance(logger, Copy):
+        logger = logger.logger
     steps: list[Callable[[], Any]]
     if isinstance(logger, WandbRun):
         steps = [logger.session.log_results] if metrics is not None else []

@@ -1,6 +1,7 @@
 """``deephash encode``: the same codes as in the run, for any order of shards, interruptions and processes."""
 
 import csv
+import errno
 import io
 import os
 import random
@@ -91,6 +92,42 @@ def test_a_second_time_nothing_is_made(encode, hashed):
     before = {file: file.stat().st_mtime_ns for file in Path("codes").iterdir()}
     assert encode(*settings).code == 0
     assert {file: file.stat().st_mtime_ns for file in Path("codes").iterdir()} == before
+
+
+def test_a_complete_output_that_became_read_only_needs_nothing(encode, hashed, monkeypatch):
+    command = (f"input={hashed.photos}", "output=codes")
+    assert encode(*command).code == 0
+    real = Path.open
+
+    def read_only(self, mode="r", *arguments, **options):
+        if set(mode) & set("wax+") and "codes" in self.parts:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        return real(self, mode, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", read_only)
+        assert encode(*command).code == 0
+    codes = bytearray(Path("codes/database.npy").read_bytes())
+    codes[-1] ^= 1
+    Path("codes/database.npy").write_bytes(codes)
+    monkeypatch.setattr(Path, "unlink", lambda self, **_: read_only(self, "w"))
+    result = encode(*command)
+    assert result.code == 4
+    assert "could not remove codes/manifest.json, which is damaged: Read-only file system" in " ".join(
+        result.err.replace(str(Path.cwd()) + "/", "").split()
+    )
+
+
+def test_a_folder_that_was_only_begun_is_continued(encode, hashed):
+    Path("codes/shards").mkdir(parents=True)
+    Path("codes/.encode.json.abcdefgh.tmp").write_text("{")
+    assert encode(f"input={hashed.photos}", "output=codes").code == 0
+    assert len(contents(Path("codes"))) == 60
+    assert not list(Path("codes").glob(".*"))
+    Path("mine/shards").mkdir(parents=True)
+    Path("mine/shards-of-glass.txt").write_text("mine")
+    result = encode(f"input={hashed.photos}", "output=mine")
+    assert (result.code, Path("mine/shards-of-glass.txt").read_text()) == (2, "mine")
 
 
 def test_shards_in_any_order_give_the_same_bytes(encode, hashed):

@@ -186,3 +186,12 @@ def test_a_real_run(deephash):
     (run,) = listed(deephash, "dataset=fashion_mini")
     assert (run["status"], run["method"], run["dataset"]) == ("finished", "dpsh", "fashion_mini s1")
     assert 0 < run["map"] < 1
+
+
+def test_the_runs_of_a_folder_are_in_the_order_of_their_starts_whatever_the_clock_says(deephash):
+    for number, name in enumerate(("later", "earlier"), 1):
+        started = f"2026-01-0{3 - number}T00:00:00+00:00"  # the clock was set back between them
+        write_run(f"runs/{name}", seed=number, record={"started": started, "number": number})
+    assert names(deephash) == ["later", "earlier"]
+    write_run("other/third", seed=3, record={"started": "2026-01-01T12:00:00+00:00", "number": 9})
+    assert names(deephash, "runs", "other") == ["earlier", "third", "later"], "across folders the clock decides"

@@ -11,12 +11,15 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import QUICK, write_photos
+from faults import Fault
 from wandb_files import files_with, inspect
 
 from deephash_cli import runs
 from deephash_cli.cli import main as cli
+from deephash_cli.errors import ArtifactError
 from deephash_cli.runs import wandb as dashboards
 from deephash_cli.training import loggers as tracking
+from deephash_cli.training.loggers import RecordLogger
 
 SECRET = "marker-5f3a9c1e"  # it is in the environment of the runs of ``sweep`` and must not be in any file
 WITHOUT_LOGGER = [override for override in QUICK if not override.startswith("logger=")]
@@ -273,6 +276,39 @@ def test_tensorboard(deephash, command):
     assert len(events.Scalars("train/loss")) == 2
     metrics = json.loads((the_run() / runs.METRICS).read_text())
     assert events.Scalars("eval/map")[0].value == pytest.approx(metrics["map"], rel=1e-6)
+
+
+def test_a_logger_that_fails_costs_a_warning(deephash, command, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("lightning_fabric.loggers.csv_logs._ExperimentWriter.save", full)
+    result = deephash("train", *command, "logger=csv")
+    assert result.code == 0, result
+    warned = "warning: the dashboard failed, and the run continues without it: [Errno 28] No space left on device"
+    assert result.err.count(warned) == 1
+    assert runs.read_record(the_run())["status"] == "finished"
+
+
+def test_a_full_disk_ends_the_record_of_a_run_in_a_sentence(tmp_path, monkeypatch):
+    record = RecordLogger(tmp_path / "metrics.jsonl", 0)
+    record.log_metrics({"loss": 1.0}, 0)
+    whole = record.file.read_bytes()
+    with (
+        Fault("write", tmp_path, 1).armed(),
+        pytest.raises(ArtifactError, match=r"metrics\.jsonl: No space left on dev"),
+    ):
+        record.log_metrics({"loss": 0.5}, 1)
+    assert record.file.read_bytes() == whole, "no half line stays"
+    record.log_metrics({"loss": 0.5}, 1)
+    assert len(record.file.read_text().splitlines()) == 2
+
+
+def test_a_record_with_bytes_that_are_no_text_is_continued(tmp_path):
+    file = tmp_path / "metrics.jsonl"
+    file.write_bytes(b'{"step": 1, "loss": 1}\n{"step": 2, "l\xffss": 1\n')
+    RecordLogger(file, 5)
+    assert file.read_text() == '{"step": 1, "loss": 1}\n'
 
 
 def test_the_logger_does_not_change_the_result(deephash, command):

@@ -6,20 +6,21 @@ five times slower than codes of 64 bits, so all codes are padded to whole machin
 distance.
 """
 
+import hashlib
 import importlib
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from jaxtyping import Int64, UInt8
 
 from deephash_cli import __version__
 from deephash_cli.choices import modules
-from deephash_cli.errors import ArtifactError, ConfigError, command, hint
-from deephash_cli.files import atomic_write, read_sealed, sha256_file, write_sealed
+from deephash_cli.errors import ArtifactError, ConfigError, command, first_line, hint
+from deephash_cli.files import atomic_write, read_sealed, sha256_file, write_bytes, write_sealed
 from deephash_cli.retrieval import ranking
 from deephash_cli.retrieval.codes import packed_width
 from deephash_cli.retrieval.codes_folder import Database
@@ -252,24 +253,55 @@ def save(index: Faiss, path: Path, database: Database) -> dict[str, Any]:
         ArtifactError: If the files cannot be written.
     """
     faiss = _load_faiss()
-    with atomic_write(path.resolve()) as file:
-        try:
-            faiss.write_index_binary(index.inner, faiss.PyCallbackIOWriter(file.write))
-        except RuntimeError as error:  # faiss turns every exception of Python's write into this
-            raise ArtifactError(f"could not write {path}: the disk is full, or the folder was removed") from error
-    record = {
-        "format": FORMAT,
-        "kind": index.kind,
-        "settings": dict(index.settings),
-        "bits": index.bits,
-        "count": index.n,
-        "sha256": sha256_file(path),
-        "bytes": path.stat().st_size,
-        "codes_sha256": _digest_of(database),
-        "versions": {"deephash": __version__, "faiss": faiss.__version__},
-    }
-    write_sealed(record_path(path).resolve(), record)
+    place = record_path(path).resolve()
+    before = place.read_bytes() if place.is_file() else None
+    try:
+        with atomic_write(path.resolve()) as file:
+            written = _Written(file)
+            try:
+                faiss.write_index_binary(index.inner, faiss.PyCallbackIOWriter(written.write))
+            except RuntimeError as error:  # faiss turns every exception of Python's write into this
+                raise written.error or ArtifactError(f"could not write {path}: {first_line(error)}") from error
+            record = {
+                "format": FORMAT,
+                "kind": index.kind,
+                "settings": dict(index.settings),
+                "bits": index.bits,
+                "count": index.n,
+                "sha256": written.digest.hexdigest(),
+                "bytes": written.bytes,
+                "codes_sha256": _digest_of(database),
+                "versions": {"deephash": __version__, "faiss": faiss.__version__},
+            }
+            write_sealed(place, record)  # before the index appears, so that both are new or both are old
+    except ArtifactError:
+        if before is not None:
+            write_bytes(place, before)
+        else:
+            place.unlink(missing_ok=True)
+        raise
     return record
+
+
+class _Written:
+    """Write to a file, and keep the digest and the number of the bytes, and the error of the system if there is one."""
+
+    def __init__(self, file: IO[bytes]):
+        self.file = file
+        self.digest = hashlib.sha256()
+        self.bytes = 0
+        self.error: OSError | None = None
+
+    def write(self, content: bytes) -> int:
+        """Write bytes after those written before, and return their number."""
+        try:
+            self.file.write(content)
+        except OSError as error:
+            self.error = error
+            raise
+        self.digest.update(content)
+        self.bytes += len(content)
+        return len(content)
 
 
 def load(path: Path, database: Database) -> Faiss:

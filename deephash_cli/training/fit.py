@@ -157,13 +157,7 @@ def fit(folder: Path, job: Job, dashboard: Logger | None) -> None:
     if config.validation.queries:
         train_rows, validation_rows = hold_out_validation(split, job.dataset, config.validation.queries, config.seed)
     owner = _owner(folder, job)
-    checkpoint = checkpoints.newest_valid(folder / runs.CHECKPOINTS, console.warn, owner)
-    epochs_done, steps_done = checkpoints.epochs_and_steps(checkpoint) if checkpoint else (0, 0)
-    if (most := config.trainer.max_epochs) is not None and 0 <= most < epochs_done:
-        raise ConfigError(
-            f"trainer.max_epochs={most} is less than the {epochs_done} epochs that the run in {folder} has begun: "
-            "raise it, or start a new run"
-        )
+    checkpoint, steps_done = _continued(folder, config.trainer.max_epochs, owner)
     keeping = checkpoints.EpochCheckpoints(
         folder / runs.CHECKPOINTS,
         config.checkpoint.every_n_epochs,
@@ -208,8 +202,6 @@ def fit(folder: Path, job: Job, dashboard: Logger | None) -> None:
         validation = None
         if len(validation_rows):
             validation = [source.in_order(processes.own_share(rows)) for rows in (validation_rows, train_rows)]
-        if checkpoint:
-            checkpoints.require_fitting(checkpoint, checkpoints.read_checkpoint(checkpoint)["state_dict"], module)
         run_trainer(trainer, module, training, validation, checkpoint)
 
         chosen, best = (folder / runs.CHECKPOINTS / name for name in (checkpoints.LAST, checkpoints.BEST))
@@ -219,9 +211,7 @@ def fit(folder: Path, job: Job, dashboard: Logger | None) -> None:
             raise ConfigError("nothing was trained: raise trainer.max_time or another limit of the trainer")
         elif validation:
             console.warn("training ended before the first validation: the codes are those of the last epoch")
-        state = checkpoints.read_checkpoint(chosen, owner)["state_dict"]
-        checkpoints.require_fitting(chosen, state, module)
-        module.load_state_dict(state)
+        checkpoints.load_into(module, chosen, owner)
         precision = trainer.precision_plugin.forward_context
         query, database = (source.codes(rows, precision) for rows in (split.query, split.database))
         if trainer.is_global_zero:
@@ -236,6 +226,25 @@ def _owner(folder: Path, job: Job) -> checkpoints.Owner | None:
         return None
     identity = runs.read_record(folder)["id"]
     return checkpoints.Owner.of(identity, job.settings, classes=job.dataset.labels.shape[1])
+
+
+def _continued(folder: Path, epochs: int | None, owner: checkpoints.Owner | None) -> tuple[Path | None, int]:
+    """Return the checkpoint that a run continues from, None for a new run, and the number of optimizer steps done.
+
+    Raises:
+        ConfigError: If more than ``epochs`` epochs were begun; None stands for any number.
+        ArtifactError: If the checkpoint is of another run or a newer version.
+    """
+    checkpoint = checkpoints.newest_valid(folder / runs.CHECKPOINTS, console.warn, owner)
+    if checkpoint is None:
+        return None, 0
+    begun, steps = checkpoints.epochs_and_steps(checkpoint)
+    if epochs is not None and 0 <= epochs < begun:
+        raise ConfigError(
+            f"trainer.max_epochs={epochs} is less than the {begun} epochs that the run in {folder} has begun: raise "
+            "it, or start a new run"
+        )
+    return checkpoint, steps
 
 
 def _fitting_rows(job: Job, rows: Int[np.ndarray, "n"]) -> Int[np.ndarray, "m"]:

@@ -31,6 +31,7 @@ TYPED = "\x02"  # the same, by way of errors.command, which quotes it for the sh
 VERBS = {
     "methods": ("train",),
     "models": ("train",),
+    "training/checkpoints": ("train", "encode", "search", "serve", "export"),
     "training": ("train",),
     "data": ("train", "encode"),
     "inference": ("encode", "search", "serve", "export"),

@@ -100,8 +100,7 @@ def run(config: DictConfig, source: DictConfig | None = None) -> dict[str, Any]:
     if skipped:
         listed = Path(config.output) / codes_folder.SKIPPED
         warn(f"{unreadable_count(skipped)} left out: {listed} says why")
-    again = f"run={run_folder}", f"codes={config.output}"
-    say(f"search them: {command('deephash', 'search', *again)} query=<image>")
+    say(f"search them: {command('deephash', 'search', f'run={run_folder}', f'codes={config.output}')} query=<image>")
     return {"images": count, "skipped": skipped, "missing_shards": 0}
 
 

@@ -262,6 +262,22 @@ def require_fitting(
         )
 
 
+def load_into(module: nn.Module, path: Path, owner: Owner | None = None) -> None:
+    """Verify a checkpoint, and copy all its tensors into a method, or none of them if one does not fit.
+
+    Args:
+        module: Method that the tensors are for.
+        path: File of the checkpoint.
+        owner: Run that the checkpoint must belong to; None for any run.
+
+    Raises:
+        ArtifactError: If the checkpoint is missing, damaged, of another run or a newer format, or does not fit.
+    """
+    state = read_checkpoint(path, owner)["state_dict"]
+    require_fitting(path, state, module)
+    module.load_state_dict(state)
+
+
 def _tensor(shape: tuple[int, ...] | None) -> str:
     return "no such tensor" if shape is None else f"a tensor of shape {short(str(shape))}"
 

@@ -239,9 +239,6 @@ def fit(folder: Path, job: Job, dashboard: Logger | None) -> None:
         validation = None
         if len(validation_rows):
             validation = [source.in_order(processes.own_share(rows)) for rows in (validation_rows, train_rows)]
-        if start.checkpoint:
-            state = checkpoints.read_checkpoint(start.checkpoint)["state_dict"]
-            checkpoints.require_fitting(start.checkpoint, state, module)
         fitting = f"loader.batch_size={config.loader.batch_size}" if is_learned(config) else f"fit_rows={len(fit_rows)}"
         with explained(fitting):
             run_trainer(trainer, module, training, validation, start.checkpoint)
@@ -253,9 +250,7 @@ def fit(folder: Path, job: Job, dashboard: Logger | None) -> None:
             raise ConfigError("nothing was trained: raise trainer.max_time or another limit of the trainer")
         elif validation:
             console.warn("training ended before the first validation: the codes are those of the last epoch")
-        state = checkpoints.read_checkpoint(chosen, owner)["state_dict"]
-        checkpoints.require_fitting(chosen, state, module)
-        module.load_state_dict(state)
+        checkpoints.load_into(module, chosen, owner)
         precision = trainer.precision_plugin.forward_context
         with explained(encoding):
             query, database = (source.codes(rows, precision) for rows in (split.query, split.database))

@@ -104,7 +104,10 @@ def run_trainer(
 
     Raises:
         ConfigError: If Lightning refuses a setting, such as a share of the batches that is less than one batch.
+        ArtifactError: If the tensors of the checkpoint do not fit the method.
     """
+    if checkpoint:
+        checkpoints.require_fitting(checkpoint, checkpoints.read_checkpoint(checkpoint)["state_dict"], module)
     try:
         trainer.fit(module, training, validation, ckpt_path=checkpoint)
     except MisconfigurationException as error:

@@ -21,7 +21,7 @@ from PIL import Image
 
 from deephash_cli import runs
 from deephash_cli.data.decoding import MAX_PIXELS
-from deephash_cli.files import read_json
+from deephash_cli.files import read_json, sha256_file
 from deephash_cli.retrieval.codes import CodeSet
 from deephash_cli.retrieval.codes_folder import join_databases, open_side, save_database
 
@@ -36,6 +36,11 @@ def contents(folder: Path) -> dict[str, bytes]:
 def codes_of_run(run: Path) -> dict[str, bytes]:
     sides = [open_side(run / runs.CODES, side) for side in ("query", "database")]
     return {name: side.packed[i].tobytes() for side in sides for i, name in enumerate(side.ids)}
+
+
+def codes_in(folder: Path) -> dict[str, bytes]:
+    side = open_side(folder)
+    return {name: side.packed[i].tobytes() for i, name in enumerate(side.ids)}
 
 
 def write_bad(folder: Path, kind: str) -> None:
@@ -348,6 +353,73 @@ def test_a_run_that_was_changed_after_its_codes_is_refused(deephash, hashed, tmp
     assert "is not the checkpoint that the codes" in result.err
     manifest.unlink()
     assert "has no codes yet" in deephash("encode", f"run={run}", f"input={hashed.photos}", "output=c").err
+
+
+def test_a_checkpoint_without_its_sidecar_needs_the_users_word(deephash, hashed, tmp_path):
+    run = shutil.copytree(hashed.run, tmp_path / "run")
+    (run / "checkpoints" / "last.ckpt.json").unlink()
+    call = ("encode", f"run={run}", f"input={hashed.photos}", "output=codes", *FAST)
+    result = deephash(*call)
+    assert result.code == 4
+    assert "last.ckpt.json does not exist, so last.ckpt cannot be verified: put it back; encode" in result.err
+    assert "allow_unverified=true" in result.err
+    assert result.err.count("\n") == 1
+    result = deephash(*call, "allow_unverified=true")
+    assert result.code == 0
+    assert f"warning: {run / 'checkpoints' / 'last.ckpt'} is used without its .json: it is the checkpoint" in result.err
+    assert codes_in(Path("codes")) == codes_of_run(hashed.run)
+    assert "unverified" not in str(read_json(Path("codes/manifest.json"))["provenance"])
+
+
+def test_a_foreign_checkpoint_is_used_with_the_users_word(deephash, hashed, tmp_path):
+    """Its codes say that they are not those of the run, and only the same checkpoint searches them."""
+    import torch
+
+    run = shutil.copytree(hashed.run, tmp_path / "run")
+    checkpoint = run / "checkpoints" / "last.ckpt"
+    state = torch.load(checkpoint, weights_only=True)["state_dict"]
+    other = {name: -value if value.ndim == 2 else value for name, value in state.items()}
+    torch.save({"state_dict": other}, checkpoint)
+    call = ("encode", f"run={run}", f"input={hashed.photos}", "output=codes", *FAST)
+    assert "is damaged: its SHA-256" in deephash(*call, "allow_unverified=true").err
+    (run / "checkpoints" / "last.ckpt.json").unlink()
+    result = deephash(*call, "allow_unverified=true")
+    assert result.code == 0, result
+    assert "is used without verification, and is not the checkpoint that made the codes of" in result.err
+    assert codes_in(Path("codes")) != codes_of_run(hashed.run)
+    provenance = read_json(Path("codes/manifest.json"))["provenance"]
+    entry = {"file": "checkpoints/last.ckpt", "sha256": sha256_file(checkpoint), "unverified": True}
+    assert provenance["checkpoint"] == entry
+    assert not {"seed", "epochs", "dataset"} & provenance.keys()
+    query = ("search", f"query={hashed.photos / 'bag' / '000.jpg'}", "allow_unverified=true", "picture=null")
+    assert deephash(*query, f"run={run}", "codes=codes").code == 0
+    for others in ((f"run={run}",), (f"run={hashed.run}", "codes=codes")):
+        result = deephash(*query, *others)
+        assert result.code == 4
+        assert "were made by a different network" in result.err
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [("image_size: 16", "image_size: 24", "settings with the digest"), ("bits: 12", "bits: 16", "bits=12, got bits=16"),
+     ("seed: 0", "seed: 1", "seed=0, got seed=1")],
+)  # fmt: skip
+def test_settings_edited_after_the_training_are_refused(deephash, hashed, tmp_path, old, new, said):
+    run = shutil.copytree(hashed.run, tmp_path / "run")
+    config = run / "config.yaml"
+    text = config.read_text()
+    assert old in text
+    config.write_text(text.replace(old, new))
+    calls = {"encode": (f"input={hashed.photos}", "output=codes"), "search": (f"query={hashed.photos}/bag/000.jpg",)}
+    for verb, settings in calls.items():
+        result = deephash(verb, f"run={run}", *settings)
+        assert result.code == 4, result
+        assert f"{config} was edited or damaged after the training: expected the settings of" in result.err
+        assert said in result.err
+    for name in ("runs: ", "gallery: ", "group: "):  # settings that decide nothing may be other ones
+        assert name in text
+    config.write_text(text.replace("gallery: true", "gallery: false").replace("group: null", "group: x"))
+    assert deephash("search", f"run={run}", *calls["search"], "picture=null").code == 0
 
 
 def test_a_run_folder_cannot_have_code_executed(deephash, hashed, tmp_path):

@@ -12,7 +12,7 @@ from PIL import Image
 
 from deephash_cli import runs
 from deephash_cli.errors import ConfigError
-from deephash_cli.files import read_sealed
+from deephash_cli.files import read_json, read_sealed, sha256_file
 from deephash_cli.inference import contact_sheet as sheets
 from deephash_cli.retrieval import ranking
 from deephash_cli.retrieval.codes_folder import open_side
@@ -238,6 +238,34 @@ def test_a_folder_names_all_images_that_cannot_be_read(deephash, hashed):
     assert "in/zero.png (" in result.err
     assert result.err.endswith("); replace or remove them\n")
     assert "bad_images" not in result.err
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "reason"),
+    [("database_ids.txt", lambda content: b"\n".join([content.split(b"\n")[1], *content.split(b"\n")[1:]]),
+      "ids must be unique, got "),
+     ("database_labels.npy", lambda content: content[:-1] + b"\x02", "labels must be 0 or 1 (multi-hot), got 2")],
+    ids=["an id twice", "a label of 2"],
+)  # fmt: skip
+def test_every_command_checks_ids_and_labels(deephash, hashed, name, damage, reason):
+    """The digests in the manifest fit, so only the content tells."""
+    codes = Path(shutil.copytree(hashed.run / runs.CODES, "codes"))
+    (codes / name).write_bytes(damage((codes / name).read_bytes()))
+    manifest = read_json(codes / "manifest.json")
+    entry = {"sha256": sha256_file(codes / name), "bytes": (codes / name).stat().st_size}
+    kept = {key: value for key, value in manifest.items() if key not in ("sealed", "seal")}
+    (codes / "manifest.json").write_text(json.dumps({**kept, "files": {**manifest["files"], name: entry}}))
+    run = f"run={hashed.run}"
+    calls = {
+        "eval": ["codes=codes"], "search": [run, "codes=codes", f"query={hashed.photos}/bag/000.jpg"],
+        "serve": [run, "codes=codes", "port=0"], "index": ["codes=codes", "output=x.faiss"],
+        "export": ["codes=codes", "to=parquet", "output=x"],
+    }  # fmt: skip
+    for verb, settings in calls.items():
+        result = deephash(verb, *settings)
+        assert result.code == 4, (verb, result)
+        assert f"codes, database side: {reason}" in result.err, (verb, result)
+        assert result.err.count("\n") == 1
 
 
 def test_a_folder_of_codes_cannot_show_other_files(deephash, hashed, tmp_path):

@@ -9,18 +9,22 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from deephash_cli import choices
+from deephash_cli import choices, runs
 from deephash_cli.errors import ArtifactError
-from deephash_cli.files import sha256_file
+from deephash_cli.files import read_sealed, sha256_file, write_sealed
 from deephash_cli.schedules import cosine
 from deephash_cli.training import checkpoints
 from deephash_cli.training.checkpoints import (
     LAST,
     PREVIOUS,
     EpochCheckpoints,
+    Owner,
     VerifiedCheckpointIO,
+    WrongCheckpointError,
+    epochs_and_steps,
     newest_valid,
     read_checkpoint,
+    require_fitting,
     verify_checkpoint,
 )
 from deephash_cli.training.targets import build
@@ -28,8 +32,12 @@ from deephash_cli.training.targets import build
 CONTENT = {"state_dict": {"weight": torch.arange(6.0).reshape(2, 3)}, "epoch": 3, "callbacks": {"x": {"best": 0.5}}}
 
 
-def save(path, content=CONTENT):
-    VerifiedCheckpointIO().save_checkpoint(content, path)
+SETTINGS = {"method": "dpsh", "bits": 12, "seed": 0, "model": {"name": "small_cnn"}, "trainer": {"max_epochs": 4}}
+OWNER = Owner.of("abc", SETTINGS, classes=3)
+
+
+def save(path, content=CONTENT, owner=OWNER):
+    VerifiedCheckpointIO(owner).save_checkpoint(content, path)
     return path
 
 
@@ -133,9 +141,12 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path, write):
     path, target = tmp_path / LAST, tmp_path / "it ran"
     write({"state_dict": {}, "gift": Attack(target)}, path)
     resign(path)
-    with pytest.raises(ArtifactError, match="could not be read as a checkpoint"):
+    with pytest.raises(ArtifactError, match="could not be read as a checkpoint") as refused:
         read_checkpoint(path)
     assert not target.exists()
+    assert "weights_only" not in str(refused.value)  # PyTorch advises to switch the protection off
+    reason = "never loads because they can run code" if write is torch.save else "torch.save did not write it"
+    assert reason in str(refused.value)
     torch.load(path, weights_only=False) if write is torch.save else pickle.loads(path.read_bytes())
     assert target.exists()  # without the protection the code does run
 
@@ -153,10 +164,98 @@ def test_a_damaged_sidecar_is_an_error(saved, text):
         read_checkpoint(saved)
 
 
-def test_a_newer_format_says_which_version_wrote_it(saved):
-    resign(saved, format=checkpoints.FORMAT + 1, deephash="9.9")
-    with pytest.raises(ArtifactError, match=r"written by a newer deephash \(9\.9\)"):
-        read_checkpoint(saved)
+@pytest.mark.parametrize("sealed", [True, False])
+def test_a_newer_format_says_which_version_wrote_it_and_is_not_trained_over(saved, sealed):
+    save(saved.with_name(PREVIOUS))
+    content = {**read_sealed(sidecar(saved)), "format": checkpoints.FORMAT + 1, "deephash": "9.9"}
+    write_sealed(sidecar(saved), content) if sealed else sidecar(saved).write_text(json.dumps(content))
+    for read in (read_checkpoint, lambda path: newest_valid(path.parent, pytest.fail)):
+        with pytest.raises(WrongCheckpointError, match=r"written by a newer deephash \(9\.9\)"):
+            read(saved)
+
+
+def test_every_flipped_bit_of_a_sidecar_is_found(saved):
+    good = sidecar(saved).read_bytes()
+    for position in range(0, 8 * len(good), 5):
+        bad = bytearray(good)
+        bad[position // 8] ^= 1 << position % 8
+        sidecar(saved).write_bytes(bad)
+        with pytest.raises(ArtifactError, match=LAST):
+            read_checkpoint(saved)
+    content = json.loads(good)
+    for name in ("seal", "sealed"):
+        del content[name]
+        sidecar(saved).write_text(json.dumps(content))
+        with pytest.raises(ArtifactError, match=LAST):
+            read_checkpoint(saved)
+
+
+def test_a_sidecar_of_format_1_is_read_and_belongs_to_nobody(saved):
+    resign(saved)
+    assert verify_checkpoint(saved, OWNER) is None
+    assert newest_valid(saved.parent, pytest.fail, OWNER) == saved
+
+
+def test_without_a_sidecar_it_is_read_if_that_is_allowed(saved):
+    sidecar(saved).unlink()
+    assert read_checkpoint(saved, allow_unverified=True)["epoch"] == 3
+    assert checkpoints.digest(saved) == sha256_file(saved)
+    torch.save({"state_dict": {}, "gift": Attack(saved.with_name("it ran"))}, saved)
+    with pytest.raises(ArtifactError, match="never loads"):
+        read_checkpoint(saved, allow_unverified=True)
+
+
+# whose it is
+
+
+def test_the_bytes_of_a_checkpoint_do_not_depend_on_whose_it_is(tmp_path):
+    for name, owner in (("a", OWNER), ("b", None)):
+        (tmp_path / name).mkdir()
+        save(tmp_path / name / LAST, owner=owner)
+    assert (tmp_path / "a" / LAST).read_bytes() == (tmp_path / "b" / LAST).read_bytes()
+
+
+def test_the_sidecar_says_whose_it_is(saved):
+    content = read_sealed(sidecar(saved))
+    assert (content["run"], content["settings"]) == ("abc", runs.identity(SETTINGS))
+    assert content["named"] == {"method": "dpsh", "bits": 12, "seed": 0, "model": "small_cnn", "classes": 3}
+    assert verify_checkpoint(saved, OWNER) == OWNER
+
+
+@pytest.mark.parametrize(
+    ("run", "change", "expected", "got"),
+    [("abc", {"bits": 24}, "run abc (bits=12)", "run abc (bits=24)"),
+     ("xyz", {"seed": 1}, "run abc (seed=0)", "run xyz (seed=1)"),
+     ("xyz", {"method": "dhn", "model": {"name": "alexnet"}}, "run abc (method=dpsh, model=small_cnn)",
+      "run xyz (method=dhn, model=alexnet)"),
+     ("xyz", {"classes": 5}, "run abc (classes=3)", "run xyz (classes=5)"), ("xyz", {}, "run abc", "run xyz"),
+     ("abc", {"lr": 1}, f"run abc (settings with the digest {OWNER.settings[:12]})", "run abc (settings with")],
+)  # fmt: skip
+def test_one_of_another_run_is_refused_and_not_trained_over(saved, run, change, expected, got):
+    classes = change.pop("classes", 3)
+    save(saved.with_name(PREVIOUS))
+    save(saved, owner=Owner.of(run, {**SETTINGS, **change}, classes=classes))
+    for read in (lambda: newest_valid(saved.parent, pytest.fail, OWNER), lambda: read_checkpoint(saved, OWNER)):
+        with pytest.raises(WrongCheckpointError) as refused:
+            read()
+        assert f"last.ckpt must be a checkpoint of {expected}, got one of {got}" in str(refused.value)
+
+
+def test_settings_that_a_resumed_run_may_change_are_not_compared(saved):
+    assert newest_valid(saved.parent, pytest.fail, Owner.of("abc", {**SETTINGS, "trainer": {}}, classes=3)) == saved
+
+
+def test_tensors_must_be_those_of_the_network(saved):
+    module = torch.nn.Linear(3, 2)
+    before = module.weight.clone()
+    with pytest.raises(ArtifactError, match=r"bias must be a tensor of shape \(2,\), got no such tensor: it"):
+        require_fitting(saved, CONTENT["state_dict"], module)
+    with pytest.raises(ArtifactError, match=r"weight must be .* shape \(1, 3\), got .* \(2, 3\) \(and 2 other"):
+        require_fitting(saved, {**CONTENT["state_dict"], "x": before}, torch.nn.Linear(3, 1))
+    require_fitting(saved, module.state_dict(), module)
+    with pytest.raises(ArtifactError, match="no number of epochs"):
+        epochs_and_steps(saved)
+    assert epochs_and_steps(save(saved, {**CONTENT, "global_step": 9})) == (4, 9)
 
 
 def test_a_missing_file_is_an_error(tmp_path):

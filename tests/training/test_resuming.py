@@ -6,6 +6,7 @@ All runs here shuffle, shift and mirror their images and use dropout, so that ea
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -21,7 +22,7 @@ from conftest import METHODS, QUICK, write_photos
 from deephash_cli import choices, runs
 from deephash_cli.cli import main as cli
 from deephash_cli.errors import Stopped
-from deephash_cli.files import read_json
+from deephash_cli.files import read_json, read_sealed, write_sealed
 from deephash_cli.methods.base import HashingModule
 from deephash_cli.runs import verifying
 from deephash_cli.training import mid_epoch
@@ -299,6 +300,70 @@ def test_with_both_damaged_the_run_starts_over_and_says_so(train, stopped, whole
     assert result.code == 0
     assert result.err.count("skipped a checkpoint") == 2
     assert_same(stopped, whole)
+
+
+@pytest.fixture(scope="module")
+def others(train, tmp_path_factory):
+    """Folders of checkpoints of other runs on the same photos, by what is different."""
+    place = tmp_path_factory.mktemp("others")
+    quick = ("trainer.max_epochs=1", "head.epochs=0")
+    changes = {"seed": ["seed=1", "head.epochs=1"], "bits and method": ["bits=24", "method=dhn", *quick]}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DEEPHASH_CACHE_DIR", str(place / "cache"))
+        for name, settings in changes.items():
+            assert cli.run(train(f"run_dir={place / name}", *settings, "trainer.max_epochs=1")) == 0
+    return {name: place / name / "checkpoints" for name in changes}
+
+
+@pytest.mark.parametrize(
+    ("change", "old", "sentence"),
+    [("seed", False, r"must be a checkpoint of run \w+ \(seed=0\), got one of run \w+ \(seed=1\): put the right file"),
+     ("bits and method", False, r"\(method=dpsh, bits=12\), got one of run \w+ \(method=dhn, bits=24\)"),
+     ("bits and method", True, r"last\.ckpt does not fit the network of this run: .* must be a tensor of shape")],
+    ids=["seed", "bits and method", "format 1, which does not say whose it is"],
+)  # fmt: skip
+def test_the_checkpoint_of_another_run_is_refused(train, stopped, others, deephash, change, old, sentence):
+    last = stopped / "checkpoints" / LAST
+    for file in (LAST, f"{LAST}.json"):
+        shutil.copy(others[change] / file, last.with_name(file))
+    if old:
+        sidecar = {"format": 1, "deephash": "0.1.0", "sha256": hashlib.sha256(last.read_bytes()).hexdigest()}
+        last.with_name(f"{LAST}.json").write_text(json.dumps(sidecar))
+    before = {path.name: path.read_bytes() for path in last.parent.iterdir()}
+    for resume in (train(f"run_dir={stopped}", "resume=auto"), ["train", f"resume={stopped}"]):
+        result = deephash(*resume)
+        assert result.code == 4, result
+        assert re.search(sentence, result.err), result.err
+        assert result.err.count("\n") == 1
+    assert {path.name: path.read_bytes() for path in last.parent.iterdir()} == before
+
+
+def test_a_newer_checkpoint_is_not_trained_over(train, stopped, deephash):
+    sidecar = stopped / "checkpoints" / f"{LAST}.json"
+    write_sealed(sidecar, {**read_sealed(sidecar), "format": 9, "deephash": "9.0"})
+    before = {path.name: path.read_bytes() for path in sidecar.parent.iterdir()}
+    result = deephash(*train(f"run_dir={stopped}", "resume=auto"))
+    assert result.code == 4
+    assert "was written by a newer deephash (9.0)" in result.err
+    assert "Traceback" not in result.err
+    assert {path.name: path.read_bytes() for path in sidecar.parent.iterdir()} == before
+
+
+def test_checkpoints_of_format_1_are_continued_to_the_same_bytes(train, stopped, whole, deephash):
+    for name in (LAST, PREVIOUS):
+        sidecar = stopped / "checkpoints" / f"{name}.json"
+        content = read_sealed(sidecar)
+        kept = {key: content[key] for key in ("deephash", "bytes", "sha256")}
+        sidecar.write_text(json.dumps({"format": 1, **kept}))
+    assert deephash(*train(f"run_dir={stopped}", "resume=auto")).surprises == ""
+    assert_same(stopped, whole)
+
+
+def test_fewer_epochs_than_were_done_are_refused(stopped, deephash):
+    result = deephash("train", f"resume={stopped}", "trainer.max_epochs=1")
+    assert result.code == 2
+    assert f"trainer.max_epochs=1 is less than the 2 epochs that the run in {stopped} has begun: raise it" in result.err
+    assert "Traceback" not in result.err
 
 
 def test_a_line_that_was_cut_off_is_left_out(train, stopped, whole, deephash):

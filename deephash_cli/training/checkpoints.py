@@ -13,13 +13,14 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.plugins.io import CheckpointIO
 
 from deephash_cli import __version__, processes
-from deephash_cli.errors import ArtifactError, DivergedError, first_line
+from deephash_cli.errors import ArtifactError, DivergedError, first_line, short
 from deephash_cli.files import atomic_write, read_json, sha256_file, write_bytes, write_json
 
 LAST = "last.ckpt"
 PREVIOUS = "previous.ckpt"
 BEST = "best.ckpt"
 FORMAT = 1
+_SIDECAR_LIMIT = 2**20  # bytes
 
 
 class VerifiedCheckpointIO(CheckpointIO):
@@ -85,7 +86,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged bytes can make torch.load raise any kind of error
-        raise ArtifactError(f"{path} could not be read as a checkpoint: {first_line(error)}") from error
+        raise ArtifactError(f"{path} could not be read as a checkpoint: {short(first_line(error))}") from error
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
         raise ArtifactError(f"{path} is not a checkpoint of deephash: it has no state_dict")
     return checkpoint
@@ -100,7 +101,10 @@ def digest(path: Path) -> str:
     Raises:
         ArtifactError: If the sidecar is missing or cannot be read.
     """
-    return read_json(_sidecar(path))["sha256"]
+    sidecar = read_json(_sidecar(path), limit=_SIDECAR_LIMIT)
+    if not isinstance(sidecar, dict) or not isinstance(sidecar.get("sha256"), str):
+        raise ArtifactError(f"{_sidecar(path)} does not describe a checkpoint")
+    return sidecar["sha256"]
 
 
 def verify_checkpoint(path: Path) -> None:
@@ -114,12 +118,12 @@ def verify_checkpoint(path: Path) -> None:
     """
     if not path.is_file():
         raise ArtifactError(f"{path} does not exist")
-    sidecar = read_json(_sidecar(path))
+    sidecar = read_json(_sidecar(path), limit=_SIDECAR_LIMIT)
     if not isinstance(sidecar, dict) or not isinstance(sidecar.get("format"), int):
         raise ArtifactError(f"{_sidecar(path)} does not describe a checkpoint")
     if sidecar["format"] > FORMAT:
         raise ArtifactError(
-            f"{path} was written by a newer deephash ({sidecar.get('deephash')}); this is {__version__}"
+            f"{path} was written by a newer deephash ({short(str(sidecar.get('deephash')))}); this is {__version__}"
         )
     if sidecar.get("sha256") != sha256_file(path):
         raise ArtifactError(f"{path} is damaged: its SHA-256 is not the one in {_sidecar(path).name}")

@@ -28,13 +28,13 @@ from deephash_cli.data.image_folder import describe_left_out
 from deephash_cli.data.loaders import EpochSampler, lost_workers_explained
 from deephash_cli.data.protocol import Split, fitting_sample, hold_out_validation
 from deephash_cli.errors import ArtifactError, ConfigError, DataError, DeephashError, Stopped, command, first_line
-from deephash_cli.files import read_json, sha256_file, write_json, write_text
+from deephash_cli.files import sha256_file, write_json, write_text
 from deephash_cli.models import HashingNetwork
 from deephash_cli.retrieval import scoring
 from deephash_cli.retrieval.caveats import caveats
 from deephash_cli.retrieval.codes_folder import save_codes
 from deephash_cli.retrieval.scoring import CLASSES
-from deephash_cli.runs import outputs
+from deephash_cli.runs import outputs, records
 from deephash_cli.training import checkpoints, gallery, loggers, resuming
 from deephash_cli.training.datasets import prepare_data
 from deephash_cli.training.inputs import Loading, Source
@@ -88,7 +88,7 @@ def train(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
     earlier = resuming.earlier_run(settings)
     if earlier and resuming.is_done(earlier, config.trainer.max_epochs):
         say(f"already done: {earlier}")
-        return {**read_json(earlier / runs.METRICS), "run_dir": str(earlier)}
+        return {**records.metrics(earlier), "run_dir": str(earlier)}
     if earlier:
         runs.check_writable(earlier)
     else:

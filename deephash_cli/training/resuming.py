@@ -8,7 +8,8 @@ from deephash_cli import runs
 from deephash_cli.data.dataset import RetrievalDataset
 from deephash_cli.data.protocol import Split, load_split, save_split
 from deephash_cli.errors import ArtifactError, ConfigError
-from deephash_cli.files import read_json
+from deephash_cli.retrieval.codes import is_count
+from deephash_cli.runs import records
 
 
 def earlier_run(settings: Mapping[str, Any]) -> Path | None:
@@ -47,8 +48,12 @@ def is_done(folder: Path, epochs: int) -> bool:
     Raises:
         ArtifactError: If the folder holds no run, or its metrics cannot be read.
     """
-    finished = runs.read_record(folder)["status"] == "finished"
-    return finished and read_json(folder / runs.METRICS)["epochs"] >= epochs
+    if runs.read_record(folder)["status"] != "finished":
+        return False
+    done = records.metrics(folder).get("epochs")
+    if not is_count(done):
+        raise ArtifactError(f"{folder / runs.METRICS} has no number of epochs: it was damaged or edited by hand")
+    return done >= epochs
 
 
 def keep_split(folder: Path, split: Split, dataset: RetrievalDataset) -> None:

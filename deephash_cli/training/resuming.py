@@ -51,7 +51,7 @@ def is_done(folder: Path, epochs: int) -> bool:
     if runs.read_record(folder)["status"] != "finished":
         return False
     done = records.metrics(folder).get("epochs")
-    if not is_count(done):
+    if not isinstance(done, int) or not is_count(done):
         raise ArtifactError(f"{folder / runs.METRICS} has no number of epochs: it was damaged or edited by hand")
     return done >= epochs
 

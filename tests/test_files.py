@@ -1,10 +1,14 @@
-"""Sealed JSON: any change of a byte is noticed, and files of earlier versions are still read."""
+"""Sealed JSON notices any change of a byte; only plain files are read; text for terminals and CSV is harmless."""
 
+import csv
+import io
 import json
+import os
 from pathlib import Path
 
 import pytest
 
+from deephash_cli import files
 from deephash_cli.errors import ArtifactError
 from deephash_cli.files import is_sealed, read_json, read_sealed, write_json, write_sealed
 
@@ -51,3 +55,30 @@ def test_a_file_without_a_seal_is_read(tmp_path: Path):
     file.write_text(json.dumps([1]))
     with pytest.raises(ArtifactError, match="must be a JSON object"):
         read_sealed(file)
+
+
+@pytest.mark.parametrize("sign", ["=", "+", "-", "@", "\t", "\n", "＝", "＋", "－", "＠"])  # noqa: RUF001
+def test_a_cell_of_csv_is_no_formula(sign):
+    text = files.csv_text(["name"], [{"name": f"{sign}cmd()"}])
+    assert next(csv.DictReader(io.StringIO(text, newline="")))["name"] == f"'{sign}cmd()"
+
+
+def test_text_for_the_terminal_has_no_commands():
+    record = {"name": "a\x1b[31mb\x9bc", "more": "é"}
+    for text in (files.csv_text(["name", "more"], [record]), files.json_text(record)):
+        assert "é" in text
+        assert not {"\x1b", "\x9b"} & {*text}
+    assert json.loads(files.json_text(record)) == record
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "device", "nothing"])
+def test_only_plain_files_are_opened(tmp_path, kind):
+    path = tmp_path / "file"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    with pytest.raises(ArtifactError, match="does not exist" if kind == "nothing" else "is not a plain file"):
+        files.read_json(path)

@@ -301,9 +301,11 @@ def load(path: Path, database: Database) -> Faiss:
     if not intact:
         raise ArtifactError(f"{path} does not match {record_path(path).name}: it was damaged or replaced")
     faiss = _load_faiss()
+    # No array of an index has more bytes than its file. Without the limit, faiss makes room for what the file claims.
+    getattr(faiss, "set_deserialization_vector_byte_limit", lambda size: None)(record["bytes"])
     try:
         inner = faiss.read_index_binary(str(path))
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         raise ArtifactError(f"{path} cannot be read by faiss {faiss.__version__}: build it again") from error
     found = type(inner).__name__, inner.d, inner.ntotal
     if found != (kind_of(record["kind"]).FAISS_CLASS, -(-packed_width(database.bits) // _WORD) * 8 * _WORD, database.n):

@@ -302,7 +302,7 @@ def load(path: Path, database: Database) -> Faiss:
         raise ArtifactError(f"{path} does not match {record_path(path).name}: it was damaged or replaced")
     faiss = _load_faiss()
     # No array of an index has more bytes than its file. Without the limit, faiss makes room for what the file claims.
-    getattr(faiss, "set_deserialization_vector_byte_limit", lambda size: None)(record["bytes"])
+    getattr(faiss, "set_deserialization_vector_byte_limit", lambda _: None)(record["bytes"])
     try:
         inner = faiss.read_index_binary(str(path))
     except (RuntimeError, MemoryError) as error:

@@ -18,7 +18,7 @@ from jaxtyping import Int64, UInt8
 
 from deephash_cli import __version__
 from deephash_cli.choices import modules
-from deephash_cli.errors import ArtifactError, ConfigError, command, hint
+from deephash_cli.errors import ArtifactError, ConfigError, command, hint, short
 from deephash_cli.files import atomic_write, read_json, sha256_file, write_json
 from deephash_cli.retrieval import ranking
 from deephash_cli.retrieval.codes import packed_width
@@ -290,8 +290,8 @@ def load(path: Path, database: Database) -> Faiss:
     record = _read_record(path)
     if record["codes_sha256"] != _digest_of(database):
         raise ArtifactError(
-            f"{path} is an index of other codes ({record['count']} codes of {record['bits']} bits), not of those given "
-            f"({database.n} codes of {database.bits} bits): build it again with "
+            f"{path} is an index of other codes ({short(str(record['count']))} codes of {short(str(record['bits']))} "
+            f"bits), not of those given ({database.n} codes of {database.bits} bits): build it again with "
             f"deephash index {command(f'output={path}')} and the same run= or codes="
         )
     try:
@@ -324,7 +324,7 @@ def _read_record(path: Path) -> dict[str, Any]:
         raise ArtifactError(f"{file} has no format number: it was damaged, or does not describe an index")
     if record["format"] != FORMAT:
         raise ArtifactError(
-            f"{file} has format {record['format']}, but this deephash reads {FORMAT}: build the index again"
+            f"{file} has format {short(str(record['format']))}, but this deephash reads {FORMAT}: build the index again"
         )
     wrong = [name for name, kind in _RECORD.items() if type(record.get(name)) is not kind]
     if not wrong and record["kind"] not in KINDS[1:]:

@@ -3,8 +3,10 @@
 import contextlib
 import io
 import json
+import resource
+import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ from deephash_cli.errors import DeephashError, one_line
 
 CHUNK = 50  # inputs in one test
 LONGEST_MESSAGE = 400  # characters
+SECONDS = 1  # of computing, for one input
+MEMORY = 256 * 2**20  # bytes, for one input
 EXIT_CODES = (0, 2, 3, 4, 5, 6, 130)  # those of deephash --help without 1, which is a bug
 
 # Pieces of text that parsers of commands, tables and lists treat differently from letters.
@@ -27,18 +31,19 @@ PIECES = (
 )  # fmt: skip
 
 
-def chunks(fast: int, everything: int) -> list[Any]:
+def chunks(fast: int, everything: int, size: int = CHUNK) -> list[Any]:
     """Return test parameters: ranges of the numbers of inputs.
 
     Args:
         fast: Number of inputs in the default suite.
         everything: Number of all inputs; those beyond the first are marked as slow.
+        size: Number of inputs in one slow test.
     """
-    slow = range(fast, everything, CHUNK)
+    slow = range(fast, everything, size)
     return [
         pytest.param(range(fast), id=f"0-{fast - 1}"),
         *(
-            pytest.param(range(start, min(start + CHUNK, everything)), id=f"{start}-", marks=pytest.mark.slow)
+            pytest.param(range(start, min(start + size, everything)), id=f"{start}-", marks=pytest.mark.slow)
             for start in slow
         ),
     ]
@@ -166,6 +171,26 @@ def refusal(work: Callable[[], Any]) -> tuple[Any, str | None]:
             where = traceback.extract_tb(error.__traceback__)[-1]
             message = " ".join(str(error)[:200].split())
             return None, f"{type(error).__name__}: {message} ({where.filename.rsplit('/', 1)[-1]}:{where.lineno})"
+
+
+@contextlib.contextmanager
+def little_memory(limit: int = MEMORY) -> Iterator[None]:
+    """Let this process take no more than some bytes in addition to what it has; more is a MemoryError."""
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + limit, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+def bounded(work: Callable[[], Any]) -> tuple[Any, str | None]:
+    """Do something that may be refused, as `refusal`; more than a second of computing is wrong, too."""
+    started = time.process_time()
+    result, wrong = refusal(work)
+    seconds = time.process_time() - started
+    return result, wrong or (f"{seconds:.1f} seconds" if seconds > SECONDS else None)
 
 
 def wrong_message(message: str) -> str | None:

@@ -1,6 +1,9 @@
-"""Files: sealed JSON notices any change, full disks are explained, and only leftovers of dead processes are removed."""
+"""Files: sealed JSON notices any change, full disks are explained, only leftovers of dead processes are removed, only plain files are read."""
 
+import csv
+import io
 import json
+import os
 import re
 from pathlib import Path
 
@@ -129,3 +132,30 @@ def test_a_folder_that_cannot_be_replaced_stays(tmp_path: Path, at: int):
 def test_a_lock_on_a_file_that_cannot_be_written_is_one_sentence(tmp_path: Path):
     with pytest.raises(ArtifactError, match=r"could not open .* for writing: Is a directory"), alone(tmp_path):
         pass
+
+
+@pytest.mark.parametrize("sign", ["=", "+", "-", "@", "\t", "\n", "＝", "＋", "－", "＠"])  # noqa: RUF001
+def test_a_cell_of_csv_is_no_formula(sign):
+    text = files.csv_text(["name"], [{"name": f"{sign}cmd()"}])
+    assert next(csv.DictReader(io.StringIO(text, newline="")))["name"] == f"'{sign}cmd()"
+
+
+def test_text_for_the_terminal_has_no_commands():
+    record = {"name": "a\x1b[31mb\x9bc", "more": "é"}
+    for text in (files.csv_text(["name", "more"], [record]), files.json_text(record)):
+        assert "é" in text
+        assert not {"\x1b", "\x9b"} & {*text}
+    assert json.loads(files.json_text(record)) == record
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "device", "nothing"])
+def test_only_plain_files_are_opened(tmp_path, kind):
+    path = tmp_path / "file"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    with pytest.raises(ArtifactError, match="does not exist" if kind == "nothing" else "is not a plain file"):
+        files.read_json(path)

@@ -171,8 +171,8 @@ def load_split(path: Path, dataset: RetrievalDataset) -> Split:
     _check_content(path, content)
     if content["dataset"] != dataset.name:
         raise DataError(
-            f"{path} divides the data set {short(content['dataset'])}, not {dataset.name}; choose the split file or the data "
-            "set that matches the other"
+            f"{path} divides the data set {short(content['dataset'])}, not {dataset.name}; choose the split file or "
+            "the data set that matches the other"
         )
     row_of = _row_finder(dataset.ids)
     found = {name: row_of(name) for role in _ROLES for name in content[role]}

@@ -309,7 +309,7 @@ class Work:
             DataError: If there are such images.
         """
         notes = [self._note(shard) for shard in shards]
-        bad = [(name, reason) for note in notes if note.exists() for name, reason in read_json(note)]
+        bad = [entry for note in notes if note.exists() for entry in _read_note(note)]
         if bad:
             count = sum(self.size(shard) for shard in shards)
             raise refusal(bad, count, self.folder / SKIPPED, self.dataset.left_out)
@@ -520,6 +520,16 @@ def _trainer(accelerator: str, devices: int, strategy: str) -> Trainer:
         )
     except (MisconfigurationException, ValueError, TypeError, RuntimeError, ImportError) as error:
         raise ConfigError(explain_trainer(error, accelerator, devices)) from error
+
+
+def _read_note(file: Path) -> list[tuple[str, str]]:
+    """Read the names and reasons of unreadable images."""
+    found = read_json(file)
+    if not isinstance(found, list) or not all(
+        isinstance(entry, list) and len(entry) == 2 and all(isinstance(text, str) for text in entry) for entry in found
+    ):
+        raise ArtifactError(f"{file} does not list unreadable images: it was damaged or edited by hand; remove it")
+    return [(name, reason) for name, reason in found]
 
 
 def _read_input(task: Task) -> RetrievalDataset:

@@ -212,5 +212,5 @@ def _describe(array: object) -> str:
 
 
 def is_count(value: object) -> bool:
-    """Return whether a value is a whole number of at least 0. Truth values do not count as numbers."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    """Return whether a value is a whole number from 0 that fits into 64 bits. Truth values do not count as numbers."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63

@@ -37,6 +37,7 @@ LAST = "last.ckpt"
 PREVIOUS = "previous.ckpt"
 BEST = "best.ckpt"
 _SAVE = 1  # request for a checkpoint; larger numbers are exit codes, and also ask the process to end
+_SIDECAR_LIMIT = 2**20  # bytes
 FORMAT = 2  # of the sidecar; format 1 does not say whose the checkpoint is
 
 
@@ -221,7 +222,7 @@ def _read_sidecar(path: Path) -> dict[str, Any]:
             f"{file} does not exist, so {path.name} cannot be verified: put it back; encode and search use a "
             "checkpoint without it if allow_unverified=true is added"
         )
-    sidecar = read_json(file)
+    sidecar = read_json(file, _SIDECAR_LIMIT)
     version = sidecar.get("format") if isinstance(sidecar, dict) else None
     if type(version) is not int or not isinstance(sidecar.get("sha256"), str):
         raise ArtifactError(f"{file} does not describe a checkpoint")
@@ -230,9 +231,9 @@ def _read_sidecar(path: Path) -> dict[str, Any]:
             f"{path} was written by a newer deephash ({short(str(sidecar.get('deephash')))}); this is {__version__}: "
             "update deephash, or move this checkpoint away"
         )
-    if version >= 2 and not is_sealed(file):
+    if version >= 2 and not is_sealed(file, _SIDECAR_LIMIT):
         raise ArtifactError(f"{file} has no digest of its own: it was damaged or edited by hand")
-    return read_sealed(file)
+    return read_sealed(file, _SIDECAR_LIMIT)
 
 
 def require_fitting(

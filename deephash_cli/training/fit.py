@@ -38,14 +38,14 @@ from deephash_cli.errors import (
     print_error,
 )
 from deephash_cli.failures import explain, explained
-from deephash_cli.files import read_json, sha256_file, write_json, write_text
+from deephash_cli.files import sha256_file, write_json, write_text
 from deephash_cli.hiding import hide
 from deephash_cli.models import HashingNetwork
 from deephash_cli.retrieval import scoring
 from deephash_cli.retrieval.caveats import caveats
 from deephash_cli.retrieval.codes_folder import save_codes
 from deephash_cli.retrieval.scoring import CLASSES
-from deephash_cli.runs import outputs
+from deephash_cli.runs import outputs, records
 from deephash_cli.training import checkpoints, gallery, loggers, resuming
 from deephash_cli.training.datasets import prepare_data
 from deephash_cli.training.inputs import Loading, Source
@@ -147,7 +147,7 @@ def train(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
 def _already_done(folder: Path) -> dict[str, Any]:
     """Return the metrics of a finished run, which is not done again."""
     say(f"already done: {folder}")
-    return {**read_json(folder / runs.METRICS), "run_dir": str(folder)}
+    return {**records.metrics(folder), "run_dir": str(folder)}
 
 
 def prepare(

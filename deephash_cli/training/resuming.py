@@ -10,7 +10,8 @@ from deephash_cli.console import warn
 from deephash_cli.data.dataset import RetrievalDataset
 from deephash_cli.data.protocol import Split, load_split, save_split
 from deephash_cli.errors import ArtifactError, ConfigError
-from deephash_cli.files import read_json
+from deephash_cli.retrieval.codes import is_count
+from deephash_cli.runs import records
 from deephash_cli.runs.sealing import digests
 from deephash_cli.runs.verifying import damaged_results
 
@@ -90,7 +91,10 @@ def is_done(folder: Path, epochs: int) -> bool:
         for problem in problems:
             warn(f"{problem.what}; it is made again")
         return False
-    return read_json(folder / runs.METRICS)["epochs"] >= epochs
+    done = records.metrics(folder).get("epochs")
+    if not isinstance(done, int) or not is_count(done):
+        raise ArtifactError(f"{folder / runs.METRICS} has no number of epochs: it was damaged or edited by hand")
+    return done >= epochs
 
 
 def keep_split(folder: Path, split: Split, dataset: RetrievalDataset) -> None:

@@ -19,7 +19,7 @@ from jaxtyping import Int64, UInt8
 
 from deephash_cli import __version__
 from deephash_cli.choices import modules
-from deephash_cli.errors import ArtifactError, ConfigError, command, first_line, hint
+from deephash_cli.errors import ArtifactError, ConfigError, command, first_line, hint, short
 from deephash_cli.files import atomic_write, read_sealed, sha256_file, write_bytes, write_sealed
 from deephash_cli.retrieval import ranking
 from deephash_cli.retrieval.codes import packed_width
@@ -322,15 +322,17 @@ def load(path: Path, database: Database) -> Faiss:
     record = _read_record(path)
     if record["codes_sha256"] != _digest_of(database):
         raise ArtifactError(
-            f"{path} is an index of other codes ({record['count']} codes of {record['bits']} bits), not of those given "
-            f"({database.n} codes of {database.bits} bits): build it again with "
+            f"{path} is an index of other codes ({short(str(record['count']))} codes of {short(str(record['bits']))} "
+            f"bits), not of those given ({database.n} codes of {database.bits} bits): build it again with "
             f"deephash index {command(f'output={path}')} and the same run= or codes="
         )
     _require_intact(path, record)
     faiss = _load_faiss()
+    # No array of an index has more bytes than its file. Without the limit, faiss makes room for what the file claims.
+    getattr(faiss, "set_deserialization_vector_byte_limit", lambda _: None)(record["bytes"])
     try:
         inner = faiss.read_index_binary(str(path))
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         raise ArtifactError(f"{path} cannot be read by faiss {faiss.__version__}: build it again") from error
     found = type(inner).__name__, inner.d, inner.ntotal
     if found != (kind_of(record["kind"]).FAISS_CLASS, -(-packed_width(database.bits) // _WORD) * 8 * _WORD, database.n):
@@ -369,7 +371,7 @@ def _read_record(path: Path) -> dict[str, Any]:
         raise ArtifactError(f"{file} has no format number: it was damaged, or does not describe an index")
     if record["format"] != FORMAT:
         raise ArtifactError(
-            f"{file} has format {record['format']}, but this deephash reads {FORMAT}: build the index again"
+            f"{file} has format {short(str(record['format']))}, but this deephash reads {FORMAT}: build the index again"
         )
     wrong = [name for name, kind in _RECORD.items() if type(record.get(name)) is not kind]
     if not wrong and record["kind"] not in KINDS[1:]:

@@ -1,4 +1,4 @@
-"""Files: sealed JSON notices any change, full disks are explained, only leftovers of dead processes are removed, only plain files are read."""
+"""Files are whole or absent and only plain ones are read; sealed JSON notices any change; full disks are explained."""
 
 import csv
 import io

@@ -98,7 +98,8 @@ def train(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
         Stopped: If the user or the system interrupts the run.
     """
     settings = _settings(config)
-    earlier = resuming.earlier_run(settings)
+    places = {name: config[name] for name in ("resume", "run_dir", "runs")}  # as they are, even if they are hidden
+    earlier = resuming.earlier_run({**settings, **places})
     if earlier and resuming.is_done(earlier, config.trainer.max_epochs):
         say(f"already done: {earlier}")
         return {**read_json(earlier / runs.METRICS), "run_dir": str(earlier)}

@@ -61,7 +61,7 @@ def explain(error: BaseException, lower: str = "") -> DeephashError | None:
     if isinstance(error, RuntimeError) and _NO_DEVICE.search(message):
         return ConfigError(f"the GPU cannot be used ({first_line(error)}): free it, or use the CPU")
     if "MisconfigurationException" in types:
-        return ConfigError(f"Lightning refuses these settings: {first_line(error)}")
+        return ConfigError(f"trainer: {first_line(error)}")
     if isinstance(error, OSError):
         return _of_files(error, lower)
     return None

@@ -13,7 +13,20 @@ from deephash_cli.choices import CONF_DIR, PACKAGE
 
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 ROOMS = {"cli", "commands", "inference", "training", "methods", "models", "runs", "data", "retrieval"}
-LOOSE = {"files", "npy", "processes", "stopping", "schedules", "errors", "console", "cache", "choices", "__init__"}
+LOOSE = {
+    "files",
+    "hiding",
+    "npy",
+    "processes",
+    "stopping",
+    "schedules",
+    "errors",
+    "failures",
+    "console",
+    "cache",
+    "choices",
+    "__init__",
+}
 # Sentences that only their author could expand: None called nothing, and descriptions that continue the name above.
 CRYPTIC = re.compile(r"nothing (if|where)|^\s+\w+: (Of|That of|As of|Those of|Whose) ", re.IGNORECASE | re.MULTILINE)
 

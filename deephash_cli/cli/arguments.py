@@ -12,6 +12,7 @@ from deephash_cli.choices import group_names
 from deephash_cli.cli import verbs
 from deephash_cli.cli.limits import PATHS, TEXTS
 from deephash_cli.errors import ConfigError
+from deephash_cli.hiding import hide
 from deephash_cli.runs.settings import escape, unescape
 
 _PLAIN = re.compile(r"\.{1,2}|(\.{0,2}/|[A-Za-z_])[A-Za-z0-9_./-]*")  # text that Hydra reads as it is ...
@@ -26,7 +27,7 @@ def parse(verb: str, typed: Sequence[str]) -> argparse.Namespace:
         typed: The words after the verb.
 
     Returns:
-        The arguments, and the whole command line as ``command``.
+        The arguments, and the whole command line as ``command``, without secrets.
 
     Raises:
         ConfigError: If the arguments do not fit the verb.
@@ -35,7 +36,7 @@ def parse(verb: str, typed: Sequence[str]) -> argparse.Namespace:
     parser.error = refuser(verb)  # type: ignore[method-assign]
     verbs.load(verb).add_arguments(parser)
     parsed = parser.parse_intermixed_args(list(typed))
-    parsed.command = shlex.join(["deephash", verb, *typed])
+    parsed.command = hide(shlex.join(["deephash", verb, *typed]))
     return parsed
 
 

@@ -55,11 +55,10 @@ def check(verb: str, overrides: Sequence[str], config_dir: str | None, multirun:
     Raises:
         ConfigError: If the command cannot work. The message names the nearest match and the existing choices or keys.
     """
-    from hydra import compose, initialize_config_dir
+    from hydra import initialize_config_dir
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.core.override_parser.types import IntervalSweep, Override
     from hydra.errors import HydraException, OverrideParseException
-    from omegaconf import OmegaConf, open_dict
 
     from deephash_cli.cli import lengths, own_files
     from deephash_cli.training.variables import watch_variables
@@ -111,18 +110,7 @@ def check(verb: str, overrides: Sequence[str], config_dir: str | None, multirun:
         for variant in variants:
             chosen = [*fixed, *(text for text, original in zip(variant, overrides, strict=True) if original in groups)]
             try:
-                defaults = compose(verb, overrides=chosen)
-                if verb == "train":
-                    refuse_unused(defaults, variant, _own_choices(defaults, fixed, variant))
-                composed = compose(verb, overrides=[*fixed, *variant], return_hydra_config=True)
-                refuse_decided(verb, composed.hydra)
-                if verb == "train":
-                    refuse_searched(defaults, composed.hydra.sweeper)
-                with open_dict(composed):
-                    del composed["hydra"]
-                configs.append(composed)
-                OmegaConf.to_container(configs[-1], resolve=True, throw_on_missing=True)
-                _check_values(configs[-1], defaults, variant)
+                configs.append(_composed(verb, variant, chosen, fixed))
             except (HydraException, OmegaConfBaseException, YAMLError) as error:
                 raise ConfigError(_explain(verb, str(error), config_dir, chosen)) from error
             except RecursionError as error:
@@ -130,6 +118,32 @@ def check(verb: str, overrides: Sequence[str], config_dir: str | None, multirun:
             except (OSError, ValueError) as error:  # names that no file can have, files that are not text
                 raise ConfigError(f"the configuration cannot be read: {first_line(error)}") from error
     return configs[0]
+
+
+def _composed(verb: str, variant: Sequence[str], chosen: Sequence[str], fixed: Sequence[str]) -> Any:
+    """Compose the configuration of one job, and check its values.
+
+    Args:
+        verb: The verb whose configuration is composed.
+        variant: Overrides of the job.
+        chosen: The fixed overrides, and the overrides of the job that choose groups.
+        fixed: Overrides that add the user's own configuration folder.
+    """
+    from hydra import compose
+    from omegaconf import OmegaConf, open_dict
+
+    defaults = compose(verb, overrides=list(chosen))
+    if verb == "train":
+        refuse_unused(defaults, variant, _own_choices(defaults, fixed, variant))
+    composed = compose(verb, overrides=[*fixed, *variant], return_hydra_config=True)
+    refuse_decided(verb, composed.hydra)
+    if verb == "train":
+        refuse_searched(defaults, composed.hydra.sweeper)
+    with open_dict(composed):
+        del composed["hydra"]
+    OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+    _check_values(composed, defaults, variant)
+    return composed
 
 
 def _own_choices(chosen: Any, fixed: Sequence[str], overrides: Sequence[str]) -> Any:

@@ -17,6 +17,7 @@ from deephash_cli.cli.checking import check, first_job
 from deephash_cli.cli.hydra_keys import refuse_without_sweep
 from deephash_cli.errors import ArtifactError, ConfigError, DeephashError, Stopped, SweepError, print_error
 from deephash_cli.failures import explained
+from deephash_cli.hiding import HIDDEN
 from deephash_cli.stopping import stopping
 
 
@@ -159,13 +160,15 @@ def _settings_of(folder: Path, overrides: Sequence[str]) -> list[str]:
     """Return the settings that a run was started with, without those that a run folder must not decide.
 
     The folder may come from somebody else. It must not configure Hydra, whose callbacks and launchers are code, say
-    which packages are trusted, or have anything downloaded.
+    which packages are trusted, or have anything downloaded. Hidden settings are left out; if they decide the result,
+    they are missed later.
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
+    overrides = [text for text in overrides if not text.endswith(f"={HIDDEN}")]
     try:
-        parsed = OverridesParser.create().parse_overrides(list(overrides))
+        parsed = OverridesParser.create().parse_overrides(overrides)
     except HydraException as error:
         raise ArtifactError(f"the settings in {folder} cannot be read: its record was edited by hand") from error
     kept = []

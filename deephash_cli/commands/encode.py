@@ -50,9 +50,8 @@ def run(config: DictConfig, source: DictConfig | None = None) -> dict[str, Any]:
     output = settle_folder("encode", config.output, read)
     run_folder = runs.given_or_latest(config.run)
     # Imported here because torch takes seconds; an output that cannot be used is refused before that.
-    from deephash_cli import processes
     from deephash_cli.inference.ray_workers import encode_with_ray
-    from deephash_cli.inference.shards import Task, Work, require_devices
+    from deephash_cli.inference.shards import Task, Work
 
     task = Task(
         run=str(run_folder.absolute()),
@@ -67,9 +66,7 @@ def run(config: DictConfig, source: DictConfig | None = None) -> dict[str, Any]:
         allowed_targets=list(config.allowed_targets),
         allow_unverified=config.allow_unverified,
     )
-    processes.require_alone("encode")
-    if config.launcher == "local":
-        require_devices(config.accelerator, config.devices)
+    _check_machine(config)
     work = Work(task)
     work.begin()
     if work.dataset.left_out:
@@ -102,6 +99,20 @@ def run(config: DictConfig, source: DictConfig | None = None) -> dict[str, Any]:
         warn(f"{unreadable_count(skipped)} left out: {listed} says why")
     say(f"search them: {command('deephash', 'search', f'run={run_folder}', f'codes={config.output}')} query=<image>")
     return {"images": count, "skipped": skipped, "missing_shards": 0}
+
+
+def _check_machine(config: DictConfig) -> None:
+    """Check that this process may start others, and that the machine has the devices, before anything is read.
+
+    Raises:
+        ConfigError: If one of these is not so.
+    """
+    from deephash_cli import processes
+    from deephash_cli.inference.shards import require_devices
+
+    processes.require_alone("encode")
+    if config.launcher == "local":
+        require_devices(config.accelerator, config.devices)
 
 
 def _absolute(path: str | None) -> str | None:

@@ -98,7 +98,8 @@ def train(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
         Stopped: If the user or the system interrupts the run.
     """
     settings = _settings(config)
-    earlier = resuming.earlier_run(settings)
+    places = {name: config[name] for name in ("resume", "run_dir", "runs")}  # as they are, even if they are hidden
+    earlier = resuming.earlier_run({**settings, **places})
     if earlier and resuming.is_done(earlier, config.trainer.max_epochs):
         return _already_done(earlier)
     if earlier:
@@ -227,21 +228,17 @@ def fit(folder: Path, job: Job, dashboard: Logger | None) -> None:
         fit_rows = train_rows if is_learned(config) else _fitting_rows(job, train_rows)
         # Built before the source computes features, because a method may refuse its settings
         module = build_module(config, job.network, torch.from_numpy(job.dataset.labels[fit_rows]).float())
-        encoding = f"loader.eval_batch_size={config.loader.eval_batch_size}"  # what to lower if memory runs out
-        with explained(encoding):
-            source = Source(job.dataset, job.network, trainer.strategy.root_device, Loading(**config.loader))
+        source = Source(job.dataset, job.network, trainer.strategy.root_device, Loading(**config.loader))
         if config.head.epochs and not job.network.frozen and not start.checkpoint:
-            with explained(f"{encoding} or head.batch_size={config.head.batch_size}"):
-                module.load_state_dict(_learn_head(folder, job, source, train_rows))
+            module.load_state_dict(_learn_head(folder, job, source, train_rows))
         training = (
             source.shuffled(train_rows, config.seed, start.done) if is_learned(config) else source.at_once(fit_rows)
         )
         validation = None
         if len(validation_rows):
             validation = [source.in_order(processes.own_share(rows)) for rows in (validation_rows, train_rows)]
-        fitting = f"loader.batch_size={config.loader.batch_size}" if is_learned(config) else f"fit_rows={len(fit_rows)}"
-        with explained(fitting):
-            run_trainer(trainer, module, training, validation, start.checkpoint)
+        lower = f"loader.batch_size={config.loader.batch_size}" if is_learned(config) else f"fit_rows={len(fit_rows)}"
+        run_trainer(trainer, module, training, validation, start.checkpoint, lower)
 
         chosen, best = (folder / runs.CHECKPOINTS / name for name in (checkpoints.LAST, checkpoints.BEST))
         if best.exists():
@@ -252,8 +249,7 @@ def fit(folder: Path, job: Job, dashboard: Logger | None) -> None:
             console.warn("training ended before the first validation: the codes are those of the last epoch")
         checkpoints.load_into(module, chosen, owner)
         precision = trainer.precision_plugin.forward_context
-        with explained(encoding):
-            query, database = (source.codes(rows, precision) for rows in (split.query, split.database))
+        query, database = (source.codes(rows, precision) for rows in (split.query, split.database))
         if trainer.is_global_zero:
             save_codes(
                 folder / runs.CODES, query, database, _provenance(job, trainer.current_epoch, chosen, keeping.best)
@@ -489,7 +485,8 @@ def _learn_head(folder: Path, job: Job, source: Source, rows: Int[np.ndarray, "n
         **changes,
     )
     module = build_module(config, job.network, source.labels[rows])
-    run_trainer(trainer, module, source.shuffled_features(rows, head.batch_size, config.seed))
+    batches = source.shuffled_features(rows, head.batch_size, config.seed)
+    run_trainer(trainer, module, batches, lower=f"head.batch_size={head.batch_size}")
     return module.state_dict()
 
 

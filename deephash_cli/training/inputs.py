@@ -17,6 +17,7 @@ from deephash_cli.console import progress
 from deephash_cli.data.dataset import ImageFiles, RetrievalDataset, Vectors
 from deephash_cli.data.features import cached_features, feature_key
 from deephash_cli.data.loaders import EpochSampler, Inputs, Loader, Rows, encode_loader, train_loader
+from deephash_cli.failures import explained
 from deephash_cli.models import Backbone, HashingNetwork, packed_codes
 from deephash_cli.npy import ids_at
 from deephash_cli.retrieval.codes import CodeSet, pack
@@ -139,10 +140,11 @@ class Source:
     ) -> Iterator[Float[Tensor, "m d"]]:
         """Yield the outputs for some rows in batches, in the given order."""
         done = 0
-        for inputs in self._inputs(rows):
-            yield forward(inputs.to(self.device, non_blocking=True)).float().cpu()
-            done += processes.count() * len(inputs)  # the other processes have done about as many
-            show(done)
+        with explained(f"loader.eval_batch_size={self.loading.eval_batch_size}"):
+            for inputs in self._inputs(rows):
+                yield forward(inputs.to(self.device, non_blocking=True)).float().cpu()
+                done += processes.count() * len(inputs)  # the other processes have done about as many
+                show(done)
 
     def _inputs(self, rows: Int[np.ndarray, "n"]) -> Iterator[Tensor]:
         """Yield the inputs of some rows in batches, in the given order.

@@ -18,6 +18,7 @@ from pytorch_lightning.loggers import Logger
 
 from deephash_cli import console, processes
 from deephash_cli.errors import ConfigError, first_line, hint
+from deephash_cli.failures import explained
 from deephash_cli.methods.base import Hasher
 from deephash_cli.training import checkpoints
 from deephash_cli.training.targets import build, target_of
@@ -91,7 +92,7 @@ def check_trainer(config: DictConfig) -> None:
 
 
 def run_trainer(
-    trainer: Trainer, module: Hasher, training: Any, validation: Any = None, checkpoint: Any = None
+    trainer: Trainer, module: Hasher, training: Any, validation: Any = None, checkpoint: Any = None, lower: str = ""
 ) -> None:
     """Let Lightning train a method.
 
@@ -101,17 +102,17 @@ def run_trainer(
         training: Loader of the training batches.
         validation: Loaders of the validation batches; None for no validation.
         checkpoint: File of the checkpoint to continue from; None to start from the beginning.
+        lower: Setting to lower if memory runs out, with its value; "" if there is none.
 
     Raises:
-        ConfigError: If Lightning refuses a setting, such as a share of the batches that is less than one batch.
+        ConfigError: If Lightning refuses a setting, such as a share of the batches that is less than one batch, or if
+            memory runs out.
         ArtifactError: If the tensors of the checkpoint do not fit the method.
     """
     if checkpoint:
         checkpoints.require_fitting(checkpoint, checkpoints.read_checkpoint(checkpoint)["state_dict"], module)
-    try:
+    with explained(lower):
         trainer.fit(module, training, validation, ckpt_path=checkpoint)
-    except MisconfigurationException as error:
-        raise ConfigError(f"trainer: {first_line(error)}") from error
 
 
 class _OwnSignals(Callback):

@@ -388,7 +388,7 @@ def _learn_head(folder: Path, job: Job, source: Source, rows: Int[np.ndarray, "n
         max_time=None,
         **changes,
     )
-    module = build_module(config, job.network, source.labels[rows])
+    module = build_module(config, job.network, source.labels[rows].float())
     run_trainer(trainer, module, source.shuffled_features(rows, head.batch_size, config.seed))
     return module.state_dict()
 

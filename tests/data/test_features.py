@@ -235,5 +235,5 @@ def test_a_disk_without_room_is_said_before_the_first_feature(tmp_path):
     def compute(*_):
         raise AssertionError("nothing is computed")
 
-    with pytest.raises(ArtifactError, match="the features of 1000000000000 images take 8000.0 GB, but the disk with"):
+    with pytest.raises(ArtifactError, match=r"the features of 1000000000000 images take 8000\.0 GB, but the disk with"):
         cached_features(tmp_path / "key", 10**12, 4, compute, lambda _: None)

@@ -113,7 +113,7 @@ def test_missing_files_are_skipped_before_the_split(deephash, large, kind):
     assert deephash("train", *data(names), "run_dir=whole").code == 0
     splits = [read_json(Path(run, "codes/manifest.json"))["provenance"]["split"] for run in ("run", "whole")]
     assert splits[0] == splits[1]
-    none = deephash("train", *data(["a/gone.jpg", "b/1.jpeg", "b/gone.jpg"]), "bad_images=skip", "run_dir=none")
+    none = deephash("train", *data(["a/gone.jpg", "c/1.jpg", "b/gone.jpg"]), "bad_images=skip", "run_dir=none")
     assert none.code == 3
     assert "3 of the images named do not exist" in none.err
 

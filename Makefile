@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow gpu check format docs bench clean
+.PHONY: help demo test slow gpu check format docs bench lock audit clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
@@ -39,6 +39,13 @@ bench: .venv/developing ## evaluation, search, training and encoding side by sid
 	$(BIN)/python benchmarks/search.py
 	$(BIN)/python benchmarks/training.py
 
+lock: .venv/tools ## write requirements.lock again, with the newest versions that pyproject.toml allows
+	.venv/tools/bin/uv pip compile --quiet --universal --generate-hashes --upgrade --python-version 3.11 --extra dev \
+		--custom-compile-command 'make lock' --output-file requirements.lock pyproject.toml
+
+audit: .venv/tools ## look up known security holes of what requirements.lock names; needs the network
+	.venv/tools/bin/pip-audit --disable-pip --strict --require-hashes --requirement requirements.lock
+
 clean: ## remove what was built; runs/ and .venv stay
 	rm -rf build dist .pytest_cache .ruff_cache .import_linter_cache
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
@@ -50,6 +57,13 @@ clean: ## remove what was built; runs/ and .venv stay
 	$(BIN)/python -m pip install --quiet --editable .
 	@touch $@
 
-.venv/developing: .venv/bin/python pyproject.toml
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+# The versions that were tested, each file checked against its SHA-256. Only then the project itself.
+.venv/developing: .venv/bin/python pyproject.toml requirements.lock
+	$(BIN)/python -m pip install --quiet --require-hashes --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@ .venv/installed
+
+.venv/tools: .venv/bin/python
+	$(PYTHON) -m venv .venv/tools
+	.venv/tools/bin/python -m pip install --quiet uv pip-audit
+	@touch $@

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import math
+import mmap
 import operator
 import stat
 import warnings
@@ -16,6 +17,8 @@ from jaxtyping import Int
 from deephash_cli.errors import ArtifactError, short
 
 _BLOCK = 2**22  # elements that are read at a time
+_HELD = 2**28  # bytes of a mapped file that are brought into memory before its pages are released
+_AROUND = 2**16  # bytes that the system brings into memory around one that is read
 _NAMES = 2**16  # row numbers that are text at the same time
 _HEADER_LIMIT = 10_000  # bytes; NumPy refuses longer headers, but only after it has read them
 
@@ -231,6 +234,37 @@ def blocks(array: np.ndarray) -> Iterator[slice]:
     rows = max(1, _BLOCK * len(array) // array.size)
     for start in range(0, len(array), rows):
         yield slice(start, min(start + rows, len(array)))
+
+
+class Pages:
+    """The pages of a mapped array that were read, which count as memory of this process until they are released.
+
+    After that they stay in the system's cache of files as long as there is room.
+
+    Args:
+        array: The array. Nothing is done for one that is not mapped.
+    """
+
+    def __init__(self, array: np.ndarray) -> None:
+        base: object = array
+        while isinstance(base, np.ndarray):
+            base = base.base
+        self._mapped = base if isinstance(base, mmap.mmap) and hasattr(base, "madvise") else None
+        self._row_bytes = array.nbytes // max(1, len(array))
+        self._brought = 0
+
+    def count(self, rows: Int[np.ndarray, " n"] | slice) -> None:
+        """Count the pages of rows that were read, and release all pages from time to time."""
+        if self._mapped is None:
+            return
+        if isinstance(rows, slice):
+            self._brought += self._row_bytes * (rows.stop - rows.start)
+        elif len(rows):
+            span = self._row_bytes * (int(rows.max()) - int(rows.min()) + 1)
+            self._brought += min(span, len(rows) * (self._row_bytes + _AROUND))
+        if self._brought > _HELD:
+            self._brought = 0
+            self._mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def without_truth_values(array: np.ndarray) -> np.ndarray:

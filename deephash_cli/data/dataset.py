@@ -14,7 +14,7 @@ from jaxtyping import Float, Float32, Float64, Int64, Integer, UInt8
 from deephash_cli.data.decoding import decode, square, unreadable, why
 from deephash_cli.data.identity import alike, composed
 from deephash_cli.errors import DataError
-from deephash_cli.npy import RowNumbers, blocks, ids_at
+from deephash_cli.npy import Pages, RowNumbers, blocks, ids_at
 
 _ROLES = ("train", "query", "database")
 
@@ -161,13 +161,16 @@ class Vectors:
 
     def __init__(self, array: Float[np.ndarray, "n d"]) -> None:
         self.array = array
+        self._pages = Pages(array)
 
     def __len__(self) -> int:
         return len(self.array)
 
     def batch(self, rows: Rows) -> Float32[np.ndarray, "b d"]:
         """Return the vectors at ``rows``, in that order, as float32."""
-        return np.ascontiguousarray(self.array[rows], dtype=np.float32)
+        found = np.ascontiguousarray(self.array[rows], dtype=np.float32)
+        self._pages.count(rows)
+        return found
 
     def subset(self, rows: Rows) -> "Vectors":
         """Return the vectors at ``rows``, in that order."""
@@ -176,20 +179,26 @@ class Vectors:
     @functools.cached_property
     def spread(self) -> Spread:
         """Mean and standard deviation of each column, computed in float64 from the float32 values, block by block."""
-        first = self.array[0].astype(np.float32).astype(np.float64)  # subtracted first, or a large mean costs digits
-        sums, squares = np.zeros((2, self.array.shape[1]))
-        for rows in blocks(self.array):
-            block = self.array[rows].astype(np.float32) - first
-            sums += block.sum(axis=0)
-            squares += np.einsum("nd,nd->d", block, block)
-        mean = sums / len(self)
-        return Spread(first + mean, np.sqrt(np.maximum(squares / len(self) - mean**2, 0)))
+        with np.errstate(over="ignore", invalid="ignore"):  # a value that is not finite makes its column NaN
+            first = (
+                self.array[0].astype(np.float32).astype(np.float64)
+            )  # subtracted first, or a large mean costs digits
+            sums, squares = np.zeros((2, self.array.shape[1]))
+            for rows in blocks(self.array):
+                block = self.array[rows].astype(np.float32) - first
+                sums += block.sum(axis=0)
+                squares += np.einsum("nd,nd->d", block, block)
+                self._pages.count(rows)
+            mean = sums / len(self)
+            return Spread(first + mean, np.sqrt(np.maximum(squares / len(self) - mean**2, 0)))
 
     def digest(self) -> str:
         """Return the SHA-256 of shape and float32 values: equal vectors have equal digests, wherever they come from."""
         digest = hashlib.sha256(f"float32 {self.array.shape}\n".encode())
         for rows in blocks(self.array):
-            digest.update(np.ascontiguousarray(self.array[rows], dtype="<f4").data)
+            block = np.ascontiguousarray(self.array[rows], dtype="<f4")
+            digest.update(block.data)
+            self._pages.count(rows)
         return digest.hexdigest()
 
 

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -24,13 +25,16 @@ class Features:
 
     def __init__(self, array: Float[np.ndarray, "n features"]):
         self.array = array
+        self._pages = npy.Pages(array)
 
     def __len__(self) -> int:
         return len(self.array)
 
     def batch(self, rows: Int[np.ndarray, "n"]) -> Float[np.ndarray, "n features"]:
         """Return the features at ``rows`` as float32."""
-        return torch.from_numpy(self.array[rows]).float().numpy()  # faster than astype
+        found = self.array[rows]
+        self._pages.count(rows)
+        return torch.from_numpy(found).float().numpy()  # faster than astype
 
 
 def feature_key(network_digest: str, data_digest: str) -> str:
@@ -70,6 +74,8 @@ def cached_features(
     with _locked(folder):
         if not _complete(file, manifest, n, width):
             start, digest = _rows_done(partial, done_file, n, width)
+            if not start:
+                _require_room(folder, n, width)
             try:
                 mode = "r+" if start else "w+"
                 array = np.lib.format.open_memmap(partial, mode=mode, dtype=np.float16, shape=(n, width))
@@ -116,6 +122,20 @@ def _reserve(file: Path) -> None:
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 file.unlink()
                 raise
+
+
+def _require_room(folder: Path, n: int, width: int) -> None:
+    """Check that the disk has room for all features, before the first is computed.
+
+    Raises:
+        ArtifactError: If it has not.
+    """
+    needed, free = 2 * n * width, shutil.disk_usage(folder).free
+    if needed > free:
+        raise ArtifactError(
+            f"the features of {n} images take {needed / 1e9:.1f} GB, but the disk with {folder} has only "
+            f"{free / 1e9:.1f} GB left: make room there, or set DEEPHASH_CACHE_DIR to a folder on another disk"
+        )
 
 
 def _complete(file: Path, manifest: Path, n: int, width: int) -> bool:

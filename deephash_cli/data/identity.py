@@ -1,9 +1,11 @@
 """Tell what is the same: one image under several paths, one name in several spellings."""
 
+import contextlib
 import os
 import stat
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 
 from deephash_cli.data.text import lines
@@ -62,6 +64,19 @@ def is_same_file(one: Path, other: Path, status: os.stat_result) -> bool:
         status: Status of the file at one of the paths.
     """
     return status.st_nlink > 1 or os.path.realpath(one) == os.path.realpath(other)
+
+
+_KEPT: ContextVar[bool] = ContextVar("missing_images_kept", default=False)
+
+
+@contextlib.contextmanager
+def missing_images_kept() -> Iterator[None]:
+    """Let tables and lists name files that do not exist; they are images that cannot be read."""
+    token = _KEPT.set(True)
+    try:
+        yield
+    finally:
+        _KEPT.reset(token)
 
 
 class ImageNames:
@@ -140,16 +155,16 @@ class ImageNames:
         return row
 
     def require_all(self, source: str, hint: str = "") -> None:
-        """Check that all files exist.
+        """Check that all files exist, or that some do where those that do not are left out later.
 
         Args:
             source: The table or lists that name them, for messages.
             hint: What else may be wrong, to be added to the message.
 
         Raises:
-            DataError: If some do not exist.
+            DataError: If some do not exist; within ``missing_images_kept`` if none exists.
         """
-        if not self.missing:
+        if not self.missing or (_KEPT.get() and len(self.missing) < len(self.ids)):
             return
         some = ", ".join(short(path) for path in self.missing[:5]) + (", ..." if len(self.missing) > 5 else "")
         hint = f" (the first is in {self._first_missing}){hint}"
@@ -159,7 +174,8 @@ class ImageNames:
         if not self.root.is_dir():
             raise DataError(f"dataset.root={self.root} is not a folder; set it to the folder that the paths start from")
         raise DataError(
-            f"{count} under {self.root}: {some}; set dataset.root to the folder that the paths start from{hint}"
+            f"{count} under {self.root}: {some}; set dataset.root to the folder that the paths start from, or "
+            f"bad_images=skip to leave them out{hint}"
         )
 
     def _find(self, path: str, place: str) -> tuple[str, os.stat_result | None]:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
@@ -21,6 +21,7 @@ from deephash_cli.errors import ConfigError, DataError, DeephashError
 PATIENCE = 600  # seconds; how long to wait for a batch, so that no wait is without an end
 _SHARED = "/dev/shm"  # where Linux keeps the memory that processes share
 _END = object()
+_FLOAT = 4  # bytes
 _PREFETCHED = 2  # batches that each worker prepares in advance
 
 
@@ -44,7 +45,7 @@ class Inputs(Protocol):
 class Rows(Dataset[Batch]):
     """Selected rows of a data set, read in batches: ``rows[positions]`` is a ``Batch``."""
 
-    def __init__(self, inputs: Inputs, labels: Float[Tensor, "m classes"], rows: Int[np.ndarray, "n"]):
+    def __init__(self, inputs: Inputs, labels: Shaped[Tensor, "m classes"], rows: Int[np.ndarray, "n"]):
         self.inputs = inputs
         self.labels = labels
         self.rows = rows
@@ -56,13 +57,13 @@ class Rows(Dataset[Batch]):
         """Return the size in bytes of a batch of ``n`` decoded image files; 0 if nothing is decoded."""
         if not isinstance(self.inputs, ImageFiles) or self.inputs.size is None:
             return 0
-        return n * (3 * self.inputs.size**2 + self.labels.shape[1] * self.labels.element_size())
+        return n * (3 * self.inputs.size**2 + self.labels.shape[1] * _FLOAT)
 
     def __getitem__(self, positions: Sequence[int]) -> Batch:
         indices = np.asarray(positions)
         rows = self.rows[indices]
         inputs = torch.from_numpy(self.inputs.batch(rows))
-        return Batch(inputs, self.labels[torch.from_numpy(rows)], torch.from_numpy(indices))
+        return Batch(inputs, self.labels[torch.from_numpy(rows)].float(), torch.from_numpy(indices))
 
 
 class EpochSampler(Sampler[list[int]]):

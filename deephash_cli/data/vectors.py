@@ -1,6 +1,7 @@
 """Load feature vectors made by another program, such as CLIP or a text model, from NumPy files."""
 
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -38,7 +39,9 @@ def vectors(file: str | None, labels: str | None, ids: str | None) -> RetrievalD
         array = open_array(path, "vectors", (2,), FLOATS)
     except ArtifactError as error:
         raise DataError(f"dataset.vectors: {error}") from error
-    _require_finite(path, array)
+    images = Vectors(array)
+    if not np.isfinite(images.spread.mean).all():  # which reads the vectors only once
+        _refuse(path, array)
     count = len(array)
     multi_hot, how = np.zeros((count, 0), np.uint8), ""
     if labels is not None:
@@ -48,12 +51,13 @@ def vectors(file: str | None, labels: str | None, ids: str | None) -> RetrievalD
         ids=RowNumbers(np.arange(count)) if ids is None else _ids(Path(ids).expanduser(), path, count),
         labels=multi_hot,
         class_names=[str(column) for column in range(multi_hot.shape[1])],
-        images=Vectors(array),
+        images=images,
         reading=(how,),
     )
 
 
-def _require_finite(path: Path, array: Float[np.ndarray, "n d"]) -> None:
+def _refuse(path: Path, array: Float[np.ndarray, "n d"]) -> NoReturn:
+    """Raise the error that names the first value that is not finite as float32."""
     for rows in blocks(array):
         with np.errstate(over="ignore"):  # reported below
             broken = ~np.isfinite(array[rows].astype(np.float32))
@@ -67,6 +71,7 @@ def _require_finite(path: Path, array: Float[np.ndarray, "n d"]) -> None:
                 f"dataset.vectors: {path} must hold numbers that are finite as float32, got {value} in row "
                 f"{rows.start + row}, column {column}: {remedy}"
             )
+    raise AssertionError("all values are finite")
 
 
 def _labels(path: Path, beside: Path, count: int) -> tuple[UInt8[np.ndarray, "n classes"], str]:

@@ -251,7 +251,8 @@ class Work:
                 own = list(shards)[processes.rank() :: processes.count()]
                 trainer.callbacks.append(_Writer(self, show))  # type: ignore[attr-defined]
                 with lost_workers_explained("num_workers"), explained(f"batch_size={self.task.batch_size}"):
-                    trainer.predict(_Predicting(self.encoder), self._batches(own), return_predictions=False)
+                    predicting = _Predicting(self.encoder, self.dataset.ids)
+                    trainer.predict(predicting, self._batches(own), return_predictions=False)
 
     def _batches(self, shards: Sequence[int]) -> "_AnyIterable":
         slices = [
@@ -431,8 +432,9 @@ class _AnyIterable:
 class _Predicting(LightningModule):
     """Compute the packed codes of batches with an encoder, inside Lightning's prediction loop."""
 
-    def __init__(self, encoder: torch.nn.Module):
+    def __init__(self, encoder: torch.nn.Module, ids: Sequence[str]):
         super().__init__()
+        self._ids = ids
         self.encoder = encoder
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
@@ -447,7 +449,8 @@ class _Predicting(LightningModule):
         """
         packed = np.empty((len(batch.rows), codes.packed_width(self.encoder.bits)), np.uint8)  # type: ignore[arg-type]
         for places, images in zip(batch.places, batch.inputs, strict=True):
-            packed[places] = packed_codes(self.encoder(images).cpu())
+            ids = [self._ids[batch.rows[place]] for place in places]
+            packed[places] = packed_codes(self.encoder(images).cpu(), ids)
         return packed
 
 

@@ -1,6 +1,7 @@
 """Hashing networks: a backbone, an optional hidden layer and a hash layer, giving continuous codes ``u (n, bits)``."""
 
 import contextlib
+import functools
 import hashlib
 from collections.abc import Sequence
 from typing import Protocol, cast, runtime_checkable
@@ -13,7 +14,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.transforms.v2 import functional as transforms
 
 from deephash_cli import processes
-from deephash_cli.errors import DivergedError
+from deephash_cli.console import warn
+from deephash_cli.errors import DivergedError, short
 from deephash_cli.retrieval.codes import binarize, pack
 
 
@@ -159,11 +161,12 @@ class Standardization(nn.BatchNorm1d):
         return centred * (variance + self.eps).rsqrt()
 
 
-def packed_codes(u: Float[Tensor, "n bits"]) -> UInt8[np.ndarray, "n bytes"]:
+def packed_codes(u: Float[Tensor, "n bits"], ids: Sequence[str] | None = None) -> UInt8[np.ndarray, "n bytes"]:
     """Binarize and pack the continuous codes that a network gives.
 
     Args:
-        u: Continuous codes on the CPU.
+        u: Continuous codes on the CPU. Infinite values keep their sign; a warning says once that there are any.
+        ids: Ids of the rows, for the message about NaN; None if they have none.
 
     Returns:
         Packed codes, bit i in byte i//8 at position i%8, padding bits 0.
@@ -171,9 +174,17 @@ def packed_codes(u: Float[Tensor, "n bits"]) -> UInt8[np.ndarray, "n bytes"]:
     Raises:
         DivergedError: If the output is NaN.
     """
+    if u.isinf().any():
+        _warn_of_infinity()
     try:
         return pack(binarize(u.numpy()))
     except ValueError as error:
+        first = "" if ids is None else f" for {short(ids[int(u.isnan().any(dim=1).int().argmax())])}"
         raise DivergedError(
-            f"the network's output cannot be binarized ({error}): lower optimizer.lr and model.backbone_lr"
+            f"the network's output{first} cannot be binarized ({error}): lower optimizer.lr and model.backbone_lr"
         ) from error
+
+
+@functools.cache
+def _warn_of_infinity() -> None:
+    warn("some outputs of the network are infinite: their signs become bits, but the weights are probably useless")

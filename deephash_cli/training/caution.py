@@ -14,22 +14,27 @@ _FAR = 100
 # The layers that learn add 1e-5 to the variance of each feature, so deviations far below its root count as none.
 _TINY = 1e-4
 _BYTES_PER_ROW = 200  # of its division, its id and its code, with their copies
+_CERTAIN_BYTES_PER_ROW = 24  # its row number and its place in the division, and its code
+_CERTAIN_COPIES = 8  # the sample as float32, twice: as a batch and centred
 _COPIES = 24  # bytes for each value that a classic method is fitted on: as float32, and twice as float64
 
 
-def look_at(vectors: Vectors, fit_rows: int, centred: bool) -> None:
-    """Warn of vectors that will not give useful codes, or that need more memory than there is.
+def look_at(vectors: Vectors, classes: int, fit_rows: int, centred: bool) -> None:
+    """Warn of vectors that will not give useful codes, or may need more memory than there is.
 
     Args:
         vectors: Vectors of a data set.
-        fit_rows: Largest number of vectors that a classic method is fitted on.
+        classes: Number of classes of their labels.
+        fit_rows: Largest number of vectors that a classic method is fitted on; 0 for a method that learns.
         centred: Whether the method subtracts the mean of each column first.
 
     Raises:
-        DataError: If all vectors are the same.
+        DataError: If all vectors are the same, or if they cannot fit into the memory of this machine.
     """
     n, d = vectors.array.shape
-    needed = _BYTES_PER_ROW * n + _COPIES * d * min(n, fit_rows)
+    sample = d * min(n, fit_rows)
+    _require_memory(n, d, _CERTAIN_BYTES_PER_ROW * n + classes * n + _CERTAIN_COPIES * sample)
+    needed = (_BYTES_PER_ROW + classes) * n + _COPIES * sample
     available = available_memory()
     if available is not None and needed > available:
         warn(
@@ -59,6 +64,40 @@ def look_at(vectors: Vectors, fit_rows: int, centred: bool) -> None:
         )
     if constant := int((deviation == 0).sum()):
         warn(f"{constant} of {d} columns have the same value in all {n} vectors and tell nothing apart")
+
+
+def _require_memory(n: int, d: int, least: int) -> None:
+    """Refuse vectors that need more memory than this machine has, swap included, however little else there is.
+
+    Args:
+        n: Number of vectors.
+        d: Their length.
+        least: Bytes that are needed in any case.
+
+    Raises:
+        DataError: If there is less.
+    """
+    total = total_memory()
+    if total is not None and least > total:
+        raise DataError(
+            f"{n} vectors of length {d} need at least {least / 1e9:.1f} GB of memory, but this machine or container "
+            f"has {total / 1e9:.1f} GB: lower fit_rows, hash a part of the vectors, or use fewer classes"
+        )
+
+
+def total_memory() -> int | None:
+    """Return the bytes of memory and swap that this machine or container has, or None if the system does not say."""
+    found = []
+    try:
+        sizes = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        found.append(1024 * sum(int(sizes[name].split()[0]) for name in ("MemTotal", "SwapTotal")))
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+        swap = Path("/sys/fs/cgroup/memory.swap.max").read_text().strip()
+        if limit != "max" and swap != "max":
+            found.append(int(limit) + int(swap))
+    except (OSError, ValueError, LookupError):
+        pass  # another system, or no container
+    return min(found, default=None)
 
 
 def available_memory() -> int | None:

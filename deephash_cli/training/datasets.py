@@ -3,6 +3,7 @@
 Paths, columns, labels and pairs are known before any feature is computed, so a mistake in them must cost no time.
 """
 
+import contextlib
 import functools
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from deephash_cli.choices import CONF_DIR, choices
 from deephash_cli.console import say, warn
 from deephash_cli.data import inspection, trial
 from deephash_cli.data.dataset import RetrievalDataset, Vectors
+from deephash_cli.data.identity import missing_images_kept
 from deephash_cli.data.pairs import require_pairs
 from deephash_cli.data.protocol import Split, load_split, make_split
 from deephash_cli.data.summary import summary
@@ -49,9 +51,10 @@ def prepare_data(config: DictConfig, unreadable: _Unreadable = None) -> tuple[Re
     skipped = unreadable if config.bad_images == "skip" else ()
     dataset = load_dataset(source, skipped)
     module, _, name = str(config.module["_target_"]).rpartition(".")
-    supervision, _ = facts_of(module, name)
+    supervision, trained_on = facts_of(module, name)
     _require_fitting(config, dataset, supervision)
-    _look_at_vectors(source, skipped, config.fit_rows, OmegaConf.select(config, "module.scaling") == "standard")
+    fit_rows = config.fit_rows if trained_on == "features" else 0
+    _look_at_vectors(source, skipped, fit_rows, OmegaConf.select(config, "module.scaling") == "standard")
     split = _divide(source, skipped, config.dataset.protocol, config.dataset.split_seed, config.dataset.split_file)
     if config.trial:
         dataset, split = trial.reduce(dataset, split, config.trial)
@@ -82,7 +85,8 @@ def load_dataset(source: str, unreadable: _Unreadable = ()) -> RetrievalDataset:
         DataError: If the data are missing or damaged.
         ConfigError: If the node cannot be built.
     """
-    dataset = build(OmegaConf.create(source))
+    with contextlib.nullcontext() if unreadable == () else missing_images_kept():
+        dataset = build(OmegaConf.create(source))
     dataset = inspection.without(dataset, inspection.unreadable_images(dataset) if unreadable is None else unreadable)
     for sentence in inspection.peculiarities(dataset):
         warn(sentence)
@@ -102,9 +106,9 @@ def _divide(source: str, unreadable: _Unreadable, protocol: str, seed: int, file
 @functools.lru_cache(maxsize=1)
 def _look_at_vectors(source: str, unreadable: _Unreadable, fit_rows: int, centred: bool) -> None:
     """Warn of vectors that will not give useful codes, once for each data set."""
-    images = load_dataset(source, unreadable).images
-    if isinstance(images, Vectors):
-        caution.look_at(images, fit_rows, centred)
+    dataset = load_dataset(source, unreadable)
+    if isinstance(dataset.images, Vectors):
+        caution.look_at(dataset.images, dataset.labels.shape[1], fit_rows, centred)
 
 
 def _require_fitting(config: DictConfig, dataset: RetrievalDataset, supervision: str) -> None:

@@ -484,7 +484,7 @@ def _learn_head(folder: Path, job: Job, source: Source, rows: Int[np.ndarray, "n
         max_time=None,
         **changes,
     )
-    module = build_module(config, job.network, source.labels[rows])
+    module = build_module(config, job.network, source.labels[rows].float())
     batches = source.shuffled_features(rows, head.batch_size, config.seed)
     run_trainer(trainer, module, batches, lower=f"head.batch_size={head.batch_size}")
     return module.state_dict()

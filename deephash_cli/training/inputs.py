@@ -13,14 +13,15 @@ from torch import Tensor
 
 from deephash_cli import processes
 from deephash_cli.cache import cache_folder
-from deephash_cli.console import progress
+from deephash_cli.console import progress, warn
 from deephash_cli.data.dataset import ImageFiles, RetrievalDataset, Vectors
 from deephash_cli.data.features import cached_features, feature_key
 from deephash_cli.data.loaders import EpochSampler, Inputs, Loader, Rows, encode_loader, train_loader
+from deephash_cli.errors import short
 from deephash_cli.failures import explained
 from deephash_cli.models import Backbone, HashingNetwork, packed_codes
 from deephash_cli.npy import ids_at
-from deephash_cli.retrieval.codes import CodeSet, pack
+from deephash_cli.retrieval.codes import CodeSet, pack, packed_width
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Source:
     def __init__(self, dataset: RetrievalDataset, network: HashingNetwork, device: torch.device, loading: Loading):
         images = dataset.images
         self.images: Inputs = images.sized(network.image_size) if isinstance(images, ImageFiles) else images
-        self.labels = torch.from_numpy(dataset.labels).float()
+        self.labels = torch.from_numpy(dataset.labels)  # made float batch by batch, in a quarter of the memory
         self.dataset = dataset
         self.network = network
         self.device = device
@@ -124,16 +125,33 @@ class Source:
         """
         self.network.to(self.device).eval()
         bits = self.network.bits
-        parts: list[tuple[Tensor, Tensor]] = []
+        own = processes.own_share(rows)
+        # Packed batch by batch: the outputs for all rows would take 32 times the memory of their codes.
+        codes = np.empty((len(own), packed_width(bits)), np.uint8)
+        bad = np.zeros((2, len(own)), np.bool_)  # whether a row has a NaN, and whether it has an infinite value
+        done = 0
         with progress("encoding, images", len(rows)) as show, precision(), torch.inference_mode():
-            for u in self._outputs(self.network, processes.own_share(rows), show):
-                # Packed batch by batch: the outputs for all rows would take 32 times the memory of their codes.
-                parts.append((torch.from_numpy(pack((u >= 0).numpy())), u.isnan().any(dim=1)))
-                bits = u.shape[1]
-        packed, broken = (processes.of_all(torch.cat(part).to(self.device)).cpu() for part in zip(*parts, strict=True))
+            for u in self._outputs(self.network, own, show):
+                part = slice(done, done + len(u))
+                if u.shape[1] != bits:  # the method has replaced the hash layer
+                    bits = u.shape[1]
+                    codes = np.empty((len(own), packed_width(bits)), np.uint8)
+                codes[part] = pack((u >= 0).numpy())
+                bad[:, part] = u.isnan().any(dim=1), u.isinf().any(dim=1)
+                done += len(u)
+        packed, broken, infinite = (
+            processes.of_all(torch.from_numpy(part).to(self.device)).cpu() for part in (codes, *bad)
+        )
+        ids = ids_at(self.dataset.ids, rows)
         if broken.any():
-            packed_codes(torch.where(broken, torch.nan, 0.0)[:, None])  # raises the error that names the first row
-        return CodeSet(packed.numpy(), bits, self.dataset.labels[rows], ids_at(self.dataset.ids, rows))
+            packed_codes(torch.where(broken, torch.nan, 0.0)[:, None], ids)  # raises the error that names the first one
+        if count := int(infinite.sum()):
+            warn(
+                f"the network gives infinite values for {count} of {len(rows)} images, first for "
+                f"{short(ids[int(infinite.int().argmax())])}: their signs become bits, but the weights are "
+                "probably useless: lower optimizer.lr"
+            )
+        return CodeSet(packed.numpy(), bits, self.dataset.labels[rows], ids)
 
     def _outputs(
         self, forward: Callable[[Tensor], Tensor], rows: Int[np.ndarray, "n"], show: Callable[[int], None]

@@ -733,8 +733,8 @@ def test_lists_beside_the_current_folder_or_the_root(tmp_path, monkeypatch):
         (
             "images/my cat.png 1 0\n",
             "1 of the images named do not exist under {folder}: images/my cat.png; set dataset.root to "
-            "the folder that the paths start from (the first is in {folder}/train.txt:1), or put a tab after a path "
-            "with spaces",
+            "the folder that the paths start from, or bad_images=skip to leave them out (the first is in "
+            "{folder}/train.txt:1), or put a tab after a path with spaces",
         ),
         ("images/0.png 1 x 0\n", "train.txt:1: labels must be 0 or 1, or one class number, got 'x'"),
         ("images/0.png, 1, 0\n", "train.txt:1: the columns are separated by commas"),

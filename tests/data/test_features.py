@@ -261,3 +261,11 @@ def test_every_length_and_seed_shares_one_file():
     assert len(list((cache_folder() / "features").iterdir())) == 1
     source(network(seed=1))
     assert len(list((cache_folder() / "features").iterdir())) == 2
+
+
+def test_a_disk_without_room_is_said_before_the_first_feature(tmp_path):
+    def compute(*_):
+        raise AssertionError("nothing is computed")
+
+    with pytest.raises(ArtifactError, match=r"the features of 1000000000000 images take 8000\.0 GB, but the disk with"):
+        cached_features(tmp_path / "key", 10**12, 4, compute, lambda _: None)

@@ -1,5 +1,6 @@
 """Decoding: every kind of picture becomes RGB by a stated rule, and every damaged one gives an error that names it."""
 
+import hashlib
 import io
 import os
 import pickle
@@ -123,10 +124,68 @@ def test_16_bits_with_white_as_zero(tmp_path):
     assert (loaded(tmp_path / "white.tif") == 0xFF - 0x10).all()
 
 
-def encoded(image, kind="TIFF"):
+def encoded(image, kind="TIFF", **options):
     file = io.BytesIO()
-    image.save(file, kind)
+    image.save(file, kind, **options)
     return file.getvalue()
+
+
+# A picture of each kind, in formats that lose nothing, so that the decoded bytes are the same on every machine.
+Y, X = np.mgrid[0:24, 0:32]
+COLOUR = np.stack([8 * X, 10 * Y, 4 * X + 5 * Y], axis=2).astype(np.uint8)
+GREY, ALPHA = COLOUR[..., 2], (255 - 8 * X).astype(np.uint8)
+PALETTE = Image.fromarray((X // 2).astype(np.uint8))
+PALETTE.putpalette([value for number in range(16) for value in (16 * number, 255 - 16 * number, 7 * number)])
+TURNED = Image.Exif()
+TURNED[0x0112] = 6
+KINDS = {
+    "colour": (Image.fromarray(COLOUR), "PNG", {}),
+    "bitmap": (Image.fromarray(COLOUR), "BMP", {}),
+    "webp": (Image.fromarray(COLOUR), "WEBP", {"lossless": True}),
+    "turned": (Image.fromarray(COLOUR), "PNG", {"exif": TURNED}),
+    "cmyk": (Image.fromarray(np.dstack([COLOUR, GREY]), "CMYK"), "TIFF", {}),
+    "alpha": (Image.fromarray(np.dstack([COLOUR, ALPHA])), "PNG", {}),
+    "grey": (Image.fromarray(GREY), "PNG", {}),
+    "grey_alpha": (Image.fromarray(np.dstack([GREY, ALPHA]), "LA"), "PNG", {}),
+    "bilevel": (Image.fromarray((X + Y) % 3 == 0), "PNG", {}),
+    "16_bits": (Image.fromarray((2000 * X + 90 * Y).astype(np.uint16)), "PNG", {}),
+    "palette": (PALETTE, "PNG", {}),
+    "clear_palette": (PALETTE, "GIF", {"transparency": 3}),
+    "moving": (PALETTE, "GIF", {"save_all": True, "append_images": [Image.new("P", (32, 24), 5)]}),
+    "one_pixel": (Image.new("RGB", (1, 1), (9, 8, 7)), "PNG", {}),
+}
+# Start of the SHA-256 of size and pixels.
+GOLDEN = {
+    "colour": "4cbfb6aac750effe",
+    "bitmap": "4cbfb6aac750effe",
+    "webp": "4cbfb6aac750effe",
+    "turned": "f101598bcc53e6c4",
+    "cmyk": "58e25f757ff2a566",
+    "alpha": "317e9c825fea23fe",
+    "grey": "1f78835d10cd05fb",
+    "grey_alpha": "2c89f2ad9edc2eef",
+    "bilevel": "06b0dc262c9c7708",
+    "16_bits": "a33cb050a33a3648",
+    "palette": "583bc4417ce1eca5",
+    "clear_palette": "8cbb7ab173b9abe0",
+    "moving": "583bc4417ce1eca5",
+    "one_pixel": "571124776e940fb3",
+}
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_the_bytes_of_each_kind_of_picture_never_change(name):
+    image, kind, options = KINDS[name]
+    found = decoding.decode(encoded(image, kind, **options))
+    assert hashlib.sha256(repr(found.size).encode() + np.asarray(found).tobytes()).hexdigest()[:16] == GOLDEN[name]
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_a_large_picture_is_converted_in_bands_to_the_same_bytes(name, monkeypatch):
+    image, kind, options = KINDS[name]
+    whole = decoding.decode(encoded(image, kind, **options))
+    monkeypatch.setattr(decoding, "_BAND", 100)
+    np.testing.assert_array_equal(np.asarray(decoding.decode(encoded(image, kind, **options))), np.asarray(whole))
 
 
 @pytest.mark.parametrize(

@@ -76,6 +76,48 @@ def test_bad_images_are_skipped_before_the_split(deephash, large):
     assert "skipped_images" not in read_json(Path("whole/codes/manifest.json"))["provenance"]
 
 
+@pytest.mark.parametrize("kind", ["csv", "image_list"])
+def test_missing_files_are_skipped_before_the_split(deephash, large, kind):
+    names = [f"{label}/{number}.jpg" for label in "ab" for number in range(12)]
+
+    def data(names):
+        if kind == "csv":
+            rows = [f"{name},{name[0]},{'query' if name.endswith('/1.jpg') else 'train'}" for name in names]
+            Path("all.csv").write_text("\n".join(["path,labels,split", *rows]))
+            return ("dataset=csv", "dataset.file=all.csv", f"dataset.root={large}", *FAST)
+        for part in ("query", "train"):
+            own = [name for name in names if name.endswith("/1.jpg") == (part == "query")]
+            Path(f"{part}.txt").write_text("".join(f"{name} {int(name[0] == 'b')}\n" for name in own))
+        return (
+            "dataset=image_list",
+            "dataset.train=train.txt",
+            "dataset.query=query.txt",
+            f"dataset.root={large}",
+            *FAST,
+        )
+
+    settings = data([*names, "a/gone.jpg", "b/gone.jpg"])
+    stopped = deephash("train", *settings, "run_dir=run")
+    assert stopped.code == 3
+    assert "2 of the images named do not exist" in stopped.err
+    assert "or bad_images=skip to leave them out" in stopped.err
+    result = deephash("train", *settings, "bad_images=skip", "run_dir=run")
+    assert result.code == 0, result
+    assert (
+        "warning: 2 images could not be read and are left out: skipped.csv in the run folder says why\n" in result.err
+    )
+    with Path("run/skipped.csv").open() as file:
+        found = list(csv.DictReader(file))
+    assert [row["id"] for row in found] == ["a/gone.jpg", "b/gone.jpg"]
+    assert all("No such file" in row["reason"] for row in found)
+    assert deephash("train", *data(names), "run_dir=whole").code == 0
+    splits = [read_json(Path(run, "codes/manifest.json"))["provenance"]["split"] for run in ("run", "whole")]
+    assert splits[0] == splits[1]
+    none = deephash("train", *data(["a/gone.jpg", "c/1.jpg", "b/gone.jpg"]), "bad_images=skip", "run_dir=none")
+    assert none.code == 3
+    assert "3 of the images named do not exist" in none.err
+
+
 def test_small_images_are_skipped_too(deephash, tmp_path):
     photos = write_photos(tmp_path / "photos", each=12)
     (photos / "bag" / "003.jpg").write_bytes(b"<html>")

@@ -284,7 +284,7 @@ def save(index: Faiss, path: Path, database: Database) -> dict[str, Any]:
 
 
 class _Written:
-    """Pass bytes on to a file, and keep the digest and the number of the bytes, and the error of the system if there is one."""
+    """Pass bytes on to a file; keep their digest and number, and the error of the system if there is one."""
 
     def __init__(self, write: Callable[[bytes], Any]):
         self._write = write

@@ -8,11 +8,11 @@ distance.
 
 import hashlib
 import importlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int64, UInt8
@@ -257,7 +257,7 @@ def save(index: Faiss, path: Path, database: Database) -> dict[str, Any]:
     before = place.read_bytes() if place.is_file() else None
     try:
         with atomic_write(path.resolve()) as file:
-            written = _Written(file)
+            written = _Written(file.write)
             try:
                 faiss.write_index_binary(index.inner, faiss.PyCallbackIOWriter(written.write))
             except RuntimeError as error:  # faiss turns every exception of Python's write into this
@@ -284,10 +284,10 @@ def save(index: Faiss, path: Path, database: Database) -> dict[str, Any]:
 
 
 class _Written:
-    """Write to a file, and keep the digest and the number of the bytes, and the error of the system if there is one."""
+    """Pass bytes on to a file; keep their digest and number, and the error of the system if there is one."""
 
-    def __init__(self, file: IO[bytes]):
-        self.file = file
+    def __init__(self, write: Callable[[bytes], Any]):
+        self._write = write
         self.digest = hashlib.sha256()
         self.bytes = 0
         self.error: OSError | None = None
@@ -295,7 +295,7 @@ class _Written:
     def write(self, content: bytes) -> int:
         """Write bytes after those written before, and return their number."""
         try:
-            self.file.write(content)
+            self._write(content)
         except OSError as error:
             self.error = error
             raise

@@ -65,10 +65,8 @@ def make_trainer(
             use_distributed_sampler=False,  # EpochSampler decides the order of an epoch
         )
     except (MisconfigurationException, ValueError, TypeError, ImportError) as error:
-        accelerator, devices = (OmegaConf.select(config, f"trainer.{name}") for name in ("accelerator", "devices"))
-        raise ConfigError(
-            explain_trainer(error, f"trainer.accelerator={accelerator}", f"trainer.devices={devices}", "trainer")
-        ) from error
+        settings = [f"trainer.{name}={OmegaConf.select(config.trainer, name)}" for name in ("accelerator", "devices")]
+        raise ConfigError(explain_trainer(error, *settings, "trainer")) from error
 
 
 def check_trainer(config: DictConfig) -> None:

@@ -65,8 +65,10 @@ def make_trainer(
             use_distributed_sampler=False,  # EpochSampler decides the order of an epoch
         )
     except (MisconfigurationException, ValueError, TypeError, ImportError) as error:
-        settings = [f"trainer.{name}={OmegaConf.select(config.trainer, name)}" for name in ("accelerator", "devices")]
-        raise ConfigError(explain_trainer(error, *settings, "trainer")) from error
+        asked, count = (
+            f"trainer.{name}={OmegaConf.select(config.trainer, name)}" for name in ("accelerator", "devices")
+        )
+        raise ConfigError(explain_trainer(error, asked, count, "trainer")) from error
 
 
 def check_trainer(config: DictConfig) -> None:

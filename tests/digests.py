@@ -25,3 +25,9 @@ def renew(run: Path | str) -> None:
     file = Path(run) / runs.RECORD
     known = sealing.digests(read_sealed(file))
     edit(file, files={name: sha256_file(Path(run) / name) for name in known if (Path(run) / name).is_file()})
+
+
+def forget(run: Path | str, name: str) -> None:
+    """Remove the digest of a file from the record of a run."""
+    file = Path(run) / runs.RECORD
+    edit(file, files={other: digest for other, digest in read_sealed(file)["files"].items() if other != name})

@@ -61,6 +61,13 @@ def flip(file: Path, number: int, size: int | None = None) -> None:
     file.write_bytes(content)
 
 
+def flip_at(file: Path, position: int) -> None:
+    """Flip a bit of the byte at a position."""
+    content = bytearray(file.read_bytes())
+    content[position] ^= 4
+    file.write_bytes(content)
+
+
 def pick(rng: np.random.Generator, items: Any) -> Any:
     """Return one of several items."""
     return items[int(rng.integers(len(items)))]

@@ -60,7 +60,7 @@ def _check_accelerator(config: DictConfig) -> None:
     if config.trainer.accelerator in ("gpu", "cuda", "mps"):
         from deephash_cli.training.trainer import require_accelerator
 
-        require_accelerator(config.trainer.accelerator, "trainer.")
+        require_accelerator(config.trainer.accelerator, "trainer.accelerator")
 
 
 def _check_data(config: DictConfig) -> None:

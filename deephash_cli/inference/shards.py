@@ -502,7 +502,7 @@ def require_devices(accelerator: str, devices: int) -> None:
     Raises:
         ConfigError: If it does not have them.
     """
-    require_accelerator(accelerator)
+    require_accelerator(accelerator, "accelerator")
     with console.quiet_lightning():
         require_cores(_trainer(accelerator, devices, "auto"), "devices")
 
@@ -522,7 +522,8 @@ def _trainer(accelerator: str, devices: int, strategy: str) -> Trainer:
             use_distributed_sampler=False,
         )
     except (MisconfigurationException, ValueError, TypeError, RuntimeError, ImportError) as error:
-        raise ConfigError(explain_trainer(error, accelerator, devices)) from error
+        settings = f"accelerator={accelerator}", f"devices={devices}"
+        raise ConfigError(explain_trainer(error, *settings, " ".join(settings))) from error
 
 
 def _read_note(file: Path) -> list[tuple[str, str]]:

@@ -244,7 +244,7 @@ def check_codes(folder: Path) -> Checked:
             read_sealed(plan, sealing.LIMIT)
         except ArtifactError as error:
             problems.append(_problem(plan, error, "delete the folder and encode again"))
-    if _is_file(folder / MANIFEST):
+    if os.path.lexists(folder / MANIFEST):
         problems += [Problem(file, what, again) for file, what in codes_folder.damages(folder)]
     done = 0
     for shard in sorted(shards.iterdir()) if shards.is_dir() else ():
@@ -296,7 +296,7 @@ def check_features(folder: Path) -> Checked:
     partial, progress = folder / "partial.npy", folder / "partial.json"
     problems = []
     for data, record, size in ((file, manifest, None), (partial, progress, "bytes")):
-        if _is_file(data) and _is_file(record):
+        if os.path.lexists(data) and os.path.lexists(record):
             problems += _cached(data, record, size)
     if problems:
         return Checked(folder, "features", DAMAGED, problems)

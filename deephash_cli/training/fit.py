@@ -210,12 +210,7 @@ def fit(folder: Path, job: Job, dashboard: Logger | None) -> None:
         ],
         owner,
     )
-    fewest = min(len(rows) for rows in (split.query, split.database, validation_rows) if len(rows))
-    if fewest < trainer.world_size:
-        raise ConfigError(
-            f"each of {trainer.world_size} devices needs at least one image of the queries, of the database and of the "
-            f"validation queries, but the smallest of these has {fewest}: lower trainer.devices"
-        )
+    _require_images(trainer.world_size, split.query, split.database, validation_rows)
     _require_batches(config, len(train_rows), trainer.world_size)
     unreadable = list(job.dataset.unreadable)
     task = json.dumps({"folder": str(folder.absolute()), "config": as_yaml(config), "unreadable": unreadable})
@@ -442,6 +437,20 @@ def _all_bad_images_named(dataset: RetrievalDataset) -> Iterator[None]:
         if bad := inspection.unreadable_images(dataset):
             raise inspection.refusal(bad, len(dataset), cache_folder() / runs.SKIPPED) from error
         raise
+
+
+def _require_images(devices: int, *parts: Int[np.ndarray, "_"]) -> None:
+    """Check that each device gets an image of each part that is not empty: queries, database, validation queries.
+
+    Raises:
+        ConfigError: If there are fewer images than devices.
+    """
+    fewest = min(len(rows) for rows in parts if len(rows))
+    if fewest < devices:
+        raise ConfigError(
+            f"each of {devices} devices needs at least one image of the queries, of the database and of the "
+            f"validation queries, but the smallest of these has {fewest}: lower trainer.devices"
+        )
 
 
 def _require_batches(config: DictConfig, images: int, devices: int) -> None:

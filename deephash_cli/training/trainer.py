@@ -65,8 +65,8 @@ def make_trainer(
             use_distributed_sampler=False,  # EpochSampler decides the order of an epoch
         )
     except (MisconfigurationException, ValueError, TypeError, ImportError) as error:
-        accelerator, devices = (OmegaConf.select(config, f"trainer.{name}") for name in ("accelerator", "devices"))
-        raise ConfigError(explain_trainer(error, accelerator, devices, "trainer.")) from error
+        settings = [f"trainer.{name}={OmegaConf.select(config.trainer, name)}" for name in ("accelerator", "devices")]
+        raise ConfigError(explain_trainer(error, *settings, "trainer")) from error
 
 
 def check_trainer(config: DictConfig) -> None:
@@ -128,12 +128,12 @@ class _OwnSignals(Callback):
             signal.signal(signal.SIGTERM, self._before)
 
 
-def require_accelerator(accelerator: str, prefix: str = "") -> None:
+def require_accelerator(accelerator: str, setting: str) -> None:
     """Refuse a kind of device that this machine does not have. This takes no data and builds no network.
 
     Args:
         accelerator: Kind of device as Lightning names it.
-        prefix: Start of the setting's name, for messages: ``trainer.`` or nothing.
+        setting: Setting that gives it.
 
     Raises:
         ConfigError: If there is no such device.
@@ -141,7 +141,7 @@ def require_accelerator(accelerator: str, prefix: str = "") -> None:
     found = {"gpu": torch.cuda.is_available() or torch.backends.mps.is_available()}
     found |= {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not found.get(accelerator, True):
-        raise ConfigError(_no_device(accelerator, prefix))
+        raise ConfigError(_no_device(f"{setting}={accelerator}"))
 
 
 def require_cores(trainer: Trainer, setting: str) -> None:
@@ -159,29 +159,23 @@ def require_cores(trainer: Trainer, setting: str) -> None:
         raise ConfigError(f"{setting}={trainer.num_devices} is more than the {cores} cores of this machine: lower it")
 
 
-def explain_trainer(error: Exception, accelerator: str, devices: Any, prefix: str = "") -> str:
+def explain_trainer(error: Exception, accelerator: str, devices: str, start: str) -> str:
     """Return one sentence about settings that Lightning's trainer refuses.
 
     Args:
         error: Lightning's error.
-        accelerator: Kind of device that was asked for.
-        devices: Number of devices that was asked for.
-        prefix: Start of the settings' names: ``trainer.`` or nothing.
+        accelerator: Setting of the kind of device, with its value.
+        devices: Setting of the number of devices, with its value.
+        start: Start of a sentence that repeats Lightning's words: the settings that it is about.
     """
     message = str(error)
     if "No supported gpu backend" in message or "can not run on your system" in message:
-        return _no_device(accelerator, prefix)
+        return _no_device(accelerator)
     if "your machine only has" in message:
-        return (
-            f"{prefix}devices={devices} is more than this machine has, which is {torch.cuda.device_count()}: lower "
-            f"{prefix}devices"
-        )
-    return f"{prefix.rstrip('.') or f'accelerator={accelerator} devices={devices}'}: {first_line(error)}"
+        return f"{devices} is more than this machine has, which is {torch.cuda.device_count()}: lower it"
+    return f"{start}: {first_line(error)}"
 
 
-def _no_device(accelerator: str, prefix: str) -> str:
-    auto, cpu = ("trainer=auto", "trainer=cpu") if prefix else ("accelerator=auto", "accelerator=cpu")
-    return (
-        f"{prefix}accelerator={accelerator} finds no such device on this machine: use {auto}, which takes what there "
-        f"is, or {cpu}"
-    )
+def _no_device(asked: str) -> str:
+    group = "trainer" if asked.startswith("trainer.") else "accelerator"
+    return f"{asked} finds no such device on this machine: use {group}=auto, which takes what there is, or {group}=cpu"

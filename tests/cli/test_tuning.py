@@ -80,5 +80,5 @@ def test_a_study_that_cannot_be_used_ends_the_sweep_before_it_begins(tmp_path, m
         other.execute("create table t (x)")
         other.execute("begin exclusive")
     with pytest.raises(ArtifactError, match=r"cannot be used \((file is not a database|database is locked)\)"):
-        sweep.begin(tmp_path)
+        sweep.begun(tmp_path).__enter__()
     other.close()

@@ -410,6 +410,7 @@ def test_settings_edited_after_the_training_are_refused(deephash, hashed, tmp_pa
     text = config.read_text()
     assert old in text
     config.write_text(text.replace(old, new))
+    digests.renew(run)
     calls = {"encode": (f"input={hashed.photos}", "output=codes"), "search": (f"query={hashed.photos}/bag/000.jpg",)}
     for verb, settings in calls.items():
         result = deephash(verb, f"run={run}", *settings)
@@ -419,6 +420,7 @@ def test_settings_edited_after_the_training_are_refused(deephash, hashed, tmp_pa
     for name in ("runs: ", "gallery: ", "group: "):  # settings that decide nothing may be other ones
         assert name in text
     config.write_text(text.replace("gallery: true", "gallery: false").replace("group: null", "group: x"))
+    digests.renew(run)
     assert deephash("search", f"run={run}", *calls["search"], "picture=null").code == 0
 
 

@@ -114,7 +114,7 @@ def test_damage_while_the_features_are_computed_is_found_when_they_are_read(tmp_
     class Damaging(Computer):
         def __call__(self, start, stop):
             if start == 20:
-                mutations.flip(tmp_path / "partial.npy", 0, 10 * WIDTH * 2)
+                mutations.flip_at(tmp_path / "partial.npy", 128 + 10)
             return super().__call__(start, stop)
 
     compute(tmp_path, Damaging())

@@ -23,7 +23,7 @@ def give_memory_back(pixels: int) -> None:
 
 @functools.lru_cache(maxsize=1)
 def _trim() -> Callable[[int], Any]:
-    """Return the function of the C library that gives memory back; one that does nothing if there is none."""
+    """Return the function of the C library that gives memory back; without such a function, one that does nothing."""
     try:
         return ctypes.CDLL(None).malloc_trim
     except (AttributeError, OSError, TypeError):  # not glibc, or not Linux

@@ -96,9 +96,16 @@ def test_every_link_leads_somewhere():
             assert "://" in target or (page.parent / target).exists(), f"{page}: {target}"
 
 
+def rows_about_reliability() -> list[str]:
+    """Return the rows of all tables of docs/reliability.md, without their headings."""
+    lines = (ROOT / "docs" / "reliability.md").read_text().splitlines()
+    after = [*lines[1:], ""]
+    headings = {line for line, below in zip(lines, after, strict=True) if below.startswith("| ---")}
+    return [line for line in lines if line.startswith("| ") and not line.startswith("| ---") and line not in headings]
+
+
 def test_every_test_that_the_page_about_reliability_names_exists():
-    text = (ROOT / "docs" / "reliability.md").read_text()
-    rows = [line for line in text.splitlines() if line.startswith("| ") and not line.startswith(("| ---", "| kind of"))]
+    rows = rows_about_reliability()
     assert rows
     for row in rows:
         named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", row)
@@ -106,6 +113,21 @@ def test_every_test_that_the_page_about_reliability_names_exists():
         for file, name in named:
             tree = ast.parse((ROOT / file).read_text())
             assert name in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}, f"{file}::{name}"
+
+
+def test_every_fault_is_in_the_page_about_reliability_once_and_those_in_part_are_counted():
+    rows = rows_about_reliability()
+    faults = [(match[1], "In part:" in row) for row in rows if (match := re.match(r"\| (\d+) \| .*\| .*\| ", row))]
+    rules = [(match[1], "In part:" in row) for row in rows if (match := re.match(r"\| (S\d+) ", row))]
+    assert [number for number, _ in faults] == [str(number) for number in range(1, 67)]
+    assert [number for number, _ in rules] == [f"S{number}" for number in range(1, 14)]
+    in_part = [", ".join(name for name, is_part in kind if is_part) for kind in (faults, rules)]
+    named = [" and ".join(names.rsplit(", ", 1)) for names in in_part]
+    whole = [sum(not is_part for _, is_part in kind) for kind in (faults, rules)]
+    assert (
+        f"{whole[0]} of the 66 faults and {whole[1]} of the 13 rules are covered; "
+        f"in part are faults {named[0]}, and rules {named[1]}."
+    ) in (ROOT / "docs" / "reliability.md").read_text()
 
 
 @pytest.mark.parametrize(("page", "lines"), [(README, 150), (CONTRIBUTING, 80)], ids=["README", "CONTRIBUTING"])

@@ -411,16 +411,21 @@ def json_text(content: Any) -> str:
     return _CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", text) + "\n"
 
 
-def read_json(path: Path, limit: int = 256 * 2**20) -> Any:
+def read_json(path: Path, limit: int = 256 * 2**20, containers: int | None = None) -> Any:
     """Read a JSON file of at most ``limit`` bytes.
 
     Only what every reader of JSON understands in the same way is accepted: no NaN or infinity, no key that occurs twice
     in an object, and no half of a surrogate pair, which no text file could hold.
 
+    Args:
+        path: File to read.
+        limit: Largest size in bytes.
+        containers: Largest number of lists and objects, which cost far more memory than text; None for any number.
+
     Raises:
         ArtifactError: If the file is missing, too large, or not JSON, or gives a key of an object twice.
     """
-    return _read(Path(path), limit)[1]
+    return _read(Path(path), limit, containers)[1]
 
 
 @contextlib.contextmanager
@@ -454,10 +459,12 @@ def read_bytes(path: Path, limit: int) -> bytes:
         return file.read(size)
 
 
-def _read(path: Path, limit: int) -> tuple[str, Any]:
+def _read(path: Path, limit: int, containers: int | None = None) -> tuple[str, Any]:
     """Return the text and the content of a JSON file."""
     try:
         text = read_bytes(path, limit).decode("utf-8")
+        if containers is not None and (count := text.count("[") + text.count("{")) > containers:
+            raise ArtifactError(f"{path} must have at most {containers} lists and objects, got {count}")
         content = json.loads(text, parse_constant=_finite, parse_float=_finite, object_pairs_hook=_without_repetition)
         if "\\ud" in text or "\\uD" in text:
             json.dumps(content, ensure_ascii=False).encode()

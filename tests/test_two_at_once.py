@@ -86,11 +86,12 @@ def test_two_equal_sweeps_share_the_work_and_both_end_with_the_truth(settings):
 
 
 def test_a_sweep_takes_over_the_job_of_one_that_is_killed(settings):
-    first = start("train", "-m", "seed=0,1", *settings, "trainer.max_epochs=4000")
+    sweep = ("train", "-m", "seed=0,1", *settings, "trainer.max_epochs=300")
+    first = start(*sweep)
     while not any(record["status"] == "running" for _, record in runs.scan(Path("runs"))):
         time.sleep(0.2)
         assert first.poll() is None
-    second = start("train", "-m", "seed=0,1", *settings)
+    second = start(*sweep)
     for line in second.stdout:
         if "is looked at again at the end" in line:
             break

@@ -19,7 +19,7 @@ from deephash_cli.runs.sealing import require_intact
 from deephash_cli.runs.settings import CONFIG, flatten, read_config
 
 _METRICS_LIMIT = 4 * 2**20  # bytes: 4,096 bits and 1,000 classes take one million
-_TABLE_LIMIT = 20_000  # entries of a table, such as precision at each k
+_TABLE_LIMIT = 20_000  # entries of a table, such as precision at each k; also lists and objects of a file
 _SETTINGS_LIMIT = 2000  # a run has some hundred
 _TEXT_LIMIT = 500  # characters of a name
 _PART_LIMIT = 20_000  # characters of the rules of an evaluation, as JSON
@@ -52,7 +52,7 @@ def metrics(folder: Path) -> dict[str, Any]:
     """
     file = folder / METRICS
     require_intact(folder, METRICS)
-    found = read_json(file, limit=_METRICS_LIMIT)
+    found = read_json(file, limit=_METRICS_LIMIT, containers=_TABLE_LIMIT)
     if not isinstance(found, dict):
         raise ArtifactError(f"{file} must be a JSON object: it was damaged or edited by hand")
     for name, table in {"the file": found, **found}.items():

@@ -220,7 +220,7 @@ def test_a_log_of_hundreds_of_megabytes_is_read_a_line_at_a_time(deephash, some,
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     started = time.process_time()
     assert deephash("report", "runs", "-o", "page.html").code == 0
-    assert time.process_time() - started < (5 if kind == "log" else 2)
+    assert time.process_time() - started < (10 if kind == "log" else 2)  # some 200 MB
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 * 2**10
     data = json.loads(Path("page.html").read_text().partition('id="data">')[2].partition("</script>")[0])
     (group,) = data["sections"][0]["groups"]

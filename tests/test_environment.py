@@ -81,6 +81,7 @@ def test_without_any_network(place, tmp_path):
         ("index", "run=run", "output=it.faiss"),
         ("export", "run=run", "to=safetensors", "output=exported"),
         ("runs", "."),
+        ("verify", "."),
         ("compare", "."),
         ("report", ".", "-o", "report.html"),
         ("sync", ".", "--dry-run"),
@@ -134,6 +135,40 @@ def test_a_clock_after_2038(place, tmp_path):
     assert_same_result(place, folder)
     assert int(read_json(folder / "run" / "run.json")["started"][:4]) > 2038
     assert "run" in call(*VERB, "runs", ".", cwd=folder)
+
+
+def test_a_run_that_was_moved(place, tmp_path):
+    folder = elsewhere(place, tmp_path)
+    shutil.copytree(place / "run", folder / "moved" / "here")
+    np.save(folder / "new.npy", np.load(folder / "x.npy")[:20])
+    commands = (
+        ("eval", "run=moved/here"),
+        ("report", "moved", "-o", "report.html"),
+        ("compare", "moved"),
+        ("verify", "moved"),
+        ("search", "run=moved/here", "query=new.npy", "picture=null"),
+        ("encode", "run=moved/here", "input=new.npy", "output=codes"),
+        ("train", "resume=moved/here", "trainer.max_epochs=3"),
+    )
+    for command in commands:
+        call(*VERB, *command, cwd=folder)
+    assert read_json(folder / "moved" / "here" / "metrics.json")["epochs"] == 3
+
+
+NOBODY = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
+
+
+@pytest.mark.skipif(
+    not can(*NOBODY, sys.executable, "-c", "import deephash_cli"), reason="needs the right to become another user"
+)
+def test_another_user_without_a_home(place, tmp_path_factory):
+    folder = elsewhere(place, tmp_path_factory.mktemp("other"))
+    for path in (folder, *folder.parents[:2], *folder.iterdir()):
+        os.chown(path, 65534, 65534)
+    call(*NOBODY, *VERB, *TRAIN, cwd=folder, HOME="/nonexistent", DEEPHASH_CACHE_DIR=None, XDG_CACHE_HOME=None)
+    assert (folder / "run" / "codes").owner() == "nobody"
+    for name in ("query.npy", "database.npy"):
+        assert (folder / "run/codes" / name).read_bytes() == (place / "run/codes" / name).read_bytes()
 
 
 def test_files_for_their_owner_alone(place, tmp_path):

@@ -1,12 +1,14 @@
 """No code is run from a run folder, a configuration or a file that comes from somebody else."""
 
 import ast
+import os
 import shutil
 import time
 from pathlib import Path
 
 import digests
 import pytest
+import torch
 import yaml
 from conftest import QUICK, write_photos
 from omegaconf import OmegaConf
@@ -19,6 +21,8 @@ from deephash_cli.choices import CONF_DIR
 from deephash_cli.cli import launch
 from deephash_cli.cli import main as cli
 from deephash_cli.errors import ConfigError, DataError
+from deephash_cli.files import read_sealed, sha256_file
+from deephash_cli.training.checkpoints import read_checkpoint
 from deephash_cli.training.trust import require_no_download, require_trusted
 
 PACKAGE = Path(deephash_cli.__file__).parent
@@ -124,6 +128,26 @@ def poisoned(trained, tmp_path):
 def test_an_honest_folder_is_taken_up(deephash, poisoned):
     result = deephash("train", f"resume={poisoned()}", "trainer.max_epochs=2")
     assert result.code == 0, result
+
+
+def test_what_lightning_would_build_from_a_checkpoint_is_ignored(deephash, trained, tmp_path, monkeypatch):
+    """Entries with which Lightning's own loader calls any function (CVE-2026-58659)."""
+    called: list[object] = []
+    monkeypatch.setattr(os, "system", called.append)
+    folder = Path(shutil.copytree(trained, tmp_path / "run"))
+    file = folder / runs.CHECKPOINTS / "last.ckpt"
+    evil = {"_instantiator": "os.system", "_class_path": "os.system", "command": "touch pwned"}
+    torch.save({**read_checkpoint(file), **evil, "hyper_parameters": evil, "hparams_type": "os.system"}, file)
+    digest = sha256_file(file)
+    digests.edit(file.with_name("last.ckpt.json"), sha256=digest, bytes=file.stat().st_size, format=1)
+    manifest = folder / runs.CODES_MANIFEST
+    origin = read_sealed(manifest)["provenance"]
+    digests.edit(manifest, provenance={**origin, "checkpoint": {**origin["checkpoint"], "sha256": digest}})
+    digests.renew(folder)
+    photos = trained.parent / "photos"
+    assert deephash("encode", f"run={folder}", f"input={photos}", "output=codes", "num_workers=0").code == 0
+    assert deephash("train", f"resume={folder}", "trainer.max_epochs=2").code == 0
+    assert called == []
 
 
 FOREIGN = [

@@ -5,6 +5,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -155,15 +156,22 @@ def test_a_run_that_was_moved(place, tmp_path):
     assert read_json(folder / "moved" / "here" / "metrics.json")["epochs"] == 3
 
 
+@pytest.fixture
+def open_folder():
+    """A folder that another user can reach: those of pytest are for their owner alone."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
 NOBODY = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
 
 
 @pytest.mark.skipif(
     not can(*NOBODY, sys.executable, "-c", "import deephash_cli"), reason="needs the right to become another user"
 )
-def test_another_user_without_a_home(place, tmp_path_factory):
-    folder = elsewhere(place, tmp_path_factory.mktemp("other"))
-    for path in (folder, *folder.parents[:2], *folder.iterdir()):
+def test_another_user_without_a_home(place, open_folder):
+    folder = elsewhere(place, open_folder)
+    for path in (folder, *folder.iterdir()):
         os.chown(path, 65534, 65534)
     call(*NOBODY, *VERB, *TRAIN, cwd=folder, HOME="/nonexistent", DEEPHASH_CACHE_DIR=None, XDG_CACHE_HOME=None)
     assert (folder / "run" / "codes").owner() == "nobody"

@@ -1,14 +1,18 @@
 """Batches: an order that (seed, epoch) decides, each row once, positions that index the training set."""
 
 import os
+import subprocess
+import sys
 import time
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from conftest import QUICK, write_photos
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from torch.utils.data import Dataset, get_worker_info
 
 from deephash_cli.data import loaders
@@ -155,6 +159,33 @@ def test_a_killed_worker_is_one_sentence(how):
         raise RuntimeError(f"DataLoader worker {how}")
     with pytest.raises(RuntimeError, match="something else"), lost_workers_explained("num_workers"):
         raise RuntimeError("something else")
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_ends_the_training_in_one_sentence(tmp_path):
+    """In a process of its own, because the handler of torch raises anywhere in the process."""
+    photos = write_photos(tmp_path / "photos")
+    for file in photos.rglob("*.jpg"):
+        Image.open(file).resize((96, 96)).save(file)  # too large to be held in memory
+    program = """
+import os, sys
+from torch.utils.data import get_worker_info
+from deephash_cli.cli import main
+from deephash_cli.data.dataset import ImageFiles
+read = ImageFiles.batch
+def batch(images, rows):
+    if get_worker_info() is not None:
+        os.kill(os.getpid(), 9)
+    return read(images, rows)
+ImageFiles.batch = batch
+sys.exit(main.run(sys.argv[1:]))
+"""
+    settings = ["dataset=image_folder", f"dataset.root={photos}", *QUICK, "loader.num_workers=2", "bits=8"]
+    command = [sys.executable, "-c", program, "train", *settings, f"run_dir={tmp_path / 'run'}"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert result.returncode == 2, result
+    assert "error: a worker process that decodes images was killed, often because memory ran out" in result.stderr
+    assert "Traceback" not in result.stderr
 
 
 def test_a_worker_that_hangs_is_one_sentence(monkeypatch):

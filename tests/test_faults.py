@@ -163,6 +163,7 @@ def test_the_nth_fault_of_every_verb(world, verb, kind, tmp_path, capsys):
     fail_everywhere(world, verb, kind, tmp_path, capsys)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", ["train", "encode"])
 def test_some_faults_of_the_disk(world, verb, tmp_path, capsys):
     assert fail_everywhere(world, verb, "write", tmp_path, capsys, most=4) >= 3

@@ -269,13 +269,14 @@ class _NoRoom:
 
 
 def _outlive_signals(_: int) -> None:
-    """Let a worker process live on when a signal is sent to all processes, so that the training can finish a step.
+    """Let a worker process live on when a signal is sent to a whole group, so that the training can finish a step.
 
-    A worker ends when the process that started it ends. That process may also end it with SIGTERM, but does so twice.
+    SIGTERM still ends a worker, because that is how the process that started it does so.
     """
+    with contextlib.suppress(OSError):
+        os.setsid()  # signals to the group of the main process do not arrive here
     for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda number, _: signal.signal(number, signal.SIG_DFL))
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -257,13 +257,13 @@ def _begun(path: Path) -> Run:
 def _left_behind(root: Path, name: str) -> list[Path]:
     """Return the folders of a name that runs began under ``root`` and left before they were recorded.
 
-    Those that a process is just beginning are among them: their locks tell them apart. Without locks, return none.
+    Locks tell them from those that a process is just beginning, so without locks, none is returned.
     """
     if not locks_are_on():
         return []
     ours = re.compile(re.escape(name) + r"-\d{8}-\d{6}-[a-z0-9]+")
     named = [path for path in root.iterdir() if ours.fullmatch(path.name) and path.is_dir()]
-    return [path for path in named if is_abandoned(path) or not any(path.iterdir())]
+    return [path for path in named if (is_abandoned(path) or not any(path.iterdir())) and not is_in_use(path)]
 
 
 def _no_room(what: str, path: Path, error: OSError) -> ConfigError | ArtifactError:

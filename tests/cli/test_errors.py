@@ -74,7 +74,10 @@ def raising(error: BaseException, epoch: int = 0):
 # Errors in each part of the work
 
 
-@pytest.mark.parametrize("name", ERRORS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] * (number % 2)) for number, name in enumerate(ERRORS)],
+)
 def test_an_error_in_training_is_a_sentence(deephash, photos, tmp_path, monkeypatch, name):
     error, code, part = ERRORS[name]
     monkeypatch.setattr(HashingModule, "training_step", raising(error))

@@ -406,7 +406,10 @@ def everything(client):
     return got
 
 
-@pytest.mark.parametrize("sent", [b"", HEAD, b"GET /api/info HTTP/1.1\r\nHost: localhost\r\n\r\nGET /api/in"])
+SECOND_HEAD = b"GET /api/info HTTP/1.1\r\nHost: localhost\r\n\r\nGET /api/in"
+
+
+@pytest.mark.parametrize("sent", [HEAD, *(pytest.param(sent, marks=pytest.mark.slow) for sent in (b"", SECOND_HEAD))])
 def test_a_head_that_does_not_come_to_an_end(port, sent):
     begun = time.monotonic()
     clients = [connected(port, sent) for _ in range(3)]

@@ -162,6 +162,24 @@ def test_a_killed_worker_is_one_sentence(how):
 
 
 @pytest.mark.slow
+def test_a_process_ends_soon_after_an_error_in_a_worker():
+    program = """
+from deephash_cli.data.loaders import Loader
+from deephash_cli.errors import DataError
+from torch.utils.data import Dataset
+class Failing(Dataset):
+    def __len__(self): return 4
+    def __getitem__(self, key): raise DataError("no such image")
+try:
+    list(Loader(Failing(), range(4), 2, "num_workers", 0, pin_memory=False))
+except DataError as error:
+    print(error)
+"""
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert result.stdout == "no such image\n"
+
+
+@pytest.mark.slow
 def test_a_worker_that_is_killed_ends_the_training_in_one_sentence(tmp_path):
     """In a process of its own, because the handler of torch raises anywhere in the process."""
     photos = write_photos(tmp_path / "photos")

@@ -76,7 +76,7 @@ def test_bad_images_are_skipped_before_the_split(deephash, large):
     assert "skipped_images" not in read_json(Path("whole/codes/manifest.json"))["provenance"]
 
 
-@pytest.mark.parametrize("kind", ["csv", "image_list"])
+@pytest.mark.parametrize("kind", ["csv", pytest.param("image_list", marks=pytest.mark.slow)])
 def test_missing_files_are_skipped_before_the_split(deephash, large, kind):
     names = [f"{label}/{number}.jpg" for label in "ab" for number in range(12)]
 

@@ -418,6 +418,7 @@ def test_a_signal_ends_the_run_after_the_current_step_and_it_goes_on_within_the_
     assert all(0 < line["time/epoch_seconds"] < 60 for line in lines(folder))
 
 
+@pytest.mark.slow
 def test_signals_at_the_edges_of_epochs(train, whole, deephash, tmp_path):
     folder = tmp_path / "run"
     places = {(0, 1): (2, 2), (0, 3): (4, 0), (1, 2): (7, 3), (2, 0): (9, 1), (3, 3): (16, 0)}
@@ -472,6 +473,7 @@ def test_a_head_is_trained_again(train, whole, deephash, tmp_path, monkeypatch):
     ],
     ids=lambda settings: settings[0],
 )
+@pytest.mark.slow
 def test_every_learned_method_goes_on_within_an_epoch(vectors, deephash, tmp_path, settings):
     command = ("train", *vectors, *settings, "trainer.max_epochs=2")
     assert deephash(*command, f"run_dir={tmp_path / 'whole'}").code == 0
@@ -506,6 +508,7 @@ def test_what_cannot_go_on_within_an_epoch_exactly_does_not(vectors, deephash, t
     assert_same_bytes(tmp_path / "run", tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_a_limit_in_steps_starts_again(vectors, deephash, tmp_path):
     command = ("train", "method=dhn", *vectors, "+trainer.max_steps=20")
     assert deephash(*command, f"run_dir={tmp_path / 'whole'}").code == 0
@@ -534,6 +537,7 @@ def test_an_unfinished_epoch_keeps_its_settings(vectors, deephash, tmp_path):
     assert deephash(*command, "resume=auto", "trainer.max_epochs=2").code == 0
 
 
+@pytest.mark.slow
 def test_a_sweep_that_was_stopped_continues_its_job_within_the_epoch(vectors, deephash, tmp_path):
     command = ("train", "-m", "method=dhn", "seed=0,1,2", *vectors, "trainer.max_epochs=2")
     assert deephash(*command, f"runs={tmp_path / 'whole'}").code == 0
@@ -736,7 +740,7 @@ def test_a_second_signal_ends_the_process_at_once(train, whole, deephash, tmp_pa
 
 @pytest.mark.slow
 def test_a_signal_to_a_whole_group_of_processes_saves(train, whole, deephash, tmp_path):
-    """Schedulers send signals to all processes of a job, so also to those that decode images; `timeout` sends two."""
+    """`timeout` and shells send signals to the whole group of a command, twice."""
     folder = tmp_path / "run"
     program = DYING.format(name="", time=99, batch=(2, 1)).replace(
         "os.kill(os.getpid(), signal.SIGKILL)", "[os.killpg(0, signal.SIGTERM) for _ in range(2)]"

@@ -21,6 +21,12 @@ from deephash_cli.cli import main as cli
 # As in the documentation: one folder of choices, read from the disk, so that a new file is a tested file.
 METHODS = choices.choices("method")
 
+
+def sampled(cases, every: int = 2) -> list:
+    """Each second case, or third, ..., as parameters of a test; the cases in between are slow tests."""
+    return [pytest.param(case, marks=[pytest.mark.slow] * (n % every > 0)) for n, case in enumerate(cases)]
+
+
 # A run of seconds: a network from scratch on small images, two epochs.
 QUICK = (
     "model=small_cnn",

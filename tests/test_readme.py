@@ -6,6 +6,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+from conftest import sampled
 
 from deephash_cli import choices
 from deephash_cli.cli import arguments, checking, launch, verbs
@@ -67,7 +68,7 @@ def test_every_command_is_checked_or_named_as_unchecked():
     assert met == {*UNCHECKED, *OTHER_PROGRAMS}, "a reason that no command needs"
 
 
-@pytest.mark.parametrize("words", LINES, ids=" ".join)
+@pytest.mark.parametrize("words", sampled(LINES), ids=" ".join)
 def test_every_command_is_understood(words):
     verb, *rest = words
     assert verb in verbs.names()

@@ -264,9 +264,8 @@ def test_no_colours_and_no_letters_that_a_terminal_does_not_have():
     assert result.stdout.isascii()
 
 
-@pytest.mark.parametrize(
-    "where", ["> /dev/full", pytest.param("| head -1", marks=SLOW), pytest.param(">&- 2>&-", marks=SLOW)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["> /dev/full", "| head -1", ">&- 2>&-"])
 def test_a_training_continues_without_its_output(photos, deephash, where):
     words = ["train", *photos, *SMALL, "loader.num_workers=0"]
     line = f"deephash {' '.join(words)} run_dir=quiet {where}; exit ${{PIPESTATUS[0]}}"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import METHODS, QUICK, TINY
+from conftest import METHODS, QUICK, TINY, sampled
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -391,7 +391,7 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("case", REFUSED)
+@pytest.mark.parametrize("case", sampled(REFUSED))
 def test_what_cannot_work_is_refused_in_one_sentence(deephash, case):
     arguments, sentence = REFUSED[case]
     assert sentence in refused(deephash("train", *arguments))

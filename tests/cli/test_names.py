@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import QUICK
+from conftest import QUICK, sampled
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -106,7 +106,7 @@ def test_bytes_that_are_not_text_are_refused(deephash):
     assert "is not UTF-8 text: rename the file or folder" in result.err
 
 
-@pytest.mark.parametrize("name", ['my "photos" (2024), it\'s été', "${x}"])
+@pytest.mark.parametrize("name", sampled(['my "photos" (2024), it\'s été', "${x}"]))
 def test_a_run_and_a_sweep_on_a_folder_of_any_name(deephash, name):
     data = Path(name)
     data.mkdir()

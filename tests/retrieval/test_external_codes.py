@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import sampled
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -123,7 +124,7 @@ def without_names(metrics):
 # Formats
 
 
-@pytest.mark.parametrize("form", CODES)
+@pytest.mark.parametrize("form", sampled(CODES))
 def test_every_format_of_codes_gives_the_same_numbers(deephash, expected, form):
     make, options, told = CODES[form]
     write(make(QUERY), make(DATABASE))
@@ -137,7 +138,7 @@ def test_every_format_of_codes_gives_the_same_numbers(deephash, expected, form):
     assert without_names(metrics) == without_names(expected)
 
 
-@pytest.mark.parametrize("of_database", LABELS)
+@pytest.mark.parametrize("of_database", sampled(LABELS))
 @pytest.mark.parametrize("of_query", ["ids", "multi-hot bool"])
 def test_every_format_of_labels_gives_the_same_numbers(deephash, expected, of_query, of_database):
     write(query_labels=LABELS[of_query][0](QUERY_IDS), database_labels=LABELS[of_database][0](DATABASE_IDS))
@@ -434,7 +435,7 @@ REFUSED = {  # for each case: the arrays that replace the valid ones, arguments,
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", REFUSED)
+@pytest.mark.parametrize("case", sampled(REFUSED))
 def test_what_cannot_be_scored_is_refused_in_one_sentence(deephash, case):
     arrays, arguments, code, sentence = REFUSED[case]
     write(**arrays)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import QUICK
+from conftest import QUICK, sampled
 from synthetic import write_run
 
 from deephash_cli import files
@@ -73,7 +73,7 @@ def refused(call, command, *more):
     return result.err.removeprefix("error: ").strip()
 
 
-@pytest.mark.parametrize("case", FILES)
+@pytest.mark.parametrize("case", sampled(FILES))
 def test_a_file_of_somebody_else_is_replaced_only_if_asked_to(call, case):
     if case.startswith("index"):
         pytest.importorskip("faiss")

@@ -17,7 +17,7 @@ import mutations
 import numpy as np
 import pytest
 import torch
-from conftest import METHODS, QUICK, write_photos
+from conftest import METHODS, QUICK, sampled, write_photos
 from digests import forget
 
 from deephash_cli import choices, runs
@@ -489,8 +489,8 @@ LEARNED = [name for name in METHODS if (choices.CONF_DIR / "loss" / f"{name}.yam
 
 
 def test_no_learned_method_is_left_out_above():
-    (mark,) = test_every_learned_method_goes_on_within_an_epoch.pytestmark
-    assert {settings[0].removeprefix("method=") for settings in mark.args[1]} == set(LEARNED)
+    marks = {mark.name: mark for mark in test_every_learned_method_goes_on_within_an_epoch.pytestmark}
+    assert {settings[0].removeprefix("method=") for settings in marks["parametrize"].args[1]} == set(LEARNED)
 
 
 def test_what_cannot_go_on_within_an_epoch_exactly_does_not(vectors, deephash, tmp_path, monkeypatch):
@@ -726,6 +726,7 @@ main()
 """
 
 
+@pytest.mark.slow
 def test_a_second_signal_ends_the_process_at_once(train, whole, deephash, tmp_path):
     folder = tmp_path / "run"
     command = [sys.executable, "-c", PATIENT, *train(f"run_dir={folder}")]
@@ -846,7 +847,7 @@ def test_damaged_results_of_a_finished_run_are_made_again(deephash, request, tmp
     assert again.out.startswith(f"already done: {run}")
 
 
-@pytest.mark.parametrize("name", ["config.yaml", "split.json", "metrics.jsonl"])
+@pytest.mark.parametrize("name", sampled(["config.yaml", "split.json", "metrics.jsonl"], 3))
 def test_a_damaged_file_that_would_be_continued_is_refused(deephash, hashed, tmp_path, name):
     run = Path(shutil.copytree(hashed.run, tmp_path / "run"))
     damage(run, name)

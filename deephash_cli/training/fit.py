@@ -98,8 +98,9 @@ def train(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
         Stopped: If the user or the system interrupts the run.
     """
     settings = _settings(config)
-    places = {name: config[name] for name in ("resume", "run_dir", "runs")}  # as they are, even if they are hidden
-    earlier = resuming.earlier_run({**settings, **places})
+    places = {name: config[name] for name in ("resume", "run_dir", "runs")}
+    found_by = {**settings, **places}  # paths as they are, even if they are hidden
+    earlier = resuming.earlier_run(found_by)
     if earlier and resuming.is_done(earlier, config.trainer.max_epochs):
         return _already_done(earlier)
     if earlier:
@@ -118,8 +119,8 @@ def train(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
             "of this run mean nothing"
         )
     with contextlib.ExitStack() as held:
-        with resuming.only_one(settings):
-            earlier = resuming.earlier_run(settings)  # another process may have begun it since
+        with resuming.only_one(found_by):
+            earlier = resuming.earlier_run(found_by)  # another process may have begun it since
             if earlier and resuming.is_done(earlier, config.trainer.max_epochs):
                 return _already_done(earlier)
             run = held.enter_context(_run_folder(config, earlier))

@@ -22,7 +22,7 @@ _KNOWN = ("deephash_cli.", "pytorch_lightning.", "lightning_fabric.", "torch.", 
 def is_exact(trainer: Trainer, module: LightningModule) -> bool:
     """Whether a run that continues from here, within an epoch, does exactly what an uninterrupted run does.
 
-    It does not if the number of steps is limited, if the batches are made anew for an epoch, or if the method or its
+    It does not if the number of steps is limited, if each epoch makes its batches again, or if the method or its
     logging does more than this package knows of.
 
     Args:

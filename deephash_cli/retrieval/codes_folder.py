@@ -161,7 +161,7 @@ def _write_manifest(
 
 
 def load_codes(folder: Path) -> tuple[CodeSet, CodeSet, dict[str, Any]]:
-    """Open a folder that `save_codes` wrote. Its arrays are memory-mapped, read-only, and stay on disk until used.
+    """Open a folder that `save_codes` wrote. Arrays and ids are memory-mapped, read-only, and stay on disk until used.
 
     Returns:
         The query side, the database side and the manifest.
@@ -224,7 +224,7 @@ class Lines(Sequence[str]):
         count: Number of lines that the file must have.
 
     Raises:
-        ArtifactError: If the file has another number of lines, or if it cannot be read.
+        ArtifactError: If the file has another number of lines, is not UTF-8, or cannot be read.
     """
 
     def __init__(self, path: Path, count: int):
@@ -244,9 +244,17 @@ class Lines(Sequence[str]):
         self._ends = np.concatenate(ends)
         if len(self) != count or self._ends[-1] != size:
             raise ArtifactError(f"{path} must have {count} complete lines, one for each code, got {len(self)}")
+        for start in range(0, count, _LINES):
+            self._text(start, min(start + _LINES, count))  # so that no line is an error later
 
     def __len__(self) -> int:
         return len(self._ends) - 1
+
+    def __eq__(self, other: object) -> bool:
+        """Compare with the lines of another sequence, as lists are compared."""
+        if not isinstance(other, Sequence) or len(self) != len(other):
+            return False
+        return all(one == another for one, another in zip(self, other, strict=True))
 
     @overload
     def __getitem__(self, index: int) -> str: ...
@@ -256,7 +264,6 @@ class Lines(Sequence[str]):
         """Return one line, or a list of lines, without their line breaks.
 
         Raises:
-            ArtifactError: If a line is not UTF-8.
             IndexError: If there is no line with this number.
         """
         if isinstance(index, slice):
@@ -272,12 +279,14 @@ class Lines(Sequence[str]):
             yield from self[start : start + _LINES]
 
     def _between(self, first: int, last: int) -> list[str]:
-        """Return the lines from number ``first`` to the one before ``last``, from one text."""
-        if first >= last:
-            return []
+        """Return the lines from number ``first`` to the one before ``last``."""
+        return self._text(first, last).split("\n") if first < last else []
+
+    def _text(self, first: int, last: int) -> str:
+        """Return the lines from number ``first`` to the one before ``last`` as one text."""
         content = self._bytes[self._ends[first] : self._ends[last] - 1].tobytes()
         try:
-            return content.decode("utf-8").split("\n")
+            return content.decode("utf-8")
         except UnicodeDecodeError as error:
             line = first + content.count(b"\n", 0, error.start)
             raise ArtifactError(f"{self._path} is not UTF-8 text: {error.reason} in line {line + 1}") from error
@@ -467,7 +476,7 @@ def damages(folder: Path) -> list[tuple[Path, str]]:
 def _load_side(folder: Path, side: str, manifest: dict[str, Any]) -> CodeSet:
     found = _open(folder, side, manifest)
     with _named(folder, side):
-        return CodeSet(packed=found.packed, bits=found.bits, labels=found.labels, ids=list(found.ids))
+        return CodeSet(packed=found.packed, bits=found.bits, labels=found.labels, ids=found.ids)
 
 
 def _open(folder: Path, side: str, manifest: dict[str, Any]) -> Database:

@@ -159,7 +159,7 @@ def _hardest(query: CodeSet, average_precisions: np.ndarray, relevant: np.ndarra
     rows = metrics.hardest(np.where(relevant > 0, average_precisions, np.inf), min(HARDEST, int((relevant > 0).sum())))
     return [
         {
-            "query": int(row) if query.ids is None else query.ids[row],
+            "query": int(row) if query.ids is None else query.ids[int(row)],
             "average_precision": float(average_precisions[row]),
         }
         for row in rows

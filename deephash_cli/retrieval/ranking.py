@@ -17,7 +17,7 @@ from types import ModuleType
 from typing import TypeVar
 
 import numpy as np
-from jaxtyping import Float64, Int64, Integer, UInt8
+from jaxtyping import Float, Float64, Int64, Integer, UInt8
 
 from deephash_cli.retrieval.codes import packed_width
 
@@ -27,6 +27,7 @@ T = TypeVar("T")
 _TOGETHER = 1024  # at most as many queries in one part, which is what a thread works on at a time
 _AHEAD = 4  # parts per thread that may be computed before the caller takes them
 _ROWS = 2**16  # rows converted at a time
+_LARGEST = float(np.finfo(np.float16).max)
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,6 +181,74 @@ def within(
     )
 
 
+def rescore(
+    u: Float[np.ndarray, "q bits"],
+    database_packed: UInt8[np.ndarray, "n bytes"],
+    distances: Int64[np.ndarray, "q found"],
+    positions: Int64[np.ndarray, "q found"],
+    k: int,
+    threads: int | None = None,
+) -> tuple[Float64[np.ndarray, "q k"], Int64[np.ndarray, "q k"], Int64[np.ndarray, "q k"]]:
+    """Rank items that a search found by their scores, and keep the first ``k``.
+
+    The score is the inner product of the query's continuous code with the code of the item as -1 and +1, in double
+    precision. The largest score comes first; equal scores are in the order of distance, then of position.
+
+    Args:
+        u: Continuous codes of the queries. Infinite values count as the largest that float16 can hold.
+        database_packed: Packed codes of the database.
+        distances: Hamming distances of the items that were found for each query.
+        positions: Positions of these items in the database; negative ones are no items and are left out.
+        k: Number of items to keep for each query.
+        threads: Number of threads; see `count`.
+
+    Returns:
+        Scores, distances and positions. Where there are fewer than ``k`` items, NaN and -1 follow the last one.
+
+    Raises:
+        ValueError: If the continuous codes do not match the database, or hold NaN.
+    """
+    values, codes, kernels = _values(u, database_packed.shape[1]), np.ascontiguousarray(database_packed), _kernels()
+    distances, positions = (np.ascontiguousarray(side, np.int64) for side in (distances, positions))
+    return _by_score(
+        lambda rows: kernels.rescore(values[rows], codes, distances[rows], positions[rows], k), len(u), k, threads
+    )
+
+
+def asymmetric(
+    u: Float[np.ndarray, "q bits"],
+    query_packed: UInt8[np.ndarray, "q bytes"],
+    database_packed: UInt8[np.ndarray, "n bytes"],
+    k: int,
+    exclude: Int64[np.ndarray, " q"] | None = None,
+    threads: int | None = None,
+) -> tuple[Float64[np.ndarray, "q k"], Int64[np.ndarray, "q k"], Int64[np.ndarray, "q k"]]:
+    """Find the ``k`` items with the largest scores, exactly: every item gets its score, which `rescore` describes.
+
+    Args:
+        u: Continuous codes of the queries, as for `rescore`.
+        query_packed: Packed codes of the queries, which the distances are from.
+        database_packed: Packed codes of the database.
+        k: Number of items to find for each query; if the database has fewer, all of them.
+        exclude: Position in the database of the item that is the query itself, or -1, for each query. This item is not
+            found. None excludes no item.
+        threads: Number of threads; see `count`.
+
+    Returns:
+        Scores, distances and positions, as from `rescore`.
+
+    Raises:
+        ValueError: If the continuous codes do not match the database, or hold NaN.
+    """
+    _require_same_width("codes", query_packed, database_packed)
+    values, kernels, k = _values(u, database_packed.shape[1]), _kernels(), min(k, len(database_packed))
+    own = np.full(len(u), -1) if exclude is None else np.ascontiguousarray(exclude)
+    queries, codes = (np.ascontiguousarray(side) for side in (query_packed, database_packed))
+    return _by_score(
+        lambda rows: kernels.asymmetric(values[rows], queries[rows], codes, own[rows], k), len(u), k, threads
+    )
+
+
 def usable_threads() -> int:
     """Number of threads to use: OMP_NUM_THREADS, or the number of cores that this process may use."""
     if (limit := os.environ.get("OMP_NUM_THREADS", "")).isdecimal() and int(limit) > 0:
@@ -202,6 +271,27 @@ def check_side(side: str, packed: UInt8[np.ndarray, "n bytes"], bits: int) -> No
         raise ValueError(f"codes of {bits} bits take {packed_width(bits)} bytes a row, got {packed.shape[1]}")
     if bits % 8 and (packed[:, -1] >> (bits % 8)).any():
         raise ValueError(f"padding bits of the {side} codes must be zero, got ones: they would count as distance")
+
+
+def _values(u: Float[np.ndarray, "q bits"], width: int) -> Float64[np.ndarray, "q places"]:
+    """Check continuous codes, and return them with a 0 for each padding bit of a code of ``width`` bytes."""
+    if u.ndim != 2 or packed_width(u.shape[1]) != width:
+        raise ValueError(f"continuous codes must have one value for each bit of {width} bytes, got {u.shape}")
+    if np.isnan(u).any():
+        raise ValueError(f"continuous codes must be numbers, got NaN in row {int(np.isnan(u).any(axis=1).argmax())}")
+    values = np.zeros((len(u), 8 * width))
+    values[:, : u.shape[1]] = np.clip(u, -_LARGEST, _LARGEST)
+    return values
+
+
+def _by_score(
+    work: Callable[[slice], tuple[np.ndarray, ...]], q: int, k: int, threads: int | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Join the scores, distances and positions of all parts."""
+    if not q or not k:
+        return np.empty((q, k)), np.empty((q, k), np.int64), np.empty((q, k), np.int64)
+    scores, distances, positions = (np.concatenate(side) for side in zip(*_in_parts(work, q, threads), strict=True))
+    return scores, distances, positions
 
 
 def _kernels() -> ModuleType:

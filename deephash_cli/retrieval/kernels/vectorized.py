@@ -72,6 +72,64 @@ def within(
     return distance[positions].astype(np.int64), positions
 
 
+def rescore(
+    values: Float64[np.ndarray, "q places"],
+    codes: UInt8[np.ndarray, "n bytes"],
+    distances: Int64[np.ndarray, "q found"],
+    positions: Int64[np.ndarray, "q found"],
+    k: int,
+) -> tuple[Float64[np.ndarray, "q k"], Int64[np.ndarray, "q k"], Int64[np.ndarray, "q k"]]:
+    """Scores, distances and positions of the first ``k`` of the given items: see `compiled.rescore`."""
+    ranked = _nothing_ranked(len(values), k)
+    for i, (row, distance, position) in enumerate(zip(values, distances, positions, strict=True)):
+        there = position >= 0
+        _rank(ranked, i, _scores(row, codes[position[there]]), distance[there], position[there])
+    return ranked
+
+
+def asymmetric(
+    values: Float64[np.ndarray, "q places"],
+    queries: UInt8[np.ndarray, "q bytes"],
+    codes: UInt8[np.ndarray, "n bytes"],
+    exclude: Int64[np.ndarray, " q"],
+    k: int,
+) -> tuple[Float64[np.ndarray, "q k"], Int64[np.ndarray, "q k"], Int64[np.ndarray, "q k"]]:
+    """Scores, distances and positions of the first ``k`` items of the database: see `compiled.asymmetric`."""
+    ranked = _nothing_ranked(len(values), k)
+    for i, row in enumerate(values):
+        scores = _scores(row, codes)
+        if exclude[i] >= 0:
+            scores[exclude[i]] = -np.inf
+        lowest = np.partition(scores, len(scores) - k)[len(scores) - k]
+        positions = np.flatnonzero((scores >= lowest) & (scores > -np.inf))
+        distances = np.bitwise_count(codes[positions] ^ queries[i]).sum(axis=1, dtype=np.int64)
+        _rank(ranked, i, scores[positions], distances, positions)
+    return ranked
+
+
+def _scores(values: Float64[np.ndarray, " places"], codes: UInt8[np.ndarray, "n bytes"]) -> Float64[np.ndarray, " n"]:
+    """Add up what the bytes of each code add to the score, in the order of the compiled loop."""
+    scores = np.zeros(len(codes))
+    for byte, column in zip(values.reshape(-1, 8), codes.T, strict=True):
+        table = np.zeros(1)  # what each value of this byte adds
+        for value in byte:
+            table = np.concatenate([table - value, table + value])  # this bit is 0, this bit is 1
+        scores += table[column]
+    return scores
+
+
+def _rank(
+    ranked: tuple[np.ndarray, ...], i: int, scores: np.ndarray, distances: np.ndarray, positions: np.ndarray
+) -> None:
+    order = np.lexsort((positions, distances, -scores))[: ranked[0].shape[1]]
+    for out, values in zip(ranked, (scores, distances, positions), strict=True):
+        out[i, : len(order)] = values[order]
+
+
+def _nothing_ranked(q: int, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    return np.full((q, k), np.nan), np.full((q, k), -1), np.full((q, k), -1)
+
+
 def _count(
     query_words: UInt64[np.ndarray, "q words"],
     database_words: UInt64[np.ndarray, "words n"],

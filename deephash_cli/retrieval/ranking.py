@@ -17,7 +17,7 @@ from types import ModuleType
 from typing import TypeVar
 
 import numpy as np
-from jaxtyping import Float, Float64, Int64, Integer, UInt8
+from jaxtyping import Bool, Float, Float64, Int64, Integer, UInt8
 
 from deephash_cli.retrieval.codes import packed_width
 
@@ -28,6 +28,7 @@ _TOGETHER = 1024  # at most as many queries in one part, which is what a thread 
 _AHEAD = 4  # parts per thread that may be computed before the caller takes them
 _ROWS = 2**16  # rows converted at a time
 _LARGEST = float(np.finfo(np.float16).max)
+_PAIRS = 2**20
 
 
 @dataclass(frozen=True, eq=False)
@@ -249,6 +250,51 @@ def asymmetric(
     )
 
 
+def grouped(
+    scores: Callable[[slice], Int64[np.ndarray, "q n"]],
+    measure: Callable[[Int64[np.ndarray, "q groups"], Int64[np.ndarray, "q groups"]], T],
+    query_labels: Labels,
+    database_labels: Labels,
+    exclude: Int64[np.ndarray, " q"],
+    tolerance: int = 0,
+    threads: int | None = None,
+    pairs: int = _PAIRS,
+) -> Iterator[T]:
+    """Rank the database by any score, and count the items that are tied and those of them that are relevant.
+
+    Args:
+        scores: Function that returns the scores of all database items for some consecutive queries, in an array of its
+            own; the lowest score comes first. Scores lie between -2^61 and 2^61.
+        measure: Function that is called with the numbers of items (q, groups) and of relevant items of each group of
+            ties, in order of score, for some consecutive queries. An item is relevant if it shares a label with the
+            query. Neighbouring groups in which no item is relevant are counted as one, and so are neighbouring groups
+            in which all are: no metric depends on the order inside of these. Zeros follow a query's last group.
+        query_labels: Labels of the queries, as for `count`.
+        database_labels: Labels of the database, in the same form.
+        exclude: Position in the database of the item that is the query itself, or -1, for each query, as for `count`.
+        tolerance: Largest difference of two scores that are tied. Ties are passed on: items are in one group if each
+            differs by no more from the next one.
+        threads: Number of threads; see `count`.
+        pairs: Number of pairs of a query and an item that a thread ranks at a time, which bounds its memory.
+
+    Returns:
+        The results of ``measure`` in the order of the queries.
+    """
+    kernels, n = _kernels(), len(database_labels)
+    query_labels, database_labels, _ = _labels(query_labels, database_labels)
+
+    def part(rows: slice) -> T:
+        keys = scores(rows)
+        keys <<= 1
+        keys |= _relevant(query_labels[..., rows], database_labels)
+        own = exclude[rows]
+        keys[np.flatnonzero(own >= 0), own[own >= 0]] = np.iinfo(np.int64).max  # sorted to the end, and not counted
+        keys.sort(axis=1)
+        return measure(*kernels.groups(keys, n - (own >= 0), tolerance))
+
+    return _in_parts(part, len(exclude), threads, most=max(1, pairs // max(1, n)))
+
+
 def usable_threads() -> int:
     """Number of threads to use: OMP_NUM_THREADS, or the number of cores that this process may use."""
     if (limit := os.environ.get("OMP_NUM_THREADS", "")).isdecimal() and int(limit) > 0:
@@ -382,6 +428,16 @@ def _labels(query: np.ndarray, database: np.ndarray) -> tuple[np.ndarray, np.nda
     if max(most, most_in_database) > 1:
         return query, database, max(2, min(most, most_in_database) + 1)
     return _class_numbers(query), _class_numbers(database), 2
+
+
+def _relevant(query: np.ndarray, database: np.ndarray) -> Bool[np.ndarray, "q n"]:
+    """Whether each query shares a label with each item, from labels that `_labels` converted."""
+    if query.ndim == 1:
+        return (query[:, None] == database) & (query[:, None] >= 0)
+    shares = np.zeros((query.shape[1], database.shape[1]), np.bool_)
+    for words, items in zip(query, database, strict=True):
+        shares |= (words[:, None] & items) != 0
+    return shares
 
 
 def _label_words(labels: UInt8[np.ndarray, "n classes"]) -> np.ndarray:

@@ -460,6 +460,42 @@ def _within(query_words, database_words, radius, distance, out_distance, out_pos
         counts[i] = count
 
 
+@no_type_check
+def _sums(tables, codes, sums):
+    n = codes.shape[1]
+    for i in range(tables.shape[0]):
+        for first in range(0, n, BLOCK):
+            stop = min(first + BLOCK, n)
+            table = tables[i, 0]
+            for j in range(first, stop):
+                sums[i, j] = table[codes[0, j]]
+            for byte in range(1, codes.shape[0]):
+                table = tables[i, byte]
+                for j in range(first, stop):
+                    sums[i, j] += table[codes[byte, j]]
+
+
+@no_type_check
+def _groups(keys, counts, tolerance, totals, hits, found):
+    for i in range(keys.shape[0]):
+        ranked, of_group, hits_of_group = keys[i, : counts[i]], totals[i], hits[i]
+        # Kinds of groups: 0 if no item is relevant, 1 if all are, 2 if some are. Nothing here branches on a kind, which
+        # would often be mispredicted: a group of the same kind as the one before replaces its numbers.
+        group, last, total, relevant_total, start, relevant = -1, -1, 0, 0, 0, 0
+        for j in range(ranked.shape[0]):
+            relevant += ranked[j] & 1
+            if j + 1 < ranked.shape[0] and (ranked[j + 1] >> 1) - (ranked[j] >> 1) <= tolerance[0]:
+                continue
+            size = j + 1 - start
+            kind = np.int64(relevant > 0) << np.int64(relevant < size)
+            goes_on = np.int64(kind == last) & np.int64(kind < 2)
+            group += 1 - goes_on
+            total, relevant_total = total * goes_on + size, relevant_total * goes_on + relevant
+            of_group[group], hits_of_group[group] = total, relevant_total
+            last, start, relevant = kind, j + 1, 0
+        found[i] = group + 1
+
+
 def count_classes(
     query_words: UInt64[np.ndarray, "q words"],
     database_words: UInt64[np.ndarray, "words n"],
@@ -598,6 +634,35 @@ def asymmetric(
     outputs = _ranked(len(values), k)
     _run(_asymmetric, (values, queries, codes, exclude), outputs)
     return outputs
+
+
+def sums(tables: Int64[np.ndarray, "q bytes 256"], codes: UInt8[np.ndarray, "bytes n"]) -> Int64[np.ndarray, "q n"]:
+    """Add up, for each query and item, the entries of the query's tables at the bytes of the item's code."""
+    out = np.empty((len(tables), codes.shape[1]), np.int64)
+    _run(_sums, (tables, codes), (out,))
+    return out
+
+
+def groups(
+    keys: Int64[np.ndarray, "q n"], counts: Int64[np.ndarray, " q"], tolerance: int
+) -> tuple[Int64[np.ndarray, "q groups"], Int64[np.ndarray, "q groups"]]:
+    """Count the items, and the relevant items, of each group of ties. See `ranking.grouped`.
+
+    Args:
+        keys: For each query in ascending order: twice the score of an item, plus 1 if it is relevant.
+        counts: Number of keys of each query, from the first, that are items.
+        tolerance: Difference of the scores of two neighbours in this order up to which they are tied.
+
+    Returns:
+        Numbers of items and of relevant items. Neighbouring groups without a relevant item are one group here, and so
+        are those with relevant items only: the order inside them does not matter. Zeros follow the last group.
+    """
+    totals, hits = (np.empty(keys.shape, np.int64) for _ in range(2))  # the system provides memory only where written
+    found = np.empty(len(keys), np.int64)
+    _run(_groups, (keys, counts, np.array([tolerance])), (totals, hits, found))
+    most = max(1, int(found.max(initial=0)))
+    is_group = np.arange(most) < found[:, None]
+    return totals[:, :most] * is_group, hits[:, :most] * is_group
 
 
 def _run(function: Callable[..., None], inputs: Sequence[np.ndarray], outputs: Sequence[np.ndarray]) -> None:

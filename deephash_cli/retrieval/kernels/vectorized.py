@@ -130,6 +130,36 @@ def _nothing_ranked(q: int, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]
     return np.full((q, k), np.nan), np.full((q, k), -1), np.full((q, k), -1)
 
 
+def sums(tables: Int64[np.ndarray, "q bytes 256"], codes: UInt8[np.ndarray, "bytes n"]) -> Int64[np.ndarray, "q n"]:
+    """Add up entries of tables: see `compiled.sums`."""
+    out = np.zeros((len(tables), codes.shape[1]), np.int64)
+    for byte, column in enumerate(codes):
+        for row, table in zip(out, tables[:, byte], strict=True):
+            row += table[column]
+    return out
+
+
+def groups(
+    keys: Int64[np.ndarray, "q n"], counts: Int64[np.ndarray, " q"], tolerance: int
+) -> tuple[Int64[np.ndarray, "q groups"], Int64[np.ndarray, "q groups"]]:
+    """Count the items, and the relevant items, of each group of ties: see `compiled.groups`."""
+    found = [_groups(row[:count], tolerance) for row, count in zip(keys, counts, strict=True)]
+    totals, hits = np.zeros((2, len(keys), max((1, *(len(total) for total, _ in found)))), np.int64)
+    for i, (total, relevant) in enumerate(found):
+        totals[i, : len(total)], hits[i, : len(total)] = total, relevant
+    return totals, hits
+
+
+def _groups(keys: Int64[np.ndarray, " n"], tolerance: int) -> tuple[np.ndarray, np.ndarray]:
+    if not len(keys):
+        return keys, keys
+    starts = np.flatnonzero(np.diff(keys >> 1, prepend=(keys[0] >> 1) - tolerance - 1) > tolerance)
+    size, relevant = np.diff(starts, append=len(keys)), np.add.reduceat(keys & 1, starts)
+    kind = np.where(relevant == 0, 0, np.where(relevant == size, 1, 2))
+    firsts = np.flatnonzero((np.diff(kind, prepend=-1) != 0) | (kind == 2))
+    return np.add.reduceat(size, firsts), np.add.reduceat(relevant, firsts)
+
+
 def _count(
     query_words: UInt64[np.ndarray, "q words"],
     database_words: UInt64[np.ndarray, "words n"],

@@ -219,6 +219,8 @@ def require_kind(
         convert = f"convert it, such as with array.astype({kind.example})"
         if what == "labels" and dtype.kind in "US":
             convert = "number the classes, such as with np.unique(array, return_inverse=True)[1]"
+        elif kind is FLOATS and dtype.itemsize == 1:
+            convert = f"packed bits are codes, not {what}; if each number is one dimension, {convert}"
         raise ArtifactError(f"{place} must hold {what} as {kind.words}, got {dtype.str}: {convert}, and save it again")
     if len(shape) not in dimensions:
         expected = " or ".join(str(n) for n in dimensions)

@@ -44,10 +44,12 @@ RANGES: dict[str, tuple[float, float | None]] = {
     "port": (0, 65535),
     "max_bytes": (1, None),
     "queries": (1, None),
+    "shortlist": (1, None),
 }
 # Settings that take one of a few words.
 WORDS: dict[str, tuple[str, ...]] = {
     "bit_order": ("little", "big"),
+    "byte_type": ("uint8", "int8_minus_128", "int8_same_bits"),
     "kind": tuple(modules("retrieval/indexes")),
     "zero_hits": ("zero", "skip"),
     "metrics.zero_hits": ("zero", "skip"),
@@ -58,6 +60,7 @@ WORDS: dict[str, tuple[str, ...]] = {
     "bad_images": ("stop", "skip"),
     "accelerator": ("auto", "cpu", "gpu"),
     "launcher": ("local", "ray"),
+    "rescore": ("asymmetric",),
 }  # fmt: skip
 # Settings that are lists of whole numbers, with the lowest number that is allowed in each.
 LISTS = {"metrics.ks": 1, "dataset.map_at": 1, "ks": 1, "map_at": 1, "shards": 0}

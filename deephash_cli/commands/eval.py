@@ -45,7 +45,9 @@ def run(config: DictConfig) -> dict[str, Any]:
     )
     if kind == "query":
         paths = [Path(config[name]) for name in _FILES]
-        query, database, source = foreign.load(*paths, bits=config.bits, bit_order=config.bit_order)
+        query, database, source = foreign.load(
+            *paths, bits=config.bits, bit_order=config.bit_order, byte_type=config.byte_type
+        )
         settings = scoring.settle({**config.metrics, "map_at": []}, overrides)
         metrics = {**scoring.evaluate(query, database, **settings), "source": source}
     elif kind == "run":
@@ -101,8 +103,9 @@ def _kind(config: DictConfig) -> str:
     if files and len(files) < len(_FILES):
         missing = [f"{name}=<file.npy>" for name in _FILES if name not in files]
         raise ConfigError(f"deephash eval with {', '.join(f'{n}=' for n in files)} also needs {', '.join(missing)}")
-    if not files and (config.bits is not None or config.bit_order != "little"):
+    if not files and (config.bits is not None or config.bit_order != "little" or config.byte_type != "uint8"):
         raise ConfigError(
-            f"bits= and bit_order= are for query= and database=; leave them out, {given[0]}= has them in {MANIFEST}"
+            "bits=, bit_order= and byte_type= are for query= and database=; leave them out, "
+            f"{given[0]}= has them in {MANIFEST}"
         )
     return "query" if files else given[0]

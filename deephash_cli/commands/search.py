@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
+from jaxtyping import Float
 from omegaconf import DictConfig, OmegaConf
 from rich.markup import escape
 from rich.table import Table
@@ -20,7 +21,8 @@ from deephash_cli.errors import ConfigError, DataError
 from deephash_cli.files import is_device, write_bytes, write_json
 from deephash_cli.inference import contact_sheet as sheets
 from deephash_cli.npy import FLOATS, open_array
-from deephash_cli.retrieval.codes_folder import Database, open_side
+from deephash_cli.retrieval import rescoring
+from deephash_cli.retrieval.codes_folder import Database, open_continuous, open_side, read_manifest
 from deephash_cli.runs.outputs import settle, unused
 
 # Elsewhere imported inside functions, because torch takes seconds; an output that cannot be used is refused before.
@@ -51,17 +53,22 @@ def run(config: DictConfig) -> list[dict[str, Any]]:
         {f"{name}=": config[name] for name in ("query", "run", "codes", "index")},
         config.overwrite,
     )
+    shortlist = rescoring.settle(config.rescore, config.shortlist, config.k)
     run_folder = runs.given_or_latest(config.run, config.codes)
     place = Path(config.query).expanduser()
     if place.suffix != ".npy" and not place.exists():
-        _by_id(run_folder, str(place))
+        side, _, row = _by_id(run_folder, str(place))
+        if shortlist is not None:
+            _continuous(run_folder, side, row, str(place))
     from deephash_cli.inference.searcher import open_searcher
 
     vectors = place if place.suffix == ".npy" else None
     folder = None if config.codes is None else Path(config.codes)
     settings = cast(dict[str, Any], OmegaConf.to_container(config))
     trusted = list(config.allowed_targets)
-    searcher = open_searcher(run_folder, folder, config.index, settings, trusted, vectors, config.allow_unverified)
+    searcher = open_searcher(
+        run_folder, folder, config.index, settings, trusted, vectors, config.allow_unverified, shortlist
+    )
     say(f"{run_folder}: {searcher.title}, {searcher.n} images")
     if config.radius is None and config.k > searcher.n:
         warn(f"k={config.k} is more than the {searcher.n} images that are searched: no query finds more than these")
@@ -76,7 +83,8 @@ def run(config: DictConfig) -> list[dict[str, Any]]:
         say(f"... and {len(found) - SHOWN} more queries; output=<file.json> writes all")
     results = [_described(query, hits) for query, hits in found]
     if output is not None:
-        asked = {"run": str(run_folder), **{name: config[name] for name in ("codes", "index", "k", "radius")}}
+        names = ("codes", "index", "k", "radius", "rescore", *(("shortlist",) if shortlist is not None else ()))
+        asked = {"run": str(run_folder), **{name: config[name] for name in names}}
         write_json(output, {**asked, "bits": searcher.bits, "queries": results})
         say(f"results: {config.output}")
     if picture_file is not None:
@@ -108,14 +116,31 @@ def _queries(searcher: "Searcher", run: Path, place: Path) -> list["Query"]:
         return _folder_queries(searcher, place, found)
     if place.is_file():
         return [_image_query(searcher, place, place)]
-    database, row = _by_id(run, str(place))
+    side, database, row = _by_id(run, str(place))
     own = next((i for i, name in enumerate(searcher.database.ids) if name == str(place)), -1)
     code, labels = database.packed[row : row + 1], label_names(class_names(database), database, row)
-    return [Query(str(place), code, labels, own, lambda: searcher.picture(str(place)))]
+    u = None if searcher.shortlist is None else _continuous(run, side, row, str(place))
+    return [Query(str(place), code, labels, own, lambda: searcher.picture(str(place)), u)]
 
 
-def _by_id(run: Path, name: str) -> tuple[Database, int]:
-    """Return the side of the codes of a run that has an image with this id, and the row of the image.
+def _continuous(run: Path, side: str, row: int, name: str) -> Float[np.ndarray, "1 bits"]:
+    """Return the continuous code of an image of a run.
+
+    Raises:
+        ConfigError: If the run did not keep it.
+    """
+    folder = run / runs.CODES
+    u = open_continuous(folder, side, read_manifest(folder))
+    if u is None:
+        raise ConfigError(
+            f"rescore= needs the continuous code of query={name}, but {folder} has no {side}_u.npy: give the image "
+            "itself, as a file, or leave out rescore="
+        )
+    return np.asarray(u[row : row + 1])
+
+
+def _by_id(run: Path, name: str) -> tuple[str, Database, int]:
+    """Return the side of the codes of a run that has an image with this id: its name, the side, the row of the image.
 
     Raises:
         DataError: If there is no such image.
@@ -124,7 +149,7 @@ def _by_id(run: Path, name: str) -> tuple[Database, int]:
     for side in ("query", "database"):
         database = open_side(run / runs.CODES, side)
         if name in (ids := list(database.ids)):
-            return database, ids.index(name)
+            return side, database, ids.index(name)
     raise DataError(f"query={name} is neither a file, nor a folder, nor the id of an image of {run} (such as {ids[0]})")
 
 
@@ -152,13 +177,11 @@ def _folder_queries(searcher: "Searcher", folder: Path, paths: Sequence[Path]) -
 
 def _image_query(searcher: "Searcher", path: Path, name: Path) -> "Query":
     """Return the query for an image file; if a folder in ``name`` is named like a class, that class is its label."""
-    from deephash_cli.inference.searcher import Query
-
     if searcher.encoder.takes != "images":
         raise ConfigError(f"query={path} is not a .npy file, but the run hashes vectors")
     folders = [composed(folder) for folder in name.parts[:-1]]
     labels = [folder for folder in folders if folder in searcher.class_names]
-    return Query(name.as_posix(), searcher.encode(decode(path)), labels[:1], -1, lambda: decode(path))
+    return searcher.query(name.as_posix(), lambda: decode(path), labels[:1])
 
 
 def _vector_queries(searcher: "Searcher", path: Path) -> list["Query"]:
@@ -172,13 +195,18 @@ def _vector_queries(searcher: "Searcher", path: Path) -> list["Query"]:
     vectors = Vectors(open_array(path, "vectors", (2,), FLOATS))
     with torch.inference_mode():
         u = searcher.encoder(torch.from_numpy(vectors.batch(np.arange(len(vectors)))))
-    return [Query(f"row {row}", packed[None], [], -1, lambda: None) for row, packed in enumerate(packed_codes(u))]
+    packed, values = packed_codes(u), u.numpy()
+    return [
+        Query(f"row {row}", packed[row : row + 1], [], -1, lambda: None, values[row : row + 1])
+        for row in range(len(packed))
+    ]
 
 
 def _show(query: "Query", hits: Sequence["Hit"]) -> None:
     labels = f" ({', '.join(query.labels)})" if query.labels else ""
     table = Table()
-    for name in ("rank", "distance"):
+    scored = any(hit.score is not None for hit in hits)
+    for name in ("rank", *(("score",) if scored else ()), "distance"):
         table.add_column(name, justify="right")
     table.add_column("id")
     marks = {True: "yes", False: "no", None: ""}
@@ -187,7 +215,8 @@ def _show(query: "Query", hits: Sequence["Hit"]) -> None:
         table.add_column(name)
     for rank, hit in enumerate(hits, start=1):
         more = (escape(", ".join(hit.labels)), marks[hit.relevant]) if labelled else ()
-        table.add_row(str(rank), str(hit.distance), escape(hit.id), *more)
+        score = () if hit.score is None else (f"{hit.score:.5g}",)
+        table.add_row(str(rank), *score, str(hit.distance), escape(hit.id), *more)
     show(table, f"{query.name}{labels}")
 
 
@@ -199,10 +228,15 @@ def _described(query: "Query", hits: Sequence["Hit"]) -> dict[str, Any]:
             "distance": hit.distance,
             "labels": hit.labels,
             "relevant": hit.relevant,
+            "score": hit.score,
         }
         for hit in hits
     ]
     return {"query": query.name, "labels": query.labels, "results": results}
+
+
+def _title(hit: "Hit") -> str:
+    return f"distance {hit.distance}" if hit.score is None else f"score {hit.score:.4g}, dist. {hit.distance}"
 
 
 def _draw(searcher: "Searcher", found: Sequence[tuple["Query", list["Hit"]]], ending: str) -> bytes | None:
@@ -211,9 +245,7 @@ def _draw(searcher: "Searcher", found: Sequence[tuple["Query", list["Hit"]]], en
     for query, hits in found:
         row = [sheets.Tile(query.image(), "query", ", ".join(query.labels), None)]
         row += [
-            sheets.Tile(
-                searcher.picture(hit.id), f"distance {hit.distance}", ", ".join(hit.labels) or hit.id, hit.relevant
-            )
+            sheets.Tile(searcher.picture(hit.id), _title(hit), ", ".join(hit.labels) or hit.id, hit.relevant)
             for hit in hits
         ]
         rows.append(row)

@@ -19,7 +19,6 @@ from deephash_cli.data.small_images import MAX_SIDE
 from deephash_cli.errors import ArtifactError, DeephashError, command, first_line
 from deephash_cli.models import HashingNetwork, NoBackbone, packed_codes
 from deephash_cli.retrieval import codes_folder
-from deephash_cli.retrieval.codes import packed_width
 from deephash_cli.training import checkpoints
 from deephash_cli.training.instantiate import build_module, is_learned
 from deephash_cli.training.targets import build
@@ -91,14 +90,25 @@ class Encoder(nn.Module):
         Raises:
             DivergedError: If an output of the network is NaN.
         """
-        packed = np.empty((len(images), packed_width(self.bits)), np.uint8)
+        return packed_codes(self.continuous(images))
+
+    def continuous(self, images: Sequence[Image.Image]) -> Float[Tensor, "n bits"]:
+        """Compute the continuous codes of RGB images of any size, in their order.
+
+        Args:
+            images: Images that fit into memory together.
+
+        Returns:
+            Continuous codes as float32, on the CPU.
+        """
+        u = torch.empty(len(images), self.bits)
         device = next(self.network.parameters()).device
         with torch.inference_mode():
             for row, image in enumerate(images):  # one by one: a code must not depend on the images beside its own
                 # convert would copy a picture that is RGB already, and a large one takes hundreds of MB
                 pixels = prepare(image if image.mode == "RGB" else image.convert("RGB"), self.image_size)
-                packed[row] = packed_codes(self(pixels[None].to(device)).cpu())
-        return packed
+                u[row] = self(pixels[None].to(device)).cpu()
+        return u
 
 
 def prepare(image: Image.Image, size: int) -> UInt8[Tensor, "3 h w"]:

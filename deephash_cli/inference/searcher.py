@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from omegaconf import OmegaConf
 from PIL import Image
 
@@ -17,7 +17,8 @@ from deephash_cli.data.dataset import ImageArray, ImageFiles, RetrievalDataset, 
 from deephash_cli.data.decoding import decode
 from deephash_cli.errors import ArtifactError, DeephashError
 from deephash_cli.inference.encoder import Encoder, load_encoder
-from deephash_cli.retrieval import codes_folder, indexes
+from deephash_cli.models import packed_codes
+from deephash_cli.retrieval import codes_folder, indexes, rescoring
 from deephash_cli.retrieval.codes_folder import Database, open_side
 from deephash_cli.training.targets import build
 from deephash_cli.training.trust import paths_in, require_trusted
@@ -33,6 +34,8 @@ class Hit:
         distance: Hamming distance, in bits, between its code and the query's.
         labels: Names of its classes.
         relevant: Whether it shares a label with the query; None if one of the two has no labels.
+        score: Inner product of the query's continuous code with its code as -1 and +1, by which the results are ranked;
+            None if they are ranked by distance.
     """
 
     id: str
@@ -40,6 +43,7 @@ class Hit:
     distance: int
     labels: list[str]
     relevant: bool | None
+    score: float | None = None
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,7 @@ class Query:
         labels: Names of its classes; empty if they are not known.
         own: Row of the image itself in the database, which is left out of the results; -1 if it is not there.
         image: Function that returns the image in RGB, or None if it is not available.
+        u: Continuous code of the image, which rescoring needs, ``(1, bits)``; None if it is not known.
     """
 
     name: str
@@ -59,6 +64,7 @@ class Query:
     labels: list[str]
     own: int
     image: Callable[[], Image.Image | None]
+    u: Float[np.ndarray, "1 bits"] | None = None
 
 
 class Searcher:
@@ -69,16 +75,26 @@ class Searcher:
         database: Codes, ids and labels to search in.
         pictures: Images of the database by id, if they are available.
         index: Index of the codes of the database.
+        shortlist: Number of nearest codes that are ranked by their scores; see `rescoring`. None ranks by distance.
 
     Attributes:
+        shortlist: Number of nearest codes that are ranked by their scores; None if results are ranked by distance.
         bits: Code length.
         n: Number of codes in the database.
         class_names: Names of the label columns of the database.
         title: Short description of the database: method, code length and data set.
     """
 
-    def __init__(self, encoder: Encoder, database: Database, pictures: "Pictures", index: indexes.Index):
+    def __init__(
+        self,
+        encoder: Encoder,
+        database: Database,
+        pictures: "Pictures",
+        index: indexes.Index,
+        shortlist: int | None = None,
+    ):
         self.encoder = encoder
+        self.shortlist = shortlist
         self.database = database
         self.pictures = pictures
         self.index = index
@@ -96,20 +112,26 @@ class Searcher:
             k: Number of images to find.
 
         Returns:
-            The images found, nearest first, ties in database order.
+            The images found, in the order of `search`.
 
         Raises:
             DivergedError: If the output of the network is NaN.
         """
-        return self.search(Query("", self.encode(image), [], -1, lambda: image), k, None)
+        return self.search(self.query("", lambda: image, []), k, None)
 
-    def encode(self, image: Image.Image) -> UInt8[np.ndarray, "1 bytes"]:
-        """Compute the packed code of an RGB image of any size.
+    def query(self, name: str, image: Callable[[], Image.Image], labels: list[str]) -> Query:
+        """Return the query for an RGB image of any size, which is not an item of the database.
+
+        Args:
+            name: Name of the image.
+            image: Function that returns the image in RGB.
+            labels: Names of its classes; empty if they are not known.
 
         Raises:
             DivergedError: If the output of the network is NaN.
         """
-        return self.encoder.encode([image])
+        u = self.encoder.continuous([image()])
+        return Query(name, packed_codes(u), labels, -1, image, u.numpy())
 
     def search(self, query: Query, k: int, radius: int | None) -> list[Hit]:
         """Find the images nearest to a query, or all images within a radius.
@@ -120,18 +142,19 @@ class Searcher:
             radius: Largest Hamming distance, in bits, of the images to find; None finds the ``k`` nearest instead.
 
         Returns:
-            The images found, nearest first, ties in database order. The query itself is left out.
+            The images found, nearest first, ties in database order; with rescoring, those with the largest scores
+            first, equal scores in the order of distance, then of the database. The query itself is left out.
 
         Raises:
             ConfigError: If there is a radius and this kind of index cannot search within one.
+            ValueError: If results are rescored, and the query has no continuous code.
         """
-        if radius is None:
-            distances, positions = (found[0] for found in self.index.nearest(query.packed, k + int(query.own >= 0)))
-        else:
-            distances, positions = next(self.index.within(query.packed, radius))
+        found = (
+            self._ranked_by_distance(query, k, radius) if self.shortlist is None else self._rescored(query, k, radius)
+        )
         hits = [
-            self._hit(query, position, distance)
-            for distance, position in zip(distances.tolist(), positions.tolist(), strict=True)
+            self._hit(query, position, distance, score)
+            for score, distance, position in zip(*found, strict=True)
             if position not in (indexes.MISSING, query.own)
         ]
         return hits[:k] if radius is None else hits
@@ -140,10 +163,29 @@ class Searcher:
         """Return the image of the database with this id, in RGB; None if it is not available."""
         return self.pictures.get(id)
 
-    def _hit(self, query: Query, position: int, distance: int) -> Hit:
+    def _ranked_by_distance(self, query: Query, k: int, radius: int | None) -> tuple[list[None], list[int], list[int]]:
+        if radius is None:
+            distances, positions = (found[0] for found in self.index.nearest(query.packed, k + int(query.own >= 0)))
+        else:
+            distances, positions = next(self.index.within(query.packed, radius))
+        return [None] * len(positions), distances.tolist(), positions.tolist()
+
+    def _rescored(self, query: Query, k: int, radius: int | None) -> tuple[list[float], list[int], list[int]]:
+        assert self.shortlist is not None
+        if query.u is None:
+            raise ValueError(f"rescoring needs the continuous code of the query, which {query.name} has not")
+        asked = self.index, self.database.packed, query.packed, query.u
+        if radius is None:
+            own = None if query.own < 0 else np.array([query.own])
+            scores, distances, positions = rescoring.nearest(*asked, k, self.shortlist, own)
+        else:
+            scores, distances, positions = rescoring.within(*asked, radius)
+        return scores[0].tolist(), distances[0].tolist(), positions[0].tolist()
+
+    def _hit(self, query: Query, position: int, distance: int, score: float | None) -> Hit:
         labels = label_names(self.class_names, self.database, position)
         relevant = bool(set(labels) & set(query.labels)) if labels and query.labels else None
-        return Hit(self.database.ids[position], position, distance, labels, relevant)
+        return Hit(self.database.ids[position], position, distance, labels, relevant, score)
 
 
 class Pictures:
@@ -221,6 +263,7 @@ def open_searcher(
     allowed_targets: Sequence[str] = (),
     vectors: Path | None = None,
     allow_unverified: bool = False,
+    shortlist: int | None = None,
 ) -> Searcher:
     """Load the network of a run, and open the codes to search in.
 
@@ -232,6 +275,7 @@ def open_searcher(
         allowed_targets: Names of further packages whose classes the run may build.
         vectors: File of query vectors, if the run hashed vectors; see ``load_encoder``. None uses the file of the run.
         allow_unverified: Whether a checkpoint without a sidecar is used, too; see ``load_encoder``.
+        shortlist: Number of nearest codes that are ranked by their scores; None ranks by distance.
 
     Raises:
         ArtifactError: If the run is not finished, if the codes are damaged, or if another network made them.
@@ -256,7 +300,8 @@ def open_searcher(
         source, named = database.manifest.get("source") or {}, folder / codes_folder.MANIFEST
         if "dataset" in source:
             require_trusted({"dataset": {"source": source["dataset"]}}, also=allowed_targets)
-    return Searcher(encoder, database, Pictures(source, named), indexes.open_or_build(index, database, settings))
+    built = indexes.open_or_build(index, database, settings)
+    return Searcher(encoder, database, Pictures(source, named), built, shortlist)
 
 
 def class_names(side: Database) -> list[str]:

@@ -1,7 +1,7 @@
 """Score codes that are in memory: `evaluate` takes NumPy arrays, as a notebook has them."""
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import yaml
@@ -9,6 +9,7 @@ import yaml
 from deephash_cli.choices import CONF_DIR
 from deephash_cli.retrieval import scoring
 from deephash_cli.retrieval.external_codes import from_arrays
+from deephash_cli.retrieval.packing import BitOrder, ByteType
 
 
 def evaluate(
@@ -18,7 +19,8 @@ def evaluate(
     database_labels: np.ndarray,
     *,
     bits: int | None = None,
-    bit_order: Literal["little", "big"] = "little",
+    bit_order: BitOrder = "little",
+    byte_type: ByteType = "uint8",
     ks: Sequence[int] | None = None,
     map_at: Sequence[int] = (),
     radius: int | None = None,
@@ -30,12 +32,14 @@ def evaluate(
     a query that is in the database as well is ranked like any other item.
 
     Args:
-        query: Codes of the queries: (n, bits) of -1 and 1, of 0 and 1, or of truth values; or packed uint8 (n, bytes).
+        query: Codes of the queries: (n, bits) of -1 and 1, of 0 and 1, or of truth values; or packed (n, bytes).
         database: Codes of the database, in one of these forms.
         query_labels: Class ids (n,), or multi-hot labels (n, classes).
         database_labels: Labels of the database, in one of these forms.
-        bits: Code length, needed for arrays of uint8; None for all others.
+        bits: Code length, needed for arrays of uint8 and for packed codes; None for all others.
         bit_order: Bit order of packed codes: ``little`` as in Faiss, ``big`` as ``np.packbits`` makes them.
+        byte_type: Type of the bytes of packed codes: ``uint8``; or int8, as ``int8_minus_128`` (``binary`` of
+            sentence-transformers and Cohere, with ``bit_order="big"``) or ``int8_same_bits`` (``view(np.int8)``).
         ks: Cut-offs k of precision and recall; None for those of ``conf/metrics/default.yaml``.
         map_at: Ranks R for ``map_at_<R>``.
         radius: Radius of the Hamming ball, in bits; None for that of ``conf/metrics/default.yaml``.
@@ -50,7 +54,7 @@ def evaluate(
     >>> evaluate(codes, codes, np.array([0, 0, 1]), np.array([0, 0, 1]), ks=[1], radius=1)["map"]
     1.0
     """
-    sides = from_arrays(query, database, query_labels, database_labels, bits, bit_order)
+    sides = from_arrays(query, database, query_labels, database_labels, bits, bit_order, byte_type)
     defaults = yaml.safe_load((CONF_DIR / "metrics" / "default.yaml").read_text(encoding="utf-8"))
     return scoring.evaluate(
         *sides,

@@ -5,13 +5,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Float16, UInt8
 
 from deephash_cli.errors import ArtifactError, short
 from deephash_cli.npy import RowNumbers
 
 BITS_LIMIT = 2**16
 _NAMES = 2**16  # ids that are checked at a time
+_ROWS = 2**14  # continuous codes that are checked at a time
 RANK_LIMIT = 2**53  # cut-offs k and R are below this, as whole numbers that a float64 can hold
 
 
@@ -31,6 +32,24 @@ def binarize(u: Float[np.ndarray, "n bits"]) -> Bool[np.ndarray, "n bits"]:
             f"({int(broken.sum())} of {len(u)} rows): the model has diverged"
         )
     return u >= 0
+
+
+def rounded(u: Float[np.ndarray, "n bits"]) -> Float16[np.ndarray, "n bits"]:
+    """Round continuous codes to float16 without changing a bit of `binarize`.
+
+    Values beyond the range of float16 become its largest values, with their sign. A negative value that would become
+    -0.0, which counts as 1, becomes the smallest negative number. NaN stays NaN.
+
+    Args:
+        u: Continuous codes, one row per image.
+
+    >>> rounded(np.array([[0.1, -1e-30, -np.inf]])).tolist()
+    [[0.0999755859375, -5.960464477539063e-08, -65504.0]]
+    """
+    largest, smallest = np.finfo(np.float16).max, np.finfo(np.float16).smallest_subnormal
+    half = np.clip(u, -largest, largest).astype(np.float16)
+    half[(half == 0) & (u < 0)] = -smallest
+    return half
 
 
 def pack(codes: Bool[np.ndarray, "n bits"]) -> UInt8[np.ndarray, "n bytes"]:
@@ -69,6 +88,8 @@ class CodeSet:
             multi-hot.
         ids: A unique name for each image. ``None`` if images have no names; then no image can be recognized on the
             other side.
+        u: Continuous codes (n, bits) float16: the output of the network, of which ``packed`` has the signs. ``None`` if
+            they were not kept.
 
     Raises:
         ArtifactError: If the parts do not fit together.
@@ -79,9 +100,12 @@ class CodeSet:
     bits: int
     labels: np.ndarray
     ids: Sequence[str] | None
+    u: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         require_valid(self.packed, self.bits, self.labels, self.ids)
+        if self.u is not None:
+            _check_continuous(self.u, self.packed, self.bits)
 
     @property
     def n(self) -> int:
@@ -156,6 +180,28 @@ def require_valid(packed: np.ndarray, bits: int, labels: np.ndarray, ids: Sequen
             f"codes of {bits} bits must have zeros in the {-bits % 8} padding bits "
             "of their last byte, got ones: they have another length or another bit order"
         )
+
+
+def _check_continuous(u: np.ndarray, packed: np.ndarray, bits: int) -> None:
+    """Check that continuous codes are finite and that their signs are the bits of the packed codes."""
+    if u.dtype != np.float16 or u.ndim != 2:
+        raise ArtifactError(f"continuous codes must be a two-dimensional array of float16, got {_describe(u)}")
+    if u.shape != (len(packed), bits):
+        raise ArtifactError(
+            f"continuous codes of {len(packed)} images with {bits} bits must have shape {(len(packed), bits)}, "
+            f"got {u.shape}"
+        )
+    for start in range(0, len(u), _ROWS):
+        block = u[start : start + _ROWS]
+        wrong = ~np.isfinite(block).all(axis=1)
+        if wrong.any():
+            raise ArtifactError(f"continuous codes must be finite, got another value in row {start + wrong.argmax()}")
+        wrong = (pack(block >= 0) != packed[start : start + _ROWS]).any(axis=1)
+        if wrong.any():
+            raise ArtifactError(
+                f"continuous codes must have the signs of the binary codes, got another sign in row "
+                f"{start + wrong.argmax()}: they come from different runs"
+            )
 
 
 def _check_ids(ids: Sequence[Any]) -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
-from jaxtyping import UInt8
 
 from deephash_cli.errors import ArtifactError, short
 from deephash_cli.files import atomic_write, read_sealed, sha256_file, write_sealed
@@ -33,7 +32,9 @@ SKIPPED = "skipped.csv"
 _OWN_KEYS = ("format", "bits", "bit_order", "query", "database", "files")
 _SIDES = ("query", "database")
 _FILES = {side: (f"{side}.npy", f"{side}_labels.npy", f"{side}_ids.txt") for side in _SIDES}
-FILES = {MANIFEST, PLAN, SHARDS, SKIPPED, *(name for names in _FILES.values() for name in names)}
+_CONTINUOUS = {side: f"{side}_u.npy" for side in _SIDES}  # only in folders whose continuous codes were kept
+FILES = {MANIFEST, PLAN, SHARDS, SKIPPED, *(name for names in _FILES.values() for name in names), *_CONTINUOUS.values()}
+_BYTES = np.dtype("u1")
 _MANIFEST_LIMIT = 2**20
 _BLOCK = 2**24  # bytes of a text file that are searched at a time
 _LINES = 2**16  # lines of a text file that are read at a time
@@ -114,26 +115,31 @@ def _save(
     except (TypeError, ValueError) as error:
         raise ValueError(f"provenance must be JSON, got something else: {error}") from error
     _begin(folder)
+    kept = [_CONTINUOUS[side] for side, codes in sides.items() if codes.u is not None]
     for side, codes in sides.items():
         codes_name, labels_name, ids_name = _FILES[side]
-        for name, array in ((codes_name, codes.packed), (labels_name, codes.labels)):
+        arrays = {codes_name: codes.packed, labels_name: codes.labels, _CONTINUOUS[side]: codes.u}
+        for name, array in arrays.items():
+            if array is None:
+                continue
             with atomic_write(folder / name, array.nbytes) as file:
                 np.save(file, np.ascontiguousarray(array), allow_pickle=False)
         with atomic_write(folder / ids_name) as file:
             file.writelines(f"{name}\n".encode() for name in codes.ids or ())
     counts = {side: (codes.n, codes.labels.shape[1]) for side, codes in sides.items()}
-    _write_manifest(folder, next(iter(sides.values())).bits, counts, provenance, beside)
+    _write_manifest(folder, next(iter(sides.values())).bits, counts, provenance, [*kept, *beside])
 
 
 def _begin(folder: Path) -> None:
-    """Make the folder, and remove its manifest.
+    """Make the folder, and remove its manifest and continuous codes, which the new codes may lack.
 
     After a crash an old manifest beside new files would make the folder look damaged. Without a manifest it is
     recognized as incomplete.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / MANIFEST).unlink(missing_ok=True)
+        for name in (MANIFEST, *_CONTINUOUS.values()):
+            (folder / name).unlink(missing_ok=True)
     except OSError as error:
         raise ArtifactError(f"could not write to {folder}: {error.strerror or error}") from error
 
@@ -323,9 +329,16 @@ def read_manifest(folder: Path, sides: Sequence[str] = _SIDES) -> dict[str, Any]
             raise ArtifactError(f"{path} must give count and classes of the {side}, got {short(repr(part))}")
     _check_origin(path, manifest, sides)
     files = manifest.get("files")
-    for name in (name for side in sides for name in _FILES[side]):
+    for name in (name for side in sides for name in _names(side, manifest)):
         _checked_entry(path, name, files.get(name) if isinstance(files, dict) else None)
     return manifest
+
+
+def _names(side: str, manifest: Mapping[str, Any]) -> list[str]:
+    """Return the names of the files of a side. They are fixed: no manifest can make us open other files."""
+    files = manifest.get("files")
+    kept = isinstance(files, dict) and _CONTINUOUS[side] in files
+    return [*_FILES[side], *([_CONTINUOUS[side]] if kept else [])]
 
 
 def _checked_entry(path: Path, name: str, entry: Any) -> dict[str, Any]:
@@ -462,7 +475,7 @@ def damages(folder: Path) -> list[tuple[Path, str]]:
     except ArtifactError as error:
         return [(folder / MANIFEST, str(error))]
     found = []
-    for name in [*(name for side in sides for name in _FILES[side]), SKIPPED]:
+    for name in [*(name for side in sides for name in _names(side, manifest)), SKIPPED]:
         try:
             if name == SKIPPED:
                 require_skipped_intact(folder, manifest)
@@ -475,13 +488,37 @@ def damages(folder: Path) -> list[tuple[Path, str]]:
 
 def _load_side(folder: Path, side: str, manifest: dict[str, Any]) -> CodeSet:
     found = _open(folder, side, manifest)
+    u = open_continuous(folder, side, manifest)
     with _named(folder, side):
-        return CodeSet(packed=found.packed, bits=found.bits, labels=found.labels, ids=found.ids)
+        return CodeSet(packed=found.packed, bits=found.bits, labels=found.labels, ids=found.ids, u=u)
+
+
+def open_continuous(folder: Path, side: str, manifest: Mapping[str, Any]) -> np.ndarray | None:
+    """Memory-map the continuous codes of one side, after checking their digest and shape, but not yet their values.
+
+    Args:
+        folder: Codes folder.
+        side: ``query`` or ``database``.
+        manifest: Manifest of the folder, from `read_manifest`.
+
+    Returns:
+        Continuous codes (n, bits) float16; None if the folder has none.
+
+    Raises:
+        ArtifactError: If the file is missing or damaged.
+    """
+    name = _CONTINUOUS[side]
+    if name not in _names(side, manifest):
+        return None
+    _verify(folder / name, manifest["files"][name])
+    return _open_array(folder / name, (manifest[side]["count"], manifest["bits"]), np.dtype("<f2"))
 
 
 def _open(folder: Path, side: str, manifest: dict[str, Any]) -> Database:
     """Open one side of a folder after checking the digests of its files, but not yet what they hold."""
-    codes_name, labels_name, ids_name = _verified_names(folder, side, manifest)
+    codes_name, labels_name, ids_name = _FILES[side]
+    for name in _FILES[side]:
+        _verify(folder / name, manifest["files"][name])
     count, classes, bits = manifest[side]["count"], manifest[side]["classes"], manifest["bits"]
     packed = _open_array(folder / codes_name, (count, packed_width(bits)))
     labels = _open_array(folder / labels_name, (count, classes))
@@ -495,14 +532,6 @@ def _named(folder: Path, side: str) -> Iterator[None]:
         yield
     except ArtifactError as error:
         raise ArtifactError(f"{folder}, {side} side: {error}") from error
-
-
-def _verified_names(folder: Path, side: str, manifest: dict[str, Any]) -> tuple[str, str, str]:
-    """Return the names of a side's files, after checking each file against its digest."""
-    names = _FILES[side]  # fixed names: a manifest from another person cannot make us open other files
-    for name in names:
-        _verify(folder / name, manifest["files"][name])
-    return names
 
 
 def _verify(path: Path, entry: dict[str, Any]) -> None:
@@ -524,13 +553,14 @@ def _verify(path: Path, entry: dict[str, Any]) -> None:
         raise ArtifactError(f"{path} does not match its SHA-256 in {MANIFEST}: it was damaged or replaced")
 
 
-def _open_array(path: Path, expected: tuple[int, int]) -> UInt8[np.ndarray, "n columns"]:
-    """Memory-map an array of unsigned bytes, after checking that its header is exactly as expected."""
+def _open_array(path: Path, expected: tuple[int, int], dtype: np.dtype = _BYTES) -> np.ndarray:
+    """Memory-map an array, after checking that its header is exactly as expected."""
     header = read_header(path)
     if header.version != (1, 0):
         raise ArtifactError(f"{path} has .npy version {header.version[0]}.{header.version[1]}, expected 1.0")
-    if header.dtype != np.dtype("u1"):
-        raise ArtifactError(f"{path} must hold unsigned bytes (|u1), got {short(repr(header.dtype.str))}")
+    if header.dtype != dtype:
+        words = "unsigned bytes" if dtype == _BYTES else "float16"
+        raise ArtifactError(f"{path} must hold {words} ({dtype.str}), got {short(repr(header.dtype.str))}")
     if header.fortran_order:
         raise ArtifactError(f"{path} must be in C order, got Fortran order")
     if header.shape != expected:

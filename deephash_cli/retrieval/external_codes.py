@@ -6,7 +6,7 @@ time.
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -24,8 +24,9 @@ from deephash_cli.npy import (
     without_truth_values,
 )
 from deephash_cli.retrieval.codes import BITS_LIMIT, CodeSet, pack, packed_width
+from deephash_cli.retrieval.packing import BitOrder, ByteType, dtype_of, restore
 
-_REVERSED = np.packbits(np.unpackbits(np.arange(256, dtype=np.uint8), bitorder="big"), bitorder="little")
+_SCALAR = "embeddings with one such number per dimension are not binary codes"
 
 
 class _Codes(NamedTuple):
@@ -40,12 +41,13 @@ def load(
     query_labels: Path,
     database_labels: Path,
     bits: int | None = None,
-    bit_order: Literal["little", "big"] = "little",
+    bit_order: BitOrder = "little",
+    byte_type: ByteType = "uint8",
 ) -> tuple[CodeSet, CodeSet, dict[str, Any]]:
     """Read both sides of a retrieval from third-party arrays.
 
-    Codes have one row per image. They are packed bytes (n, ceil(bits/8)) uint8, or have one column per bit: truth
-    values, or numbers that are all -1 or 1, or all 0 or 1. Labels are class ids (n,) or (n, 1), or multi-hot
+    Codes have one row per image. They are packed bytes (n, ceil(bits/8)), or have one column per bit: truth values, or
+    numbers that are all -1 or 1, or all 0 or 1. Labels are class ids (n,) or (n, 1), or multi-hot
     (n, classes). The images have no names here, so a query that is also in the database is not recognized there.
 
     Args:
@@ -57,6 +59,8 @@ def load(
             codes cannot be distinguished from one column per bit.
         bit_order: Order of the bits in packed codes. ``little`` has bit 0 in the lowest place of its byte, as in Faiss;
             ``big`` has it in the highest place, which is the default of ``np.packbits``.
+        byte_type: Type of the bytes of packed codes; see `packing`. With one of the signed types, both sides must be
+            packed as int8.
 
     Returns:
         The query side, the database side and the source: for each of the four files its name, SHA-256 and format.
@@ -65,10 +69,11 @@ def load(
 
     Raises:
         ArtifactError: If a file is damaged, has the wrong content, or does not match the others.
-        ConfigError: If ``bits`` is missing but needed, or if ``bits`` or ``bit_order`` contradicts a file.
+        ConfigError: If ``bits`` is missing but needed, or if ``bits``, ``bit_order`` or ``byte_type`` contradicts a
+            file.
     """
     files = {"query": query, "database": database, "query_labels": query_labels, "database_labels": database_labels}
-    codes = [_read_codes(path, bits, bit_order) for path in (query, database)]
+    codes = [_read_codes(path, bits, bit_order, byte_type) for path in (query, database)]
     labels = [read_labels(path) for path in (query_labels, database_labels)]
     query_set, database_set, classes = _sides(files, codes, labels)
     formats = [part.format for part in (*codes, *labels)]
@@ -87,7 +92,8 @@ def from_arrays(
     query_labels: np.ndarray,
     database_labels: np.ndarray,
     bits: int | None = None,
-    bit_order: Literal["little", "big"] = "little",
+    bit_order: BitOrder = "little",
+    byte_type: ByteType = "uint8",
 ) -> tuple[CodeSet, CodeSet]:
     """Return both sides of a retrieval from arrays in memory, in the formats that `load` reads from files.
 
@@ -98,6 +104,7 @@ def from_arrays(
         database_labels: Labels of the database.
         bits: Code length, needed for arrays of uint8; None for all others.
         bit_order: Bit order of packed codes.
+        byte_type: Type of the bytes of packed codes.
 
     Raises:
         ArtifactError: If an array holds something else, or does not fit the others.
@@ -109,7 +116,7 @@ def from_arrays(
         what = "labels" if name.endswith("labels") else "codes"
         require_kind(name, array.dtype, array.shape, what, dimensions, NUMBERS)
     codes = [
-        _codes_of(name, array, lambda array=array: array, bits, bit_order)
+        _codes_of(name, array, lambda array=array: array, bits, bit_order, byte_type)
         for name, array in zip(places, given[:2], strict=False)
     ]
     labels = [labels_of(name, array) for name, array in zip(list(places)[2:], given[2:], strict=True)]
@@ -140,33 +147,42 @@ def _sides(
     return query_set, database_set, classes
 
 
-def _read_codes(path: Path, bits: int | None, bit_order: str) -> _Codes:
+def _read_codes(path: Path, bits: int | None, bit_order: BitOrder, byte_type: ByteType) -> _Codes:
     # Mapped again for each block: pages that were read leave the process's memory only together with their mapping.
-    return _codes_of(path, open_array(path, "codes", (2,)), lambda: npy.load(path), bits, bit_order)
+    return _codes_of(path, open_array(path, "codes", (2,)), lambda: npy.load(path), bits, bit_order, byte_type)
 
 
 def _codes_of(
-    place: Path | str, array: np.ndarray, again: Callable[[], np.ndarray], bits: int | None, bit_order: str
+    place: Path | str,
+    array: np.ndarray,
+    again: Callable[[], np.ndarray],
+    bits: int | None,
+    bit_order: BitOrder,
+    byte_type: ByteType,
 ) -> _Codes:
     """Pack the codes that an array holds; ``again`` gives the same array for each block of it."""
     columns, name = array.shape[1], array.dtype.name
-    if array.dtype == np.uint8:
-        if bits is None:
-            raise ConfigError(
-                f"{place} has {columns} columns of uint8, which may be packed codes or have one bit per column: "
-                f"give the code length, such as bits={8 * columns} if it is packed or bits={columns} if not"
-            )
-        if columns == packed_width(bits):
-            return _Codes(_read_packed(place, array, bits, bit_order), bits, f"uint8 packed, {bit_order}")
-        if columns != bits:
-            raise ConfigError(
-                f"bits={bits} does not fit {place}, which has {columns} columns of uint8: codes of {bits} bits have "
-                f"{packed_width(bits)} if packed and {bits} if not"
-            )
-    elif bits not in (None, columns):
+    if byte_type != "uint8":
+        _require_packed_int8(place, array, bits, byte_type)
+    if array.dtype == np.uint8 and bits is None:
+        raise ConfigError(
+            f"{place} has {columns} columns of uint8, which may be packed codes or have one bit per column: "
+            f"give the code length, such as bits={8 * columns} if it is packed or bits={columns} if not"
+        )
+    if array.dtype == dtype_of(byte_type) and bits is not None and columns == packed_width(bits):
+        packed = _read_packed(place, array, bits, bit_order, byte_type)
+        signed = "" if byte_type == "uint8" else f", {byte_type}"
+        return _Codes(packed, bits, f"{name} packed, {bit_order}{signed}")
+    if array.dtype == np.uint8 and columns != bits:
+        raise ConfigError(
+            f"bits={bits} does not fit {place}, which has {columns} columns of uint8: codes of {bits} bits have "
+            f"{packed_width(bits or 0)} if packed and {bits} if not"
+        )
+    if bits not in (None, columns):
+        signed = " or, with byte_type=, as int8" if array.dtype == np.int8 else ""
         raise ConfigError(
             f"bits={bits} does not fit {place}, which has {columns} columns of {name}, one per bit: leave bits out, "
-            "or give packed codes as uint8"
+            f"or give packed codes as uint8{signed}"
         )
     if columns > BITS_LIMIT:
         raise ArtifactError(f"{place} must hold codes of at most {BITS_LIMIT} bits, got {columns} columns, one per bit")
@@ -174,10 +190,31 @@ def _codes_of(
     return _Codes(packed, columns, f"{name}{values}")
 
 
-def _read_packed(place: Path | str, array: np.ndarray, bits: int, bit_order: str) -> np.ndarray:
-    """Packed codes in little bit order, without a copy if the file has that order."""
+def _require_packed_int8(place: Path | str, array: np.ndarray, bits: int | None, byte_type: ByteType) -> None:
+    columns = array.shape[1]
+    if array.dtype != np.int8:
+        raise ConfigError(
+            f"byte_type={byte_type} is for packed codes as int8 on both sides, but {place} holds {array.dtype.name}: "
+            "store both sides in the same way"
+        )
+    if bits is None:
+        raise ConfigError(
+            f"byte_type={byte_type} needs the code length: {place} has {columns} columns, so give bits={8 * columns}, "
+            "or less if the last byte has padding bits"
+        )
+    if columns != packed_width(bits):
+        raise ConfigError(
+            f"bits={bits} with byte_type={byte_type} does not fit {place}, which has {columns} columns of int8: "
+            f"packed codes of {bits} bits have {packed_width(bits)}"
+        )
+
+
+def _read_packed(
+    place: Path | str, array: np.ndarray, bits: int, bit_order: BitOrder, byte_type: ByteType
+) -> np.ndarray:
+    """Packed codes as deephash stores them, without a copy if the file has that form."""
     if spare := -bits % 8:
-        last = np.asarray(array[:, -1])
+        last = restore(np.ascontiguousarray(array[:, -1:]), "little", byte_type)[:, 0]
         padding = {"little": last >> (8 - spare), "big": last & (2**spare - 1)}
         if padding[bit_order].any():
             row = int(padding[bit_order].astype(bool).argmax())
@@ -189,12 +226,12 @@ def _read_packed(place: Path | str, array: np.ndarray, bits: int, bit_order: str
             if padding[other].any():
                 raise ArtifactError(f"{found}: the codes have another length, or are not packed codes")
             raise ConfigError(f"{found}; with bit_order={other} they are zeros: set bit_order={other}")
-    if bit_order == "little":
-        return array if array.flags.c_contiguous else np.ascontiguousarray(array)
-    turned = np.empty(array.shape, np.uint8)
+    if bit_order == "little" and byte_type != "int8_minus_128":
+        return restore(array if array.flags.c_contiguous else np.ascontiguousarray(array), bit_order, byte_type)
+    packed = np.empty(array.shape, np.uint8)
     for rows in blocks(array):
-        turned[rows] = _REVERSED[array[rows]]
-    return turned
+        packed[rows] = restore(np.ascontiguousarray(array[rows]), bit_order, byte_type)
+    return packed
 
 
 def _read_columns(place: Path | str, array: np.ndarray, again: Callable[[], np.ndarray]) -> tuple[np.ndarray, str]:
@@ -222,15 +259,20 @@ def _read_columns(place: Path | str, array: np.ndarray, again: Callable[[], np.n
 def _no_bit(place: Path | str, array: np.ndarray, position: int) -> ArtifactError:
     row, column = divmod(position, array.shape[1])
     value = array[row, column]
+    columns = array.shape[1]
     if np.isnan(value):
         remedy = "NaN has no sign, so find out where it comes from"
     elif array.dtype.kind == "f" or value == 0:
         remedy = "threshold at 0 first: np.where(u >= 0, 1, -1)"
     elif array.dtype == np.uint8:
-        columns = array.shape[1]
-        remedy = f"if they are packed, bits must be between {8 * columns - 7} and {8 * columns}"
+        remedy = f"if they are packed, bits must be between {8 * columns - 7} and {8 * columns}; {_SCALAR}"
+    elif array.dtype == np.int8:
+        remedy = (
+            f"if they are packed, give bits={8 * columns} and byte_type=int8_minus_128 (binary of "
+            f"sentence-transformers and Cohere) or byte_type=int8_same_bits; {_SCALAR}"
+        )
     else:
-        remedy = "packed codes must be of uint8"
+        remedy = "packed codes must be of uint8 or int8"
     beside = " beside -1, as torch.sign gives" if value == 0 else ""
     return ArtifactError(
         f"{place} must hold codes that are all -1 or 1, or all 0 or 1, got {value}{beside} in row {row}, "

@@ -8,6 +8,11 @@ from rich.table import Table
 from deephash_cli import console
 
 SHOWN_AT = ("1", "10", "100", "1000")  # the cut-offs k in the table; the file has all of them
+_CEILING = {
+    "map_outputs": "cosine of the outputs of both sides",
+    "map_features": "cosine of the backbone's features",
+    "lost_by_binarizing": "map_outputs less map",
+}
 
 
 def _title(metrics: Mapping[str, Any]) -> str:
@@ -33,12 +38,16 @@ def show(metrics: Mapping[str, Any]) -> None:
         "map_stable": "ties in database order",
         "map_best": "relevant items first in ties",
         "map_worst": "relevant items last in ties",
+        "map_asymmetric": "real-valued queries, binary database",
         "empty_ball_rate": "queries with no item within the radius",
         "unique_code_ratio": "different codes per database item",
     }
     for name, value in metrics.items():
         if isinstance(value, float):
             table.add_row(name, f"{value:.4f}", notes.get(name, ""))
+    for name, note in _CEILING.items():
+        if name in (found := metrics.get("ceiling", {})):
+            table.add_row(name, "-" if found[name] is None else f"{found[name]:.4f}", note)
     for name in ("precision_at_k", "recall_at_k"):
         for k in SHOWN_AT:
             if k in metrics.get(name, ()):

@@ -17,7 +17,7 @@ from types import ModuleType
 from typing import TypeVar
 
 import numpy as np
-from jaxtyping import Float64, Int64, Integer, UInt8
+from jaxtyping import Bool, Float, Float64, Int64, Integer, UInt8
 
 from deephash_cli.retrieval.codes import packed_width
 
@@ -27,6 +27,8 @@ T = TypeVar("T")
 _TOGETHER = 1024  # at most as many queries in one part, which is what a thread works on at a time
 _AHEAD = 4  # parts per thread that may be computed before the caller takes them
 _ROWS = 2**16  # rows converted at a time
+_LARGEST = float(np.finfo(np.float16).max)
+_PAIRS = 2**20
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,6 +182,119 @@ def within(
     )
 
 
+def rescore(
+    u: Float[np.ndarray, "q bits"],
+    database_packed: UInt8[np.ndarray, "n bytes"],
+    distances: Int64[np.ndarray, "q found"],
+    positions: Int64[np.ndarray, "q found"],
+    k: int,
+    threads: int | None = None,
+) -> tuple[Float64[np.ndarray, "q k"], Int64[np.ndarray, "q k"], Int64[np.ndarray, "q k"]]:
+    """Rank items that a search found by their scores, and keep the first ``k``.
+
+    The score is the inner product of the query's continuous code with the code of the item as -1 and +1, in double
+    precision. The largest score comes first; equal scores are in the order of distance, then of position.
+
+    Args:
+        u: Continuous codes of the queries. Infinite values count as the largest that float16 can hold.
+        database_packed: Packed codes of the database.
+        distances: Hamming distances of the items that were found for each query.
+        positions: Positions of these items in the database; negative ones are no items and are left out.
+        k: Number of items to keep for each query.
+        threads: Number of threads; see `count`.
+
+    Returns:
+        Scores, distances and positions. Where there are fewer than ``k`` items, NaN and -1 follow the last one.
+
+    Raises:
+        ValueError: If the continuous codes do not match the database, or hold NaN.
+    """
+    values, codes, kernels = _values(u, database_packed.shape[1]), np.ascontiguousarray(database_packed), _kernels()
+    distances, positions = (np.ascontiguousarray(side, np.int64) for side in (distances, positions))
+    return _by_score(
+        lambda rows: kernels.rescore(values[rows], codes, distances[rows], positions[rows], k), len(u), k, threads
+    )
+
+
+def asymmetric(
+    u: Float[np.ndarray, "q bits"],
+    query_packed: UInt8[np.ndarray, "q bytes"],
+    database_packed: UInt8[np.ndarray, "n bytes"],
+    k: int,
+    exclude: Int64[np.ndarray, " q"] | None = None,
+    threads: int | None = None,
+) -> tuple[Float64[np.ndarray, "q k"], Int64[np.ndarray, "q k"], Int64[np.ndarray, "q k"]]:
+    """Find the ``k`` items with the largest scores, exactly: every item gets its score, which `rescore` describes.
+
+    Args:
+        u: Continuous codes of the queries, as for `rescore`.
+        query_packed: Packed codes of the queries, which the distances are from.
+        database_packed: Packed codes of the database.
+        k: Number of items to find for each query; if the database has fewer, all of them.
+        exclude: Position in the database of the item that is the query itself, or -1, for each query. This item is not
+            found. None excludes no item.
+        threads: Number of threads; see `count`.
+
+    Returns:
+        Scores, distances and positions, as from `rescore`.
+
+    Raises:
+        ValueError: If the continuous codes do not match the database, or hold NaN.
+    """
+    _require_same_width("codes", query_packed, database_packed)
+    values, kernels, k = _values(u, database_packed.shape[1]), _kernels(), min(k, len(database_packed))
+    own = np.full(len(u), -1) if exclude is None else np.ascontiguousarray(exclude)
+    queries, codes = (np.ascontiguousarray(side) for side in (query_packed, database_packed))
+    return _by_score(
+        lambda rows: kernels.asymmetric(values[rows], queries[rows], codes, own[rows], k), len(u), k, threads
+    )
+
+
+def grouped(
+    scores: Callable[[slice], Int64[np.ndarray, "q n"]],
+    measure: Callable[[Int64[np.ndarray, "q groups"], Int64[np.ndarray, "q groups"]], T],
+    query_labels: Labels,
+    database_labels: Labels,
+    exclude: Int64[np.ndarray, " q"],
+    tolerance: int = 0,
+    threads: int | None = None,
+    pairs: int = _PAIRS,
+) -> Iterator[T]:
+    """Rank the database by any score, and count the items that are tied and those of them that are relevant.
+
+    Args:
+        scores: Function that returns the scores of all database items for some consecutive queries, in an array of its
+            own; the lowest score comes first. Scores lie between -2^61 and 2^61.
+        measure: Function that is called with the numbers of items (q, groups) and of relevant items of each group of
+            ties, in order of score, for some consecutive queries. An item is relevant if it shares a label with the
+            query. Neighbouring groups in which no item is relevant are counted as one, and so are neighbouring groups
+            in which all are: no metric depends on the order inside of these. Zeros follow a query's last group.
+        query_labels: Labels of the queries, as for `count`.
+        database_labels: Labels of the database, in the same form.
+        exclude: Position in the database of the item that is the query itself, or -1, for each query, as for `count`.
+        tolerance: Largest difference of two scores that are tied. Ties are passed on: items are in one group if each
+            differs by no more from the next one.
+        threads: Number of threads; see `count`.
+        pairs: Number of pairs of a query and an item that a thread ranks at a time, which bounds its memory.
+
+    Returns:
+        The results of ``measure`` in the order of the queries.
+    """
+    kernels, n = _kernels(), len(database_labels)
+    query_labels, database_labels, _ = _labels(query_labels, database_labels)
+
+    def part(rows: slice) -> T:
+        keys = scores(rows)
+        keys <<= 1
+        keys |= _relevant(query_labels[..., rows], database_labels)
+        own = exclude[rows]
+        keys[np.flatnonzero(own >= 0), own[own >= 0]] = np.iinfo(np.int64).max  # sorted to the end, and not counted
+        keys.sort(axis=1)
+        return measure(*kernels.groups(keys, n - (own >= 0), tolerance))
+
+    return _in_parts(part, len(exclude), threads, most=max(1, pairs // max(1, n)))
+
+
 def usable_threads() -> int:
     """Number of threads to use: OMP_NUM_THREADS, or the number of cores that this process may use."""
     if (limit := os.environ.get("OMP_NUM_THREADS", "")).isdecimal() and int(limit) > 0:
@@ -202,6 +317,27 @@ def check_side(side: str, packed: UInt8[np.ndarray, "n bytes"], bits: int) -> No
         raise ValueError(f"codes of {bits} bits take {packed_width(bits)} bytes a row, got {packed.shape[1]}")
     if bits % 8 and (packed[:, -1] >> (bits % 8)).any():
         raise ValueError(f"padding bits of the {side} codes must be zero, got ones: they would count as distance")
+
+
+def _values(u: Float[np.ndarray, "q bits"], width: int) -> Float64[np.ndarray, "q places"]:
+    """Check continuous codes, and return them with a 0 for each padding bit of a code of ``width`` bytes."""
+    if u.ndim != 2 or packed_width(u.shape[1]) != width:
+        raise ValueError(f"continuous codes must have one value for each bit of {width} bytes, got {u.shape}")
+    if np.isnan(u).any():
+        raise ValueError(f"continuous codes must be numbers, got NaN in row {int(np.isnan(u).any(axis=1).argmax())}")
+    values = np.zeros((len(u), 8 * width))
+    values[:, : u.shape[1]] = np.clip(u, -_LARGEST, _LARGEST)
+    return values
+
+
+def _by_score(
+    work: Callable[[slice], tuple[np.ndarray, ...]], q: int, k: int, threads: int | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Join the scores, distances and positions of all parts."""
+    if not q or not k:
+        return np.empty((q, k)), np.empty((q, k), np.int64), np.empty((q, k), np.int64)
+    scores, distances, positions = (np.concatenate(side) for side in zip(*_in_parts(work, q, threads), strict=True))
+    return scores, distances, positions
 
 
 def _kernels() -> ModuleType:
@@ -292,6 +428,16 @@ def _labels(query: np.ndarray, database: np.ndarray) -> tuple[np.ndarray, np.nda
     if max(most, most_in_database) > 1:
         return query, database, max(2, min(most, most_in_database) + 1)
     return _class_numbers(query), _class_numbers(database), 2
+
+
+def _relevant(query: np.ndarray, database: np.ndarray) -> Bool[np.ndarray, "q n"]:
+    """Whether each query shares a label with each item, from labels that `_labels` converted."""
+    if query.ndim == 1:
+        return (query[:, None] == database) & (query[:, None] >= 0)
+    shares = np.zeros((query.shape[1], database.shape[1]), np.bool_)
+    for words, items in zip(query, database, strict=True):
+        shares |= (words[:, None] & items) != 0
+    return shares
 
 
 def _label_words(labels: UInt8[np.ndarray, "n classes"]) -> np.ndarray:

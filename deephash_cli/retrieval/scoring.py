@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Float, Int64
 
 from deephash_cli.errors import ArtifactError, ConfigError, DataError
-from deephash_cli.retrieval import metrics, ranking, scoring
+from deephash_cli.retrieval import asymmetric, ceiling, metrics, ranking, scoring
 from deephash_cli.retrieval.codes import RANK_LIMIT, CodeSet, require_comparable
 from deephash_cli.retrieval.codes_folder import MANIFEST, load_codes, require_entries
 
@@ -38,8 +38,20 @@ POLICIES = {
     "self_match": "a database item with the id of the query is left out of that query's ranking",
     "confidence": "percentile bootstrap over queries, seed 0",
 }
+ASYMMETRIC = (
+    "_asymmetric ranks by the inner product of a query's continuous code (query_u.npy) with codes as -1 and 1, largest "
+    "first; items with equal products (the sums are exact) are tied, and ties are averaged over all their orders"
+)
+CEILING = (
+    "map_outputs ranks by the cosine of the continuous codes of both sides (query_u.npy, database_u.npy), and "
+    f"map_features by that of the backbone's features; cosines at most {ceiling.TOLERANCE} apart are tied; beyond "
+    f"{ceiling.PAIRS} pairs with database items a random sample of the queries (seed 0) is measured; "
+    "lost_by_binarizing is map_outputs less map, both of these queries"
+)
+BESIDE = ("asymmetric", "ceiling")  # policies of numbers that not all runs have; they decide no other number
 WITHOUT_LABELS = "there are no labels, so nothing is known to be relevant: only the codes themselves are described"
-BY_K = ("precision_at_k", "recall_at_k", "ndcg_at_k", "acg_at_k")
+FIRST = ("map", "map_stable", "map_best", "map_worst", "map_asymmetric")
+BY_K = ("precision_at_k", "recall_at_k", "ndcg_at_k", "acg_at_k", "precision_at_k_asymmetric")
 SIDES = ("relevant", "other")  # kinds of pairs of a query and a database item
 LEVEL = 0.95
 RESAMPLES = 1000
@@ -90,9 +102,14 @@ def evaluate(
     ks, map_at = sorted(set(ks)), sorted(set(map_at))
     curve = metrics.curve_ranks(database.n)
 
-    sides = (query.packed, database.packed, query.bits, query.labels, database.labels)
-    counts = ranking.count(*sides, exclude=self_matches(query, database), cuts=map_at, threads=threads)
+    sides, own = (
+        (query.packed, database.packed, query.bits, query.labels, database.labels),
+        self_matches(query, database),
+    )
+    counts = ranking.count(*sides, exclude=own, cuts=map_at, threads=threads)
     values = _per_query(counts, ks, map_at, radius, curve)
+    if query.u is not None:
+        values |= asymmetric.per_query(query, database, own, ks, map_at, threads)
     relevant, distances = values.pop("relevant"), {side: values.pop(f"{side}_by_distance") for side in SIDES}
     counted = relevant > 0 if zero_hits == "skip" else np.ones(query.n, np.bool_)
     if not counted.any():
@@ -103,18 +120,29 @@ def evaluate(
     def by_k(name: str) -> dict[str, float]:
         return {str(k): float(mean) for k, mean in zip(ks, means[name], strict=True)}
 
-    maps = ["map", *(f"map_at_{r}" for r in map_at)]
+    maps = [name for name in ("map", *(f"map_at_{r}" for r in map_at), "map_asymmetric") if name in means]
     low, high = metrics.bootstrap_interval(
         np.stack([values[name][counted] for name in maps], axis=1), LEVEL, RESAMPLES, seed=0
     )
+    measured, rules = {}, {}
+    if query.u is not None:
+        rules["asymmetric"] = ASYMMETRIC
+    if query.u is not None and database.u is not None:
+        rows = ceiling.sample(np.flatnonzero(counted), database.n)
+        outputs = ceiling_of(query, database, rows, query.u[rows], database.u, threads)
+        lost = outputs - float(values["map"][rows].mean())
+        measured["ceiling"] = {"map_outputs": outputs, "lost_by_binarizing": lost, "queries": len(rows)}
+        rules["ceiling"] = CEILING
+    single = [name for name, mean in means.items() if not mean.ndim]
+    first = [name for name in FIRST if name in single]
     return {
-        **{name: float(means[name]) for name, value in values.items() if value.ndim == 1},
+        **{name: float(means[name]) for name in dict.fromkeys((*first, *single))},
         "confidence": {
             "level": LEVEL,
             "resamples": RESAMPLES,
             **{name: [float(low[i]), float(high[i])] for i, name in enumerate(maps)},
         },
-        **{name: by_k(name) for name in BY_K},
+        **{name: by_k(name) for name in BY_K if name in means},
         "pr_by_radius": {
             "radius": list(range(query.bits + 1)),
             "precision": means["precision_by_radius"].tolist(),
@@ -132,8 +160,32 @@ def evaluate(
         **_counts(query, database),
         "queries_without_relevant": int((relevant == 0).sum()),
         "k_beyond_database": [int(k) for k in ks if k > database.n],
-        "policies": {**POLICIES, "zero_hits": ZERO_HITS[zero_hits]},
+        **measured,
+        "policies": {**POLICIES, "zero_hits": ZERO_HITS[zero_hits], **rules},
     }
+
+
+def ceiling_of(
+    query: CodeSet,
+    database: CodeSet,
+    rows: Int64[np.ndarray, " m"],
+    of_queries: Float[np.ndarray, "m d"],
+    of_database: Float[np.ndarray, "n d"],
+    threads: int | None = None,
+) -> float:
+    """Return the mAP by cosine of real-valued vectors for some queries: see `ceiling`.
+
+    Args:
+        query: The queries.
+        database: The database.
+        rows: Row numbers of the queries, from `ceiling.sample`.
+        of_queries: Vectors of these queries.
+        of_database: Vectors of the database.
+        threads: Number of threads, as for `ranking.count`.
+    """
+    own = self_matches(query, database)[rows]
+    labels = query.labels[rows], database.labels
+    return float(ceiling.average_precision(of_queries, of_database, *labels, own, threads).mean())
 
 
 def _require_measurable(
@@ -173,12 +225,13 @@ def numbers(metrics: Mapping[str, Any]) -> dict[str, int | float]:
     """
     found = dict(metrics)
     for name in BY_K:
-        found |= {f"{name.removesuffix('k')}{k}": value for k, value in _inside(metrics, name).items()}
+        found |= {name.replace("_k", f"_{k}", 1): value for k, value in _inside(metrics, name).items()}
     for name in ("bit_balance", "bit_correlation"):
         found |= {f"{name}_{part}": value for part, value in _inside(metrics, name).items()}
     for name, bounds in _inside(metrics, "confidence").items():
         if isinstance(bounds, list) and len(bounds) == 2:
             found |= {f"{name}_low": bounds[0], f"{name}_high": bounds[1]}
+    found |= {name: value for name, value in _inside(metrics, "ceiling").items() if name != "queries"}
     found["validation_map"] = _inside(metrics, "validation").get("map")
     return {name: value for name, value in found.items() if is_number(value)}
 

@@ -342,7 +342,8 @@ def sections(results: Iterable[Result]) -> list[Section]:
     groups: dict[str, list[Result]] = {}
     for result in results:
         metrics = result.metrics
-        rule = json.dumps([metrics["dataset"], metrics["split"]["sha256"], metrics["policies"]], sort_keys=True)
+        policies = {name: rule for name, rule in metrics["policies"].items() if name not in scoring.BESIDE}
+        rule = json.dumps([metrics["dataset"], metrics["split"]["sha256"], policies], sort_keys=True)
         groups.setdefault(rule, []).append(result)
     made = [_section(members) for members in groups.values()]
     return sorted(made, key=lambda section: section.title)

@@ -59,6 +59,8 @@ from deephash_cli.training.variables import watch_variables
 # The command with which the first of several processes starts the others.
 FOLLOW = (sys.executable, "-P", "-c", "from deephash_cli.training.fit import follow; follow()")
 
+_MOST_CONTINUOUS = 2**28  # bytes of the continuous codes of a database; those of queries are always kept
+
 
 @dataclass(frozen=True)
 class Job:
@@ -245,8 +247,14 @@ def fit(folder: Path, job: Job, dashboard: Logger | None) -> None:
             console.warn("training ended before the first validation: the codes are those of the last epoch")
         checkpoints.load_into(module, chosen, owner)
         precision = trainer.precision_plugin.forward_context
-        query, database = (source.codes(rows, precision) for rows in (split.query, split.database))
+        query = source.codes(split.query, precision)
+        database = source.codes(split.database, precision, most_continuous=_MOST_CONTINUOUS)
         if trainer.is_global_zero:
+            if database.u is None:
+                say(
+                    f"the continuous codes of {database.n} database items take more than {_MOST_CONTINUOUS / 1e6:.0f} "
+                    "MB, so they are not kept, and deephash eval cannot say what binarizing them lost"
+                )
             save_codes(
                 folder / runs.CODES, query, database, _provenance(job, trainer.current_epoch, chosen, keeping.best)
             )

@@ -1,6 +1,7 @@
 """Feed images, features or vectors to a network in batches, and collect its binary codes."""
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from deephash_cli.errors import short
 from deephash_cli.failures import explained
 from deephash_cli.models import Backbone, HashingNetwork, packed_codes
 from deephash_cli.npy import ids_at
-from deephash_cli.retrieval.codes import CodeSet, pack, packed_width
+from deephash_cli.retrieval.codes import CodeSet, pack, packed_width, rounded
 
 
 @dataclass(frozen=True)
@@ -109,12 +110,18 @@ class Source:
         """Make a single batch of all these rows, in the given order."""
         return encode_loader(Rows(self.inputs, self.labels, rows), len(rows), 0, pin_memory=False)
 
-    def codes(self, rows: Int[np.ndarray, "n"], precision: Callable[[], AbstractContextManager[None]]) -> CodeSet:
-        """Compute the binary codes of some rows. With several processes, each encodes a part and all get the whole.
+    def codes(
+        self,
+        rows: Int[np.ndarray, "n"],
+        precision: Callable[[], AbstractContextManager[None]],
+        most_continuous: float = math.inf,
+    ) -> CodeSet:
+        """Compute the codes of some rows. With several processes, each encodes a part and all get the whole.
 
         Args:
             rows: Rows of the data set.
             precision: Function that returns a context manager, which sets the precision of the arithmetic.
+            most_continuous: Number of bytes that the continuous codes may take; if they take more, they are not kept.
 
         Returns:
             Codes, labels and ids in the order of ``rows``.
@@ -124,23 +131,27 @@ class Source:
             DivergedError: If an output of the network is NaN.
         """
         self.network.to(self.device).eval()
-        bits = self.network.bits
-        own = processes.own_share(rows)
-        # Packed batch by batch: the outputs for all rows would take 32 times the memory of their codes.
-        codes = np.empty((len(own), packed_width(bits)), np.uint8)
+        own, bits, is_kept = processes.own_share(rows), self.network.bits, False
+        # Filled batch by batch: the outputs for all rows would take 32 times the memory of their codes.
+        codes, continuous = np.empty((len(own), packed_width(bits)), np.uint8), np.empty((0, bits), np.float16)
         bad = np.zeros((2, len(own)), np.bool_)  # whether a row has a NaN, and whether it has an infinite value
         done = 0
         with progress("encoding, images", len(rows)) as show, precision(), torch.inference_mode():
             for u in self._outputs(self.network, own, show):
                 part = slice(done, done + len(u))
-                if u.shape[1] != bits:  # the method has replaced the hash layer
+                if not done:  # only the output tells the number of bits, because a method can replace the hash layer
                     bits = u.shape[1]
                     codes = np.empty((len(own), packed_width(bits)), np.uint8)
+                    is_kept = len(rows) * bits * continuous.itemsize <= most_continuous
+                    continuous = np.empty((len(own) if is_kept else 0, bits), np.float16)
                 codes[part] = pack((u >= 0).numpy())
+                if is_kept:
+                    continuous[part] = rounded(u.numpy())
                 bad[:, part] = u.isnan().any(dim=1), u.isinf().any(dim=1)
                 done += len(u)
-        packed, broken, infinite = (
-            processes.of_all(torch.from_numpy(part).to(self.device)).cpu() for part in (codes, *bad)
+        packed, broken, infinite, *u = (
+            processes.of_all(torch.from_numpy(part).to(self.device)).cpu()
+            for part in (codes, *bad, *([continuous] if is_kept else []))
         )
         ids = ids_at(self.dataset.ids, rows)
         if broken.any():
@@ -151,7 +162,7 @@ class Source:
                 f"{short(ids[int(infinite.int().argmax())])}: their signs become bits, but the weights are "
                 "probably useless: lower optimizer.lr"
             )
-        return CodeSet(packed.numpy(), bits, self.dataset.labels[rows], ids)
+        return CodeSet(packed.numpy(), bits, self.dataset.labels[rows], ids, u[0].numpy() if u else None)
 
     def _outputs(
         self, forward: Callable[[Tensor], Tensor], rows: Int[np.ndarray, "n"], show: Callable[[int], None]

@@ -88,6 +88,62 @@ def ids_in(folder):
 
 
 @pytest.mark.parametrize("bits", LENGTHS)
+@pytest.mark.parametrize("classes", [0, 3])
+def test_npy(exported, bits, classes):
+    database, folder, _ = exported("npy", bits, {"classes": classes})
+    np.testing.assert_array_equal(np.load(folder / "codes.npy"), database.packed)
+    assert (folder / "labels.npy").exists() == (classes > 0)
+    if classes:
+        np.testing.assert_array_equal(np.load(folder / "labels.npy"), database.labels)
+    assert ids_in(folder) == database.ids
+
+
+def read_codes(folder, target, kind):
+    """Codes of a target in an array, read as its README says."""
+    if target == "npy":
+        return np.load(folder / "codes.npy")
+    if target == "safetensors":
+        return pytest.importorskip("safetensors.numpy").load_file(folder / "codes.safetensors")["codes"]
+    column = pytest.importorskip("pyarrow.parquet").read_table(folder / "codes.parquet")["code"].to_pylist()
+    return np.frombuffer(b"".join(column), kind).reshape(len(column), -1)
+
+
+@pytest.mark.parametrize("byte_type", ["uint8", "int8_minus_128", "int8_same_bits"])
+@pytest.mark.parametrize("bit_order", ["little", "big"])
+@pytest.mark.parametrize("target", ["npy", "parquet", "safetensors"])
+def test_every_order_and_type_of_bytes_is_scored_to_the_last_digit(deephash, tmp_path, target, bit_order, byte_type):
+    write_codes(tmp_path / "codes", 36)
+
+    def score(files, *settings):
+        labels = [f"{side}_labels={tmp_path}/codes/{side}_labels.npy" for side in ("query", "database")]
+        given = [f"{side}={file}" for side, file in files.items()]
+        result = deephash("eval", *given, *labels, "bits=36", "output=m.json", "overwrite=true", *settings)
+        assert result.code == 0, result
+        return {name: value for name, value in json.loads(Path("m.json").read_text()).items() if name != "source"}
+
+    expected = score({side: tmp_path / "codes" / f"{side}.npy" for side in ("query", "database")})
+    form = {"bit_order": bit_order, "byte_type": byte_type}
+    files, kind = {}, np.dtype(byte_type[: byte_type.index("8") + 1])
+    for side in ("query", "database"):
+        call(codes=str(tmp_path / "codes"), to=target, output=side, side=side, **form)
+        codes, files[side] = read_codes(Path(side), target, kind), f"{side}-codes.npy"
+        assert codes.dtype == kind
+        np.save(files[side], codes)
+        bits = np.unpackbits(np.load(tmp_path / "codes" / f"{side}.npy"), axis=1, bitorder="little")
+        plain = np.packbits(bits, axis=1, bitorder=bit_order).astype(int)
+        signed = {"uint8": plain, "int8_minus_128": plain - 128, "int8_same_bits": plain - 256 * (plain > 127)}
+        np.testing.assert_array_equal(codes, signed[byte_type])
+        facts = read_sealed(Path(side, "source.json"))
+        assert {name: facts[name] for name in form} == form
+        text = Path(side, "README.txt").read_text()
+        assert (f"byte_type={byte_type}" in text) == (byte_type != "uint8")
+        made = text.split("one value per bit: ")[1].split("\n")[0]
+        u = np.where(bits[0, :36], 0.5, -0.5)
+        np.testing.assert_array_equal(eval(made, {"numpy": np, "u": u}), codes[0])
+    assert score(files, *(f"{name}={value}" for name, value in form.items())) == expected
+
+
+@pytest.mark.parametrize("bits", LENGTHS)
 def test_faiss(exported, bits):
     faiss = pytest.importorskip("faiss")
     database, folder, said = exported("faiss", bits)
@@ -317,12 +373,12 @@ def test_every_folder_says_how_to_load_it(exported, target, bits):
     _, folder, _ = exported(target, bits)
     text = (folder / "README.txt").read_text()
     assert f"300 codes of {bits} bits (database side)" in text
-    assert "bit i is bit i % 8" in text
+    assert 'bit i is worth 2 ** (i % 8) in byte i // 8, "little" in NumPy.' in text
     assert ("4 bits of the last byte are padding" in text) == (bits == 12)
     assert "{" not in text  # left over from a template
 
 
-@pytest.mark.parametrize("target", ["faiss", "parquet", "safetensors"])
+@pytest.mark.parametrize("target", ["faiss", "npy", "parquet", "safetensors"])
 def test_the_lines_of_the_readme_run(exported, target):
     database, folder, _ = exported(target, 12)
     lines = [
@@ -400,7 +456,7 @@ def test_the_command_line(deephash):
     assert result.out.startswith("made: 300 codes of 12 bits for safetensors, ")
     assert result.out.endswith("; checked: read codes.safetensors back; every code and id is the same\n")
     for arguments, sentence in (
-        (["to=npz"], "error: to must be faiss or milvus or opensearch or parquet or "),
+        (["to=npz"], "error: to must be faiss or milvus or npy or opensearch or parquet or "),
         (["side=train"], "error: side must be database or query, got train\n"),
         (["to=faiss", "table=5"], "digits and underscores, not starting with a digit, got '5'\n"),
     ):
@@ -412,7 +468,16 @@ def test_the_command_line(deephash):
 REFUSED = {
     "no target": (
         {"codes": "codes", "output": "made"},
-        "needs to=<target>, one of faiss, milvus, opensearch, parquet, pgvector, postgres",
+        "needs to=<target>, one of faiss, milvus, npy, opensearch, parquet, pgvector, postgres",
+    ),
+    "another bit order than the engine's": (
+        {"codes": "codes", "to": "faiss", "output": "made", "bit_order": "big"},
+        "to=faiss writes codes in the one form that it wants: leave out bit_order= and byte_type=, which are for npy, "
+        "parquet, safetensors",
+    ),
+    "signed bytes of a network": (
+        {"run": "a", "to": "onnx", "output": "made", "byte_type": "int8_same_bits"},
+        "which are for npy, parquet",
     ),
     "no output": ({"codes": "codes", "to": "faiss"}, "needs output=<folder>"),
     "no codes": ({"to": "faiss", "output": "made"}, "needs run=<run folder> or codes=<folder of codes>, got neither"),

@@ -2,18 +2,19 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from searching import SETTINGS, codes, twin
+from searching import SETTINGS, codes, ranked, twin, with_continuous
 from synthetic import write_run
 
 from deephash_cli import runs
 from deephash_cli.cli import arguments
 from deephash_cli.commands import index as indexing
 from deephash_cli.files import read_json
-from deephash_cli.retrieval import indexes
+from deephash_cli.retrieval import codes_folder, indexes
 from deephash_cli.retrieval.codes import CodeSet
 from deephash_cli.retrieval.codes_folder import open_side, save_codes, save_database
 
@@ -97,6 +98,47 @@ def test_recall_against_loops(kind, changes, own):
     assert measured["nearest"]["recall"] < 1
 
 
+def test_rescoring_is_compared_with_exact_asymmetric_search(deephash, folder):
+    query, database, _ = codes_folder.load_codes(folder)
+    labels = [np.eye(2, dtype=np.uint8)[np.arange(side.n) // 3 % 2] for side in (query, database)]
+    query, database = replace(with_continuous(query), labels=labels[0]), replace(database, labels=labels[1])
+    save_codes(folder, query, database, {})
+    arguments = ("index", f"codes={folder}", "kind=ivf", "ivf.probes=1", "output=it.faiss", "--check", "k=10")
+    result = deephash(*arguments, "rescore=asymmetric", "shortlist=30")
+    assert (result.code, result.err) == (0, ""), result
+    measured = read_json(Path("it.faiss.check.json"))["rescored"]
+    index = indexes.load(Path("it.faiss"), open_side(folder))
+    expected = {"by_distance": [], "rescored": [], "exact": []}
+    for i, u in enumerate(query.u.astype(float)):
+        near = [at[0].tolist() for at in (index.nearest(query.packed[i : i + 1], k)[1] for k in (10, 30))]
+        best = ranked(u, database.packed, 300)
+        score = {j: score for score, _, j in best}
+        found = {"by_distance": near[0], "rescored": [j for _, _, j in best if j in near[1]][:10]}
+        for name, positions in (*found.items(), ("exact", [j for _, _, j in best[:10]])):
+            hits = [int(j >= 0 and j // 3 % 2 == i // 3 % 2) for j in positions]
+            precisions = [hit * sum(hits[: at + 1]) / (at + 1) for at, hit in enumerate(hits)]
+            recall = sum(j >= 0 and score[j] >= best[9][0] for j in positions) / 10
+            expected[name].append((recall, sum(hits) / 10, sum(precisions) / max(1, sum(hits))))
+    for at, metric in enumerate(("recall", "precision_at_10", "map_at_10_stable")):
+        for name, values in expected.items():
+            assert measured[metric][name] == pytest.approx(np.mean([value[at] for value in values])), (metric, name)
+    assert measured["recall"]["by_distance"] < measured["recall"]["rescored"] < measured["recall"]["exact"] == 1
+    assert min(measured["queries_per_second"], measured["exact_queries_per_second"]) > 0
+    assert "map_at_10_stable" in result.out
+
+
+def test_rescoring_items_of_the_database_without_labels(deephash, shard):
+    side = open_side(shard)
+    plain = CodeSet(np.asarray(side.packed), BITS, np.zeros((300, 0), np.uint8), list(side.ids))
+    save_database(shard, with_continuous(plain), {})
+    arguments = ("index", f"codes={shard}", "kind=flat", "output=it.faiss", "--check", "queries=50")
+    assert deephash(*arguments, "rescore=asymmetric", "shortlist=299", "k=1000").code == 2
+    result = deephash(*arguments, "rescore=asymmetric", "shortlist=1000", "k=1000")
+    assert result.code == 0, result
+    measured = read_json(Path("it.faiss.check.json"))["rescored"]
+    assert (measured["k"], measured["recall"]["rescored"], measured["precision_at_299"]) == (299, 1, None)
+
+
 def test_without_queries_items_of_the_database_search_for_others(deephash, shard):
     arguments = ("index", f"codes={shard}", "kind=flat", "output=it.faiss", "--check", "queries=50", "k=299")
     result = deephash(*arguments)
@@ -130,6 +172,17 @@ REFUSED = {
     "a report without a check": (["codes=codes", "check_output=it.json"], 2, "check_output= needs --check"),
     "another report": (["codes=codes", "check_output=it", "--check"], 2, "must be a file that ends in .json, got it"),
     "no such codes": (["codes=nothing"], 4, "nothing has no manifest.json"),
+    "rescoring without a check": (["codes=codes", "rescore=asymmetric"], 2, "rescore= needs --check, which"),
+    "no continuous codes": (
+        ["codes=codes", "kind=flat", "--check", "rescore=asymmetric"],
+        2,
+        "needs the continuous codes of the queries, but codes has no database_u.npy",
+    ),
+    "a short shortlist": (
+        ["codes=codes", "--check", "rescore=asymmetric", "shortlist=9"],
+        2,
+        "shortlist must be at least k, got",
+    ),
     "k": (["codes=codes", "k=0"], 2, "k must be a whole number"),
     "probes": (["codes=codes", "ivf.probes=0"], 2, "ivf.probes must be a whole number"),
     "unknown": (["codes=codes", "ivf.probe=1"], 2, "unknown key 'ivf.probe'; did you mean 'ivf.probes'?"),

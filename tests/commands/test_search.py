@@ -3,19 +3,34 @@
 import io
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import digests
 import numpy as np
 import pytest
 from PIL import Image
+from searching import ranked, twin, with_continuous
 
 from deephash_cli import runs
 from deephash_cli.errors import ConfigError
 from deephash_cli.files import read_json, read_sealed, sha256_file
 from deephash_cli.inference import contact_sheet as sheets
-from deephash_cli.retrieval import ranking
+from deephash_cli.inference.encoder import load_encoder
+from deephash_cli.retrieval import codes_folder, ranking
+from deephash_cli.retrieval.codes import pack
 from deephash_cli.retrieval.codes_folder import open_side
+
+
+@pytest.fixture
+def continuous(hashed, tmp_path):
+    """A copy of the run, which kept the continuous codes of its queries."""
+    run = Path(shutil.copytree(hashed.run, tmp_path / "continuous"))
+    query, database, manifest = codes_folder.load_codes(run / runs.CODES)
+    kept = {name: manifest[name] for name in ("provenance", "evaluation")}
+    codes_folder.save_codes(run / runs.CODES, with_continuous(query), replace(database, u=None), kept)
+    digests.renew(run)
+    return run
 
 
 @pytest.fixture
@@ -49,6 +64,42 @@ def test_a_file_finds_what_its_code_is_near(search, hashed):
     assert all(result["relevant"] == (result["labels"] == query["labels"]) for result in query["results"])
     for position, distance in found:
         assert f" {distance} │ {position} " in out
+
+
+def test_rescoring_orders_the_shortlist(search, hashed):
+    name = open_side(hashed.run / runs.CODES, "query").ids[0]
+    arguments = (f"query={hashed.photos / name}", "rescore=asymmetric", "k=5")
+    (query,), out = search(*arguments, "shortlist=20")
+    packed = np.asarray(open_side(hashed.run / runs.CODES).packed)
+    with Image.open(hashed.photos / name) as image:
+        (u,) = load_encoder(hashed.run).continuous([image.convert("RGB")]).numpy().astype(np.float64)
+    near = [j for _, j in twin(pack(u[None] >= 0), packed, 12)[0][:20]]
+    found = [(result["score"], result["distance"], result["position"]) for result in query["results"]]
+    assert found == ranked(u, packed, 5, near)
+    assert json.loads(Path("found.json").read_text())["shortlist"] == 20
+    assert f" {found[0][0]:.5g} │ " in out
+    (query,), _ = search(*arguments, "shortlist=54")
+    assert [result["position"] for result in query["results"]] == [j for _, _, j in ranked(u, packed, 5)]
+    (query,), out = search(*arguments, "radius=4")
+    inside = [j for distance, j in twin(pack(u[None] >= 0), packed, 12)[0] if distance <= 4]
+    assert [result["position"] for result in query["results"]] == [j for _, _, j in ranked(u, packed, 54, inside)]
+
+
+def test_rescoring_takes_the_continuous_code_of_an_id_from_the_run(deephash, hashed, continuous):
+    query, database, _ = codes_folder.load_codes(continuous / runs.CODES)
+    settings = ("rescore=asymmetric", "shortlist=54", "k=5", "output=found.json", "picture=null")
+    result = deephash("search", f"run={continuous}", f"query={query.ids[2]}", *settings)
+    assert (result.code, result.err) == (0, "")
+    (found,) = json.loads(Path("found.json").read_text())["queries"]
+    assert [(r["score"], r["distance"], r["position"]) for r in found["results"]] == ranked(
+        query.u[2].astype(float), database.packed, 5
+    )
+    result = deephash("search", f"run={continuous}", f"query={database.ids[0]}", *settings)
+    assert result.code == 2
+    assert result.err == (
+        f"error: rescore= needs the continuous code of query={database.ids[0]}, but {continuous / runs.CODES} has no "
+        "database_u.npy: give the image itself, as a file, or leave out rescore=\n"
+    )
 
 
 def test_an_id_is_left_out_of_its_own_results(search, hashed):
@@ -207,6 +258,8 @@ def test_codes_of_another_network_are_refused(deephash, hashed):
         (["query=page.jpg"], 3, "cannot be read: it is none of JPEG"),
         (["query=x.npy"], 2, "contains vectors, but the run hashes images"),
         (["query=empty"], 3, "contains no images"),
+        (["query={photo}", "rescore=asymmetric", "k=20", "shortlist=19"], 2, "shortlist must be at least k, got"),
+        (["query={photo}", "rescore=symmetric"], 2, "rescore must be asymmetric, got symmetric"),
         (["query={photo}", "k=0"], 2, "k must be a whole number, at least 1, got 0"),
         (["query={photo}", "picture=a.tiff"], 2, "picture must end in"),
         (["query={photo}", "index=tree"], 2, "an index is one of exact, flat, hnsw, ivf, multihash, or a file"),

@@ -39,7 +39,8 @@ MAX_BYTES = 100_000
 class Fake(Searcher):
     """Forty images; the first are nearest to any query. Number 3 has no picture, number 2 has markup as its name."""
 
-    def __init__(self):
+    def __init__(self, shortlist=None):
+        self.shortlist = shortlist
         self.bits, self.n, self.title, self.class_names = 12, 40, "DPSH & co, 12 bits, toys", ["bag", "boot"]
         self.encoder = SimpleNamespace(takes="images")
         self.database = SimpleNamespace(ids=[f"bag/{i}" if i != 2 else NASTY for i in range(self.n)])
@@ -52,7 +53,8 @@ class Fake(Searcher):
         self.sizes.append(image.size)
         time.sleep(0.01)
         self.inside -= 1
-        return [Hit(self.database.ids[i], i, i // 4, ["bag" if i % 3 else "boot"], None) for i in range(k)]
+        scores = [None if self.shortlist is None else 7.65432 - i for i in range(k)]
+        return [Hit(self.database.ids[i], i, i // 4, ["bag" if i % 3 else "boot"], None, scores[i]) for i in range(k)]
 
     def picture(self, id):  # noqa: A002
         position = self.database.ids.index(id)
@@ -100,10 +102,12 @@ def test_the_nearest_images_of_an_upload(client):
         "query": {"width": 30, "height": 20},
         "bits": 12,
         "database": 40,
+        "shortlist": None,
         "results": [
             {
                 "id": NASTY if i == 2 else f"bag/{i}",
                 "distance": 0,
+                "score": None,
                 "labels": ["bag" if i % 3 else "boot"],
                 "position": i,
                 "image": f"/api/image/{i}",
@@ -111,6 +115,14 @@ def test_the_nearest_images_of_an_upload(client):
             for i in range(4)
         ],
     }
+
+
+def test_rescored_answers_have_scores_and_no_more_than_the_shortlist():
+    client = TestClient(create_app(Fake(shortlist=20), 10, Limits(MAX_BYTES)), base_url=HERE)
+    answer = ask(client, encoded(), k=20).json()
+    assert answer["shortlist"] == client.get("/api/info").json()["shortlist"] == 20
+    assert [hit["score"] for hit in answer["results"]] == [7.65432 - i for i in range(20)]
+    assert sentence(ask(client, encoded(), k=21), 422) == "k must be a whole number, at most 20, got '21'"
 
 
 def test_without_k_there_are_as_many_as_the_command_says(client):
@@ -491,6 +503,7 @@ def test_it_listens_on_this_machine_only():
         (("run=x",), 4, "x is not a run folder"),
         (("run=x", "port=65536"), 2, "port must be a whole number, from 0 to 65535, got 65536"),
         (("run=x", "port=http"), 2, "port must be a whole number"),
+        (("run=x", "rescore=asymmetric", "shortlist=9"), 2, "shortlist must be at least k, got shortlist=9 and k=10"),
         (("run=x", "k=0"), 2, "k must be a whole number, at least 1, got 0"),
         (("run=x", "max_bytes=0"), 2, "max_bytes must be a whole number, at least 1, got 0"),
         (("run=x", "host=0.0.0.0"), 2, "unknown key 'host'"),
@@ -519,7 +532,7 @@ def test_without_its_packages_it_says_what_to_install(deephash, monkeypatch):
 def test_what_cannot_be_searched(deephash, monkeypatch, searcher, change, code, says):
     write_run("runs/one")
     vars(searcher).update(change)
-    monkeypatch.setattr("deephash_cli.inference.searcher.open_searcher", lambda *_: searcher)
+    monkeypatch.setattr("deephash_cli.inference.searcher.open_searcher", lambda *_, **__: searcher)
     result = deephash("serve", "port=0")
     assert (result.code, result.err.count("\n")) == (code, 1)
     assert result.err.startswith(f"error: {says}")
@@ -531,7 +544,7 @@ sys.path[:0] = {tests!r}
 import test_serve
 from deephash_cli.cli import main as cli
 from deephash_cli.inference import searcher
-searcher.open_searcher = lambda *_: test_serve.Fake()
+searcher.open_searcher = lambda *_, **__: test_serve.Fake()
 sys.argv = ["deephash", "serve", "port=0"]
 cli.main()
 """
@@ -658,6 +671,21 @@ def test_an_image_in_a_browser(page, address, tmp_path):
     # The only error message is about the missing picture.
     assert set(page.problems) == {"Failed to load resource: the server responded with a status of 404 (Not Found)"}
     assert all(asked.startswith((address, f"blob:{address}", "data:,")) for asked in page.requests)
+
+
+def test_scores_in_a_browser(page, searcher, address):
+    searcher.shortlist = 20
+    with serving(searcher, Limits(MAX_BYTES)) as port:
+        page.open(f"http://127.0.0.1:{port}/")
+        assert "Rescored\nthe 20 nearest" in page.evaluate("document.querySelector('.facts').innerText")
+        drop(page, encoded())
+        page.until(f"{FOUND} === 10")
+        says = page.evaluate("document.querySelector('#status').textContent")
+        assert says == "10 of 40, largest score first, among the 20 nearest."
+        shown = page.evaluate(
+            "[...document.querySelectorAll('#results li')[1].querySelectorAll('.distance')].map(p => p.innerText)"
+        )
+        assert [text.split() for text in shown] == [["6.654", "score"], ["0", "of", "12", "bits", "differ"]]
 
 
 @pytest.mark.slow

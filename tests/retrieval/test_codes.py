@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from deephash_cli.errors import ArtifactError
 from deephash_cli.files import read_sealed
 from deephash_cli.retrieval import codes
-from deephash_cli.retrieval.codes import CodeSet, binarize, pack, require_comparable, unpack
-from deephash_cli.retrieval.codes_folder import load_codes, open_side, save_codes
+from deephash_cli.retrieval.codes import CodeSet, binarize, pack, require_comparable, rounded, unpack
+from deephash_cli.retrieval.codes_folder import damages, load_codes, open_continuous, open_side, save_codes
 from deephash_cli.retrieval.scoring import score
 
 FILES = [
@@ -258,6 +258,93 @@ print(database.n, database.ids[-1], peak[1])
     count, last, kibibytes = result.stdout.split()
     assert (int(count), last) == (n, names[-1])
     assert int(kibibytes) * 1024 < 1.1e9
+
+
+def continuous(name, n, bits=12, seed=0):
+    u = rounded(np.random.default_rng(seed).normal(size=(n, bits)))
+    return CodeSet(pack(u >= 0), bits, np.ones((n, 3), np.uint8), [f"{name}/{i}.png" for i in range(n)], u)
+
+
+def test_continuous_codes_are_kept(tmp_path):
+    query, database = continuous("q", 3), continuous("d", 7, seed=1)
+    save_codes(tmp_path, query, database, {})
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*FILES, "query_u.npy", "database_u.npy"])
+    *loaded, manifest = load_codes(tmp_path)
+    for side, name, original in zip(loaded, ("query", "database"), (query, database), strict=True):
+        assert same(side, original)
+        assert side.u.dtype == np.float16
+        assert np.array_equal(side.u, original.u)
+        assert np.array_equal(open_continuous(tmp_path, name, manifest), original.u)
+    assert not damages(tmp_path)
+
+
+def test_codes_may_replace_others_of_which_more_was_kept(tmp_path):
+    save_codes(tmp_path, continuous("q", 3), continuous("d", 7), {})
+    save(tmp_path)
+    query, _, manifest = load_codes(tmp_path)
+    assert query.u is None
+    assert open_continuous(tmp_path, "query", manifest) is None
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(FILES)
+
+
+def test_one_side_may_lack_continuous_codes(tmp_path):
+    save_codes(tmp_path, continuous("q", 3), code_set("d", 7), {})
+    query, database, _ = load_codes(tmp_path)
+    assert query.u is not None
+    assert database.u is None
+
+
+BROKEN_U = {
+    "other numbers": (lambda u: u.astype(np.float32), "query_u.npy must hold float16 (<f2), got '<f4'"),
+    "fewer rows": (lambda u: u[1:], "query_u.npy has shape (2, 12) but manifest.json says (3, 12)"),
+    "not finite": (lambda u: u * np.float16(np.inf), "continuous codes must be finite, got another value in row 0"),
+    "NaN": (
+        lambda u: u + np.float16(np.nan) * (np.arange(3) == 2)[:, None],
+        "must be finite, got another value in row",
+    ),
+    "another sign": (
+        lambda u: u * np.where(np.arange(3) == 1, -1, 1)[:, None].astype(np.float16),
+        "must have the signs of the binary codes, got another sign in row 1",
+    ),
+}
+
+
+@pytest.mark.parametrize("change", BROKEN_U)
+def test_continuous_codes_that_do_not_fit_the_codes_are_refused(tmp_path, change):
+    query = continuous("q", 3)
+    save_codes(tmp_path, query, continuous("d", 7), {})
+    broken, words = BROKEN_U[change]
+    (tmp_path / "query_u.npy").write_bytes(npy(broken(query.u)))
+    assert_refused(tmp_path, "query_u.npy")
+    assert [path.name for path, _ in damages(tmp_path)] == ["query_u.npy"]
+    reseal(tmp_path)
+    assert_refused(tmp_path, words)
+
+
+def test_continuous_codes_that_are_missing_are_missed(tmp_path):
+    save_codes(tmp_path, continuous("q", 3), continuous("d", 7), {})
+    (tmp_path / "database_u.npy").unlink()
+    assert_refused(tmp_path, "database_u.npy does not exist")
+    assert open_side(tmp_path).n == 7  # a search does not need them
+
+
+@pytest.mark.parametrize("u", [np.zeros((3, 12)), np.zeros(36, np.float16), np.zeros((3, 11), np.float16)])
+def test_continuous_codes_of_another_form_are_refused(u):
+    bare = continuous("q", 3)
+    with pytest.raises(ArtifactError, match=r"continuous codes .*must "):
+        CodeSet(bare.packed, bare.bits, bare.labels, bare.ids, u)
+
+
+@given(st.lists(st.floats(width=32, allow_nan=False), min_size=1, max_size=20))
+def test_rounding_keeps_every_bit(values):
+    u = np.array([[*values, -0.0, 0.0, -1e-45, 1e-45, -3e-8, -1e38, np.inf, -np.inf]], np.float32)
+    half = rounded(u)
+    assert half.dtype == np.float16
+    assert np.isfinite(half).all()
+    assert np.array_equal(half >= 0, binarize(u))
+    inside = np.abs(u) < 65504
+    assert half[inside] == pytest.approx(u[inside], rel=2**-11, abs=2**-24)
+    assert (np.abs(half[~inside]) == 65504).all()
 
 
 def test_files_can_be_read_without_this_package(tmp_path):

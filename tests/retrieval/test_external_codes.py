@@ -37,6 +37,16 @@ def signs(dtype):
 CODES = {  # for each format of codes: how to write it, the options to read it, and its description
     "packed little": (pack, {"bits": BITS}, "uint8 packed, little"),
     "packed big": (lambda c: np.packbits(c, axis=1), {"bits": BITS, "bit_order": "big"}, "uint8 packed, big"),
+    "packed int8, less 128": (
+        lambda c: (np.packbits(c, axis=1).astype(int) - 128).astype("i1"),
+        {"bits": BITS, "bit_order": "big", "byte_type": "int8_minus_128"},
+        "int8 packed, big, int8_minus_128",
+    ),
+    "packed int8, the same bits": (
+        lambda c: pack(c).view("i1"),
+        {"bits": BITS, "byte_type": "int8_same_bits"},
+        "int8 packed, little, int8_same_bits",
+    ),
     "packed, Fortran order": (lambda c: np.asfortranarray(pack(c)), {"bits": BITS}, "uint8 packed, little"),
     "bool": (lambda c: c, {}, "bool"),
     "bool, bits given": (lambda c: c, {"bits": BITS}, "bool"),
@@ -337,7 +347,7 @@ REFUSED = {  # for each case: the arrays that replace the valid ones, arguments,
     "continuous": ({"database": floats(7, 0, 0.25)}, [], 4, f"{NEITHER}0.25 in row 7, column 0: {THRESHOLD}"),
     "NaN": ({"database": floats(9, 1, np.nan)}, [], 4, f"{NEITHER}nan in row 9, column 1: NaN has no sign"),
     "infinity": ({"database": floats(0, 1, -np.inf)}, [], 4, f"{NEITHER}-inf in row 0, column 1: {THRESHOLD}"),
-    "other integers": ({"database": DATABASE * 5}, [], 4, "column 0: packed codes must be of uint8"),
+    "other integers": ({"database": DATABASE * 5}, [], 4, "column 0: packed codes must be of uint8 or int8"),
     "bytes without a length": (
         {"database": pack(DATABASE)}, [], 2,
         "database.npy has 2 columns of uint8, which may be packed codes or have one bit per column: give the code "
@@ -348,6 +358,39 @@ REFUSED = {  # for each case: the arrays that replace the valid ones, arguments,
         {"database": pack(DATABASE)}, ["bits=20"], 2,
         "bits=20 does not fit query.npy, which has 12 columns of bool, one per bit: leave bits out",
     ),
+    "signed bytes on one side": (
+        {"query": pack(QUERY), "database": pack(DATABASE).view("i1")}, ["bits=12", "byte_type=int8_same_bits"], 2,
+        "byte_type=int8_same_bits is for packed codes as int8 on both sides, but query.npy holds uint8",
+    ),
+    "unsigned bytes on one side": (
+        {"query": pack(QUERY), "database": pack(DATABASE).view("i1")}, ["bits=12"], 2,
+        "bits=12 does not fit database.npy, which has 2 columns of int8, one per bit: leave bits out, or give packed "
+        "codes as uint8 or, with byte_type=, as int8",
+    ),
+    "signed bytes without a length": (
+        {"query": pack(QUERY).view("i1")}, ["byte_type=int8_minus_128"], 2,
+        "byte_type=int8_minus_128 needs the code length: query.npy has 2 columns, so give bits=16, or less",
+    ),
+    "signed bytes of another length": (
+        {"query": pack(QUERY).view("i1")}, ["byte_type=int8_minus_128", "bits=20"], 2,
+        "bits=20 with byte_type=int8_minus_128 does not fit query.npy, which has 2 columns of int8: packed codes of 20 "
+        "bits have 3",
+    ),
+    "the other type of signed bytes": (
+        {"query": pack(QUERY).view("i1"), "database": pack(DATABASE).view("i1")},
+        ["bits=12", "byte_type=int8_minus_128"], 4, "zeros in the 4 padding bits of codes of 12 bits, got ones in row",
+    ),
+    "embeddings of int8": (
+        {"query": np.array([[7, -90]] * 5, "i1")}, [], 4,
+        "got 7 in row 0, column 0: if they are packed, give bits=16 and byte_type=int8_minus_128 (binary of "
+        "sentence-transformers and Cohere) or byte_type=int8_same_bits; embeddings with one such number per dimension "
+        "are not binary codes",
+    ),
+    "embeddings of uint8": (
+        {"query": np.array([[7, 90]] * 5, "u1")}, ["bits=2"], 4,
+        "if they are packed, bits must be between 9 and 16; embeddings with one such number per dimension are not",
+    ),
+    "a type of bytes that is none": ({}, ["byte_type=int8"], 2, "byte_type must be uint8 or int8_minus_128 or int8_"),
     "packed of another width": (
         {"query": pack(QUERY), "database": pack(DATABASE)}, ["bits=20"], 2,
         "bits=20 does not fit query.npy, which has 2 columns of uint8: codes of 20 bits have 3 if packed and 20 if not",
@@ -452,11 +495,11 @@ def test_the_four_files_go_together(deephash, missing):
     assert deephash("eval", FILES[NAMES.index(missing)]).err.count("=<file.npy>") == 3
 
 
-@pytest.mark.parametrize("setting", ["bits=12", "bit_order=big"])
+@pytest.mark.parametrize("setting", ["bits=12", "bit_order=big", "byte_type=int8_same_bits"])
 def test_a_folder_knows_its_own_bits(deephash, setting):
     result = deephash("eval", "codes=c", setting)
     assert result.code == 2
-    assert "bits= and bit_order= are for query= and database=; leave them out" in result.err
+    assert "bits=, bit_order= and byte_type= are for query= and database=; leave them out" in result.err
 
 
 # Damage

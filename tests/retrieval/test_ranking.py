@@ -262,6 +262,25 @@ def test_nearest_with_many_ties_and_any_order(engine, data):
     assert (distances == ones[expected]).all()
 
 
+@pytest.mark.parametrize("order", ["random", "nearest last", "nearest first", "nearest in the sample"])
+def test_many_of_many(order):
+    """So many that a sample tells first how far they are: also where the sample is not like the rest."""
+    n, k = 5 * compiled.STEP * compiled.BLOCK + 9, 10 * compiled.STEP
+    database = np.random.default_rng(0).integers(0, 256, (n, 1), np.uint8)
+    ones = np.bitwise_count(database[:, 0])
+    if order == "nearest in the sample":
+        sampled = np.arange(n) // compiled.BLOCK % compiled.STEP == 0
+        database[:, 0] = np.where(sampled, 0, 255)
+        k = int(sampled.sum()) + 7
+    elif order != "random":
+        database = database[np.argsort(ones)[:: -1 if order == "nearest last" else 1]]
+    distances, positions = ranking.nearest(np.zeros((1, 1), np.uint8), database, 8, k)
+    ones = np.bitwise_count(database[:, 0])
+    expected = np.argsort(ones, kind="stable")[:k]
+    np.testing.assert_array_equal(positions[0], expected)
+    np.testing.assert_array_equal(distances[0], ones[expected])
+
+
 @pytest.mark.parametrize("bits", [8, 16, 24, 48, 64, 128, 256])
 def test_nearest_and_counts_agree_with_faiss(engine, bits):
     faiss = pytest.importorskip("faiss")

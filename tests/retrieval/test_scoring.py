@@ -32,8 +32,16 @@ def sides(seed=0, q=6, n=40, bits=12, classes=4, multi=False, noise=0.25):
     return made
 
 
+def with_u(side, seed=0):
+    """The same side with continuous codes of random magnitudes."""
+    codes = np.unpackbits(side.packed, axis=1, count=side.bits, bitorder="little").astype(np.bool_)
+    u = np.where(codes, 1, -1) * np.random.default_rng(seed).uniform(0.1, 2, codes.shape)
+    return CodeSet(side.packed, side.bits, side.labels, side.ids, u.astype(np.float16))
+
+
 def reordered(side, order):
-    return CodeSet(side.packed[order], side.bits, side.labels[order], [side.ids[i] for i in order])
+    u = None if side.u is None else side.u[order]
+    return CodeSet(side.packed[order], side.bits, side.labels[order], [side.ids[i] for i in order], u)
 
 
 def recoded(side, change):
@@ -91,6 +99,36 @@ def test_keys_and_types():
     assert (result["queries"], result["database"], result["bits"]) == (6, 40, 12)
     assert all(isinstance(sentence, str) for sentence in result["policies"].values())
     assert json.loads(json.dumps(result, allow_nan=False)) == result
+
+
+def test_continuous_codes_of_the_queries_add_asymmetric_numbers():
+    bare, database = sides()
+    query = with_u(bare)
+    before, after = evaluate(bare, database, **OPTIONS), evaluate(query, database, **OPTIONS)
+    added = {"map_asymmetric", "map_at_5_asymmetric", "map_at_20_asymmetric", "precision_at_k_asymmetric"}
+    assert after.keys() - before.keys() == added
+    assert next(iter(after)) == "map"  # it stays the headline
+    assert after["policies"].pop("asymmetric") == scoring.ASYMMETRIC
+    low, high = after["confidence"].pop("map_asymmetric")
+    assert low < after["map_asymmetric"] < high
+    assert {name: value for name, value in after.items() if name not in added} == before
+    numbers = scoring.numbers(after)
+    assert numbers["map_asymmetric"] == after["map_asymmetric"]
+    assert numbers["precision_at_5_asymmetric"] == after["precision_at_k_asymmetric"]["5"]
+
+
+def test_asymmetric_numbers_treat_queries_like_the_others():
+    """Queries that are in the database, and queries without a relevant item."""
+    query, database = sides(q=4)
+    query = with_u(CodeSet(query.packed, query.bits, query.labels, [database.ids[7], "x", "y", "z"]))
+    query.labels[2:] = 0
+    alone = [
+        evaluate(reordered(query, [row]), reordered(database, [i for i in range(40) if row or i != 7]), **OPTIONS)
+        for row in (0, 1)
+    ]
+    zero, skip = (evaluate(query, database, **OPTIONS, zero_hits=rule)["map_asymmetric"] for rule in ("zero", "skip"))
+    assert skip == pytest.approx(sum(part["map_asymmetric"] for part in alone) / 2, rel=1e-12)
+    assert zero == pytest.approx(skip / 2, rel=1e-12)
 
 
 def test_curves_and_tables_fit_the_single_numbers():

@@ -41,6 +41,13 @@ def run(config: DictConfig) -> None:
             "table must be at most 63 lower-case letters, digits and underscores, not starting with a digit, "
             f"got {table!r}"
         )
+    bit_order, byte_type = config.bit_order, config.byte_type
+    if (bit_order, byte_type) != ("little", "uint8") and not _takes_any_packing(config.to):
+        able = ", ".join(target for target in CODES if _takes_any_packing(target))
+        raise ConfigError(
+            f"to={config.to} writes codes in the one form that it wants: leave out bit_order= and byte_type=, which "
+            f"are for {able}"
+        )
     output = settle_folder("export", config.output, {"run=": config.run, "codes=": config.codes}, config.overwrite)
     if config.to in NETWORKS:
         if (config.run is None) == (config.codes is None):
@@ -58,7 +65,7 @@ def run(config: DictConfig) -> None:
     codes = runs.codes_folder("export", config.run, config.codes)
     database = open_side(codes, config.side)
     with atomic_folder(output, replace=config.overwrite) as folder:
-        checked = _writer("codes", config.to)(Source(database, config.side, table), folder)
+        checked = _writer("codes", config.to)(Source(database, config.side, table, bit_order, byte_type), folder)
         size = _finish(folder)
     say(f"{config.output}: {database.n} codes of {database.bits} bits for {config.to}, {size}; checked: {checked}")
 
@@ -82,3 +89,8 @@ def _size(folder: Path) -> str:
 
 def _writer(folder: str, target: str) -> Callable[..., str]:
     return importlib.import_module(f"{__name__}.{folder}.{target}").write
+
+
+def _takes_any_packing(target: str) -> bool:
+    """Return whether a target can write bytes in every order and type, which its module says."""
+    return target in CODES and hasattr(importlib.import_module(f"{__name__}.codes.{target}"), "ANY_PACKING")

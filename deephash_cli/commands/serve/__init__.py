@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from deephash_cli import runs
 from deephash_cli.console import say, warn
 from deephash_cli.errors import ArtifactError, ConfigError
+from deephash_cli.retrieval import rescoring
 
 HOST = "127.0.0.1"  # this machine only: whoever can reach the server can use its processor and see the database
 _PACKAGES = {"fastapi": "FastAPI", "uvicorn": "uvicorn", "python_multipart": "python-multipart"}
@@ -18,6 +19,7 @@ _PACKAGES = {"fastapi": "FastAPI", "uvicorn": "uvicorn", "python_multipart": "py
 
 def run(config: DictConfig) -> None:
     """Run ``deephash serve`` until it is stopped."""
+    shortlist = rescoring.settle(config.rescore, config.shortlist, config.k)
     folder = runs.given_or_latest(config.run, config.codes)
     for module, name in _PACKAGES.items():
         if find_spec(module) is None:
@@ -32,7 +34,8 @@ def run(config: DictConfig) -> None:
         say(f"loading {folder} ...")
         codes = None if config.codes is None else Path(config.codes)
         settings = cast(dict[str, Any], OmegaConf.to_container(config))
-        searcher = open_searcher(folder, codes, config.index, settings, list(config.allowed_targets))
+        trusted = list(config.allowed_targets)
+        searcher = open_searcher(folder, codes, config.index, settings, trusted, shortlist=shortlist)
         if searcher.encoder.takes != "images":
             raise ConfigError(f"{folder} hashes vectors, but the page takes images: give a run that hashes images")
         if searcher.n == 0:

@@ -46,17 +46,26 @@ class Neighbour(BaseModel):
 
     id: str = Field(description="its name in the database")
     distance: int = Field(description="bits in which its code differs from the query's")
+    score: float | None = Field(
+        description="inner product of the query's continuous code with its code as -1 and +1; null without rescoring"
+    )
     labels: list[str] = Field(description="its classes; empty if it has none")
     position: int = Field(description="its row in the database, from 0")
     image: str = Field(description="address of a small picture of it")
 
 
 class Answer(BaseModel):
-    """The nearest images, sorted by distance; images at the same distance are in the order of the database."""
+    """The nearest images, sorted by distance; images at the same distance are in the order of the database.
+
+    With rescoring, those with the largest scores, sorted by score; equal scores are in the order of distance.
+    """
 
     query: Query
     bits: int = Field(description="code length, which is also the largest possible distance")
     database: int = Field(description="number of images searched")
+    shortlist: int | None = Field(
+        description="number of nearest images that got a score, by which they are sorted; null without rescoring"
+    )
     results: list[Neighbour]
 
 
@@ -68,6 +77,9 @@ class Info(BaseModel):
     database: int
     classes: list[str]
     k: int = Field(description="number of images that a search returns by default")
+    shortlist: int | None = Field(
+        description="number of nearest images that get a score, by which they are sorted; null without rescoring"
+    )
     max_k: int
     max_bytes: int = Field(description="largest size of a request, in bytes")
     version: str = Field(description="version of deephash")
@@ -89,7 +101,7 @@ def create_app(searcher: Searcher, k: int, limits: Limits) -> FastAPI:
         k: Number of images that a search returns by default.
         limits: What a client can take up.
     """
-    most = min(searcher.n, max(k, _MOST))
+    most = min(searcher.n, max(k, _MOST), searcher.shortlist or searcher.n)
     k = min(k, most)
     info = _info(searcher, k, most, limits.max_bytes)
     # No docs_url: FastAPI's own page would load its scripts from another server.
@@ -124,10 +136,12 @@ def create_app(searcher: Searcher, k: int, limits: Limits) -> FastAPI:
             query=Query(width=size[0], height=size[1]),
             bits=searcher.bits,
             database=searcher.n,
+            shortlist=searcher.shortlist,
             results=[
                 Neighbour(
                     id=hit.id,
                     distance=hit.distance,
+                    score=hit.score,
                     labels=hit.labels,
                     position=hit.position,
                     image=f"/api/image/{hit.position}",
@@ -187,6 +201,7 @@ def _info(searcher: Searcher, k: int, most: int, max_bytes: int) -> Info:
         database=searcher.n,
         classes=list(searcher.class_names),
         k=k,
+        shortlist=searcher.shortlist,
         max_k=most,
         max_bytes=max_bytes,
         version=__version__,

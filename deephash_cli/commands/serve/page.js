@@ -38,7 +38,13 @@ function card(hit, bits) {
   const filled = element("div", "");
   filled.style.width = `${(100 * hit.distance) / bits}%`;
   track.append(filled);
-  item.append(frame, distance, track);
+  item.append(frame);
+  if (hit.score !== null) {
+    const score = element("p", "distance");
+    score.append(element("b", "", Number(hit.score.toPrecision(4))), element("span", "", "score"));
+    item.append(score);
+  }
+  item.append(distance, track);
   if (hit.labels.length) item.append(element("p", "labels", hit.labels.map(named).join(", ")));
   item.append(element("p", "id", hit.id));
   return item;
@@ -46,7 +52,8 @@ function card(hit, bits) {
 
 function show(answer) {
   const count = answer.results.length;
-  find("status").textContent = `${count} of ${answer.database.toLocaleString("en")}, nearest first.`;
+  const order = answer.shortlist === null ? "nearest first" : `largest score first, among the ${Math.min(answer.shortlist, answer.database).toLocaleString("en")} nearest`;
+  find("status").textContent = `${count} of ${answer.database.toLocaleString("en")}, ${order}.`;
   find("about").textContent = `${file.name ? `${file.name}, ` : ""}${answer.query.width} x ${answer.query.height} pixels`;
   find("about").hidden = false;
   const counts = new Map();

@@ -166,6 +166,14 @@ class Faiss:
 Index = Exact | Faiss
 
 
+def without(
+    own: Int64[np.ndarray, " q"], distances: Int64[np.ndarray, "q found"], positions: Int64[np.ndarray, "q found"]
+) -> tuple[Int64[np.ndarray, "q others"], Int64[np.ndarray, "q others"]]:
+    """Return the results without the query itself; a query that did not find itself loses its last result."""
+    order = np.argsort(positions == own[:, None], axis=1, kind="stable")[:, :-1]
+    return np.take_along_axis(distances, order, axis=1), np.take_along_axis(positions, order, axis=1)
+
+
 def has_radius(kind: str) -> bool:
     """Return whether indexes of a kind can find all items within a radius."""
     return kind == Exact.kind or kind_of(kind).HAS_RADIUS

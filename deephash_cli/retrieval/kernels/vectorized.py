@@ -72,6 +72,94 @@ def within(
     return distance[positions].astype(np.int64), positions
 
 
+def rescore(
+    values: Float64[np.ndarray, "q places"],
+    codes: UInt8[np.ndarray, "n bytes"],
+    distances: Int64[np.ndarray, "q found"],
+    positions: Int64[np.ndarray, "q found"],
+    k: int,
+) -> tuple[Float64[np.ndarray, "q k"], Int64[np.ndarray, "q k"], Int64[np.ndarray, "q k"]]:
+    """Scores, distances and positions of the first ``k`` of the given items: see `compiled.rescore`."""
+    ranked = _nothing_ranked(len(values), k)
+    for i, (row, distance, position) in enumerate(zip(values, distances, positions, strict=True)):
+        there = position >= 0
+        _rank(ranked, i, _scores(row, codes[position[there]]), distance[there], position[there])
+    return ranked
+
+
+def asymmetric(
+    values: Float64[np.ndarray, "q places"],
+    queries: UInt8[np.ndarray, "q bytes"],
+    codes: UInt8[np.ndarray, "n bytes"],
+    exclude: Int64[np.ndarray, " q"],
+    k: int,
+) -> tuple[Float64[np.ndarray, "q k"], Int64[np.ndarray, "q k"], Int64[np.ndarray, "q k"]]:
+    """Scores, distances and positions of the first ``k`` items of the database: see `compiled.asymmetric`."""
+    ranked = _nothing_ranked(len(values), k)
+    for i, row in enumerate(values):
+        scores = _scores(row, codes)
+        if exclude[i] >= 0:
+            scores[exclude[i]] = -np.inf
+        lowest = np.partition(scores, len(scores) - k)[len(scores) - k]
+        positions = np.flatnonzero((scores >= lowest) & (scores > -np.inf))
+        distances = np.bitwise_count(codes[positions] ^ queries[i]).sum(axis=1, dtype=np.int64)
+        _rank(ranked, i, scores[positions], distances, positions)
+    return ranked
+
+
+def _scores(values: Float64[np.ndarray, " places"], codes: UInt8[np.ndarray, "n bytes"]) -> Float64[np.ndarray, " n"]:
+    """Add up what the bytes of each code add to the score, in the order of the compiled loop."""
+    scores = np.zeros(len(codes))
+    for byte, column in zip(values.reshape(-1, 8), codes.T, strict=True):
+        table = np.zeros(1)  # what each value of this byte adds
+        for value in byte:
+            table = np.concatenate([table - value, table + value])  # this bit is 0, this bit is 1
+        scores += table[column]
+    return scores
+
+
+def _rank(
+    ranked: tuple[np.ndarray, ...], i: int, scores: np.ndarray, distances: np.ndarray, positions: np.ndarray
+) -> None:
+    order = np.lexsort((positions, distances, -scores))[: ranked[0].shape[1]]
+    for out, values in zip(ranked, (scores, distances, positions), strict=True):
+        out[i, : len(order)] = values[order]
+
+
+def _nothing_ranked(q: int, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    return np.full((q, k), np.nan), np.full((q, k), -1), np.full((q, k), -1)
+
+
+def sums(tables: Int64[np.ndarray, "q bytes 256"], codes: UInt8[np.ndarray, "bytes n"]) -> Int64[np.ndarray, "q n"]:
+    """Add up entries of tables: see `compiled.sums`."""
+    out = np.zeros((len(tables), codes.shape[1]), np.int64)
+    for byte, column in enumerate(codes):
+        for row, table in zip(out, tables[:, byte], strict=True):
+            row += table[column]
+    return out
+
+
+def groups(
+    keys: Int64[np.ndarray, "q n"], counts: Int64[np.ndarray, " q"], tolerance: int
+) -> tuple[Int64[np.ndarray, "q groups"], Int64[np.ndarray, "q groups"]]:
+    """Count the items, and the relevant items, of each group of ties: see `compiled.groups`."""
+    found = [_groups(row[:count], tolerance) for row, count in zip(keys, counts, strict=True)]
+    totals, hits = np.zeros((2, len(keys), max((1, *(len(total) for total, _ in found)))), np.int64)
+    for i, (total, relevant) in enumerate(found):
+        totals[i, : len(total)], hits[i, : len(total)] = total, relevant
+    return totals, hits
+
+
+def _groups(keys: Int64[np.ndarray, " n"], tolerance: int) -> tuple[np.ndarray, np.ndarray]:
+    if not len(keys):
+        return keys, keys
+    starts = np.flatnonzero(np.diff(keys >> 1, prepend=(keys[0] >> 1) - tolerance - 1) > tolerance)
+    size, relevant = np.diff(starts, append=len(keys)), np.add.reduceat(keys & 1, starts)
+    kind = np.where(relevant == 0, 0, np.where(relevant == size, 1, 2))
+    firsts = np.flatnonzero((np.diff(kind, prepend=-1) != 0) | (kind == 2))
+    return np.add.reduceat(size, firsts), np.add.reduceat(relevant, firsts)
+
+
 def _count(
     query_words: UInt64[np.ndarray, "q words"],
     database_words: UInt64[np.ndarray, "words n"],

@@ -7,12 +7,14 @@ import numpy as np
 
 from deephash_cli.commands.export.source import Source, optional
 
+ANY_PACKING = True
+
 _PARQUET = """\
 A Parquet file with the columns id, code ({width} bytes){labels}. Needs pyarrow and numpy:
 
     import numpy, pyarrow.parquet
     table = pyarrow.parquet.read_table("codes.parquet")
-    codes = numpy.frombuffer(b"".join(table["code"].to_pylist()), numpy.uint8).reshape(-1, {width})
+    codes = numpy.frombuffer(b"".join(table["code"].to_pylist()), numpy.{dtype}).reshape(-1, {width})
     print(table["id"][0], codes[0], table.schema.metadata[b"bits"])
 """
 
@@ -50,14 +52,13 @@ def write(source: Source, folder: Path) -> str:
                 ends = np.concatenate([[0], np.cumsum(np.count_nonzero(shown, axis=1))])
                 columns.append(pa.ListArray.from_arrays(ends.astype(np.int32), shown.nonzero()[1].astype(np.int32)))
             writer.write_batch(pa.record_batch(columns, schema=schema))
-    source.describe(
-        folder, _PARQUET.format(width=width, labels=" and labels (class numbers)" if labels.shape[1] else "")
-    )
-    return source.compare(_read_parquet(parquet.ParquetFile(path), width), path)
+    told = " and labels (class numbers)" if labels.shape[1] else ""
+    source.describe(folder, _PARQUET.format(dtype=source.dtype, width=width, labels=told))
+    return source.compare(_read_parquet(parquet.ParquetFile(path), source), path)
 
 
-def _read_parquet(file, width: int) -> Iterator[tuple[list[str], np.ndarray]]:
+def _read_parquet(file, source: Source) -> Iterator[tuple[list[str], np.ndarray]]:
     for group in range(file.num_row_groups):
         table = file.read_row_group(group, ["id", "code"])
-        codes = np.frombuffer(b"".join(table["code"].to_pylist()), np.uint8)
-        yield table["id"].to_pylist(), codes.reshape(-1, width)
+        codes = np.frombuffer(b"".join(table["code"].to_pylist()), source.dtype)
+        yield table["id"].to_pylist(), codes.reshape(-1, source.width)

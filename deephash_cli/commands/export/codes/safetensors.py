@@ -9,8 +9,10 @@ from deephash_cli.commands.export.source import Source, optional, write_ids
 from deephash_cli.errors import ArtifactError
 from deephash_cli.retrieval.codes_folder import Lines
 
+ANY_PACKING = True
+
 _SAFETENSORS = """\
-A safetensors file with codes, uint8 (n, {width}){labels}; ids.txt has one id per line. Needs safetensors:
+A safetensors file with codes, {dtype} (n, {width}){labels}; ids.txt has one id per line. Needs safetensors:
 
     from safetensors import safe_open
     file = safe_open("codes.safetensors", framework="numpy")    # or "pt"
@@ -38,24 +40,26 @@ def write(source: Source, folder: Path) -> str:
         ArtifactError: If the file is read back with other codes.
     """
     safetensors = optional("safetensors", "export")
-    arrays = {"codes": source.database.packed, "labels": source.database.labels}
-    arrays = {name: array for name, array in arrays.items() if array.shape[1]}
+    labels = source.database.labels
+    arrays = {"codes": ("U8" if source.dtype == np.uint8 else "I8", source.database.packed), "labels": ("U8", labels)}
+    arrays = {name: entry for name, entry in arrays.items() if entry[1].shape[1]}
     header: dict[str, object] = {"__metadata__": source.metadata}
     start = 0
-    for name, array in arrays.items():
-        header[name] = {"dtype": "U8", "shape": list(array.shape), "data_offsets": [start, start + array.size]}
+    for name, (dtype, array) in arrays.items():
+        header[name] = {"dtype": dtype, "shape": list(array.shape), "data_offsets": [start, start + array.size]}
         start += array.size
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     path = folder / "codes.safetensors"
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        for array in arrays.values():
-            for start in range(0, len(array), source.rows):
-                file.write(np.ascontiguousarray(array[start : start + source.rows]).data)
+        for block in source.blocks("writing"):
+            file.write(np.ascontiguousarray(block.packed).data)
+        for start in range(0, len(labels) if labels.shape[1] else 0, source.rows):
+            file.write(np.ascontiguousarray(labels[start : start + source.rows]).data)
     write_ids(source, folder)
-    labels = " and labels, uint8, one column per class" if "labels" in arrays else ""
-    source.describe(folder, _SAFETENSORS.format(width=source.width, labels=labels))
+    told = " and labels, uint8, one column per class" if "labels" in arrays else ""
+    source.describe(folder, _SAFETENSORS.format(dtype=source.dtype, width=source.width, labels=told))
     with safetensors.safe_open(path, framework="numpy") as tensors:
         if sorted(tensors.keys()) != sorted(arrays):
             raise ArtifactError(f"{path.name} was read back with the tensors {', '.join(tensors.keys())}")

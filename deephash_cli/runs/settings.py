@@ -38,7 +38,10 @@ RESUMABLE = (
 )  # fmt: skip
 # Settings that later versions added, with the value that does what earlier versions did: a run without them is equal to
 # a run with these values.
-_ADDED = {"bad_images": "stop", "fit_rows": 500_000, "trial": None}
+_ADDED = {
+    "bad_images": "stop", "fit_rows": 500_000, "trial": None,
+    "features.precision": "fp32", "features.batch_size": None,
+}  # fmt: skip
 _CONFIG_LIMIT = 2**20  # bytes
 _CONFIG_DEPTH = 100
 _CONFIG_VALUES = 50_000  # a run has some hundred settings, and one of them may be a list with a value for each class

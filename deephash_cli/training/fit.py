@@ -48,7 +48,7 @@ from deephash_cli.retrieval.scoring import CLASSES
 from deephash_cli.runs import outputs, records
 from deephash_cli.training import checkpoints, gallery, loggers, resuming
 from deephash_cli.training.datasets import prepare_data
-from deephash_cli.training.inputs import Loading, Source
+from deephash_cli.training.inputs import Computing, Loading, Source
 from deephash_cli.training.instantiate import build_module, is_learned
 from deephash_cli.training.targets import as_yaml, build
 from deephash_cli.training.trainer import check_trainer, make_trainer, run_trainer
@@ -224,7 +224,8 @@ def fit(folder: Path, job: Job, dashboard: Logger | None) -> None:
         fit_rows = train_rows if is_learned(config) else _fitting_rows(job, train_rows)
         # Built before the source computes features, because a method may refuse its settings
         module = build_module(config, job.network, torch.from_numpy(job.dataset.labels[fit_rows]).float())
-        source = Source(job.dataset, job.network, trainer.strategy.root_device, Loading(**config.loader))
+        loading, computing = Loading(**config.loader), Computing(**config.features)
+        source = Source(job.dataset, job.network, trainer.strategy.root_device, loading, computing)
         if config.head.epochs and not job.network.frozen and not start.checkpoint:
             module.load_state_dict(_learn_head(folder, job, source, train_rows))
         training = (

@@ -60,6 +60,7 @@ WORDS: dict[str, tuple[str, ...]] = {
     "bad_images": ("stop", "skip"),
     "accelerator": ("auto", "cpu", "gpu"),
     "launcher": ("local", "ray"),
+    "dtype": ("float16", "float32"),
 }  # fmt: skip
 # Settings that are lists of whole numbers, with the lowest number that is allowed in each.
 LISTS = {"metrics.ks": 1, "dataset.map_at": 1, "ks": 1, "map_at": 1, "shards": 0}

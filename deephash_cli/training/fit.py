@@ -23,7 +23,6 @@ from deephash_cli.cache import cache_folder
 from deephash_cli.console import say
 from deephash_cli.data import inspection
 from deephash_cli.data.dataset import RetrievalDataset, Vectors
-from deephash_cli.data.decoding import ImageError
 from deephash_cli.data.image_folder import describe_left_out
 from deephash_cli.data.loaders import EpochSampler, lost_workers_explained
 from deephash_cli.data.protocol import Split, fitting_sample, hold_out_validation
@@ -133,7 +132,7 @@ def train(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
         run.seal()
         run.unseal(runs.STEPS, runs.HEAD_STEPS, runs.CODES_MANIFEST, runs.METRICS)
         with _dashboard(run.path, identity, job) as dashboard:
-            with console.quiet_lightning(), _all_bad_images_named(job.dataset):
+            with console.quiet_lightning(), inspection.all_unreadable_named(job.dataset, cache_folder() / runs.SKIPPED):
                 fit(run.path, job, dashboard)
             metrics = scoring.score(run.path / runs.CODES, {})
             for sentence in caveats(metrics):
@@ -428,17 +427,6 @@ def _list_left_out(folder: Path, dataset: RetrievalDataset) -> None:
         console.warn(describe_left_out(dataset.left_out, f"{runs.SKIPPED} in the run folder"))
     if count := len(dataset.unreadable):
         console.warn(f"{inspection.unreadable_count(count)} left out: {runs.SKIPPED} in the run folder says why")
-
-
-@contextlib.contextmanager
-def _all_bad_images_named(dataset: RetrievalDataset) -> Iterator[None]:
-    """When an image cannot be read, check all images of the data set, so that one message names all such files."""
-    try:
-        yield
-    except ImageError as error:
-        if bad := inspection.unreadable_images(dataset):
-            raise inspection.refusal(bad, len(dataset), cache_folder() / runs.SKIPPED) from error
-        raise
 
 
 def _require_images(devices: int, *parts: Int[np.ndarray, "_"]) -> None:

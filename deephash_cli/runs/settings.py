@@ -18,7 +18,7 @@ from deephash_cli.hiding import HIDDEN, has_secret, is_suspicious
 from deephash_cli.runs.sealing import require_intact
 
 CONFIG = "config.yaml"
-# Settings of where and how a run is computed and logged. They do not change what it computes.
+# Settings of where and how a run is computed, logged and described. They do not change what it computes.
 INCIDENTAL = (
     "run_dir",
     "runs",
@@ -29,6 +29,7 @@ INCIDENTAL = (
     "gallery",
     "loader.num_workers",
     "loader.pin_memory",
+    "dataset.classes_known_to",
 )
 # Settings that a resumed run may change: those above, those of how long and on which devices it trains, and what to do
 # about unreadable images or data that are not there, because the split tells whether the images are the same.

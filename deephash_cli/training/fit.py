@@ -45,7 +45,7 @@ from deephash_cli.retrieval.caveats import caveats
 from deephash_cli.retrieval.codes_folder import save_codes
 from deephash_cli.retrieval.scoring import CLASSES
 from deephash_cli.runs import outputs, records
-from deephash_cli.training import checkpoints, gallery, loggers, resuming
+from deephash_cli.training import checkpoints, gallery, loggers, pretraining, resuming
 from deephash_cli.training.datasets import prepare_data
 from deephash_cli.training.inputs import Computing, Loading, Source
 from deephash_cli.training.instantiate import build_module, is_learned
@@ -117,6 +117,10 @@ def train(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
             f"trial={config.trial} uses at most so many queries, training images and database items: the numbers "
             "of this run mean nothing"
         )
+    for sentence in pretraining.cautions(
+        pretraining.record_of(job.network), pretraining.known_to(config), config.dataset.name
+    ):
+        console.warn(sentence)
     with contextlib.ExitStack() as held:
         with resuming.only_one(found_by):
             earlier = resuming.earlier_run(found_by)  # another process may have begun it since
@@ -500,6 +504,7 @@ def _provenance(job: Job, epochs: int, checkpoint: Path, best: float) -> dict[st
             "module": job.settings["module"],
             "model": config.model.name,
             "dataset": config.dataset.name,
+            **pretraining.on_classes(pretraining.record_of(job.network), pretraining.known_to(config)),
             "split": {
                 "name": split.name,
                 "version": split.version,

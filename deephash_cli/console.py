@@ -150,6 +150,37 @@ def progress(task: str, total: int, quiet: bool = False) -> Iterator[Callable[..
         say(f"{task}: {total} in {seconds:.0f} s")
 
 
+def with_speed(update: Callable[..., None], total: int, unit: str) -> Callable[[int], None]:
+    """Return a function that updates the progress of a task, and notes its speed and how long the rest takes.
+
+    Args:
+        update: Function that ``progress`` yields.
+        total: Number of steps until the task is done.
+        unit: What the steps are, such as "images". Steps that were done before the first update are not a part of the
+            speed.
+    """
+    first: list[tuple[float, int]] = []
+
+    def move(done: int) -> None:
+        now = time.monotonic()
+        since, before = first[0] if first else (now, done)
+        first[:] = [(since, before)]
+        if done > before and now > since:
+            speed = (done - before) / (now - since)
+            rest = "" if console.is_terminal else f", {_short((total - done) / speed)} left"  # a bar shows it itself
+            update(done, f"{speed:.{0 if speed >= 10 else 1}f} {unit}/s{rest}")
+        else:
+            update(done)
+
+    return move
+
+
+def _short(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:.0f} h"
+
+
 @contextlib.contextmanager
 def quiet_lightning() -> Iterator[None]:
     """Hide Lightning's messages and warnings, which give advice for Lightning's own users. Errors remain exceptions."""

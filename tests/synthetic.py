@@ -33,6 +33,17 @@ def write_run(folder, method="dpsh", bits=12, seed=0, value=0.5, split="a" * 64,
     return folder
 
 
+def backbone(name="toy_net", on_classes=None, **changes):
+    """The entries of ``metrics.json`` that say where the backbone of a run comes from."""
+    record = {
+        "name": name, "architecture": name, "arguments": {}, "weights": f"hf-hub:toys/{name}@1", "licence": "mit",
+        "pretraining": "ImageNet-1k", "labelled": ["imagenet"], "parameters": 5_300_000, "preprocessing": None,
+        "pooling": "avg",
+    }  # fmt: skip
+    known = {} if on_classes is None else {"pretrained_on_classes": on_classes}
+    return {"backbone": {**record, **changes}, **known}
+
+
 def curves(bits, value):
     """The parts of ``metrics.json`` that are more than a number, as the present version writes them."""
     return {

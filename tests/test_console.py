@@ -95,6 +95,27 @@ def test_a_long_task_says_how_far_it_is_now_and_then(capsys, monkeypatch):
                      "counting, sheep: 10 in 44 s"]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("step", "shown"),
+    [
+        (1, ["4/6 0.2 sheep/s, 10 s left"]),
+        (200, ["402/1200 40 sheep/s, 20 s left", "802/1200 40 sheep/s, 10 s left"]),
+    ],
+)
+def test_a_task_with_a_speed_says_how_fast_it_is_and_how_long_the_rest_takes(capsys, monkeypatch, step, shown):
+    clock = [0.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: clock[0])
+    total = 6 * step
+    with console.progress("counting, sheep", total) as update:
+        show = console.with_speed(update, total, "sheep")
+        show(2)  # done by an earlier process: not a part of the speed
+        for done in range(2 + step, total + 1, step):
+            clock[0] += 5
+            show(done)
+    lines = [line.removeprefix("counting, sheep: ") for line in capsys.readouterr().out.splitlines()]
+    assert lines[:-1] == shown
+
+
 def test_a_quiet_task_leaves_the_lines_to_somebody_else(capsys, monkeypatch):
     clock = iter(range(0, 1000, 100))
     monkeypatch.setattr(console.time, "monotonic", lambda: next(clock))

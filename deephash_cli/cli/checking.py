@@ -16,6 +16,7 @@ from deephash_cli.cli.hydra_keys import explain_choice, refuse_decided
 from deephash_cli.cli.limits import LISTS, LONGEST, NEEDED, OPTIONAL, RANGES, TEXTS, WORDS
 from deephash_cli.cli.trainer_settings import check_trainer
 from deephash_cli.cli.unused_settings import LEARNING, refuse_searched, refuse_unused
+from deephash_cli.cli.verbs import groups
 from deephash_cli.errors import ConfigError, command, first_line, hint, short
 from deephash_cli.hiding import has_secret
 
@@ -221,7 +222,7 @@ def _check_choice(override: Any) -> None:
 
 
 def _is_group(verb: str, override: Any) -> bool:
-    return verb == "train" and override.key_or_group in group_names()
+    return override.key_or_group in groups(verb)
 
 
 def _check_values(config: Any, defaults: Any, overrides: Sequence[str]) -> None:
@@ -404,4 +405,4 @@ def _known_keys(verb: str, chosen: Sequence[str]) -> list[str]:
     if verb == "eval":
         flat = {key: value for key, value in flat.items() if not key.startswith("metrics.") and key != "code_bits"}
     parents = {".".join(key.split(".")[:depth]) for key in flat for depth in range(1, key.count(".") + 1)}
-    return [*(group_names() if verb == "train" else []), *parents, *flat]
+    return [*groups(verb), *parents, *flat]

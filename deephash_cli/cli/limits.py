@@ -15,6 +15,7 @@ RANGES: dict[str, tuple[float, float | None]] = {
     "loader.batch_size": (2, None),
     "loader.eval_batch_size": (1, None),
     "loader.num_workers": (0, None),
+    "features.batch_size": (1, None),
     "fit_rows": (2, None),
     "model.image_size": (8, None),
     "model.network.hidden_units": (0, None),
@@ -55,12 +56,14 @@ WORDS: dict[str, tuple[str, ...]] = {
     "metrics.zero_hits": ("zero", "skip"),
     "side": ("database", "query"),
     "to": (*modules("commands/export/codes"), *modules("commands/export/network")),
+    "features.precision": ("fp32", "bf16"),
     "trainer.precision": ("32-true", "bf16-mixed", "16-mixed"),
     "trainer.accelerator": ("auto", "cpu", "gpu", "cuda", "mps"),
     "bad_images": ("stop", "skip"),
     "accelerator": ("auto", "cpu", "gpu"),
     "launcher": ("local", "ray"),
     "rescore": ("asymmetric",),
+    "dtype": ("float16", "float32"),
 }  # fmt: skip
 # Settings that are lists of whole numbers, with the lowest number that is allowed in each.
 LISTS = {"metrics.ks": 1, "dataset.map_at": 1, "ks": 1, "map_at": 1, "shards": 0}

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from deephash_cli import __version__
-from deephash_cli.choices import choices, group_names
+from deephash_cli.choices import choices
 from deephash_cli.cli import streams, verbs
 from deephash_cli.cli.limits import LONGEST, TEXTS
 from deephash_cli.errors import ArtifactError, ConfigError, DeephashError, Stopped, hint, print_error
@@ -25,6 +25,7 @@ EXAMPLES = """\
   deephash encode input=photos output=codes                 codes of new images, from the newest run's network
   deephash index run=runs/<folder> kind=hnsw --check        a faiss index, with its recall and speed
   deephash export run=runs/<folder> to=faiss output=out     codes or a network for other programs
+  deephash features dataset=cifar10 output=features         a backbone's features as .npy files for any program
   deephash compare runs                                     methods by code length: mean and deviation over seeds
   deephash report runs -o report.html                       tables, charts and images of your runs in one HTML file
   deephash runs                                             list your runs and their status
@@ -62,7 +63,7 @@ def main() -> None:
 
 def _without_output(code: int, error: OSError) -> int:
     """Say that text is lost, and return the exit code: only a command whose results are in files has succeeded."""
-    in_files = sys.argv[1] in ("train", "encode") and "--cfg" not in sys.argv
+    in_files = sys.argv[1] in ("train", "encode", "features") and "--cfg" not in sys.argv
     print_error(ArtifactError(f"could not write to standard output: {error.strerror}; its text is lost"))
     return code if in_files else code or ArtifactError.exit_code
 
@@ -130,7 +131,7 @@ def print_verb_help(verb: str) -> None:
 def verb_help(verb: str) -> str:
     """Return the help of a verb as it is printed, with the groups and the examples in it."""
     more = {"bits": f", or any whole number from 1 to {LONGEST}"}
-    groups = "\n".join(f"  {name:<12}{', '.join(choices(name))}{more.get(name, '')}" for name in group_names())
+    groups = "\n".join(f"  {name:<12}{', '.join(choices(name))}{more.get(name, '')}" for name in verbs.groups(verb))
     text = verbs.help_text(verb).replace("{examples}", EXAMPLES)
     return text.replace("{groups}", f"Groups and their choices:\n{groups}")
 

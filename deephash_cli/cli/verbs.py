@@ -8,13 +8,13 @@ import importlib
 from pathlib import Path
 from types import ModuleType
 
-from deephash_cli.choices import CONF_DIR, modules
+from deephash_cli.choices import CONF_DIR, group_names, modules
 
 _HELP = Path(__file__).resolve().parent / "help"
 # The order in which a newcomer needs the verbs; a verb that is not listed comes after these.
 _ORDER = (
-    "train", "eval", "encode", "search", "index", "export", "serve", "compare", "report", "runs", "verify", "sync",
-    "methods",
+    "train", "eval", "encode", "search", "index", "export", "features", "serve", "compare", "report", "runs", "verify",
+    "sync", "methods",
 )  # fmt: skip
 
 
@@ -27,6 +27,11 @@ def names() -> list[str]:
 def is_composed(verb: str) -> bool:
     """Return whether Hydra composes the settings of a verb; any other verb takes paths and options."""
     return (CONF_DIR / f"{verb}.yaml").is_file()
+
+
+def groups(verb: str) -> list[str]:
+    """Return the groups of the configuration that may be chosen for a verb, sorted."""
+    return group_names() if verb == "train" else ["dataset", "model"] if verb == "features" else []
 
 
 def help_text(verb: str) -> str:

@@ -13,12 +13,13 @@ from rich.table import Table
 from deephash_cli.console import console, say, say_wrapped, show, warn
 from deephash_cli.errors import ConfigError
 from deephash_cli.files import csv_text, json_text, write_text
-from deephash_cli.runs import listing, results
+from deephash_cli.runs import backbones, listing, results
 from deephash_cli.runs.outputs import MARKS, settle
 from deephash_cli.runs.results import Cell, Section
 
 _MOST_DIGITS = 15  # of a number in double precision
 _LATEX = str.maketrans({
+    backbones.MARK: r"\textdagger{}",
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
     **{character: f"\\{character}" for character in "&%$#_{}"},
 })  # fmt: skip
@@ -117,6 +118,8 @@ def compare(
         for section in sections:
             show(_table(section, metrics, style), _title(section, metrics, style))
             say_wrapped(_caption(section, metrics))
+            for backbone in section.backbones:
+                say_wrapped(str(backbone))
             say("")
         if len(sections) > 1:
             say(f"{len(sections)} tables: runs on different splits, or measured by different rules, cannot be compared")
@@ -129,10 +132,11 @@ def _title(section: Section, metrics: Sequence[str], style: Style) -> str:
 
 
 def _caption(section: Section, metrics: Sequence[str]) -> str:
-    """Return the sentence below a table: what a cell shows, which cells are bold, and how ties are treated."""
+    """Return the sentence below a table: what a cell shows, which cells and rows are marked, how ties are treated."""
     marks = any(map(section.has_best, metrics))
     rules = dict.fromkeys(results.tie_rule(metric) for metric in metrics)
-    return "; ".join((results.CAPTION, *([f"bold: {results.MARKED}"] if marks else []), *rules))
+    legend = [section.legend] if section.legend else []
+    return "; ".join((results.CAPTION, *([f"bold: {results.MARKED}"] if marks else []), *rules, *legend))
 
 
 def _columns(section: Section, metrics: Sequence[str]) -> list[str]:
@@ -187,6 +191,11 @@ def _records(sections: Sequence[Section], metrics: Sequence[str]) -> list[dict[s
             "mean": cell.mean,
             "sd": cell.deviation,
             "seeds": cell.seeds,
+            "backbone": row.backbone and row.backbone.name,
+            "parameters": row.backbone and row.backbone.parameters,
+            "pretraining": row.backbone and row.backbone.pretraining,
+            "licence": row.backbone and row.backbone.licence,
+            "pretrained_on_classes": row.backbone and row.backbone.on_classes,
         }
         for section in sections
         for row in section.rows
@@ -216,6 +225,7 @@ def _markdown(sections: Sequence[Section], metrics: Sequence[str], style: Style)
             ),
             "",
             f"{caption[0].upper()}{caption[1:]}.",
+            *(f"{line[0].upper()}{line[1:]}." for line in map(plain, map(str, section.backbones))),
         ]
         blocks.append("\n".join(lines) + "\n")
     return "\n".join(blocks)
@@ -242,7 +252,8 @@ def _latex(sections: Sequence[Section], metrics: Sequence[str], style: Style) ->
             around = [f"\\caption{{{style.caption}}}"] if style.caption is not None else []
             around += [f"\\label{{{label}}}"] if label is not None else []
             tabular = [r"\begin{table}", r"\centering", *around, *tabular, r"\end{table}"]
-        blocks += [f"% {_title(section, metrics, style)}", f"% {_caption(section, metrics)}", *tabular, ""]
+        comments = [_title(section, metrics, style), _caption(section, metrics), *map(str, section.backbones)]
+        blocks += [*(f"% {comment}" for comment in comments), *tabular, ""]
     return "\n".join(blocks)
 
 

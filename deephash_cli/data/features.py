@@ -43,14 +43,16 @@ class Features:
         return torch.from_numpy(found).float().numpy()  # faster than astype
 
 
-def feature_key(network_digest: str, data_digest: str) -> str:
+def feature_key(network_digest: str, data_digest: str, precision: str = "fp32") -> str:
     """Return the key of a feature file: the same backbone, weights, preprocessing and images give the same key.
 
     Args:
         network_digest: Digest of the backbone, its weights and its preprocessing.
         data_digest: Digest of the images.
+        precision: Arithmetic in which the features are computed; ``fp32`` is not a part of the key.
     """
-    return hashlib.sha256(f"float16 {network_digest} {data_digest}".encode()).hexdigest()[:32]
+    arithmetic = "" if precision == "fp32" else f" {precision}"
+    return hashlib.sha256(f"float16{arithmetic} {network_digest} {data_digest}".encode()).hexdigest()[:32]
 
 
 def cached_features(

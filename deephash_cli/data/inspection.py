@@ -1,9 +1,10 @@
 """Look over the images of a data set before they are used: files that cannot be read, and images that show nothing."""
 
+import contextlib
 import dataclasses
 import itertools
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -75,6 +76,25 @@ def refusal(
     return DataError(
         f"{len(bad)} of the {count} images cannot be read: {some}{rest}; replace or remove them, or {REMEDY}"
     )
+
+
+@contextlib.contextmanager
+def all_unreadable_named(dataset: RetrievalDataset, file: Path) -> Iterator[None]:
+    """When an image cannot be read, check all images of the data set, so that one message names all such files.
+
+    Args:
+        dataset: Data set that is used within the context.
+        file: File to write the whole list to, if the message cannot name all.
+
+    Raises:
+        DataError: If an image cannot be read within the context.
+    """
+    try:
+        yield
+    except ImageError as error:
+        if bad := unreadable_images(dataset):
+            raise refusal(bad, len(dataset), file) from error
+        raise
 
 
 def named(bad: Sequence[tuple[str, str]]) -> str:

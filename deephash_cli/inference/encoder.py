@@ -17,7 +17,7 @@ from deephash_cli.data.decoding import square
 from deephash_cli.data.protocol import training_size
 from deephash_cli.data.small_images import MAX_SIDE
 from deephash_cli.errors import ArtifactError, DeephashError, command, first_line
-from deephash_cli.models import HashingNetwork, NoBackbone, packed_codes
+from deephash_cli.models import PRECISIONS, HashingNetwork, NoBackbone, computed_features, packed_codes
 from deephash_cli.retrieval import codes_folder
 from deephash_cli.training import checkpoints
 from deephash_cli.training.instantiate import build_module, is_learned
@@ -55,6 +55,9 @@ class Encoder(nn.Module):
         self.settings = settings
         self.provenance = provenance
         self._half = _HALF.get(settings["trainer"].get("precision"))
+        self._half_features = PRECISIONS[
+            settings.get("features", {"precision": "fp32"})["precision"]
+        ]  # or an early run
 
     def forward(self, inputs: UInt8[Tensor, "n c h w"] | Float[Tensor, "n d"]) -> Float[Tensor, "n bits"]:
         """Compute the continuous codes of images, or of vectors if the run hashed vectors.
@@ -66,7 +69,8 @@ class Encoder(nn.Module):
             Continuous codes as float32, one row for each image or vector.
         """
         if self.network.frozen and inputs.ndim == 4:
-            inputs = self.network.features(inputs).half().float()  # features are kept as float16 while a run learns
+            # Features are kept as float16 while a run learns
+            inputs = computed_features(self.network, inputs, self._half_features).half().float()
         with torch.autocast(inputs.device.type, self._half, enabled=self._half is not None):
             return self.network(inputs).float()
 

@@ -26,8 +26,7 @@ from deephash_cli import console, processes
 from deephash_cli.console import warn
 from deephash_cli.data.dataset import ImageFiles, RetrievalDataset, Vectors
 from deephash_cli.data.decoding import ImageError, decode
-from deephash_cli.data.identity import listed
-from deephash_cli.data.image_folder import images_below
+from deephash_cli.data.image_input import images_at
 from deephash_cli.data.inspection import COLUMNS, record, refusal, write_list
 from deephash_cli.data.loaders import Loader, lost_workers_explained
 from deephash_cli.data.vectors import vectors
@@ -496,15 +495,20 @@ class _Writer(BasePredictionWriter):
         self.show(self.done * processes.count())  # the other processes have done about as many
 
 
-def require_devices(accelerator: str, devices: int) -> None:
+def require_devices(accelerator: str, devices: int) -> torch.device:
     """Check that this machine has the devices to encode on, before anything is read or written.
+
+    Returns:
+        The first of the devices.
 
     Raises:
         ConfigError: If it does not have them.
     """
     require_accelerator(accelerator, "accelerator")
     with console.quiet_lightning():
-        require_cores(_trainer(accelerator, devices, "auto"), "devices")
+        trainer = _trainer(accelerator, devices, "auto")
+        require_cores(trainer, "devices")
+    return trainer.strategy.root_device
 
 
 def _trainer(accelerator: str, devices: int, strategy: str) -> Trainer:
@@ -548,22 +552,7 @@ def _read_input(task: Task) -> RetrievalDataset:
     place = Path(str(task.input))
     if place.suffix == ".npy":
         return vectors(str(place), labels=None, ids=None)
-    if place.is_dir():
-        found, others = images_below(place)
-        if not found:
-            raise DataError(f"input={place} holds no image ({len(others)} other files); give a folder with images")
-        left_out = [(path.relative_to(place).as_posix(), reason) for path, reason in others]
-        return _unlabelled(place.name, [path.relative_to(place) for path in found], place, left_out)
-    if place.is_file():
-        root = Path(task.root or place.parent)
-        return _unlabelled(place.stem, [Path(path) for path in listed(place, root).ids], root)
-    raise DataError(f"input={place} is neither a file nor a folder")
-
-
-def _unlabelled(name: str, paths: list[Path], root: Path, left_out: Sequence[tuple[str, str]] = ()) -> RetrievalDataset:
-    ids = [path.as_posix() for path in paths]
-    labels = np.zeros((len(ids), 0), np.uint8)
-    return RetrievalDataset(name, ids, labels, [], ImageFiles(paths, root), left_out=left_out)
+    return images_at(place, None if task.root is None else Path(task.root))
 
 
 def _remove(path: Path) -> None:

@@ -14,16 +14,20 @@ from deephash_cli.models.network import (
     Standardization,
     packed_codes,
 )
+from deephash_cli.models.precision import PRECISIONS, computed_features, warn_if_slower
 
 __all__ = [
     "PACKAGED_WEIGHTS",
+    "PRECISIONS",
     "Backbone",
     "HashingNetwork",
     "NoBackbone",
     "SmallCNN",
     "Standardization",
+    "computed_features",
     "packed_codes",
     "small_cnn",
     "timm_backbone",
     "torchvision_backbone",
+    "warn_if_slower",
 ]

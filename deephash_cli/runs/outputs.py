@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from deephash_cli.errors import ArtifactError, ConfigError
-from deephash_cli.files import is_device, is_temporary, read_json, remove_leftovers
+from deephash_cli.files import is_device, is_temporary, read_json, remove_leftovers, sha256_file, write_sealed
 from deephash_cli.retrieval import codes_folder
 from deephash_cli.runs.folder import (
     CHECKPOINTS,
@@ -30,7 +30,9 @@ from deephash_cli.runs.folder import (
 from deephash_cli.runs.settings import CONFIG
 
 SOFTWARE = "deephash"  # the name in the metadata of a picture
-EXPORTED = "source.json"  # file of an exported folder; its entry ``files`` names all files of the folder
+# File of an exported folder. Its entry ``files`` names all files of the folder. Its entry ``verb`` names the verb that
+# made it, which is ``export`` if there is none.
+EXPORTED = "source.json"
 MARKS = {  # first lines of the tables whose format allows a comment
     "markdown": "<!-- written by deephash compare, which replaces this file when it runs again -->\n",
     "latex": "% written by deephash compare, which replaces this file when it runs again\n",
@@ -144,6 +146,30 @@ def require_room(root: str, run_dir: str | None, data: str | None) -> None:
         settle_folder("train", run_dir, {"dataset.root=": data}, name="run_dir=")
 
 
+def seal_exported(folder: Path) -> str:
+    """Name the files of an exported folder in its ``source.json``, with their digests, and return their size.
+
+    A later export with ``overwrite`` replaces a folder only if it holds no other files.
+
+    Args:
+        folder: Folder that is complete, except that ``source.json`` does not name its files yet.
+
+    Returns:
+        The size of all files, for the user.
+    """
+    files = sorted(file.name for file in folder.iterdir())
+    if (source := folder / EXPORTED).is_file():
+        digests = {name: sha256_file(folder / name) for name in files if name != EXPORTED}
+        write_sealed(source, {**read_json(source), "files": files, "sha256": digests})
+    count = sum(file.stat().st_size for file in folder.iterdir())
+    return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
+
+
+def exporter(folder: Path) -> str:
+    """Return the verb that made an exported folder, by its ``source.json``."""
+    return "features" if _entry(folder / EXPORTED, "verb") == "features" else "export"
+
+
 def unused(path: Path) -> Path:
     """Return a path at which nothing exists: ``path`` itself, or else with ``-2``, ``-3``, ... before its ending."""
     number, free = 1, path
@@ -158,7 +184,7 @@ def made_by(path: Path) -> str | None:
     if path.is_dir():
         if is_abandoned(path):
             return "train"
-        return "encode" if _is_encoded(path) else "export" if _is_exported(path) else None
+        return "encode" if _is_encoded(path) else exporter(path) if _is_exported(path) else None
     record = path.with_name(f"{path.name}.json")
     if path.suffix == ".faiss":
         known = record.is_file() and made_by(record) == "index"

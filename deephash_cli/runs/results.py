@@ -15,6 +15,7 @@ from deephash_cli.errors import ArtifactError, ConfigError, DeephashError, comma
 from deephash_cli.retrieval import scoring
 from deephash_cli.retrieval.codes import BITS_LIMIT, is_count
 from deephash_cli.runs import listing, records
+from deephash_cli.runs.backbones import LEGEND, MARK, Backbone, backbone_of
 from deephash_cli.runs.listing import LeftOut
 
 # Settings that do not make runs different in kind. A table has columns for the lengths and averages over the seeds. The
@@ -73,6 +74,11 @@ class Result:
         same = {name: value for name, value in runs.comparable(self.settings).items() if not runs.belongs(name, VARIED)}
         return {**same, "version": self.metrics["versions"].get("deephash")}
 
+    @functools.cached_property
+    def backbone(self) -> Backbone | None:
+        """The backbone of the run; None if it is not known."""
+        return backbone_of(self.metrics)
+
     def value(self, metric: str) -> float | None:
         """Return a metric, such as ``map`` or ``precision_at_100``, or None if the run does not have it."""
         return self.numbers().get(metric)
@@ -108,21 +114,31 @@ class Row:
         return [result for members in self.cells.values() for result in members]
 
     @property
+    def backbone(self) -> Backbone | None:
+        """The backbone of the runs; None if it is not known."""
+        return next((result.backbone for result in self.results if result.backbone), None)
+
+    @property
     def label(self) -> str:
         """The method, and the settings that distinguish this row from other rows of the method."""
-        return _labelled(self.method, self.differs)
+        return self._labelled(self.method, self.differs)
 
     @property
     def title(self) -> str:
         """The label with settings in plain words, for documents: ``dpsh (max epochs=30)``."""
-        return _labelled(self.method, self._in_words)
+        return self._labelled(self.method, self._in_words)
 
     @property
     def paper_title(self) -> str:
         """The title with the method's name as its class is spelled, which is how papers write it: ``DPSH``."""
         name = str(self.results[0].settings.get("module._target_")).rpartition(".")[2]
         is_same_word = name.casefold() == self.method.replace("_", "").casefold()
-        return _labelled(name if is_same_word else self.method, self._in_words)
+        return self._labelled(name if is_same_word else self.method, self._in_words)
+
+    def _labelled(self, method: str, differs: Mapping[str, Any]) -> str:
+        """Return a method with settings, and with a mark if its backbone has seen labels of the classes searched."""
+        mark = f" {MARK}" if self.backbone and self.backbone.on_classes else ""
+        return f"{_labelled(method, differs)}{mark}"
 
     @property
     def _in_words(self) -> dict[str, Any]:
@@ -157,6 +173,16 @@ class Section:
         split = f"split {self.split['name']} {self.split['sha256'][:12]}"
         sizes = f"{self.queries} queries, {self.database} database items"
         return _line(f"{self.dataset}, {split}: {sizes}{f', model {self.model}' if self.model else ''}")
+
+    @property
+    def backbones(self) -> list[Backbone]:
+        """The backbones of all rows, each once, by name."""
+        return sorted({row.backbone for row in self.rows if row.backbone}, key=lambda backbone: backbone.name)
+
+    @property
+    def legend(self) -> str:
+        """The meaning of the mark at labels of rows; "" if no row has it."""
+        return LEGEND if any(backbone.on_classes for backbone in self.backbones) else ""
 
     def cells(self, metric: str) -> "list[list[Cell | None]]":
         """Return one list per row, with the cell for each code length; None where a row has no value."""

@@ -18,7 +18,7 @@ from deephash_cli.hiding import HIDDEN, has_secret, is_suspicious
 from deephash_cli.runs.sealing import require_intact
 
 CONFIG = "config.yaml"
-# Settings of where and how a run is computed and logged. They do not change what it computes.
+# Settings of where and how a run is computed, logged and described. They do not change what it computes.
 INCIDENTAL = (
     "run_dir",
     "runs",
@@ -29,6 +29,7 @@ INCIDENTAL = (
     "gallery",
     "loader.num_workers",
     "loader.pin_memory",
+    "dataset.classes_known_to",
 )
 # Settings that a resumed run may change: those above, those of how long and on which devices it trains, and what to do
 # about unreadable images or data that are not there, because the split tells whether the images are the same.
@@ -38,7 +39,10 @@ RESUMABLE = (
 )  # fmt: skip
 # Settings that later versions added, with the value that does what earlier versions did: a run without them is equal to
 # a run with these values.
-_ADDED = {"bad_images": "stop", "fit_rows": 500_000, "trial": None}
+_ADDED = {
+    "bad_images": "stop", "fit_rows": 500_000, "trial": None,
+    "features.precision": "fp32", "features.batch_size": None,
+}  # fmt: skip
 _CONFIG_LIMIT = 2**20  # bytes
 _CONFIG_DEPTH = 100
 _CONFIG_VALUES = 50_000  # a run has some hundred settings, and one of them may be a list with a value for each class

@@ -17,7 +17,7 @@ from deephash_cli.files import is_sealed, read_sealed, sha256_start
 from deephash_cli.retrieval import codes_folder, indexes
 from deephash_cli.retrieval.codes_folder import MANIFEST, PLAN, SHARDS
 from deephash_cli.runs import sealing
-from deephash_cli.runs.outputs import EXPORTED
+from deephash_cli.runs.outputs import EXPORTED, exporter
 
 # What a verified thing can be, the worst first.
 DAMAGED, RUNNING, UNFINISHED, UNVERIFIED, INTACT = STATES = (
@@ -271,8 +271,8 @@ def check_index(file: Path) -> Checked:
 
 
 def check_export(folder: Path) -> Checked:
-    """Verify a folder that ``deephash export`` wrote."""
-    again = "deephash export with overwrite=true writes it again"
+    """Verify a folder that ``deephash export`` or ``deephash features`` wrote."""
+    again = f"deephash {exporter(folder)} with overwrite=true writes it again"
     source = folder / EXPORTED
     try:
         record = read_sealed(source, sealing.LIMIT)

@@ -23,7 +23,6 @@ from deephash_cli.cache import cache_folder
 from deephash_cli.console import say
 from deephash_cli.data import inspection
 from deephash_cli.data.dataset import RetrievalDataset, Vectors
-from deephash_cli.data.decoding import ImageError
 from deephash_cli.data.features import Features
 from deephash_cli.data.image_folder import describe_left_out
 from deephash_cli.data.loaders import EpochSampler, lost_workers_explained
@@ -47,9 +46,9 @@ from deephash_cli.retrieval.caveats import caveats
 from deephash_cli.retrieval.codes_folder import save_codes
 from deephash_cli.retrieval.scoring import CLASSES
 from deephash_cli.runs import outputs, records
-from deephash_cli.training import checkpoints, gallery, loggers, resuming
+from deephash_cli.training import checkpoints, gallery, loggers, pretraining, resuming
 from deephash_cli.training.datasets import prepare_data
-from deephash_cli.training.inputs import Loading, Source
+from deephash_cli.training.inputs import Computing, Loading, Source
 from deephash_cli.training.instantiate import build_module, is_learned
 from deephash_cli.training.targets import as_yaml, build
 from deephash_cli.training.trainer import check_trainer, make_trainer, run_trainer
@@ -121,6 +120,10 @@ def train(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
             f"trial={config.trial} uses at most so many queries, training images and database items: the numbers "
             "of this run mean nothing"
         )
+    for sentence in pretraining.cautions(
+        pretraining.record_of(job.network), pretraining.known_to(config), config.dataset.name
+    ):
+        console.warn(sentence)
     with contextlib.ExitStack() as held:
         with resuming.only_one(found_by):
             earlier = resuming.earlier_run(found_by)  # another process may have begun it since
@@ -136,7 +139,7 @@ def train(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
         run.seal()
         run.unseal(runs.STEPS, runs.HEAD_STEPS, runs.CODES_MANIFEST, runs.METRICS)
         with _dashboard(run.path, identity, job) as dashboard:
-            with console.quiet_lightning(), _all_bad_images_named(job.dataset):
+            with console.quiet_lightning(), inspection.all_unreadable_named(job.dataset, cache_folder() / runs.SKIPPED):
                 fit(run.path, job, dashboard)
             metrics = scoring.score(run.path / runs.CODES, {})
             for sentence in caveats(metrics):
@@ -227,7 +230,8 @@ def fit(folder: Path, job: Job, dashboard: Logger | None) -> None:
         fit_rows = train_rows if is_learned(config) else _fitting_rows(job, train_rows)
         # Built before the source computes features, because a method may refuse its settings
         module = build_module(config, job.network, torch.from_numpy(job.dataset.labels[fit_rows]).float())
-        source = Source(job.dataset, job.network, trainer.strategy.root_device, Loading(**config.loader))
+        loading, computing = Loading(**config.loader), Computing(**config.features)
+        source = Source(job.dataset, job.network, trainer.strategy.root_device, loading, computing)
         if config.head.epochs and not job.network.frozen and not start.checkpoint:
             module.load_state_dict(_learn_head(folder, job, source, train_rows))
         training = (
@@ -441,17 +445,6 @@ def _list_left_out(folder: Path, dataset: RetrievalDataset) -> None:
         console.warn(f"{inspection.unreadable_count(count)} left out: {runs.SKIPPED} in the run folder says why")
 
 
-@contextlib.contextmanager
-def _all_bad_images_named(dataset: RetrievalDataset) -> Iterator[None]:
-    """When an image cannot be read, check all images of the data set, so that one message names all such files."""
-    try:
-        yield
-    except ImageError as error:
-        if bad := inspection.unreadable_images(dataset):
-            raise inspection.refusal(bad, len(dataset), cache_folder() / runs.SKIPPED) from error
-        raise
-
-
 def _require_images(devices: int, *parts: Int[np.ndarray, "_"]) -> None:
     """Check that each device gets an image of each part that is not empty: queries, database, validation queries.
 
@@ -523,6 +516,7 @@ def _provenance(job: Job, epochs: int, checkpoint: Path, best: float) -> dict[st
             "module": job.settings["module"],
             "model": config.model.name,
             "dataset": config.dataset.name,
+            **pretraining.on_classes(pretraining.record_of(job.network), pretraining.known_to(config)),
             "split": {
                 "name": split.name,
                 "version": split.version,

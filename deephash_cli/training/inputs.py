@@ -14,13 +14,20 @@ from torch import Tensor
 
 from deephash_cli import processes
 from deephash_cli.cache import cache_folder
-from deephash_cli.console import progress, warn
+from deephash_cli.console import progress, warn, with_speed
 from deephash_cli.data.dataset import ImageFiles, RetrievalDataset, Vectors
-from deephash_cli.data.features import cached_features, feature_key
+from deephash_cli.data.features import Features, cached_features, feature_key
 from deephash_cli.data.loaders import EpochSampler, Inputs, Loader, Rows, encode_loader, train_loader
 from deephash_cli.errors import short
 from deephash_cli.failures import explained
-from deephash_cli.models import Backbone, HashingNetwork, packed_codes
+from deephash_cli.models import (
+    PRECISIONS,
+    Backbone,
+    HashingNetwork,
+    computed_features,
+    packed_codes,
+    warn_if_slower,
+)
 from deephash_cli.npy import ids_at
 from deephash_cli.retrieval.codes import CodeSet, pack, packed_width, rounded
 
@@ -43,6 +50,41 @@ class Loading:
     pin_memory: bool
 
 
+@dataclass(frozen=True)
+class Computing:
+    """Settings of how the features of a frozen backbone are computed, before they are kept.
+
+    Attributes:
+        precision: Arithmetic of the backbone, a key of ``models.PRECISIONS``.
+        batch_size: Number of images that each process passes through the backbone at once; None for ``batch_for``.
+    """
+
+    precision: str
+    batch_size: int | None
+
+
+_MOST = 512  # images that pass through a backbone at once; more are hardly faster
+_FEWEST = 16
+# Bytes that the layers of a backbone hold for a pixel: VGG has 64 channels of 4 bytes at full size, several times.
+_BYTES_OF_PIXEL = 1024
+
+
+def batch_for(device: torch.device, image_size: int, usual: int) -> int:
+    """Return how many images to pass through a backbone at once where no number is set.
+
+    On a CPU a larger batch is not faster. On a GPU it is, so half of its free memory is used.
+
+    Args:
+        device: Device that computes.
+        image_size: Side of the images in pixels.
+        usual: Number of images on a device other than a CUDA GPU.
+    """
+    if device.type != "cuda":
+        return usual
+    fitting = torch.cuda.mem_get_info(device)[0] // 2 // (_BYTES_OF_PIXEL * image_size**2)
+    return min(_MOST, max(_FEWEST, 2 ** (fitting.bit_length() - 1)))
+
+
 class Source:
     """The rows of a data set as the network takes them: images, features of its frozen backbone, or vectors.
 
@@ -53,9 +95,17 @@ class Source:
         network: Network that the rows are for; its image size and its backbone decide what it takes.
         device: Device that computes features and codes.
         loading: Settings of how batches are made.
+        computing: Settings of how features are computed.
     """
 
-    def __init__(self, dataset: RetrievalDataset, network: HashingNetwork, device: torch.device, loading: Loading):
+    def __init__(
+        self,
+        dataset: RetrievalDataset,
+        network: HashingNetwork,
+        device: torch.device,
+        loading: Loading,
+        computing: Computing,
+    ):
         images = dataset.images
         self.images: Inputs = images.sized(network.image_size) if isinstance(images, ImageFiles) else images
         self.labels = torch.from_numpy(dataset.labels)  # made float batch by batch, in a quarter of the memory
@@ -63,6 +113,7 @@ class Source:
         self.network = network
         self.device = device
         self.loading = loading
+        self.computing = computing
         self._workers = 0 if images.in_memory else loading.num_workers
         self.inputs = self.images
         if network.frozen and not isinstance(images, Vectors):  # vectors are features already
@@ -101,10 +152,15 @@ class Source:
         subset = Rows(self._features(rows), self.labels[rows], np.arange(len(rows)))
         return train_loader(subset, batch_size, seed, 0, self.loading.pin_memory)
 
-    def in_order(self, rows: Int[np.ndarray, "n"]) -> Loader:
-        """Make batches of ``eval_batch_size`` that have each of these rows once, in the given order."""
+    def in_order(self, rows: Int[np.ndarray, "n"], size: int | None = None) -> Loader:
+        """Make batches that have each of these rows once, in the given order.
+
+        Args:
+            rows: Rows of the data set.
+            size: Number of rows in a batch; None for ``eval_batch_size``.
+        """
         subset = Rows(self.inputs, self.labels, rows)
-        return encode_loader(subset, self.loading.eval_batch_size, self._workers, self.loading.pin_memory)
+        return encode_loader(subset, size or self.loading.eval_batch_size, self._workers, self.loading.pin_memory)
 
     def at_once(self, rows: Int[np.ndarray, "n"]) -> Loader:
         """Make a single batch of all these rows, in the given order."""
@@ -165,38 +221,59 @@ class Source:
         return CodeSet(packed.numpy(), bits, self.dataset.labels[rows], ids, u[0].numpy() if u else None)
 
     def _outputs(
-        self, forward: Callable[[Tensor], Tensor], rows: Int[np.ndarray, "n"], show: Callable[[int], None]
+        self,
+        forward: Callable[[Tensor], Tensor],
+        rows: Int[np.ndarray, "n"],
+        show: Callable[[int], None],
+        size: int | None = None,
     ) -> Iterator[Float[Tensor, "m d"]]:
-        """Yield the outputs for some rows in batches, in the given order."""
+        """Yield the outputs for some rows in batches, in the given order.
+
+        Args:
+            forward: Function that computes the outputs for a batch of inputs.
+            rows: Rows of the data set.
+            show: Function that is called with the number of rows done so far.
+            size: Number of rows in a batch, if ``features.batch_size`` decides it; None for ``eval_batch_size``.
+        """
         done = 0
-        with explained(f"loader.eval_batch_size={self.loading.eval_batch_size}"):
-            for inputs in self._inputs(rows):
+        lower = f"features.batch_size={size}" if size else f"loader.eval_batch_size={self.loading.eval_batch_size}"
+        with explained(lower):
+            for inputs in self._inputs(rows, size or self.loading.eval_batch_size):
                 yield forward(inputs.to(self.device, non_blocking=True)).float().cpu()
                 done += processes.count() * len(inputs)  # the other processes have done about as many
                 show(done)
 
-    def _inputs(self, rows: Int[np.ndarray, "n"]) -> Iterator[Tensor]:
-        """Yield the inputs of some rows in batches, in the given order.
+    def _inputs(self, rows: Int[np.ndarray, "n"], size: int) -> Iterator[Tensor]:
+        """Yield the inputs of some rows in batches of a size, in the given order.
 
         The loader is used only if there are worker processes, because it costs a twentieth of the time.
         """
-        size = self.loading.eval_batch_size
         if self._workers:
-            return (batch.inputs for batch in self.in_order(rows))
+            return (batch.inputs for batch in self.in_order(rows, size))
         return (torch.from_numpy(self.inputs.batch(rows[start : start + size])) for start in range(0, len(rows), size))
 
-    def _features(self, rows: Int[np.ndarray, "n"]) -> Inputs:
+    def _features(self, rows: Int[np.ndarray, "n"]) -> Features:
         self.network.to(self.device).eval()
         data = self.dataset.images.digest()
         if not np.array_equal(rows, np.arange(len(self.dataset))):
             data = f"{data} {hashlib.sha256(rows.astype(np.int64).tobytes()).hexdigest()}"
-        folder = cache_folder() / "features" / feature_key(self.network.backbone_digest(), data)
+        precision = self.computing.precision
+        folder = cache_folder() / "features" / feature_key(self.network.backbone_digest(), data, precision)
         width = cast(Backbone, self.network.backbone).num_features
-        with progress("backbone features, images", len(rows)) as show:
+        size = self.computing.batch_size or batch_for(
+            self.device, self.network.image_size, self.loading.eval_batch_size
+        )
+
+        def forward(images: Tensor) -> Tensor:
+            return computed_features(self.network, images, PRECISIONS[precision])
+
+        with progress("backbone features, images", len(rows)) as bar:
+            show = with_speed(bar, len(rows), "images")
 
             def compute(start: int, stop: int) -> Tensor:
+                warn_if_slower(self.device.type, precision)
                 with torch.inference_mode():
-                    outputs = self._outputs(self.network.features, rows[start:stop], lambda done: show(start + done))
+                    outputs = self._outputs(forward, rows[start:stop], lambda done: show(start + done), size)
                     return torch.cat(list(outputs))
 
             return cached_features(folder, len(rows), width, compute, show)

@@ -109,8 +109,8 @@ def test_memory_that_runs_out_later_leaves_the_checkpoint_and_names_it(deephash,
     ("owner", "part", "settings", "lower"),
     [
         (HashingNetwork, "forward", ("model.frozen=false", "head.epochs=0"), "loader.batch_size=16"),
-        (HashingNetwork, "features", ("model.frozen=true",), "loader.eval_batch_size=64"),
-        (HashingNetwork, "features", ("head.epochs=1",), "loader.eval_batch_size=64"),
+        (HashingNetwork, "features", ("model.frozen=true",), "features.batch_size=64"),
+        (HashingNetwork, "features", ("head.epochs=1",), "features.batch_size=64"),
         (ITQ, "fit", ("method=itq",), "fit_rows=54"),
     ],
 )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from conftest import QUICK
-from synthetic import write_run
+from synthetic import backbone, write_run
 
 from deephash_cli import runs
 from deephash_cli.console import console
@@ -228,6 +228,7 @@ def test_csv_has_a_line_for_each_method_and_length_and_no_formulas(deephash):
     assert first == {
         "dataset": "toys", "split": "holdout", "split_sha256": "a" * 64, "method": "'=cmd()", "settings": "",
         "bits": "12", "metric": "map", "mean": "0.375", "sd": repr(statistics.stdev([0.25, 0.5])), "seeds": "2",
+        "backbone": "", "parameters": "", "pretraining": "", "licence": "", "pretrained_on_classes": "",
     }  # fmt: skip
     assert (second["dataset"], second["sd"], second["seeds"]) == ('\'@toys, "new"\n', "", "1")
 
@@ -390,3 +391,45 @@ def test_folders_of_folders_are_searched_and_each_run_counts_once(deephash):
     write_run("all/second/b", bits=24)
     found, _ = results.collect([Path("all"), run, Path("all/first")])
     assert [result.folder for result in found] == [run, Path("all/second/b")]
+
+
+def test_backbones_are_named_below_a_table_and_rows_of_those_that_know_the_classes_are_marked(deephash, monkeypatch):
+    monkeypatch.setattr(console, "width", 200)
+    write_run("runs/a", changes={"model": {"name": "toy_net"}}, metrics=backbone(on_classes=True))
+    write_run(
+        "runs/b", changes={"model": {"name": "other"}},
+        metrics=backbone("other", False, licence=None, pretraining=None, parameters=86_000_000),
+    )  # fmt: skip
+    write_run("runs/c", changes={"model": {"name": "small"}}, metrics=backbone("small", False, weights="none"))
+    write_run("runs/d", method="itq", changes={"model": {"name": "old"}})  # of an earlier version
+    lines = deephash("compare", "runs").out.splitlines()
+    marked = [line for line in lines if "†" in line]
+    assert len(marked) == 2
+    assert "dpsh (model=toy_net) †" in marked[0]
+    assert marked[1].endswith("; † pretrained with labels of the classes searched")
+    assert [line for line in lines if line.startswith("backbone ")] == [
+        "backbone other: 86.0 M parameters, pretraining not known, licence not known",
+        "backbone small: 5.3 M parameters, random weights",
+        "backbone toy_net: 5.3 M parameters, pretraining ImageNet-1k, licence mit",
+    ]
+    rows = read_csv(deephash("compare", "runs", "--format", "csv").out)
+    names = ("backbone", "parameters", "pretraining", "licence", "pretrained_on_classes")
+    assert {tuple(row[name] for name in names) for row in rows} == {
+        ("toy_net", "5300000", "ImageNet-1k", "mit", "True"), ("other", "86000000", "", "", "False"),
+        ("small", "5300000", "ImageNet-1k", "mit", "False"), ("", "", "", "", ""),
+    }  # fmt: skip
+    markdown = deephash("compare", "runs", "--format", "markdown").out
+    assert "| dpsh (model=toy_net) † |" in markdown
+    assert "Backbone toy_net: 5.3 M parameters, pretraining ImageNet-1k, licence mit.\n" in markdown
+    latex = deephash("compare", "runs", "--format", "latex").out
+    assert r"toy\_net) \textdagger{}" in latex
+    assert "\n% backbone toy_net: 5.3 M parameters" in latex
+
+
+def test_no_text_of_a_backbone_breaks_a_line(deephash):
+    write_run("runs/a", metrics=backbone("a\nb", licence="x\ny\\input{z}", pretraining="|<b>"))
+    for form in ("table", "markdown", "latex"):
+        (line,) = [line for line in deephash("compare", "runs", "--format", form).out.splitlines() if "5.3 M" in line]
+        assert r"a\nb" in line
+        assert form != "latex" or line.startswith("% backbone")
+        assert form != "markdown" or r"\|&lt;b&gt;" in line

@@ -16,7 +16,7 @@ from pathlib import Path
 import digests
 import numpy as np
 import pytest
-from conftest import write_photos
+from conftest import QUICK, write_photos
 from PIL import Image
 
 from deephash_cli import runs
@@ -89,6 +89,19 @@ def test_the_codes_of_a_run_come_out_again(encode, hashed):
     assert {file.name for file in Path("codes").iterdir()} == {
         "encode.json", "database.npy", "database_labels.npy", "database_ids.txt", "manifest.json", "skipped.csv"
     }  # fmt: skip
+
+
+def test_the_codes_of_a_run_with_features_in_bf16_come_out_again(deephash, tmp_path):
+    photos = write_photos(tmp_path / "photos")
+    data = ("dataset=image_folder", f"dataset.root={photos}")
+    for precision in ("fp32", "bf16"):
+        settings = (f"features.precision={precision}", f"run_dir={tmp_path / precision}")
+        assert deephash("train", "method=lsh", "bits=512", *QUICK, *data, *settings).code == 0
+    result = deephash("encode", "run=" + str(tmp_path / "bf16"), *FAST, f"input={photos}", "output=codes")
+    assert (result.code, result.err) == (0, "")
+    expected = codes_of_run(tmp_path / "bf16")
+    assert codes_in(Path("codes")) == expected
+    assert codes_of_run(tmp_path / "fp32") != expected
 
 
 def test_a_second_time_nothing_is_made(encode, hashed):

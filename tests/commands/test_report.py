@@ -11,7 +11,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from synthetic import curves, write_gallery, write_run, write_steps
+from synthetic import backbone, curves, write_gallery, write_run, write_steps
 
 from deephash_cli.commands import report as report_of
 from deephash_cli.commands.report import galleries, published
@@ -604,3 +604,27 @@ def test_without_scripts_every_table_is_there(page, written):
         'url("data:image/webp'
     )
     assert page.problems == []
+
+
+def test_backbones_have_a_table_and_rows_of_those_that_know_the_classes_are_marked(deephash):
+    write_run("runs/a", changes={"model": {"name": "toy"}}, metrics=backbone("toy", True, licence=NASTY))
+    write_run("runs/b", changes={"model": {"name": "raw"}}, metrics=backbone("raw", weights="none"))
+    assert deephash("report", "runs", "-o", "page.html").code == 0
+    text = Path("page.html").read_text()
+    page = Reader(text)
+    (table,) = [rows for caption, rows in page.tables.items() if caption.startswith("The networks below")]
+    assert table[1:] == [
+        ["raw", "5.3 M", "none", "none", "not known"], ["toy", "5.3 M", "ImageNet-1k", NASTY, "yes"],
+    ]  # fmt: skip
+    assert NASTY not in text
+    assert "† pretrained with labels of the classes searched" in page.words
+    (main,) = [rows for caption, rows in page.tables.items() if caption.startswith("map: ")]
+    assert [row[0] for row in main[1:]] == ["dpsh (model=raw)", "dpsh (model=toy) †"]
+
+
+def test_without_records_of_backbones_there_is_no_table_of_them(deephash):
+    write_run("runs/a")
+    assert deephash("report", "runs", "-o", "page.html").code == 0
+    text = Path("page.html").read_text()
+    assert "Backbones" not in text
+    assert "†" not in text

@@ -1,5 +1,6 @@
 """Features on disk: computed once, the same bytes after any interruption, and keyed by all that they depend on."""
 
+import hashlib
 import json
 import threading
 
@@ -13,8 +14,8 @@ from deephash_cli.data import features
 from deephash_cli.data.dataset import ImageArray, RetrievalDataset, multi_hot
 from deephash_cli.data.features import cached_features, feature_key
 from deephash_cli.errors import ArtifactError
-from deephash_cli.models import HashingNetwork, SmallCNN
-from deephash_cli.training.inputs import Loading, Source
+from deephash_cli.models import HashingNetwork, SmallCNN, warn_if_slower
+from deephash_cli.training.inputs import Computing, Loading, Source, batch_for
 
 N, WIDTH = 25, 6
 VALUES = torch.randn(N, WIDTH, generator=torch.Generator().manual_seed(0))
@@ -235,8 +236,49 @@ def test_the_key_is_the_same_for_every_method_length_and_head():
     )
 
 
-def source(net, dataset=None):
-    return Source(dataset or data(), net, torch.device("cpu"), Loading(8, 4, 0, False))
+def test_the_precision_is_a_part_of_the_key_unless_it_is_the_one_that_earlier_versions_had():
+    known = hashlib.sha256(b"float16 network data").hexdigest()[:32]
+    assert feature_key("network", "data") == feature_key("network", "data", "fp32") == known
+    assert feature_key("network", "data", "bf16") != known
+
+
+def source(net, dataset=None, precision="fp32", batch_size=None):
+    computing = Computing(precision, batch_size)
+    return Source(dataset or data(), net, torch.device("cpu"), Loading(8, 4, 0, False), computing)
+
+
+def test_features_in_bf16_are_near_the_others_and_are_kept_beside_them():
+    exact, near = (source(network(), precision=precision).inputs.batch(np.arange(N)) for precision in ("fp32", "bf16"))
+    assert not np.array_equal(exact, near)
+    assert np.allclose(exact, near, atol=0.02 * np.abs(exact).max())  # bf16 has 8 bits
+    assert np.array_equal(near, source(network(), precision="bf16").inputs.batch(np.arange(N)))
+    assert len(list((cache_folder() / "features").iterdir())) == 2
+
+
+@pytest.mark.parametrize(("batch_size", "sizes"), [(None, [4, 4, 2]), (3, [3, 3, 3, 1])])
+def test_the_backbone_gets_as_many_images_at_once_as_the_setting_says(monkeypatch, batch_size, sizes):
+    seen, net = [], network()
+    monkeypatch.setattr(net.backbone, "forward", lambda x: seen.append(len(x)) or torch.zeros(len(x), 128))
+    source(net, data(n=20), batch_size=batch_size)  # None: loader.eval_batch_size, on a CPU
+    assert seen == 2 * sizes  # in two pieces of ten
+
+
+@pytest.mark.parametrize(
+    ("free", "side", "images"), [(80e9, 224, 512), (10e9, 224, 64), (10e9, 518, 16), (1e9, 224, 16)]
+)
+def test_on_a_gpu_the_batch_fits_its_free_memory(monkeypatch, free, side, images):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (int(free), int(90e9)))
+    assert batch_for(torch.device("cuda"), side, 64) == images
+
+
+@pytest.mark.parametrize("has", [True, False])
+def test_bf16_on_a_processor_without_it_is_slower_and_a_line_says_so(monkeypatch, capsys, has):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "avx512_bf16": has}, raising=False)
+    warn_if_slower.cache_clear()
+    source(network(), precision="bf16")
+    source(network(seed=1), precision="bf16")
+    assert capsys.readouterr().err.count("no instructions for bf16") == (0 if has else 1)
+    warn_if_slower.cache_clear()
 
 
 def test_a_source_gives_the_features_of_a_frozen_backbone_and_the_images_of_another():

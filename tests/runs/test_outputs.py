@@ -143,6 +143,7 @@ def test_nor_is_a_folder_of_images_or_another_output(call, command, sentence):
         (("index", "run=run", "check=true"), "check_output=run/retrieval.json"),
         (("export", "run=run", "to=faiss"), "output=run/checkpoints/out"),
         (("encode", "run=run", "input=photos", *FAST), "output=run/codes"),
+        (("features", "input=photos"), "output=run/codes"),
         (("compare", "run"), "--output=run/metrics.json"),
         (("report", "run"), "--output=run/notes.html"),
         (("train", "dataset=image_folder", "dataset.root=photos", *QUICK), "run_dir=run/checkpoints/x"),
@@ -262,6 +263,7 @@ def test_refusals_need_no_torch(call):
     commands = [
         ["search", "run=run", "query=photos", "output=q.npy"],
         ["encode", "run=run", "input=photos", "output=photos"],
+        ["features", "input=photos", "output=photos"],
         ["export", "run=run", "to=onnx", "output=q.npy"],
         ["eval", "run=run", "output=q.npy"],
         ["train", "dataset=image_folder", "dataset.root=photos", "run_dir=photos"],
@@ -270,7 +272,7 @@ def test_refusals_need_no_torch(call):
     code = (
         "import sys; from deephash_cli.cli.main import run;"
         f"codes = [run(command) for command in {commands!r}];"
-        "assert codes == [2] * 6, codes; assert 'torch' not in sys.modules"
+        "assert codes == [2] * 7, codes; assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=100)
 

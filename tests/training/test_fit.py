@@ -21,7 +21,7 @@ from deephash_cli.methods.dpsh import DPSH
 from deephash_cli.models import HashingNetwork, SmallCNN, packed_codes
 from deephash_cli.retrieval.codes_folder import load_codes
 from deephash_cli.training.checkpoints import BEST, LAST, read_checkpoint
-from deephash_cli.training.inputs import Loading, Source
+from deephash_cli.training.inputs import Computing, Loading, Source
 from deephash_cli.training.validation import Validation
 
 SMALL = ("bits=12", "loader.batch_size=16")
@@ -321,7 +321,7 @@ def test_validation_queries_are_taken_from_the_training_set_and_its_map_is_that_
     state = {name.removeprefix("network."): value for name, value in checkpoint(folder, LAST)["state_dict"].items()}
     network.load_state_dict({name: value for name, value in state.items() if name in network.state_dict()})
     network.eval()
-    source = Source(data, network, torch.device("cpu"), Loading(16, 64, 0, False))
+    source = Source(data, network, torch.device("cpu"), Loading(16, 64, 0, False), Computing("fp32", None))
     with torch.no_grad():
         query, database = (
             torch.cat([network(batch.inputs) for batch in source.in_order(rows)]) >= 0 for rows in (queries, train_rows)

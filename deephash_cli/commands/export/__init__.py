@@ -7,7 +7,6 @@ writes into an empty folder, reads the result back, and returns how it was check
 import importlib
 import re
 from collections.abc import Callable
-from pathlib import Path
 
 from omegaconf import DictConfig
 
@@ -16,9 +15,9 @@ from deephash_cli.choices import modules
 from deephash_cli.commands.export.source import Source
 from deephash_cli.console import say
 from deephash_cli.errors import ConfigError
-from deephash_cli.files import atomic_folder, read_json, sha256_file, write_sealed
+from deephash_cli.files import atomic_folder
 from deephash_cli.retrieval.codes_folder import open_side
-from deephash_cli.runs.outputs import EXPORTED, settle_folder
+from deephash_cli.runs.outputs import seal_exported, settle_folder
 
 CODES, NETWORKS = modules("commands/export/codes"), modules("commands/export/network")
 _TABLE = re.compile(r"[a-z_][a-z0-9_]{0,62}")  # needs no quoting in any engine; PostgreSQL truncates longer names
@@ -59,32 +58,15 @@ def run(config: DictConfig) -> None:
         run_folder = runs.given_or_latest(config.run, config.codes)
         with atomic_folder(output, replace=config.overwrite) as folder:
             checked = _writer("network", config.to)(run_folder, folder, list(config.allowed_targets), config.pixels)
-            size = _finish(folder)
+            size = seal_exported(folder)
         say(f"{config.output}: network, {size}; checked: {checked}")
         return
     codes = runs.codes_folder("export", config.run, config.codes)
     database = open_side(codes, config.side)
     with atomic_folder(output, replace=config.overwrite) as folder:
         checked = _writer("codes", config.to)(Source(database, config.side, table, bit_order, byte_type), folder)
-        size = _finish(folder)
+        size = seal_exported(folder)
     say(f"{config.output}: {database.n} codes of {database.bits} bits for {config.to}, {size}; checked: {checked}")
-
-
-def _finish(folder: Path) -> str:
-    """Name the files of an exported folder in its ``source.json``, with their digests, and return their size.
-
-    A later export with ``overwrite`` replaces a folder only if it holds no other files.
-    """
-    files = sorted(file.name for file in folder.iterdir())
-    if (source := folder / EXPORTED).is_file():
-        digests = {name: sha256_file(folder / name) for name in files if name != EXPORTED}
-        write_sealed(source, {**read_json(source), "files": files, "sha256": digests})
-    return _size(folder)
-
-
-def _size(folder: Path) -> str:
-    count = sum(file.stat().st_size for file in folder.iterdir())
-    return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
 
 
 def _writer(folder: str, target: str) -> Callable[..., str]:

@@ -213,6 +213,8 @@ def _section(section: Section, others: Sequence[Section], metric: str, paths: Se
         "sources": sources,
         "alone": all(cell is None or cell.deviation is None for cells in section.cells(metric) for cell in cells),
         "marked": section.has_best(metric),
+        "backbones": section.backbones,
+        "legend": section.legend,
         "runs": listed,
         "settings": any(run["settings"] for run in listed),
         "doubts": any(run["doubt"] for run in listed),

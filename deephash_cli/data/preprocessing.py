@@ -15,6 +15,7 @@ _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.B
 INTERPOLATIONS = tuple(_FILTERS)
 CROP_MODES = ("center", "squash", "square")
 _CHANNELS = 3
+_LONG = 8  # ratio of the sides from which an image is not resized as a whole
 
 
 @dataclass(frozen=True)
@@ -69,31 +70,37 @@ class Preprocessing:
         """Length in pixels to which the shorter side is resized before the crop."""
         return math.floor(self.size / self.crop)
 
-    def pixels(self, image: Image.Image) -> UInt8[np.ndarray, "3 size size"]:
-        """Resize and crop an RGB image of any shape. One that already has the size is returned as it is.
+    def resized_sides(self, height: int, width: int) -> tuple[int, int]:
+        """Return the height and the width of an image after it was resized and before it is cropped."""
+        if self.crop_mode == "squash":
+            return self.resized, self.resized
+        shorter = min(height, width)
+        return int(self.resized * height / shorter), int(self.resized * width / shorter)  # as torchvision rounds
 
-        Only the part that is kept is computed, so memory is bounded for extreme shapes.
-        """
+    def pixels(self, image: Image.Image) -> UInt8[np.ndarray, "3 size size"]:
+        """Resize and crop an RGB image of any shape. One that already has the size is returned as it is."""
         if image.size != (self.size, self.size):
-            box = self._box(*image.size)
-            image = image.resize((self.size, self.size), _FILTERS[self.interpolation], box=box)
+            image = self._cut_and_resized(image) if self.crop_mode == "square" else self._resized_and_cropped(image)
         return to_array(image)
 
-    def _box(self, width: int, height: int) -> tuple[float, float, float, float]:
-        """Return the part of an image that becomes the input: left, top, right and bottom edge in its pixels."""
-        shorter = min(width, height)
-        if self.crop_mode == "square":
-            side = shorter * self.crop
-            left, top = ((length - shorter) // 2 + (shorter - side) / 2 for length in (width, height))
-            return left, top, left + side, top + side
-        squashed = self.crop_mode == "squash"
-        edges = []
-        for length in (width, height):
-            long = self.resized if squashed else int(self.resized * length / shorter)  # rounded as torchvision does
-            start = round((long - self.size) / 2)
-            edges.append((start * length / long, min((start + self.size) * length / long, length)))
-        (left, right), (top, bottom) = edges
-        return left, top, right, bottom
+    def _cut_and_resized(self, image: Image.Image) -> Image.Image:
+        shorter = min(image.size)
+        side = shorter * self.crop
+        left, top = ((length - shorter) // 2 + (shorter - side) / 2 for length in image.size)
+        box = (left, top, left + side, top + side)
+        return image.resize((self.size, self.size), _FILTERS[self.interpolation], box)
+
+    def _resized_and_cropped(self, image: Image.Image) -> Image.Image:
+        size, resample = self.size, _FILTERS[self.interpolation]
+        height, width = self.resized_sides(image.height, image.width)
+        left, top = round((width - size) / 2), round((height - size) / 2)
+        if max(height, width) <= _LONG * min(height, width):
+            return image.resize((width, height), resample).crop((left, top, left + size, top + size))
+        # Enlarging the whole of an image of 20,000 x 20 pixels would take gigabytes. The part that is kept has the same
+        # pixels, except that Pillow may take the two directions in another order, which rounds otherwise.
+        x, y = image.width / width, image.height / height
+        box = (left * x, top * y, min((left + size) * x, image.width), min((top + size) * y, image.height))
+        return image.resize((size, size), resample, box)
 
     def record(self) -> dict[str, Any]:
         """Return the values as a plain dictionary, in which lists stand for tuples."""
@@ -111,12 +118,21 @@ class Preprocessing:
         texts = {name: record[name] for name in ("size", "crop", "crop_mode", "interpolation")}
         return cls(**texts, mean=tuple(record["mean"]), std=tuple(record["std"]))
 
+    @property
+    def steps(self) -> str:
+        """The steps to the pixels that the network takes, as a clause."""
+        size = f"{self.size} x {self.size} pixels"
+        if self.crop_mode == "square":
+            part = "" if self.crop == 1 else f"{self.crop:g} of "
+            return f"{part}the central square, resized to {size} ({self.interpolation}, antialiased)"
+        sides = (
+            f"both sides resized to {self.resized}" if self.crop_mode == "squash" else f"shorter side to {self.resized}"
+        )
+        return f"resized ({sides}, {self.interpolation}, antialiased), then the central {size}"
+
     def __str__(self) -> str:
-        shown = {"center": "centre crop", "squash": "squashed, then cropped", "square": "central square"}[
-            self.crop_mode
-        ]
-        channels = f"mean {_list(self.mean)}, std {_list(self.std)}"
-        return f"{self.size} px, {self.interpolation}, {shown} of {self.crop:g}, {channels}"
+        mean, std = (" ".join(f"{value:g}" for value in values) for values in (self.mean, self.std))
+        return f"{self.steps}, mean {mean}, std {std}"
 
 
 def central_square(size: int) -> Preprocessing:
@@ -131,7 +147,3 @@ def to_array(image: Image.Image) -> UInt8[np.ndarray, "3 height width"]:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _list(values: tuple[float, ...]) -> str:
-    return " ".join(f"{value:g}" for value in values)

@@ -141,13 +141,20 @@ class HashingNetwork(nn.Module):
         x = images.to(torch.float32) / 255
         form = self.preprocessing
         if x.shape[-2:] != (form.size, form.size):
-            sides = [form.resized] * (2 if form.crop_mode == "squash" else 1)
-            x = transforms.resize(x, sides, InterpolationMode(form.interpolation), antialias=True)
-            x = transforms.center_crop(x, [form.size, form.size])
-            if form.interpolation == "bicubic":
-                x = x.clamp(0, 1)  # as the whole numbers of an image file do, where the filter overshoots
+            x = transforms.center_crop(self._resized(x), [form.size, form.size])
         x = x.expand(-1, 3, -1, -1)
         return transforms.normalize(x, list(form.mean), list(form.std)).to(memory_format=self.memory_format)
+
+    def _resized(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c height width"]:
+        """Resize images to what the crop is taken from."""
+        form = self.preprocessing
+        if form.interpolation == "bilinear":  # in one step, which torchvision does to the bit as earlier versions
+            sides = [form.resized] * (2 if form.crop_mode == "squash" else 1)
+            return transforms.resize(x, sides, InterpolationMode.BILINEAR, antialias=True)
+        height, width = form.resized_sides(*x.shape[-2:])
+        for sides in ([x.shape[-2], width], [height, width]):  # Pillow cuts off what overshoots after each direction
+            x = transforms.resize(x, sides, InterpolationMode.BICUBIC, antialias=True).clamp(0, 1)
+        return x
 
     def features(self, images: UInt8[Tensor, "n c h w"]) -> Float[Tensor, "n features"]:
         """Compute the backbone features of images with pixels from 0 to 255; a frozen backbone gets no gradient."""

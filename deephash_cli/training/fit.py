@@ -112,7 +112,9 @@ def train(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
     else:
         outputs.require_room(config.runs, config.run_dir, config.dataset.get("root"))
     check_trainer(config)
-    if config.resume not in ("auto", "none") and (paths := paths_in(settings)):
+    # A checkpoint has the weights: what the settings say of them is not read
+    read = {"dataset": settings["dataset"]} if earlier and _has_weights(earlier, config) else settings
+    if config.resume not in ("auto", "none") and (paths := paths_in(read)):
         say(f"reading {', '.join(paths)}, as {config.resume} says")
     job = prepare(config, settings, earlier=earlier)
     if config.trial:

@@ -1,10 +1,8 @@
 """Preprocessing: timm's evaluation transform as the slow twin, on the two photographs that scikit-learn has."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
-import sklearn.datasets
+from photographs import NAMES, photograph
 from PIL import Image
 from timm.data import create_transform
 
@@ -12,8 +10,6 @@ from deephash_cli.data.dataset import ImageFiles
 from deephash_cli.data.preprocessing import Preprocessing
 from deephash_cli.errors import ConfigError
 
-PHOTOS = Path(sklearn.datasets.__file__).parent / "images"
-NAMES = ("china.jpg", "flower.jpg")
 PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
 
 
@@ -25,32 +21,27 @@ def timms(form, image):
     return 255 * transform(image).numpy()
 
 
-def photo(name, mode="as it is"):
-    image = Image.open(PHOTOS / name).convert("RGB")
-    return image.transpose(Image.Transpose.ROTATE_90) if mode == "upright" else image
-
-
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("crop_mode", ["center", "squash"])
 @pytest.mark.parametrize(("size", "crop"), [(224, 0.9), (176, 0.875), (225, 0.965), (518, 1.0)])
 def test_a_photograph_is_resized_and_cropped_as_by_timm(size, crop, crop_mode, interpolation):
     form = Preprocessing(size, crop, crop_mode, interpolation, **PLAIN)
-    for name, mode in zip(NAMES, ("as it is", "upright"), strict=True):
-        image = photo(name, mode)
+    wide, upright = photograph(NAMES[0]), photograph(NAMES[1]).transpose(Image.Transpose.ROTATE_90)
+    for image in (wide, upright):
         assert np.array_equal(form.pixels(image), timms(form, image).round())
 
 
 def test_a_long_picture_too_up_to_rounding():
     form = Preprocessing(224, 0.9, "center", "bicubic", **PLAIN)
     for shape in ((640, 60), (60, 427)):
-        image = photo("china.jpg").crop((0, 0, *shape))
+        image = photograph("china.jpg").crop((0, 0, *shape))
         difference = np.abs(form.pixels(image) - timms(form, image))
         assert difference.max() <= 8  # of 255, at edges where the filter overshoots
         assert difference.mean() < 0.5
 
 
 def test_a_large_photograph_is_decoded_at_a_fraction_of_its_size_which_changes_little(tmp_path):
-    large = photo("china.jpg").resize((2560, 1708), Image.Resampling.BICUBIC)
+    large = photograph("china.jpg").resize((2560, 1708), Image.Resampling.BICUBIC)
     large.save(tmp_path / "large.jpg", quality=95)
     form = Preprocessing(224, 0.9, "center", "bicubic", **PLAIN)
     pixels = ImageFiles([tmp_path / "large.jpg"], tmp_path, form).load(0)
@@ -60,7 +51,7 @@ def test_a_large_photograph_is_decoded_at_a_fraction_of_its_size_which_changes_l
 
 
 def test_an_image_that_has_the_size_is_taken_as_it_is():
-    image = photo("flower.jpg").crop((0, 0, 64, 64))
+    image = photograph("flower.jpg").crop((0, 0, 64, 64))
     form = Preprocessing(64, 0.5, "center", "bicubic", **PLAIN)
     assert np.array_equal(form.pixels(image).transpose(1, 2, 0), np.asarray(image))
 

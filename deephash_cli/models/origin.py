@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from deephash_cli.data.preprocessing import Preprocessing
-from deephash_cli.errors import ArtifactError, ConfigError
+from deephash_cli.errors import ArtifactError, ConfigError, first_line, short
 
 # Data that a part of a tag of timm stands for. Those of ImageNet have its labels, unless the tag says otherwise.
 _IMAGENET = {
@@ -93,13 +93,17 @@ class Origin:
             for name, kinds in _ENTRIES.items():
                 if not isinstance(record[name], kinds):
                     raise TypeError(f"{name} has another type")
+            if ":" in record["architecture"]:  # a name of the hub or of a folder would be looked up there
+                raise ValueError(f"{short(record['architecture'])} is no architecture")
             values: dict[str, Any] = {name: record[name] for name in _ENTRIES}
             if values["preprocessing"] is not None:
                 values["preprocessing"] = Preprocessing.from_record(values["preprocessing"])
             values["labelled"] = tuple(values["labelled"])
             return cls(**values)
-        except (KeyError, TypeError, ConfigError) as error:
-            raise ArtifactError(f"the record of the backbone is damaged or was edited by hand: {error}") from error
+        except (LookupError, TypeError, ValueError, ConfigError) as error:
+            raise ArtifactError(
+                f"the record of the backbone is damaged or was edited by hand: {first_line(error)}"
+            ) from error
 
 
 def count(module: nn.Module) -> int:

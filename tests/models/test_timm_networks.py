@@ -219,7 +219,7 @@ def test_a_wrong_folder(folders, tmp_path, damage, message):
 
 def test_weights_that_are_not_in_the_cache(cache):
     message = (
-        r"no weights for vit_small_patch14_dinov2\.lvd142m: model\.safetensors is not in \S*hub/models--timm--vit_small\S* "
+        r"no weights for vit_small_patch14_dinov2\.lvd142m: model\.safetensors is not in \S*models--timm--vit_small\S* "
         r"and HF_HUB_OFFLINE is set; hf download timm/vit_small_patch14_dinov2\.lvd142m "
         r"model\.safetensors puts it there"
     )

@@ -72,6 +72,7 @@ PATHS = (
     "run_dir", "runs", "resume", "dataset.root", "dataset.file", "dataset.split_file", "dataset.train", "dataset.query",
     "dataset.database", "dataset.vectors", "dataset.labels", "dataset.ids", "run", "codes", "output", "query",
     "database", "query_labels", "database_labels", "input", "root", "picture", "index", "check_output", "model.weights",
+    "model.timm_name",
 )  # fmt: skip
 # Settings that must be text; most have no default that would show it.
 TEXTS = (*PATHS, "group", "dataset.name", "dataset.protocol", "logger.project", "logger.entity", "table")
@@ -81,4 +82,4 @@ NEEDED = (
     "metrics.zero_hits",
 )  # fmt: skip
 # Settings that have a default and may still be set to null.
-OPTIONAL = ("picture", "trial")
+OPTIONAL = ("picture", "trial", "model.image_size")

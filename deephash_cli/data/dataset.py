@@ -11,8 +11,9 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Float32, Float64, Int64, Integer, UInt8
 
-from deephash_cli.data.decoding import decode, square, unreadable, why
+from deephash_cli.data.decoding import decode, unreadable, why
 from deephash_cli.data.identity import alike, composed
+from deephash_cli.data.preprocessing import Preprocessing, central_square
 from deephash_cli.errors import DataError
 from deephash_cli.npy import Pages, RowNumbers, blocks, ids_at
 
@@ -62,17 +63,17 @@ class ImageFiles:
     Attributes:
         paths: Paths of the files, absolute or relative to ``root``.
         root: Folder that relative paths start from.
-        size: Side in pixels of the squares that ``load`` and ``batch`` return if they are called without a size; None
-            if each call must give one.
+        form: Steps from an image to the square that ``load`` and ``batch`` return if they are called without a size;
+            None if each call must give one.
         in_memory: Always False, because ``batch`` reads and decodes files.
     """
 
     in_memory = False
 
-    def __init__(self, paths: list[Path], root: Path, size: int | None = None) -> None:
+    def __init__(self, paths: list[Path], root: Path, form: Preprocessing | None = None) -> None:
         self.paths = paths
         self.root = root
-        self.size = size
+        self.form = form
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -83,39 +84,38 @@ class ImageFiles:
 
     def subset(self, rows: Rows) -> "ImageFiles":
         """Return the files at ``rows``, in that order."""
-        return ImageFiles([self.paths[row] for row in rows], self.root, self.size)
+        return ImageFiles([self.paths[row] for row in rows], self.root, self.form)
 
-    def sized(self, size: int) -> "ImageFiles":
-        """Return the same files, with ``size`` as the side in pixels of the squares that ``batch(rows)`` returns."""
-        return ImageFiles(self.paths, self.root, size)
+    def prepared(self, form: Preprocessing) -> "ImageFiles":
+        """Return the same files, of which ``batch(rows)`` returns what ``form`` makes of them."""
+        return ImageFiles(self.paths, self.root, form)
 
     def load(self, index: int, size: int | None = None) -> UInt8[np.ndarray, "3 size size"]:
-        """Load the central square of one image, resized to ``size`` pixels a side (bilinear, antialiased).
-
-        This is the usual "resize the shorter side, crop the centre", with bounded memory for extreme shapes.
+        """Load one image, resized and cropped.
 
         Args:
             index: Row of the image.
-            size: Side of the result in pixels; None means the attribute ``size``.
+            size: Side in pixels of the result, which is the central square, resized (bilinear, antialiased); None does
+                what the attribute ``form`` says.
 
         Raises:
             DataError: If the file is missing, cannot be decoded, or is a decompression bomb.
-            ValueError: If there is no size, or it is less than 1.
+            ValueError: If there is neither a size nor a form, or the size is less than 1.
         """
-        side = self._side(size)
-        return square(decode(self.path(index), at_least=side), side)
+        form = self._form(size)
+        return form.pixels(decode(self.path(index), at_least=form.resized))
 
     def batch(self, rows: Rows, size: int | None = None) -> UInt8[np.ndarray, "b 3 size size"]:
         """Load the images at ``rows``, in that order, each as ``load`` returns it.
 
         Raises:
             DataError: If one of the files is missing, cannot be decoded, or is a decompression bomb.
-            ValueError: If there is no size, or it is less than 1.
+            ValueError: If there is neither a size nor a form, or the size is less than 1.
         """
-        side = self._side(size)
+        side = self._form(size).size
         pixels = np.empty((len(rows), 3, side, side), dtype=np.uint8)
         for position, row in enumerate(rows.tolist()):
-            pixels[position] = self.load(row, side)
+            pixels[position] = self.load(row, size)
         return pixels
 
     def digest(self) -> str:
@@ -135,11 +135,12 @@ class ImageFiles:
             )
         return digest.hexdigest()
 
-    def _side(self, size: int | None) -> int:
-        side = self.size if size is None else size
-        if side is None or side < 1:
-            raise ValueError(f"images from files need a size of at least 1 pixel, got {side}")
-        return side
+    def _form(self, size: int | None) -> Preprocessing:
+        if size is None and self.form is not None:
+            return self.form
+        if size is None or size < 1:
+            raise ValueError(f"images from files need a size of at least 1 pixel, got {size}")
+        return central_square(size)
 
 
 class Spread(NamedTuple):

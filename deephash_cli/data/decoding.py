@@ -9,7 +9,6 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
 from deephash_cli.errors import DataError
@@ -216,12 +215,3 @@ def unreadable(path: Path | str, reason: str) -> ImageError:
     """Return the error for an image that cannot be read, for the reason given."""
     reason = " ".join(reason.split()).rstrip(".")  # some decoders' messages span lines
     return _error(path, f"cannot be read: {reason}", "replace or remove the file")
-
-
-def square(image: Image.Image, side: int) -> UInt8[np.ndarray, "3 side side"]:
-    """Return the central square of an RGB image, resized to ``side`` pixels a side (bilinear, antialiased)."""
-    if image.size != (side, side):
-        short = min(image.size)
-        left, top = (image.width - short) // 2, (image.height - short) // 2
-        image = image.resize((side, side), Image.Resampling.BILINEAR, box=(left, top, left + short, top + short))
-    return np.array(np.asarray(image).transpose(2, 0, 1), order="C")  # a copy: Pillow's own pixels cannot be written to

@@ -55,9 +55,9 @@ class Rows(Dataset[Batch]):
 
     def batch_bytes(self, n: int) -> int:
         """Return the size in bytes of a batch of ``n`` decoded image files; 0 if nothing is decoded."""
-        if not isinstance(self.inputs, ImageFiles) or self.inputs.size is None:
+        if not isinstance(self.inputs, ImageFiles) or self.inputs.form is None:
             return 0
-        return n * (3 * self.inputs.size**2 + self.labels.shape[1] * _FLOAT)
+        return n * (3 * self.inputs.form.size**2 + self.labels.shape[1] * _FLOAT)
 
     def __getitem__(self, positions: Sequence[int]) -> Batch:
         indices = np.asarray(positions)

@@ -13,20 +13,19 @@ from torch import Tensor, nn
 
 from deephash_cli import runs
 from deephash_cli.console import warn
-from deephash_cli.data.decoding import square
+from deephash_cli.data.preprocessing import Preprocessing, to_array
 from deephash_cli.data.protocol import training_size
 from deephash_cli.data.small_images import MAX_SIDE
 from deephash_cli.errors import ArtifactError, DeephashError, command, first_line
 from deephash_cli.models import PRECISIONS, HashingNetwork, NoBackbone, computed_features, packed_codes
 from deephash_cli.retrieval import codes_folder
 from deephash_cli.training import checkpoints
-from deephash_cli.training.instantiate import build_module, is_learned
-from deephash_cli.training.targets import build
+from deephash_cli.training.instantiate import build_module, is_learned, network_without_weights
 from deephash_cli.training.trust import require_trusted
 
 _HALF = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 # The entries of a run's provenance that are also true of codes that its network makes of other images.
-_OF_A_RUN = ("method", "module", "model", "dataset", "seed", "epochs", "checkpoint", "versions")
+_OF_A_RUN = ("method", "module", "model", "backbone", "dataset", "seed", "epochs", "checkpoint", "versions")
 
 
 class Encoder(nn.Module):
@@ -110,21 +109,20 @@ class Encoder(nn.Module):
         with torch.inference_mode():
             for row, image in enumerate(images):  # one by one: a code must not depend on the images beside its own
                 # convert would copy a picture that is RGB already, and a large one takes hundreds of MB
-                pixels = prepare(image if image.mode == "RGB" else image.convert("RGB"), self.image_size)
+                pixels = prepare(image if image.mode == "RGB" else image.convert("RGB"), self.network.preprocessing)
                 u[row] = self(pixels[None].to(device)).cpu()
         return u
 
 
-def prepare(image: Image.Image, size: int) -> UInt8[Tensor, "3 h w"]:
+def prepare(image: Image.Image, form: Preprocessing) -> UInt8[Tensor, "3 h w"]:
     """Return the pixels of an RGB image in the form that a network takes.
 
     Args:
-        image: Image in RGB, of any size.
-        size: Side in pixels of the square that the image is resized and cropped to. A square image with a side of at
-            most ``MAX_SIDE`` keeps its size.
+        image: Image in RGB, of any size. A square image with a side of at most ``MAX_SIDE`` keeps its size.
+        form: Preprocessing of the network, by which any other image is resized and cropped.
     """
     small = image.width == image.height <= MAX_SIDE  # data sets of such images are kept in memory at their own size
-    return torch.from_numpy(square(image, image.width if small else size))
+    return torch.from_numpy(to_array(image) if small else form.pixels(image))
 
 
 def load_encoder(
@@ -162,7 +160,7 @@ def load_encoder(
     require_trusted(settings, also=allowed_targets)
     checkpoint = run / runs.CHECKPOINTS / Path(manifest["provenance"]["checkpoint"]["file"]).name
     known, provenance = _verified(run, record, checkpoint, manifest["provenance"], settings, allow_unverified)
-    network = _network(run, settings, vectors)
+    network = _network(run, record, settings, vectors)
     state = checkpoints.read_checkpoint(checkpoint, allow_unverified=allow_unverified)["state_dict"]
     prefix = "network."
     weights = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
@@ -226,11 +224,12 @@ def _verified(
     return owner is not None, provenance
 
 
-def _network(run: Path, settings: dict[str, Any], vectors: Path | None) -> HashingNetwork:
+def _network(run: Path, record: Mapping[str, Any], settings: dict[str, Any], vectors: Path | None) -> HashingNetwork:
     """Build the network of a run without weights.
 
     Args:
         run: Run folder.
+        record: Its record.
         settings: Its configuration.
         vectors: File whose length of vectors is used; None uses the file of the run.
 
@@ -240,12 +239,9 @@ def _network(run: Path, settings: dict[str, Any], vectors: Path | None) -> Hashi
     """
     try:
         bits, labels = settings["bits"], _stand_in_labels(run, settings)
-        backbone = settings["model"]["network"]["backbone"]
-        _leave_out_weights(backbone)
-        if vectors is not None and "file" in backbone:
-            backbone["file"] = str(vectors)
+        node = settings["model"]["network"]
+        network = network_without_weights(node, bits, record.get("backbone"), None if vectors is None else str(vectors))
         config = cast(DictConfig, OmegaConf.create(runs.escape(settings)))
-        network = build(config.model.network, bits=bits)
         if not is_learned(config):  # a fitted method puts its own hash layer into the network
             network = build_module(config, network, labels).network
         return network
@@ -255,14 +251,6 @@ def _network(run: Path, settings: dict[str, Any], vectors: Path | None) -> Hashi
         raise
     except Exception as error:
         raise _edited(run, error) from error
-
-
-def _leave_out_weights(node: Any) -> None:
-    """Have a backbone and all its parts built with random weights, because the checkpoint has the weights."""
-    if isinstance(node, dict) and isinstance(node.get("weights"), str):
-        node["weights"] = "none"
-    for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
-        _leave_out_weights(child)
 
 
 def _edited(run: Path, error: Exception) -> ArtifactError:

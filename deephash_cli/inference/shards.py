@@ -29,6 +29,7 @@ from deephash_cli.data.decoding import ImageError, decode
 from deephash_cli.data.image_input import images_at
 from deephash_cli.data.inspection import COLUMNS, record, refusal, write_list
 from deephash_cli.data.loaders import Loader, lost_workers_explained
+from deephash_cli.data.preprocessing import Preprocessing
 from deephash_cli.data.vectors import vectors
 from deephash_cli.errors import ArtifactError, ConfigError, DataError, DeephashError, print_error
 from deephash_cli.failures import explain, explained
@@ -260,7 +261,7 @@ class Work:
             for rows in [self.rows(shard)]
             for start in range(0, len(rows), self.task.batch_size)
         ]
-        batches = _Batches(self.dataset, self.encoder.image_size, slices)
+        batches = _Batches(self.dataset, self.encoder.network.preprocessing, slices)
         workers = 0 if self.dataset.images.in_memory else self.task.num_workers
         size = self.task.batch_size * 3 * self.encoder.image_size**2
         return _AnyIterable(Loader(batches, range(len(batches)), workers, "num_workers", size, pin_memory=False))
@@ -379,9 +380,9 @@ def _require_intact(folder: Path) -> None:
 class _Batches(Dataset[Batch]):
     """Batches by number. Files that cannot be read are listed in the batch and do not end a worker process."""
 
-    def __init__(self, dataset: RetrievalDataset, size: int, slices: list[tuple[int, range, bool]]):
+    def __init__(self, dataset: RetrievalDataset, form: Preprocessing, slices: list[tuple[int, range, bool]]):
         self.images = dataset.images
-        self.size = size
+        self.form = form
         self.slices = slices
 
     def __len__(self) -> int:
@@ -403,7 +404,7 @@ class _Batches(Dataset[Batch]):
         sizes: dict[tuple[int, ...], tuple[list[int], list[Tensor]]] = {}
         for row in rows:
             try:
-                image = prepare(decode(self.images.path(row), at_least=self.size), self.size)
+                image = prepare(decode(self.images.path(row), at_least=self.form.resized), self.form)
             except ImageError as error:
                 bad.append((row, error.reason))
                 continue

@@ -3,20 +3,26 @@
 import contextlib
 import functools
 import hashlib
-from collections.abc import Sequence
-from typing import Protocol, cast, runtime_checkable
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
 from deephash_cli import processes
 from deephash_cli.console import warn
-from deephash_cli.errors import DivergedError, short
+from deephash_cli.data.preprocessing import Preprocessing
+from deephash_cli.errors import ConfigError, DivergedError, short
+from deephash_cli.models.origin import Origin
 from deephash_cli.retrieval.codes import binarize, pack
+
+_EARLIER = {"crop": 1.0, "crop_mode": "square", "interpolation": "bilinear"}
 
 
 @runtime_checkable
@@ -32,7 +38,8 @@ class HashingNetwork(nn.Module):
     Args:
         backbone: Module from images ``(n, 3, s, s)`` to features ``(n, backbone.num_features)``.
         bits: Code length.
-        image_size: Side ``s`` in pixels that images are resized to.
+        image_size: Side ``s`` in pixels of the backbone's input. None, here and for the other five settings of the
+            preprocessing, means what the weights of the backbone were trained with.
         mean: Values for the red, green and blue channels, subtracted from images scaled to [0, 1].
         std: Values by which the three channels are divided after that.
         frozen: Whether the backbone keeps its weights and statistics. Its features can then be computed once and kept.
@@ -45,15 +52,25 @@ class HashingNetwork(nn.Module):
         channels_last: Whether images are stored channels last, which is faster on recent GPUs and CPUs.
         mirrored: Whether the features of an image are the mean of its own and of those of its mirror image, except in
             a backbone that is being trained. Encoding takes twice the time.
+        crop: Share of the resized image that is kept; see ``Preprocessing``. The defaults of this and the next two are
+            what runs of earlier versions did, whose configurations do not have them.
+        crop_mode: Way of cropping: ``center``, ``squash`` or ``square``.
+        interpolation: Filter that resizes: ``bilinear`` or ``bicubic``.
+
+    Attributes:
+        preprocessing: The six settings of the preprocessing that are used.
+
+    Raises:
+        ConfigError: If a setting of the preprocessing is None and the backbone has none of its own.
     """
 
     def __init__(
         self,
         backbone: nn.Module,
         bits: int,
-        image_size: int,
-        mean: Sequence[float],
-        std: Sequence[float],
+        image_size: int | None,
+        mean: Sequence[float] | None,
+        std: Sequence[float] | None,
         frozen: bool,
         frozen_norm: bool,
         standardize: bool,
@@ -61,12 +78,19 @@ class HashingNetwork(nn.Module):
         dropout: float,
         channels_last: bool,
         mirrored: bool,
+        crop: float | None = 1.0,
+        crop_mode: str | None = "square",
+        interpolation: str | None = "bilinear",
     ):
         super().__init__()
         self.backbone = backbone
         self.bits = bits
-        self.image_size = image_size
-        self.mean, self.std = list(mean), list(std)
+        origin = Origin.of(backbone)
+        given = {"size": image_size, "crop": crop, "crop_mode": crop_mode, "interpolation": interpolation}
+        self.preprocessing = _chosen(origin, {**given, "mean": mean, "std": std})
+        if getattr(backbone, "takes_images", True):
+            origin = replace(origin, preprocessing=self.preprocessing)
+        backbone.origin = origin  # type: ignore[assignment]
         self.frozen = frozen
         self.frozen_norm = frozen_norm
         self.mirrored = mirrored
@@ -80,6 +104,16 @@ class HashingNetwork(nn.Module):
         self.hash_layer: nn.Module = nn.Linear(width, bits)
         if frozen:
             self.backbone.requires_grad_(False)
+
+    @property
+    def origin(self) -> Origin:
+        """Origin of the backbone, with the preprocessing that is used."""
+        return Origin.of(self.backbone)
+
+    @property
+    def image_size(self) -> int:
+        """Side in pixels of the backbone's input."""
+        return self.preprocessing.size
 
     def train(self, mode: bool = True) -> "HashingNetwork":
         """Set training or evaluation mode, except for a frozen backbone or frozen batch normalization.
@@ -97,17 +131,30 @@ class HashingNetwork(nn.Module):
         return self
 
     def preprocess(self, images: UInt8[Tensor, "n c h w"]) -> Float[Tensor, "n 3 s s"]:
-        """Resize the shorter side to ``image_size``, crop the centre, scale to [0, 1] and normalise. Grey becomes RGB.
+        """Resize and crop as the weights expect, scale to [0, 1] and normalise. Grey becomes RGB.
+
+        Images that already have the size of the input are neither resized nor cropped.
 
         Args:
             images: Pixels from 0 to 255, with 1 or 3 channels.
         """
         x = images.to(torch.float32) / 255
-        if x.shape[-2:] != (self.image_size, self.image_size):
-            x = transforms.resize(x, [self.image_size], antialias=True)
-            x = transforms.center_crop(x, [self.image_size, self.image_size])
+        form = self.preprocessing
+        if x.shape[-2:] != (form.size, form.size):
+            x = transforms.center_crop(self._resized(x), [form.size, form.size])
         x = x.expand(-1, 3, -1, -1)
-        return transforms.normalize(x, self.mean, self.std).to(memory_format=self.memory_format)
+        return transforms.normalize(x, list(form.mean), list(form.std)).to(memory_format=self.memory_format)
+
+    def _resized(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c height width"]:
+        """Resize images to what the crop is taken from."""
+        form = self.preprocessing
+        if form.interpolation == "bilinear":  # in one step, which torchvision does to the bit as earlier versions
+            sides = [form.resized] * (2 if form.crop_mode == "squash" else 1)
+            return transforms.resize(x, sides, InterpolationMode.BILINEAR, antialias=True)
+        height, width = form.resized_sides(*x.shape[-2:])
+        for sides in ([x.shape[-2], width], [height, width]):  # Pillow cuts off what overshoots after each direction
+            x = transforms.resize(x, sides, InterpolationMode.BICUBIC, antialias=True).clamp(0, 1)
+        return x
 
     def features(self, images: UInt8[Tensor, "n c h w"]) -> Float[Tensor, "n features"]:
         """Compute the backbone features of images with pixels from 0 to 255; a frozen backbone gets no gradient."""
@@ -133,11 +180,34 @@ class HashingNetwork(nn.Module):
 
     def backbone_digest(self) -> str:
         """Return the hexadecimal SHA-256 of all that a feature depends on: backbone, its weights and preprocessing."""
-        digest = hashlib.sha256(repr((self.image_size, self.mean, self.std, self.mirrored)).encode())
+        form = self.preprocessing
+        digest = hashlib.sha256(repr((form.size, list(form.mean), list(form.std), self.mirrored)).encode())
         digest.update(repr(self.backbone).encode())
+        # What earlier versions did not have is left out where it has their values, so that their caches stay valid
+        geometry = {"crop": float(form.crop), "crop_mode": form.crop_mode, "interpolation": form.interpolation}
+        more = {**self.origin.changed, **(geometry if geometry != _EARLIER else {})}
+        if more:
+            digest.update(repr(sorted(more.items())).encode())
         for name, tensor in self.backbone.state_dict().items():
             digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
+
+
+def _chosen(origin: Origin, given: Mapping[str, Any]) -> Preprocessing:
+    """Return the preprocessing that is given, with that of the weights for each setting that is None.
+
+    Raises:
+        ConfigError: If a setting is None and the backbone has none of its own.
+    """
+    own = origin.preprocessing
+    if own is None and (missing := [name for name, value in given.items() if value is None]):
+        setting = "model.image_size" if missing[0] == "size" else f"model.network.{missing[0]}"
+        raise ConfigError(
+            f"{setting} must be given, because the weights of {origin.name} have no preprocessing of theirs"
+        )
+    values: dict[str, Any] = {name: getattr(own, name) if value is None else value for name, value in given.items()}
+    values |= {name: tuple(values[name]) for name in ("mean", "std")}
+    return Preprocessing(**values)
 
 
 class Standardization(nn.BatchNorm1d):

@@ -105,13 +105,14 @@ class Run:
         self._lock = _lock(path)
         self._unsealed: dict[str, tuple[tuple[int, ...] | None, str | None]] = {}  # states and digests at that time
 
-    def start(self, config_yaml: str, fingerprint: str, overrides: Sequence[str]) -> str:
+    def start(self, config_yaml: str, fingerprint: str, overrides: Sequence[str], **facts: Any) -> str:
         """Record what is about to run, in ``config.yaml`` and ``run.json``.
 
         Args:
             config_yaml: The resolved configuration as YAML.
             fingerprint: Digest of the settings that decide the result, from `runs.fingerprint`.
             overrides: Overrides as typed; secrets in them are hidden.
+            **facts: Further entries of the record, as plain values.
 
         Returns:
             The run's id. A resumed run keeps its id.
@@ -133,6 +134,7 @@ class Run:
             "fingerprint": fingerprint,
             "overrides": [hide_in_override(override) for override in overrides],
             "versions": versions(),
+            **facts,
             FILES: {
                 name: digest
                 for name, digest in sealing.digests(known).items()

@@ -5,7 +5,7 @@ import json
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -40,7 +40,7 @@ from deephash_cli.errors import (
 from deephash_cli.failures import explain, explained
 from deephash_cli.files import sha256_file, write_json, write_text
 from deephash_cli.hiding import hide
-from deephash_cli.models import HashingNetwork
+from deephash_cli.models import HashingNetwork, readable
 from deephash_cli.retrieval import scoring
 from deephash_cli.retrieval.caveats import caveats
 from deephash_cli.retrieval.codes_folder import save_codes
@@ -49,7 +49,7 @@ from deephash_cli.runs import outputs, records
 from deephash_cli.training import checkpoints, gallery, loggers, pretraining, resuming
 from deephash_cli.training.datasets import prepare_data
 from deephash_cli.training.inputs import Computing, Loading, Source
-from deephash_cli.training.instantiate import build_module, is_learned
+from deephash_cli.training.instantiate import build_module, is_learned, network_without_weights
 from deephash_cli.training.targets import as_yaml, build
 from deephash_cli.training.trainer import check_trainer, make_trainer, run_trainer
 from deephash_cli.training.trust import paths_in, require_no_download, require_trusted
@@ -72,6 +72,7 @@ class Job:
         dataset: Data set that the run uses.
         split: Division of the data set into training set, queries and database.
         network: Network to train.
+        is_blank: Whether the network has random weights for now, because a checkpoint has its weights.
     """
 
     config: DictConfig
@@ -79,6 +80,7 @@ class Job:
     dataset: RetrievalDataset
     split: Split
     network: HashingNetwork
+    is_blank: bool = False
 
 
 @explained()
@@ -112,9 +114,11 @@ def train(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
     else:
         outputs.require_room(config.runs, config.run_dir, config.dataset.get("root"))
     check_trainer(config)
-    if config.resume not in ("auto", "none") and (paths := paths_in(settings)):
+    # A checkpoint has the weights: what the settings say of them is not read
+    read = {"dataset": settings["dataset"]} if earlier and _has_weights(earlier, config) else settings
+    if config.resume not in ("auto", "none") and (paths := paths_in(read)):
         say(f"reading {', '.join(paths)}, as {config.resume} says")
-    job = prepare(config, settings)
+    job = prepare(config, settings, earlier=earlier)
     if config.trial:
         console.warn(
             f"trial={config.trial} uses at most so many queries, training images and database items: the numbers "
@@ -159,7 +163,10 @@ def _already_done(folder: Path) -> dict[str, Any]:
 
 
 def prepare(
-    config: DictConfig, settings: dict[str, Any] | None = None, unreadable: tuple[tuple[str, str], ...] | None = None
+    config: DictConfig,
+    settings: dict[str, Any] | None = None,
+    unreadable: tuple[tuple[str, str], ...] | None = None,
+    earlier: Path | None = None,
 ) -> Job:
     """Load the data set, divide it and build the network: all that can fail before a run gets a folder.
 
@@ -168,14 +175,27 @@ def prepare(
         settings: The same configuration as plain values, with secrets hidden; None if no run folder is written.
         unreadable: Ids of the images that ``bad_images=skip`` takes out of the data set, each with a reason; None to
             find them.
+        earlier: Run folder that is continued. If it has a checkpoint, the network gets its weights from that, and
+            published weights are neither read nor fetched. None for a new run.
 
     Raises:
         ConfigError: If the settings do not fit each other.
         DataError: If the data are missing, damaged, or do not fit the method.
+        ArtifactError: If weights are missing or damaged.
     """
     seed_everything(config.seed, verbose=False)
     dataset, split = prepare_data(config, unreadable)
-    return Job(config, settings or {}, dataset, split, build(config.model.network, bits=config.bits))
+    if earlier is None or not _has_weights(earlier, config):
+        return Job(config, settings or {}, dataset, split, build(config.model.network, bits=config.bits))
+    node = cast(dict[str, Any], OmegaConf.to_container(config.model.network, resolve=True))
+    network = network_without_weights(node, config.bits, runs.read_record(earlier).get("backbone"))
+    return Job(config, settings or {}, dataset, split, network, is_blank=True)
+
+
+def _has_weights(folder: Path, config: DictConfig) -> bool:
+    """Whether a run folder has a checkpoint, for a backbone that this package can build without weights."""
+    target = str(OmegaConf.select(config, "model.network.backbone._target_"))
+    return target.startswith("deephash_cli.models.") and any((folder / runs.CHECKPOINTS).glob("*.ckpt"))
 
 
 def fit(folder: Path, job: Job, dashboard: Logger | None) -> None:
@@ -199,6 +219,8 @@ def fit(folder: Path, job: Job, dashboard: Logger | None) -> None:
         train_rows, validation_rows = hold_out_validation(split, job.dataset, config.validation.queries, config.seed)
     owner = _owner(folder, job)
     start = _start(folder, config, owner)
+    if job.is_blank:
+        job = _with_weights(job, start.checkpoint, owner)
     keeping = checkpoints.EpochCheckpoints(
         folder / runs.CHECKPOINTS,
         config.checkpoint.every_n_epochs,
@@ -309,6 +331,27 @@ def _start(folder: Path, config: DictConfig, owner: checkpoints.Owner | None) ->
     return _Start(checkpoint, steps_done, (begun - 1, checkpoints.batches_done(saved)))
 
 
+def _with_weights(job: Job, checkpoint: Path | None, owner: checkpoints.Owner | None) -> Job:
+    """Give the backbone of a job its weights before its features are computed, which is before Lightning restores them.
+
+    Args:
+        job: Job whose network has random weights.
+        checkpoint: Checkpoint that training continues from; None if it begins again, from published weights.
+        owner: Run that the checkpoint must belong to; None for any run.
+
+    Raises:
+        ArtifactError: If the checkpoint does not fit the network, or if the published weights are missing.
+    """
+    if checkpoint is None:
+        return replace(job, network=build(job.config.model.network, bits=job.config.bits), is_blank=False)
+    prefix = "network.backbone."
+    state = checkpoints.read_checkpoint(checkpoint, owner)["state_dict"]
+    own = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+    checkpoints.require_fitting(checkpoint, own, job.network.backbone)
+    job.network.backbone.load_state_dict(own)
+    return replace(job, is_blank=False)
+
+
 def _fitting_rows(job: Job, rows: Int[np.ndarray, "n"]) -> Int[np.ndarray, "m"]:
     """Return the training rows that a method without gradients is fitted on, and say so if they are a sample."""
     most = job.config.fit_rows
@@ -328,7 +371,7 @@ def follow() -> None:
     try:
         with console.quiet_lightning():
             unreadable = tuple((name, reason) for name, reason in task["unreadable"])
-            fit(Path(task["folder"]), prepare(config, unreadable=unreadable), None)
+            fit(Path(task["folder"]), prepare(config, unreadable=unreadable, earlier=Path(task["folder"])), None)
     except (DeephashError, Stopped) as error:  # the first process gets the same error and prints it
         sys.exit(error.exit_code)
     except Exception as error:
@@ -346,6 +389,7 @@ def _settings(config: DictConfig) -> dict[str, Any]:
             started this process as one of several.
     """
     watch_variables()  # a job of a sweep may be another process
+    config.model.name = readable(config.model.name)
     settings = runs.redact(cast(dict[str, Any], OmegaConf.to_container(config, resolve=True)))
     if config.resume not in ("auto", "none"):
         require_trusted(settings, also=config.allowed_targets)
@@ -383,7 +427,8 @@ def _run_folder(config: DictConfig, earlier: Path | None) -> Iterator[runs.Run]:
 def _started(run: runs.Run, job: Job, overrides: Sequence[str]) -> str:
     """Record that a run has started, and return its id."""
     yaml = OmegaConf.to_yaml(OmegaConf.create(runs.escape(job.settings)))
-    return run.start(yaml, runs.fingerprint(job.settings), overrides)
+    backbone = job.network.origin.record()
+    return run.start(yaml, runs.fingerprint(job.settings), overrides, backbone=backbone)
 
 
 @contextlib.contextmanager
@@ -515,6 +560,7 @@ def _provenance(job: Job, epochs: int, checkpoint: Path, best: float) -> dict[st
             "method": config.method,
             "module": job.settings["module"],
             "model": config.model.name,
+            "backbone": job.network.origin.record(),
             "dataset": config.dataset.name,
             **pretraining.on_classes(pretraining.record_of(job.network), pretraining.known_to(config)),
             "split": {
@@ -556,4 +602,5 @@ def _inputs(job: Job) -> dict[str, Any]:
     if isinstance(images, Vectors):
         return {"views": "none: vectors as they are", "vectors": {"sha256": images.digest()}}
     views = "two, features averaged: the image and its mirror image" if job.network.mirrored else "one"
-    return {"views": f"{views}; shorter side resized, centre crop"}
+    resized = "both sides" if job.network.preprocessing.crop_mode == "squash" else "shorter side"
+    return {"views": f"{views}; {resized} resized, centre crop"}

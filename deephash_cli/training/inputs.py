@@ -92,7 +92,7 @@ class Source:
 
     Args:
         dataset: Images or vectors, with their labels.
-        network: Network that the rows are for; its image size and its backbone decide what it takes.
+        network: Network that the rows are for; its preprocessing and its backbone decide what it takes.
         device: Device that computes features and codes.
         loading: Settings of how batches are made.
         computing: Settings of how features are computed.
@@ -107,7 +107,7 @@ class Source:
         computing: Computing,
     ):
         images = dataset.images
-        self.images: Inputs = images.sized(network.image_size) if isinstance(images, ImageFiles) else images
+        self.images: Inputs = images.prepared(network.preprocessing) if isinstance(images, ImageFiles) else images
         self.labels = torch.from_numpy(dataset.labels)  # made float batch by batch, in a quarter of the memory
         self.dataset = dataset
         self.network = network

@@ -47,6 +47,7 @@ _ALLOWED = {
 }  # fmt: skip
 # Arguments of the loaders of data sets, and of backbones, that are paths.
 _PATHS = ("root", "file", "train", "query", "database", "labels", "ids", "split_file", "weights")
+_FOLDER = "local-dir:"  # before the folder in the name of a network of timm
 _NO_PATHS = ("folders", "none", "packaged")  # words that some of these take instead of a path
 
 _LONGEST = 1000  # letters of a path that are shown
@@ -117,9 +118,14 @@ def paths_in(settings: Mapping[str, Any]) -> list[str]:
         one_line(f"{place}.{name}={part[name][:_LONGEST]}")
         for place, part in parts.items()
         if isinstance(part, Mapping)
-        for name in _PATHS
-        if isinstance(part.get(name), str) and part[name] not in _NO_PATHS
+        for name in (*_PATHS, "name")
+        if isinstance(part.get(name), str) and _is_path(name, part[name])
     ]
+
+
+def _is_path(name: str, value: str) -> bool:
+    """Whether the value of an argument is a path. The name of a network is one if it names a folder of weights."""
+    return value.startswith(_FOLDER) if name == "name" else value not in _NO_PATHS
 
 
 def _nodes(value: Any, place: str) -> Iterator[_Node]:

@@ -166,7 +166,7 @@ def test_a_command_in_a_message_can_be_typed_into_bash(words):
 
 @pytest.mark.parametrize(
     "typed",
-    ["logger.tags=[a (1)]", "model.timm_name=it's (1)", 'x="a" (1)', "x=a\nb (1)", "x=\\ (", "seed={", "a (1)", "x=é'"],
+    ["logger.tags=[a (1)]", "model.name=it's (1)", 'x="a" (1)', "x=a\nb (1)", "x=\\ (", "seed={", "a (1)", "x=é'"],
 )
 def test_the_quotes_that_a_message_advises_are_accepted_by_bash_and_by_hydra(deephash, typed):
     message = deephash("train", typed).err

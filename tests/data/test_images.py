@@ -15,6 +15,7 @@ from deephash_cli.cache import cache_folder
 from deephash_cli.data import decoding, small_images
 from deephash_cli.data.dataset import ImageArray, ImageFiles
 from deephash_cli.data.decoding import ImageError
+from deephash_cli.data.preprocessing import central_square
 from deephash_cli.data.small_images import in_memory_if_small
 from deephash_cli.errors import DataError
 
@@ -27,7 +28,7 @@ def own_cache(tmp_path_factory, monkeypatch):
 
 
 def files(folder, *names, size=None):
-    return ImageFiles([folder / name for name in names], folder, size)
+    return ImageFiles([folder / name for name in names], folder, size and central_square(size))
 
 
 def loaded(path, size=8):
@@ -296,7 +297,7 @@ def test_large_jpeg_decoded_smaller_looks_the_same(tmp_path):
 def test_batch_keeps_the_order_and_accepts_tensors(tmp_path):
     for value in range(3):
         Image.new("L", (8, 8), value).save(tmp_path / f"{value}.png")
-    images = files(tmp_path, "0.png", "1.png", "2.png").sized(4)
+    images = files(tmp_path, "0.png", "1.png", "2.png", size=4)
     assert images.batch(np.array([2, 0]))[:, 0, 0, 0].tolist() == [2, 0]
     assert images.batch(np.array([1, 1]))[:, 0, 0, 0].tolist() == [1, 1]
     assert not images.in_memory

@@ -27,6 +27,7 @@ from deephash_cli.data.loaders import (
     lost_workers_explained,
     train_loader,
 )
+from deephash_cli.data.preprocessing import central_square
 from deephash_cli.errors import ConfigError, DataError
 
 
@@ -234,7 +235,7 @@ def test_as_many_workers_as_shared_memory_has_room_for(monkeypatch, capsys, free
 
 def test_the_size_of_a_batch_is_that_of_decoded_files(tmp_path, rows):
     assert rows.batch_bytes(8) == 0  # nothing is decoded
-    files = Rows(ImageFiles([tmp_path / "a.png"], tmp_path, 10), torch.zeros(1, 5), np.array([0]))
+    files = Rows(ImageFiles([tmp_path / "a.png"], tmp_path, central_square(10)), torch.zeros(1, 5), np.array([0]))
     assert files.batch_bytes(8) == 8 * (300 + 20)
 
 

@@ -272,7 +272,10 @@ def test_weights_that_the_hub_does_not_give(monkeypatch):
 
     monkeypatch.setattr(timm, "create_model", offline)
     with pytest.raises(
-        ArtifactError, match=r"could not fetch them \(no route to the hub\); try again, or set model\.weights=<file>"
+        ArtifactError,
+        match=r"model\.safetensors is not in \S*/models--timm--resnet10t\.c3_in1k and timm could not fetch them "
+        r"\(no route to the hub\); hf download timm/resnet10t\.c3_in1k model\.safetensors puts it there, here or on "
+        r"another machine with a network, or set model\.weights=<file>",
     ):
         timm_backbone("resnet10t", "auto")
 

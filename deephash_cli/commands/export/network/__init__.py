@@ -21,7 +21,7 @@ _SMALL = {"cifar10": 32, "fashion_mini": 28, "fashion_mnist": 28}
 # Allowed difference of continuous codes in another program. A bit may differ if its value is closer to 0 than this.
 _CLOSE = 1e-2
 _TAIL = """
-images: uint8 (n, 3, {side}, {side}), RGB, any n: the central square of a picture, resized (bilinear, antialiased).
+images: uint8 (n, 3, {side}, {side}), RGB, any n: {steps}.
 {note}codes: uint8 (n, {width}), {bits} bits: bit i is bit i % 8 (worth 2 ** (i % 8)) of byte i // 8; padding is 0.
 u: float32 (n, {bits}), the continuous codes; bit i is u[i] >= 0. Where u is NaN, the bit is 0: check u.
 source.json says which network this is.
@@ -83,8 +83,12 @@ def describe(encoder: "Encoder", side: int, folder: Path, loader: str) -> None:
         loader: Text on how to load the network.
     """
     width = packed_width(encoder.bits)
-    note = "" if side == encoder.image_size else f"The graph resizes them to {encoder.image_size} pixels a side.\n"
-    text = loader.format(side=side) + _TAIL.format(side=side, width=width, bits=encoder.bits, note=note)
+    form = encoder.network.preprocessing
+    is_whole = side == form.size  # otherwise the graph does these steps itself, with squares of another size
+    steps = form.steps if is_whole else "the central square of a picture"
+    note = "" if is_whole else f"The graph brings them to the network's input: {form.steps}.\n"
+    facts = {"side": side, "steps": steps, "note": note, "width": width, "bits": encoder.bits}
+    text = loader.format(side=side) + _TAIL.format(**facts)
     write_text(folder / "README.txt", text)
     write_json(folder / "source.json", {"bits": encoder.bits, "bit_order": "little", **encoder.provenance})
 

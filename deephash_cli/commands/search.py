@@ -61,7 +61,17 @@ def run(config: DictConfig) -> list[dict[str, Any]]:
     folder = None if config.codes is None else Path(config.codes)
     settings = cast(dict[str, Any], OmegaConf.to_container(config))
     trusted = list(config.allowed_targets)
-    searcher = open_searcher(run_folder, folder, config.index, settings, trusted, vectors, config.allow_unverified)
+    searcher = open_searcher(
+        run_folder,
+        folder,
+        config.index,
+        settings,
+        trusted,
+        vectors,
+        config.allow_unverified,
+        config.prefix_bits,
+        config.shortlist,
+    )
     say(f"{run_folder}: {searcher.title}, {searcher.n} images")
     if config.radius is None and config.k > searcher.n:
         warn(f"k={config.k} is more than the {searcher.n} images that are searched: no query finds more than these")
@@ -77,6 +87,8 @@ def run(config: DictConfig) -> list[dict[str, Any]]:
     results = [_described(query, hits) for query, hits in found]
     if output is not None:
         asked = {"run": str(run_folder), **{name: config[name] for name in ("codes", "index", "k", "radius")}}
+        if config.prefix_bits is not None:
+            asked |= {name: config[name] for name in ("prefix_bits", "shortlist")}
         write_json(output, {**asked, "bits": searcher.bits, "queries": results})
         say(f"results: {config.output}")
     if picture_file is not None:

@@ -12,12 +12,13 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from deephash_cli import runs
-from deephash_cli.console import say
+from deephash_cli.console import say, warn
 from deephash_cli.data.dataset import ImageArray, ImageFiles, RetrievalDataset, to_rgb
 from deephash_cli.data.decoding import decode
 from deephash_cli.errors import ArtifactError, DeephashError
 from deephash_cli.inference.encoder import Encoder, load_encoder
 from deephash_cli.retrieval import codes_folder, indexes
+from deephash_cli.retrieval.by_prefix import ByPrefix
 from deephash_cli.retrieval.codes_folder import Database, open_side
 from deephash_cli.training.targets import build
 from deephash_cli.training.trust import paths_in, require_trusted
@@ -77,7 +78,7 @@ class Searcher:
         title: Short description of the database: method, code length and data set.
     """
 
-    def __init__(self, encoder: Encoder, database: Database, pictures: "Pictures", index: indexes.Index):
+    def __init__(self, encoder: Encoder, database: Database, pictures: "Pictures", index: indexes.Index | ByPrefix):
         self.encoder = encoder
         self.database = database
         self.pictures = pictures
@@ -221,6 +222,8 @@ def open_searcher(
     allowed_targets: Sequence[str] = (),
     vectors: Path | None = None,
     allow_unverified: bool = False,
+    prefix_bits: int | None = None,
+    shortlist: int = 1000,
 ) -> Searcher:
     """Load the network of a run, and open the codes to search in.
 
@@ -232,6 +235,8 @@ def open_searcher(
         allowed_targets: Names of further packages whose classes the run may build.
         vectors: File of query vectors, if the run hashed vectors; see ``load_encoder``. None uses the file of the run.
         allow_unverified: Whether a checkpoint without a sidecar is used, too; see ``load_encoder``.
+        prefix_bits: Number of first bits that choose the items to order by all bits; None searches by all bits alone.
+        shortlist: Number of items that are chosen in this way.
 
     Raises:
         ArtifactError: If the run is not finished, if the codes are damaged, or if another network made them.
@@ -256,7 +261,13 @@ def open_searcher(
         source, named = database.manifest.get("source") or {}, folder / codes_folder.MANIFEST
         if "dataset" in source:
             require_trusted({"dataset": {"source": source["dataset"]}}, also=allowed_targets)
-    return Searcher(encoder, database, Pictures(source, named), indexes.open_or_build(index, database, settings))
+    if prefix_bits is None:
+        found = indexes.open_or_build(index, database, settings)
+    else:
+        found = ByPrefix(database, prefix_bits, shortlist, index, settings)
+        if prefix_bits not in (encoder.settings.get("nested") or ()):
+            warn(f"the first {prefix_bits} bits were not trained to be a code by themselves: only nested lengths are")
+    return Searcher(encoder, database, Pictures(source, named), found)
 
 
 def class_names(side: Database) -> list[str]:

@@ -23,7 +23,7 @@ from deephash_cli.npy import (
     require_kind,
     without_truth_values,
 )
-from deephash_cli.retrieval.codes import BITS_LIMIT, CodeSet, pack, packed_width
+from deephash_cli.retrieval.codes import BITS_LIMIT, CodeSet, pack, packed_width, prefix
 
 _REVERSED = np.packbits(np.unpackbits(np.arange(256, dtype=np.uint8), bitorder="big"), bitorder="little")
 
@@ -41,6 +41,7 @@ def load(
     database_labels: Path,
     bits: int | None = None,
     bit_order: Literal["little", "big"] = "little",
+    is_prefix: bool = False,
 ) -> tuple[CodeSet, CodeSet, dict[str, Any]]:
     """Read both sides of a retrieval from third-party arrays.
 
@@ -57,6 +58,8 @@ def load(
             codes cannot be distinguished from one column per bit.
         bit_order: Order of the bits in packed codes. ``little`` has bit 0 in the lowest place of its byte, as in Faiss;
             ``big`` has it in the highest place, which is the default of ``np.packbits``.
+        is_prefix: Whether to return the first ``bits`` bits of longer codes. The length of the codes themselves need
+            not be known then: arrays of uint8 are packed codes, with padding or without.
 
     Returns:
         The query side, the database side and the source: for each of the four files its name, SHA-256 and format.
@@ -68,7 +71,7 @@ def load(
         ConfigError: If ``bits`` is missing but needed, or if ``bits`` or ``bit_order`` contradicts a file.
     """
     files = {"query": query, "database": database, "query_labels": query_labels, "database_labels": database_labels}
-    codes = [_read_codes(path, bits, bit_order) for path in (query, database)]
+    codes = [_read_codes(path, _all_bits(path) if is_prefix else bits, bit_order) for path in (query, database)]
     labels = [read_labels(path) for path in (query_labels, database_labels)]
     query_set, database_set, classes = _sides(files, codes, labels)
     formats = [part.format for part in (*codes, *labels)]
@@ -78,6 +81,9 @@ def load(
     }
     if classes is not None:
         source["classes"] = classes.tolist()
+    if is_prefix and bits is not None:
+        source["prefix_of"] = query_set.bits
+        query_set, database_set = prefix(query_set, bits), prefix(database_set, bits)
     return query_set, database_set, source
 
 
@@ -138,6 +144,23 @@ def _sides(
         CodeSet(side.packed, side.bits, of_side, ids=None) for side, of_side in zip(codes, united, strict=True)
     )
     return query_set, database_set, classes
+
+
+def _all_bits(path: Path) -> int | None:
+    """Return the number of bits in packed codes, padding included; None if codes have one bit in each column.
+
+    Raises:
+        ConfigError: If all values are 0 or 1, because then the file may have either form.
+    """
+    array = open_array(path, "codes", (2,))
+    if array.dtype != np.uint8:
+        return None
+    if not any((npy.load(path)[rows] > 1).any() for rows in blocks(array)):
+        raise ConfigError(
+            f"{path} has columns of uint8 that are all 0 or 1, which may be packed codes or have one bit per column: "
+            "to evaluate the first bits of the latter, give truth values or int8 instead of uint8"
+        )
+    return 8 * array.shape[1]
 
 
 def _read_codes(path: Path, bits: int | None, bit_order: str) -> _Codes:

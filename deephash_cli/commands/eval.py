@@ -46,7 +46,9 @@ def run(config: DictConfig) -> dict[str, Any]:
     )
     if kind == "query":
         paths = [Path(config[name]) for name in _FILES]
-        query, database, source = foreign.load(*paths, config.bits, config.bit_order, is_prefix=kept is not None)
+        query, database, source = foreign.load(
+            *paths, bits=config.bits, bit_order=config.bit_order, is_prefix=config.prefix
+        )
         settings = scoring.settle({**config.metrics, "map_at": []}, overrides)
         metrics = {**scoring.evaluate(query, database, **settings), "source": source}
     elif kind == "run":

@@ -15,14 +15,10 @@ def _title(metrics: Mapping[str, Any]) -> str:
     if source := metrics.get("source"):
         sides = [f"{source[side]['file']} ({source[side]['format']})" for side in ("query", "database")]
         return f"{sides[0]} in {sides[1]}, {metrics['bits']} bits"
-    bits = (
-        f"first {metrics['bits']} of {metrics['prefix_of']} bits"
-        if "prefix_of" in metrics
-        else f"{metrics['bits']} bits"
-    )
+    first = f"first {metrics['bits']} of {metrics['prefix_of']}" if "prefix_of" in metrics else metrics["bits"]
     choices = " ".join(f"{name}={value}" for name, value in metrics["module"].items() if name != "_target_")
     return (
-        f"{metrics['method']} ({choices}), {bits}, seed {metrics['seed']}\n"
+        f"{metrics['method']} ({choices}), {first} bits, seed {metrics['seed']}\n"
         f"{metrics['dataset']} {metrics['split']['name']}, {metrics['model']}"
     )
 

@@ -164,7 +164,7 @@ class Session:
     def _log_numbers(self, metrics: Mapping[str, Any]) -> None:
         self.run.summary.update({f"eval/{name}": value for name, value in scoring.numbers(metrics).items()})
         for bits, part in scoring.nested(metrics).items():
-            self.run.summary.update({f"eval/{bits}_bits/{name}": n for name, n in scoring.numbers(part).items()})
+            self.run.summary.update({f"eval/{name}_{bits}_bits": n for name, n in scoring.numbers(part).items()})
 
     def _log_over_k(self, metrics: Mapping[str, Any]) -> None:
         for k in metrics.get(_BY_K[0], {}):  # empty without labels

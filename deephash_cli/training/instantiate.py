@@ -38,7 +38,7 @@ def build_module(config: DictConfig, network: HashingNetwork, train_labels: Floa
     methods = {}
     for bits in sorted({*config.nested, config.bits}):
         of_length = cast(DictConfig, OmegaConf.merge(config, {"bits": bits}))  # a loss may refer to ${bits}
-        methods[bits] = _build_method(of_length, cast(HashingNetwork, FirstOutputs(network, bits)), train_labels)
+        methods[bits] = _build_method(of_length, FirstOutputs(network, bits), train_labels)
     return Nested(methods, network=network, train_labels=train_labels, seed=config.seed, **_learning(config))
 
 

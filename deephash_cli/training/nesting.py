@@ -8,7 +8,7 @@ outputs alone. So its buffers, its random draws and whatever else it keeps are t
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 
@@ -26,8 +26,10 @@ _STEPS = ("training_step", "validation_step", "configure_optimizers", "optimizer
 _HOOKS = {*_STEPS, *(name for name in dir(LightningModule) if name.startswith("on_"))} - {*_PASSED_ON}
 
 
-class FirstOutputs(nn.Module):
-    """The first outputs of a network, as a network of a shorter code. It has no tensors of its own.
+class FirstOutputs(HashingNetwork):
+    """The first outputs of a network, as a network of a shorter code.
+
+    It has no tensors of its own, and is otherwise the whole network: its settings, layers and functions are those.
 
     Args:
         network: The whole network, whose tensors stay its own: they are in a checkpoint once.
@@ -35,11 +37,11 @@ class FirstOutputs(nn.Module):
     """
 
     def __init__(self, network: HashingNetwork, bits: int):
-        super().__init__()
+        nn.Module.__init__(self)
         self._whole = (network,)  # a module in a tuple is not registered
         self.bits = bits
 
-    def forward(self, inputs: Tensor) -> Float[Tensor, "n bits"]:
+    def forward(self, inputs: UInt8[Tensor, "n c h w"] | Float[Tensor, "n features"]) -> Float[Tensor, "n bits"]:
         """Compute the first continuous outputs for images or features."""
         return self._whole[0](inputs)[:, : self.bits]
 

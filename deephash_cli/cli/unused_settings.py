@@ -67,7 +67,7 @@ def refuse_nested(config: Any) -> None:
     lengths = list(config.nested)
     typed = f"nested=[{','.join(map(str, lengths))}]"
     if len(set(lengths)) < len(lengths) or any(length >= config.bits for length in lengths):
-        raise ConfigError(f"{typed} must be different lengths below bits={config.bits}: leave out the others")
+        raise ConfigError(f"{typed} must be lengths below bits={config.bits}, each of them once")
     if lengths and _trained_on(config) == "features":
         raise ConfigError(
             f"{typed}: method={config.method} is fitted in one step, so the first of its bits cannot be trained to be "

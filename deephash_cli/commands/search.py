@@ -69,8 +69,8 @@ def run(config: DictConfig) -> list[dict[str, Any]]:
         trusted,
         vectors,
         config.allow_unverified,
-        config.prefix_bits,
-        config.shortlist,
+        prefix_bits=config.prefix_bits,
+        shortlist=config.shortlist,
     )
     say(f"{run_folder}: {searcher.title}, {searcher.n} images")
     if config.radius is None and config.k > searcher.n:

@@ -143,6 +143,7 @@ def test_the_configuration_of_eval():
     assert config.pop("metrics") == compose().metrics  # the same defaults as those of train
     assert config.pop("bit_order") == "little"
     assert config.pop("overwrite") is False
+    assert config.pop("prefix") is False
     files = ("query", "database", "query_labels", "database_labels")
     keys = ("run", "codes", *files, "code_bits", "bits", "output", "ks", "map_at", "radius", "zero_hits")
     assert config == dict.fromkeys(keys)

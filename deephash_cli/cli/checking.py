@@ -15,7 +15,7 @@ from deephash_cli.cli.arguments import normalize, quote, value_of
 from deephash_cli.cli.hydra_keys import explain_choice, refuse_decided
 from deephash_cli.cli.limits import LISTS, LONGEST, NEEDED, OPTIONAL, RANGES, TEXTS, WORDS
 from deephash_cli.cli.trainer_settings import check_trainer
-from deephash_cli.cli.unused_settings import LEARNING, refuse_searched, refuse_unused
+from deephash_cli.cli.unused_settings import LEARNING, refuse_nested, refuse_searched, refuse_unused
 from deephash_cli.cli.verbs import groups
 from deephash_cli.errors import ConfigError, command, first_line, hint, short
 from deephash_cli.hiding import has_secret
@@ -144,6 +144,8 @@ def _composed(verb: str, variant: Sequence[str], chosen: Sequence[str], fixed: S
         del composed["hydra"]
     OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
     _check_values(composed, defaults, variant)
+    if verb == "train":
+        refuse_nested(composed)
     return composed
 
 

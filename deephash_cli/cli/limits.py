@@ -36,6 +36,8 @@ RANGES: dict[str, tuple[float, float | None]] = {
     "radius": (0, None),
     "pixels": (8, None),
     "k": (1, None),
+    "prefix_bits": (1, LONGEST),
+    "shortlist": (1, None),
     "shard_size": (1, None),
     "batch_size": (1, None),
     "num_workers": (0, None),
@@ -45,7 +47,6 @@ RANGES: dict[str, tuple[float, float | None]] = {
     "port": (0, 65535),
     "max_bytes": (1, None),
     "queries": (1, None),
-    "shortlist": (1, None),
 }
 # Settings that take one of a few words.
 WORDS: dict[str, tuple[str, ...]] = {
@@ -66,7 +67,7 @@ WORDS: dict[str, tuple[str, ...]] = {
     "dtype": ("float16", "float32"),
 }  # fmt: skip
 # Settings that are lists of whole numbers, with the lowest number that is allowed in each.
-LISTS = {"metrics.ks": 1, "dataset.map_at": 1, "ks": 1, "map_at": 1, "shards": 0}
+LISTS = {"nested": 1, "metrics.ks": 1, "dataset.map_at": 1, "ks": 1, "map_at": 1, "shards": 0}
 # Settings that are the path of a file or folder, or may be one. Any name works, in quotes for the shell alone.
 PATHS = (
     "run_dir", "runs", "resume", "dataset.root", "dataset.file", "dataset.split_file", "dataset.train", "dataset.query",

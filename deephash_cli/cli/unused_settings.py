@@ -55,6 +55,26 @@ def refuse_searched(chosen: Any, sweeper: Any) -> None:
                 raise ConfigError(f"the search for {name}: {_why_not(chosen)}")
 
 
+def refuse_nested(config: Any) -> None:
+    """Refuse nested lengths that are not shorter than the code, and any for a method that is fitted in one step.
+
+    Args:
+        config: The whole configuration of a training.
+
+    Raises:
+        ConfigError: If there is such a length.
+    """
+    lengths = list(config.nested)
+    typed = f"nested=[{','.join(map(str, lengths))}]"
+    if len(set(lengths)) < len(lengths) or any(length >= config.bits for length in lengths):
+        raise ConfigError(f"{typed} must be lengths below bits={config.bits}, each of them once")
+    if lengths and _trained_on(config) == "features":
+        raise ConfigError(
+            f"{typed}: method={config.method} is fitted in one step, so the first of its bits cannot be trained to be "
+            "a code of their own; leave out nested, or train each length alone"
+        )
+
+
 def _trained_on(chosen: Any) -> str | None:
     """Return what the method of a configuration is trained on; None if it names no class."""
     from omegaconf import OmegaConf

@@ -36,24 +36,29 @@ def run(config: DictConfig) -> dict[str, Any]:
     """
     kind = _kind(config)
     overrides = {name: config[name] for name in SETTINGS}
+    kept = _kept_bits(config)
     (output,) = settle(
         "eval",
         {"output=": config.output},
         {f"{name}=": config[name] for name in ("run", "codes", *_FILES)},
         config.overwrite,
-        own=_metrics_of(config.run, overrides),
+        own=_metrics_of(config.run, overrides, kept),
     )
     if kind == "query":
         paths = [Path(config[name]) for name in _FILES]
         query, database, source = foreign.load(
-            *paths, bits=config.bits, bit_order=config.bit_order, byte_type=config.byte_type
+            *paths,
+            bits=config.bits,
+            bit_order=config.bit_order,
+            byte_type=config.byte_type,
+            is_prefix=config.prefix,
         )
         settings = scoring.settle({**config.metrics, "map_at": []}, overrides)
         metrics = {**scoring.evaluate(query, database, **settings), "source": source}
     elif kind == "run":
-        metrics = score(runs.codes_folder("eval", config.run, None), overrides, with_features=True)
+        metrics = score(runs.codes_folder("eval", config.run, None), overrides, kept, with_features=True)
     else:
-        metrics = score(Path(config.codes), overrides, with_features=True)
+        metrics = score(Path(config.codes), overrides, kept, with_features=True)
     show(metrics)
     if metrics.get("ceiling", {}).get("map_features", 0) is None:
         say(
@@ -64,7 +69,7 @@ def run(config: DictConfig) -> dict[str, Any]:
     for sentence in caveats(metrics):
         warn(sentence)
     if output is not None:
-        own = _metrics_of(config.run, overrides)
+        own = _metrics_of(config.run, overrides, kept)
         if own is not None and output == own.resolve():
             _write_again(Path(config.run), metrics)
         else:
@@ -86,9 +91,22 @@ def _write_again(folder: Path, metrics: Mapping[str, Any]) -> None:
         run.seal()
 
 
-def _metrics_of(run: str | None, overrides: Mapping[str, Any]) -> Path | None:
+def _kept_bits(config: DictConfig) -> int | None:
+    """Return the number of first bits to evaluate, or None for all bits.
+
+    Raises:
+        ConfigError: If the number is missing.
+    """
+    if not config.prefix:
+        return None
+    if config.bits is None:
+        raise ConfigError("prefix=true evaluates the first bits of longer codes: add their number, such as bits=32")
+    return config.bits
+
+
+def _metrics_of(run: str | None, overrides: Mapping[str, Any], kept: int | None) -> Path | None:
     """Return the file of a run that holds exactly what is computed here, which may therefore be written again."""
-    changed = any(value is not None for value in overrides.values())
+    changed = kept is not None or any(value is not None for value in overrides.values())
     return None if run is None or changed else Path(run) / runs.METRICS
 
 
@@ -109,9 +127,10 @@ def _kind(config: DictConfig) -> str:
     if files and len(files) < len(_FILES):
         missing = [f"{name}=<file.npy>" for name in _FILES if name not in files]
         raise ConfigError(f"deephash eval with {', '.join(f'{n}=' for n in files)} also needs {', '.join(missing)}")
-    if not files and (config.bits is not None or config.bit_order != "little" or config.byte_type != "uint8"):
+    given_for_arrays = (config.bits is not None and not config.prefix, config.bit_order != "little")
+    if not files and (any(given_for_arrays) or config.byte_type != "uint8"):
         raise ConfigError(
             "bits=, bit_order= and byte_type= are for query= and database=; leave them out, "
-            f"{given[0]}= has them in {MANIFEST}"
+            f"{given[0]}= has them in {MANIFEST}; to evaluate the first bits alone add prefix=true"
         )
     return "query" if files else given[0]

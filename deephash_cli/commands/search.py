@@ -53,12 +53,12 @@ def run(config: DictConfig) -> list[dict[str, Any]]:
         {f"{name}=": config[name] for name in ("query", "run", "codes", "index")},
         config.overwrite,
     )
-    shortlist = rescoring.settle(config.rescore, config.shortlist, config.k)
+    is_rescored = rescoring.settle(config.rescore, config.shortlist, config.k) is not None
     run_folder = runs.given_or_latest(config.run, config.codes)
     place = Path(config.query).expanduser()
     if place.suffix != ".npy" and not place.exists():
         side, _, row = _by_id(run_folder, str(place))
-        if shortlist is not None:
+        if is_rescored:
             _continuous(run_folder, side, row, str(place))
     from deephash_cli.inference.searcher import open_searcher
 
@@ -67,7 +67,16 @@ def run(config: DictConfig) -> list[dict[str, Any]]:
     settings = cast(dict[str, Any], OmegaConf.to_container(config))
     trusted = list(config.allowed_targets)
     searcher = open_searcher(
-        run_folder, folder, config.index, settings, trusted, vectors, config.allow_unverified, shortlist
+        run_folder,
+        folder,
+        config.index,
+        settings,
+        trusted,
+        vectors,
+        config.allow_unverified,
+        prefix_bits=config.prefix_bits,
+        shortlist=config.shortlist,
+        is_rescored=is_rescored,
     )
     say(f"{run_folder}: {searcher.title}, {searcher.n} images")
     if config.radius is None and config.k > searcher.n:
@@ -83,7 +92,11 @@ def run(config: DictConfig) -> list[dict[str, Any]]:
         say(f"... and {len(found) - SHOWN} more queries; output=<file.json> writes all")
     results = [_described(query, hits) for query, hits in found]
     if output is not None:
-        names = ("codes", "index", "k", "radius", "rescore", *(("shortlist",) if shortlist is not None else ()))
+        names = ["codes", "index", "k", "radius", "rescore"]
+        if config.prefix_bits is not None:
+            names.append("prefix_bits")
+        if config.prefix_bits is not None or is_rescored:
+            names.append("shortlist")
         asked = {"run": str(run_folder), **{name: config[name] for name in names}}
         write_json(output, {**asked, "bits": searcher.bits, "queries": results})
         say(f"results: {config.output}")

@@ -12,13 +12,14 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from deephash_cli import runs
-from deephash_cli.console import say
+from deephash_cli.console import say, warn
 from deephash_cli.data.dataset import ImageArray, ImageFiles, RetrievalDataset, to_rgb
 from deephash_cli.data.decoding import decode
 from deephash_cli.errors import ArtifactError, DeephashError
 from deephash_cli.inference.encoder import Encoder, load_encoder
 from deephash_cli.models import packed_codes
 from deephash_cli.retrieval import codes_folder, indexes, rescoring
+from deephash_cli.retrieval.by_prefix import ByPrefix
 from deephash_cli.retrieval.codes_folder import Database, open_side
 from deephash_cli.training.targets import build
 from deephash_cli.training.trust import paths_in, require_trusted
@@ -90,7 +91,7 @@ class Searcher:
         encoder: Encoder,
         database: Database,
         pictures: "Pictures",
-        index: indexes.Index,
+        index: indexes.Index | ByPrefix,
         shortlist: int | None = None,
     ):
         self.encoder = encoder
@@ -263,7 +264,9 @@ def open_searcher(
     allowed_targets: Sequence[str] = (),
     vectors: Path | None = None,
     allow_unverified: bool = False,
-    shortlist: int | None = None,
+    prefix_bits: int | None = None,
+    shortlist: int = 1000,
+    is_rescored: bool = False,
 ) -> Searcher:
     """Load the network of a run, and open the codes to search in.
 
@@ -275,7 +278,9 @@ def open_searcher(
         allowed_targets: Names of further packages whose classes the run may build.
         vectors: File of query vectors, if the run hashed vectors; see ``load_encoder``. None uses the file of the run.
         allow_unverified: Whether a checkpoint without a sidecar is used, too; see ``load_encoder``.
-        shortlist: Number of nearest codes that are ranked by their scores; None ranks by distance.
+        prefix_bits: Number of first bits that choose a shortlist, which all bits order; None uses all bits alone.
+        shortlist: Number of items in a shortlist.
+        is_rescored: Whether the items of a shortlist are ranked by their scores; see `rescoring`.
 
     Raises:
         ArtifactError: If the run is not finished, if the codes are damaged, or if another network made them.
@@ -300,8 +305,13 @@ def open_searcher(
         source, named = database.manifest.get("source") or {}, folder / codes_folder.MANIFEST
         if "dataset" in source:
             require_trusted({"dataset": {"source": source["dataset"]}}, also=allowed_targets)
-    built = indexes.open_or_build(index, database, settings)
-    return Searcher(encoder, database, Pictures(source, named), built, shortlist)
+    if prefix_bits is None:
+        built = indexes.open_or_build(index, database, settings)
+    else:
+        built = ByPrefix(database, prefix_bits, shortlist, index, settings)
+        if prefix_bits not in (encoder.settings.get("nested") or ()):
+            warn(f"the first {prefix_bits} bits were not trained to be a code by themselves: only nested lengths are")
+    return Searcher(encoder, database, Pictures(source, named), built, shortlist if is_rescored else None)
 
 
 def class_names(side: Database) -> list[str]:

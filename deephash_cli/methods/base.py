@@ -153,7 +153,7 @@ class HashingModule(Hasher):
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Log means over images when an epoch ends, even early: Lightning's own sums take a tenth of a step."""
-        if self.trainer.is_last_batch or self.trainer.should_stop:
+        if self.epoch_sums and (self.trainer.is_last_batch or self.trainer.should_stop):
             count = self.epoch_sums.pop("images")
             means = {f"train/{name}": value / count for name, value in self.epoch_sums.items()}
             self.log_dict(means, on_step=False, on_epoch=True)

@@ -4,6 +4,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from deephash_cli.retrieval import scoring
+
 # A mean of n values between 0 and 1 has a standard error of at most 0.5 / sqrt(n). With fewer than 100 queries the
 # first decimal of a mAP is uncertain: 1.96 standard errors can be more than 0.1.
 FEW_QUERIES = 100
@@ -18,7 +20,10 @@ def caveats(metrics: Mapping[str, Any]) -> list[str]:
     >>> caveats({"queries": 50, "database": 8, "bits": 1, "unique_code_ratio": 1 / 8, "bit_balance": {"ones": [1.0]}})
     ['all 8 database items have the same code: the codes have collapsed, and no search can tell the items apart']
     """
-    return [*_of_codes(metrics), *_of_labels(metrics), *_of_sizes(metrics)]
+    # A bit that tells nothing apart is named once, among all bits
+    parts = {bits: {**part, "bit_balance": {"ones": []}} for bits, part in scoring.nested(metrics).items()}
+    shorter = [f"{bits} bits: {said}" for bits, part in parts.items() for said in _of_codes(part)]
+    return [*_of_codes(metrics), *shorter, *_of_labels(metrics), *_of_sizes(metrics)]
 
 
 def _of_codes(metrics: Mapping[str, Any]) -> list[str]:

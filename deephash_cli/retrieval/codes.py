@@ -1,13 +1,13 @@
 """Turn continuous codes into bits and bits into bytes, and check sets of binary codes with labels and ids."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Float16, UInt8
 
-from deephash_cli.errors import ArtifactError, short
+from deephash_cli.errors import ArtifactError, ConfigError, short
 from deephash_cli.npy import RowNumbers
 
 BITS_LIMIT = 2**16
@@ -111,6 +111,35 @@ class CodeSet:
     def n(self) -> int:
         """Number of images."""
         return len(self.packed)
+
+
+def prefix(codes: CodeSet, bits: int) -> CodeSet:
+    """Return the codes of the first ``bits`` bits, with the same labels and ids.
+
+    Raises:
+        ConfigError: If ``bits`` is below 1 or more than the codes have.
+    """
+    u = None if codes.u is None else codes.u[:, :bits]
+    return replace(codes, packed=packed_prefix(codes.packed, codes.bits, bits), bits=bits, u=u)
+
+
+def packed_prefix(packed: UInt8[np.ndarray, "n bytes"], bits: int, kept: int) -> UInt8[np.ndarray, "n kept_bytes"]:
+    """Return the first bits of packed codes, packed. Padding bits are zero.
+
+    Args:
+        packed: Codes as `pack` returns them.
+        bits: Code length.
+        kept: Number of bits to keep.
+
+    Raises:
+        ConfigError: If ``kept`` is below 1 or above ``bits``.
+    """
+    if not 1 <= kept <= bits:
+        raise ConfigError(f"a prefix must have 1 to {bits} bits, as many as the codes have, got {kept}")
+    first = np.array(packed[:, : packed_width(kept)])
+    if kept % 8:
+        first[:, -1] &= 2 ** (kept % 8) - 1
+    return first
 
 
 def require_comparable(query: CodeSet, database: CodeSet) -> None:

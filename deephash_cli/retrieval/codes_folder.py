@@ -411,6 +411,7 @@ _ENTRIES = {
     "evaluation.map_at": "a list of whole numbers from 1",
     "evaluation.radius": "a whole number of at least 0",
     "evaluation.zero_hits": "zero or skip",
+    "evaluation.nested": "a list of whole numbers from 1",
     "source": "an object",
     "source.root": "text",
     "source.dataset": "an object",

@@ -23,7 +23,7 @@ from deephash_cli.npy import (
     require_kind,
     without_truth_values,
 )
-from deephash_cli.retrieval.codes import BITS_LIMIT, CodeSet, pack, packed_width
+from deephash_cli.retrieval.codes import BITS_LIMIT, CodeSet, pack, packed_width, prefix
 from deephash_cli.retrieval.packing import BitOrder, ByteType, dtype_of, restore
 
 _SCALAR = "embeddings with one such number per dimension are not binary codes"
@@ -43,6 +43,7 @@ def load(
     bits: int | None = None,
     bit_order: BitOrder = "little",
     byte_type: ByteType = "uint8",
+    is_prefix: bool = False,
 ) -> tuple[CodeSet, CodeSet, dict[str, Any]]:
     """Read both sides of a retrieval from third-party arrays.
 
@@ -61,6 +62,8 @@ def load(
             ``big`` has it in the highest place, which is the default of ``np.packbits``.
         byte_type: Type of the bytes of packed codes; see `packing`. With one of the signed types, both sides must be
             packed as int8.
+        is_prefix: Whether to return the first ``bits`` bits of longer codes. The length of the codes themselves need
+            not be known then: arrays of uint8 are packed codes, with padding or without.
 
     Returns:
         The query side, the database side and the source: for each of the four files its name, SHA-256 and format.
@@ -73,7 +76,9 @@ def load(
             file.
     """
     files = {"query": query, "database": database, "query_labels": query_labels, "database_labels": database_labels}
-    codes = [_read_codes(path, bits, bit_order, byte_type) for path in (query, database)]
+    codes = [
+        _read_codes(path, _all_bits(path) if is_prefix else bits, bit_order, byte_type) for path in (query, database)
+    ]
     labels = [read_labels(path) for path in (query_labels, database_labels)]
     query_set, database_set, classes = _sides(files, codes, labels)
     formats = [part.format for part in (*codes, *labels)]
@@ -83,6 +88,9 @@ def load(
     }
     if classes is not None:
         source["classes"] = classes.tolist()
+    if is_prefix and bits is not None:
+        source["prefix_of"] = query_set.bits
+        query_set, database_set = prefix(query_set, bits), prefix(database_set, bits)
     return query_set, database_set, source
 
 
@@ -145,6 +153,23 @@ def _sides(
         CodeSet(side.packed, side.bits, of_side, ids=None) for side, of_side in zip(codes, united, strict=True)
     )
     return query_set, database_set, classes
+
+
+def _all_bits(path: Path) -> int | None:
+    """Return the number of bits in packed codes, padding included; None if codes have one bit in each column.
+
+    Raises:
+        ConfigError: If all values are 0 or 1, because then the file may have either form.
+    """
+    array = open_array(path, "codes", (2,))
+    if array.dtype != np.uint8:
+        return None
+    if not any((npy.load(path)[rows] > 1).any() for rows in blocks(array)):
+        raise ConfigError(
+            f"{path} has columns of uint8 that are all 0 or 1, which may be packed codes or have one bit per column: "
+            "to evaluate the first bits of the latter, give truth values or int8 instead of uint8"
+        )
+    return 8 * array.shape[1]
 
 
 def _read_codes(path: Path, bits: int | None, bit_order: BitOrder, byte_type: ByteType) -> _Codes:

@@ -6,6 +6,7 @@ from typing import Any
 from rich.table import Table
 
 from deephash_cli import console
+from deephash_cli.retrieval import scoring
 
 SHOWN_AT = ("1", "10", "100", "1000")  # the cut-offs k in the table; the file has all of them
 _CEILING = {
@@ -19,9 +20,10 @@ def _title(metrics: Mapping[str, Any]) -> str:
     if source := metrics.get("source"):
         sides = [f"{source[side]['file']} ({source[side]['format']})" for side in ("query", "database")]
         return f"{sides[0]} in {sides[1]}, {metrics['bits']} bits"
+    first = f"first {metrics['bits']} of {metrics['prefix_of']}" if "prefix_of" in metrics else metrics["bits"]
     choices = " ".join(f"{name}={value}" for name, value in metrics["module"].items() if name != "_target_")
     return (
-        f"{metrics['method']} ({choices}), {metrics['bits']} bits, seed {metrics['seed']}\n"
+        f"{metrics['method']} ({choices}), {first} bits, seed {metrics['seed']}\n"
         f"{metrics['dataset']} {metrics['split']['name']}, {metrics['model']}"
     )
 
@@ -48,6 +50,9 @@ def show(metrics: Mapping[str, Any]) -> None:
     for name, note in _CEILING.items():
         if name in (found := metrics.get("ceiling", {})):
             table.add_row(name, "-" if found[name] is None else f"{found[name]:.4f}", note)
+    for bits, part in scoring.nested(metrics).items():
+        if "map" in part:
+            table.add_row(f"map, {bits} bits", f"{part['map']:.4f}", f"the first {bits} bits as a code of their own")
     for name in ("precision_at_k", "recall_at_k"):
         for k in SHOWN_AT:
             if k in metrics.get(name, ()):

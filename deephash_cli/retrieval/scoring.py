@@ -7,9 +7,10 @@ from typing import Any, TypeGuard
 import numpy as np
 from jaxtyping import Int64
 
+from deephash_cli.console import warn
 from deephash_cli.errors import ArtifactError, ConfigError, DataError
 from deephash_cli.retrieval import asymmetric, ceiling, metrics, ranking, scoring
-from deephash_cli.retrieval.codes import RANK_LIMIT, CodeSet, require_comparable
+from deephash_cli.retrieval.codes import RANK_LIMIT, CodeSet, prefix, require_comparable
 from deephash_cli.retrieval.codes_folder import MANIFEST, load_codes, require_entries
 
 # Treatments of a query without a relevant item in the database.
@@ -226,6 +227,15 @@ def is_number(value: Any) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _HUGE
 
 
+def nested(metrics: Mapping[str, Any]) -> dict[int, Mapping[str, Any]]:
+    """Return the metrics of each nested code length in a ``metrics.json``, shortest first.
+
+    The file may have been edited, so what is not the metrics of a shorter code is left out.
+    """
+    found = {int(k): part for k, part in _inside(metrics, "nested").items() if k.isdecimal() and len(k) < 6}
+    return {bits: found[bits] for bits in sorted(found) if bits > 0 and isinstance(found[bits], Mapping)}
+
+
 def _inside(metrics: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     value = metrics.get(name)
     return value if isinstance(value, Mapping) else {}
@@ -323,28 +333,47 @@ def _per_query(
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def score(folder: Path, overrides: Mapping[str, Any], with_features: bool = False) -> dict[str, Any]:
+def score(
+    folder: Path, overrides: Mapping[str, Any], bits: int | None = None, with_features: bool = False
+) -> dict[str, Any]:
     """Compute the metrics of a codes folder, and add the provenance from its manifest.
 
     Args:
         folder: A codes folder.
         overrides: Values of ``ks``, ``map_at``, ``radius`` and ``zero_hits`` that replace those in the manifest. A
             value of ``None`` keeps that of the manifest.
+        bits: Number of first bits to evaluate, as codes of this length; None evaluates all bits, and beside them each
+            length that was trained to be a code by itself, under ``nested``.
         with_features: Whether to compute ``map_features``, which takes seconds; it is None if the features are not
             known or no longer in the cache.
 
     Raises:
         ArtifactError: If the codes are damaged, or if the manifest lacks their provenance or evaluation settings.
-        ConfigError: If an override is not valid.
+        ConfigError: If an override is not valid, or if the codes are shorter than ``bits``.
         DataError: If a side is empty, or if no query has a relevant item with ``zero_hits="skip"``.
     """
     query, database, manifest = load_codes(folder)
     require_entries(folder, manifest, _NEEDED)
     settings = settle({"zero_hits": "zero", **manifest["evaluation"]}, overrides)
-    features = ceiling.cached_features(folder, manifest) if with_features else None
-    metrics = scoring.evaluate(query, database, **settings, features=features)
-    if with_features and "ceiling" in metrics:
-        metrics["ceiling"].setdefault("map_features", None)
+    lengths = manifest["evaluation"].get("nested", [])
+
+    def of_first(kept: int) -> dict[str, Any]:
+        return scoring.evaluate(prefix(query, kept), prefix(database, kept), **settings)
+
+    if bits is not None:
+        metrics = {**of_first(bits), "prefix_of": query.bits}
+        if bits not in (*lengths, query.bits):
+            warn(
+                f"the first {bits} of the {query.bits} bits were not trained to be a code by themselves: only nested "
+                "lengths are"
+            )
+    else:
+        features = ceiling.cached_features(folder, manifest) if with_features else None
+        metrics = scoring.evaluate(query, database, **settings, features=features)
+        if with_features and "ceiling" in metrics:
+            metrics["ceiling"].setdefault("map_features", None)
+        if lengths:
+            metrics["nested"] = {str(length): of_first(length) for length in lengths}
     if taken := metrics.keys() & manifest["provenance"].keys():
         raise ArtifactError(
             f"{folder / MANIFEST} must give only the origin of the codes under provenance, got metrics: "

@@ -6,7 +6,7 @@ import os
 import re
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,19 +54,32 @@ _TIES = {
 
 @dataclass(frozen=True)
 class Result:
-    """A finished run.
+    """A finished run, at one code length.
 
     Attributes:
         folder: The run folder.
         record: Content of ``run.json``.
         settings: The run's configuration as a flat dictionary with dotted names.
-        metrics: Content of ``metrics.json``.
+        metrics: Content of ``metrics.json``; for a nested length, what it has for this length.
+        is_prefix: Whether this is a nested length of the run, shorter than its codes.
     """
 
     folder: Path
     record: dict[str, Any]
     settings: dict[str, Any]
     metrics: dict[str, Any]
+    is_prefix: bool = False
+
+    @property
+    def lengths(self) -> "list[Result]":
+        """The run at each of its code lengths: a run whose lengths are nested has several."""
+        facts = {name: self.metrics[name] for name in (*_NEEDED, "class_names") if name in self.metrics}
+        shorter = [
+            replace(self, metrics={**part, **facts, "bits": bits}, is_prefix=True)
+            for bits, part in scoring.nested(self.metrics).items()
+            if bits < self.metrics["bits"]
+        ]
+        return [*shorter, self]
 
     @property
     def kind(self) -> dict[str, Any]:
@@ -361,12 +374,12 @@ def _some(names: Iterable[str]) -> str:
 
 
 def sections(results: Iterable[Result]) -> list[Section]:
-    """Group runs into sections in which they can be compared.
+    """Group runs into sections in which they can be compared. A run with nested lengths is in them with each of these.
 
     Runs on different data sets or splits, or measured by different rules, are in different sections.
     """
     groups: dict[str, list[Result]] = {}
-    for result in results:
+    for result in (part for run in results for part in run.lengths):
         metrics = result.metrics
         policies = {name: rule for name, rule in metrics["policies"].items() if name not in scoring.BESIDE}
         rule = json.dumps([metrics["dataset"], metrics["split"]["sha256"], policies], sort_keys=True)
@@ -384,7 +397,7 @@ def _section(members: Sequence[Result]) -> Section:
     for alike in kinds.values():
         methods.setdefault(alike[0].metrics["method"], []).append(alike)
     differing = [
-        (method, _with_model(differs, alike[0], models), _by_length(alike))
+        (method, _with_model(_with_nested(differs, alike[0]), alike[0], models), _by_length(alike))
         for method, several in methods.items()
         for alike, differs in zip(several, differences([alike[0].kind for alike in several]), strict=True)
     ]
@@ -418,6 +431,12 @@ def _with_model(differs: dict[str, Any], result: Result, models: set[str | None]
     if len(models) == 1:
         return differs
     return {"model": _model(result), **{name: value for name, value in differs.items() if name != "model.name"}}
+
+
+def _with_nested(differs: dict[str, Any], result: Result) -> dict[str, Any]:
+    """The settings that distinguish a row, with its nested lengths: its shorter codes are no codes of runs alone."""
+    nested = result.settings.get("nested")
+    return {**differs, "nested": nested} if nested else differs
 
 
 def differences(kinds: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -40,7 +40,7 @@ RESUMABLE = (
 # Settings that later versions added, with the value that does what earlier versions did: a run without them is equal to
 # a run with these values.
 _ADDED = {
-    "bad_images": "stop", "fit_rows": 500_000, "trial": None,
+    "bad_images": "stop", "fit_rows": 500_000, "trial": None, "nested": [],
     "features.precision": "fp32", "features.batch_size": None,
 }  # fmt: skip
 _CONFIG_LIMIT = 2**20  # bytes
@@ -145,7 +145,7 @@ def hide_in_override(override: str) -> str:
 
 def forbidden_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     """List the differences in settings that a resumed run must keep, each as ``name: old -> new``."""
-    old, new = flatten(before), flatten(after)
+    old, new = comparable(before), comparable(after)
     return [
         f"{name}: {old.get(name)} -> {new.get(name)}"
         for name in sorted(old.keys() | new.keys())

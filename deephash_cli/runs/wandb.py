@@ -106,7 +106,8 @@ class Session:
     def _define(self) -> None:
         """Define the horizontal axis of each curve.
 
-        A run has a single point of ``eval/map_by_bits``; the points of a group of runs make the curve.
+        A run has a point of ``eval/map_by_bits`` for each of its code lengths, mostly one; the points of a group of
+        runs make the curve.
         """
         for step, names, options in (
             (_STEP, ("train/*", "validation/*", "lr/*", "time/*"), {}),
@@ -162,12 +163,15 @@ class Session:
 
     def _log_numbers(self, metrics: Mapping[str, Any]) -> None:
         self.run.summary.update({f"eval/{name}": value for name, value in scoring.numbers(metrics).items()})
+        for bits, part in scoring.nested(metrics).items():
+            self.run.summary.update({f"eval/{name}_{bits}_bits": n for name, n in scoring.numbers(part).items()})
 
     def _log_over_k(self, metrics: Mapping[str, Any]) -> None:
         for k in metrics.get(_BY_K[0], {}):  # empty without labels
             self.run.log({"eval/k": int(k), **{f"eval/{name}": metrics[name][k] for name in _BY_K}})
-        if "map" in metrics:
-            self.run.log({"eval/bits": metrics["bits"], "eval/map_by_bits": metrics["map"]})
+        for bits, part in {**scoring.nested(metrics), metrics["bits"]: metrics}.items():
+            if "map" in part:
+                self.run.log({"eval/bits": bits, "eval/map_by_bits": part["map"]})
 
     def _log_panels(self) -> None:
         import wandb

@@ -242,7 +242,7 @@ def fit(folder: Path, job: Job, dashboard: Logger | None) -> None:
     _require_images(trainer.world_size, split.query, split.database, validation_rows)
     _require_batches(config, len(train_rows), trainer.world_size)
     unreadable = list(job.dataset.unreadable)
-    task = json.dumps({"folder": str(folder.absolute()), "config": as_yaml(config), "unreadable": unreadable})
+    task = json.dumps({"folder": str(folder.absolute()), "config": _shared(config), "unreadable": unreadable})
     with (
         processes.team(trainer.world_size, trainer.strategy.root_device, FOLLOW, task),
         lost_workers_explained("loader.num_workers"),
@@ -288,6 +288,17 @@ def fit(folder: Path, job: Job, dashboard: Logger | None) -> None:
                 provenance["provenance"]["features"] = {"key": source.inputs.key}
                 rows = split.query, split.database
             save_codes(folder / runs.CODES, query, database, provenance, rows)
+
+
+def _shared(config: DictConfig) -> str:
+    """Return the configuration for the processes that follow the first one, resolved, as YAML.
+
+    If lengths are nested, the method and its loss keep what refers to ``bits``, because they are built for each length.
+    """
+    shared = OmegaConf.create(as_yaml(config))
+    if config.get("nested"):
+        shared.module, shared.loss = config.module, config.loss
+    return OmegaConf.to_yaml(shared)
 
 
 def _owner(folder: Path, job: Job) -> checkpoints.Owner | None:
@@ -586,6 +597,7 @@ def _provenance(job: Job, epochs: int, checkpoint: Path, best: float) -> dict[st
             "map_at": list(config.dataset.map_at),
             "radius": config.metrics.radius,
             "zero_hits": config.metrics.zero_hits,
+            **({"nested": sorted(config.nested)} if config.get("nested") else {}),
         },
     }
 

@@ -14,6 +14,7 @@ from deephash_cli.methods.base import Hasher, HashingModule
 from deephash_cli.models import HashingNetwork, Origin
 from deephash_cli.models.timm_networks import SOURCES
 from deephash_cli.runs import escape
+from deephash_cli.training.nesting import FirstOutputs, Nested
 from deephash_cli.training.targets import build, target_of
 
 _TIMM = "deephash_cli.models.timm_backbone"
@@ -87,7 +88,7 @@ def _name_by_architecture(backbone: dict[str, Any], origin: Origin | None) -> No
 
 
 def build_module(config: DictConfig, network: HashingNetwork, train_labels: Float[Tensor, "n classes"]) -> Hasher:
-    """Build the method of a configuration around a network.
+    """Build the method of a configuration around a network, for all its nested lengths if it has some.
 
     Args:
         config: Composed configuration.
@@ -95,14 +96,32 @@ def build_module(config: DictConfig, network: HashingNetwork, train_labels: Floa
         train_labels: Multi-hot labels of the training set, in the order of its rows.
 
     Raises:
-        ConfigError: If the method refuses its settings.
+        ConfigError: If the method refuses its settings, or cannot be trained at several lengths.
         DataError: If the method cannot learn from these labels.
     """
+    if not config.get("nested"):
+        return _build_method(config, network, train_labels)
+    if not is_learned(config):
+        raise ConfigError(f"method={config.method} is fitted in one step and has no nested lengths: leave out nested")
+    methods = {}
+    for bits in sorted({*config.nested, config.bits}):
+        of_length = cast(DictConfig, OmegaConf.merge(config, {"bits": bits}))  # a loss may refer to ${bits}
+        methods[bits] = _build_method(of_length, FirstOutputs(network, bits), train_labels)
+    return Nested(methods, network=network, train_labels=train_labels, seed=config.seed, **_learning(config))
+
+
+def _build_method(config: DictConfig, network: HashingNetwork, train_labels: Float[Tensor, "n classes"]) -> Hasher:
+    """Build the method of a configuration around a network, for the code length of the network alone."""
     settings: dict[str, Any] = {"network": network, "train_labels": train_labels, "seed": config.seed}
     if is_learned(config):
-        settings |= {name: build(config[name]) for name in ("loss", "optimizer", "scheduler", "augment")}
-        settings["backbone_lr"] = config.model.backbone_lr
+        settings |= {"loss": build(config.loss), **_learning(config)}
     try:
         return build(config.module, _partial_=True)(**settings)
     except (ValueError, TypeError) as error:
         raise ConfigError(f"module: {first_line(error)}") from error
+
+
+def _learning(config: DictConfig) -> dict[str, Any]:
+    """Build what a method that learns by gradient needs beside its loss."""
+    parts = {name: build(config[name]) for name in ("optimizer", "scheduler", "augment")}
+    return {**parts, "backbone_lr": config.model.backbone_lr}

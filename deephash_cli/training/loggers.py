@@ -14,6 +14,7 @@ from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, Wand
 from deephash_cli import console
 from deephash_cli.errors import ArtifactError, first_line
 from deephash_cli.files import append_text, reason, write_text
+from deephash_cli.retrieval import scoring
 from deephash_cli.runs.wandb import Session
 
 
@@ -260,8 +261,14 @@ def conclude(logger: Logger | None, metrics: Mapping[str, Any] | None, exit_code
         steps = [logger.session.log_results] if metrics is not None else []
         steps.append(lambda: logger.session.finish(exit_code))
     else:
-        found = (metrics or {}).items()
-        numbers: dict[str, float] = {f"eval/{name}": value for name, value in found if isinstance(value, int | float)}
+        parts = {"": metrics or {}}
+        parts |= {f"_{bits}_bits": dict(part) for bits, part in scoring.nested(metrics or {}).items()}
+        numbers: dict[str, float] = {
+            f"eval/{name}{ending}": value
+            for ending, part in parts.items()
+            for name, value in part.items()
+            if isinstance(value, int | float)
+        }
         steps = [lambda: logger.log_metrics(numbers), logger.save] if numbers else []
         steps.append(lambda: logger.finalize("success" if exit_code == 0 else "failed"))
     for step in steps:  # each one even if another failed, because the last one closes the logger

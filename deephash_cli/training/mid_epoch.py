@@ -98,7 +98,9 @@ def restore(trainer: Trainer, module: LightningModule, saved: dict[str, Any]) ->
 
 def _own_hooks(module: LightningModule) -> bool:
     """Whether a class of the method that is not part of this package has hooks that may keep something."""
-    foreign = [cls for cls in type(module).__mro__ if not f"{cls.__module__}.".startswith(_KNOWN)]
+    methods = [part for part in module.modules() if isinstance(part, LightningModule)]  # several if lengths are nested
+    classes = {cls for method in methods for cls in type(method).__mro__}
+    foreign = [cls for cls in classes if not f"{cls.__module__}.".startswith(_KNOWN)]
     return any(name in vars(cls) for cls in foreign for name in _HOOKS)
 
 

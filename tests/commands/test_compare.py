@@ -433,3 +433,37 @@ def test_no_text_of_a_backbone_breaks_a_line(deephash):
         assert r"a\nb" in line
         assert form != "latex" or line.startswith("% backbone")
         assert form != "markdown" or r"\|&lt;b&gt;" in line
+
+
+def nested(folder, method="dpsh", seed=1, values=(0.3, 0.4), **more):
+    """A run of 24 bits with nested lengths 8 and 12."""
+    parts = {
+        str(bits): {"map": value, "bits": bits, "policies": {"ties": "exact"}}
+        for bits, value in zip((8, 12), values, strict=True)
+    }
+    return write_run(
+        folder, method, bits=24, seed=seed, value=0.6, changes={"nested": [8, 12]}, metrics={"nested": parts, **more}
+    )
+
+
+def test_nested_lengths_are_columns_of_a_row_of_their_own(deephash):
+    nested("runs/a")
+    nested("runs/b", seed=2, values=(0.5, 0.6))
+    write_run("runs/c", bits=12, value=0.7)
+    nested("runs/d", method="dtsh")
+    (section,) = results.sections(results.collect([Path("runs")])[0])
+    assert section.lengths == [8, 12, 24]
+    marked = [row.label for row in section.rows]
+    assert marked == ["dpsh", "dpsh (nested=[8, 12])", "dtsh (nested=[8, 12])"]  # the last has no row of its own beside
+    means = [[cell and round(cell.mean, 9) for cell in row] for row in section.cells("map")]
+    assert means == [[None, 0.7, None], [0.4, 0.5, 0.6], [0.3, 0.4, 0.6]]
+    assert [[cell and cell.seeds for cell in row] for row in section.cells("map")][1] == [2, 2, 2]
+    table = read_csv(deephash("compare", "runs", "--format", "csv").out)
+    assert [(entry["bits"], entry["settings"]) for entry in table][:2] == [("12", ""), ("8", "nested=[8, 12]")]
+
+
+@pytest.mark.parametrize("odd", [3, [1], {"x": {}, "-1": {}, "8": 4, "99": {"map": 1.0}, "9" * 5000: {}, "0": {}}])
+def test_nested_metrics_that_were_edited_are_left_out(odd):
+    nested("runs/a", nested=odd)
+    (section,) = results.sections(results.collect([Path("runs")])[0])
+    assert section.lengths == [24]

@@ -16,7 +16,7 @@ from conftest import QUICK, write_photos
 from deephash_cli import runs
 from deephash_cli.cli import main as cli
 from deephash_cli.files import read_sealed
-from deephash_cli.retrieval.codes import CodeSet, pack
+from deephash_cli.retrieval.codes import CodeSet, pack, unpack
 from deephash_cli.retrieval.codes_folder import load_codes, save_codes
 
 
@@ -207,3 +207,36 @@ def test_the_manifest_says_all_that_is_needed(trained):
     assert manifest["provenance"]["split"]["sha256"] == split["sha256"]
     assert query.ids == split["query"]
     assert database.ids == split["database"]
+
+
+def test_the_first_bits_alone(deephash, trained, tmp_path):
+    bits = json.loads((trained / runs.METRICS).read_text())["bits"]
+    result = deephash("eval", f"run={trained}", "bits=5", "prefix=true", "output=first.json")
+    assert result.code == 0
+    assert f"the first 5 of the {bits} bits were not trained to be a code by themselves" in result.err
+    query, database, _ = load_codes(trained / runs.CODES)
+    first = json.loads(Path("first.json").read_text())
+    cut = [pack(unpack(side.packed, bits)[:, :5]) for side in (query, database)]
+    for name, array in zip(("query", "database"), cut, strict=True):
+        np.save(f"{name}.npy", array)
+        np.save(f"{name}_labels.npy", {"query": query, "database": database}[name].labels)
+    files = [f"{name}={name}.npy" for name in ("query", "database", "query_labels", "database_labels")]
+    assert deephash("eval", *files, "bits=5", "output=cut.json").code == 0
+    assert json.loads(Path("cut.json").read_text())["map"] == first["map"]
+    assert first["prefix_of"] == bits
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["prefix=true"], "prefix=true evaluates the first bits of longer codes: add their number"),
+        (["prefix=true", "bits=999"], "a prefix must have 1 to"),
+        (["bits=5"], "to evaluate the first bits alone add prefix=true"),
+        (["prefix=true", "bits=5", "output={run}/metrics.json"], "is one of the files of the run folder"),
+    ],
+)
+def test_first_bits_that_cannot_be_evaluated(deephash, trained, arguments, sentence):
+    result = deephash("eval", f"run={trained}", *(text.format(run=trained) for text in arguments))
+    assert result.code == 2
+    assert sentence in result.err
+    assert result.err.count("\n") == 1

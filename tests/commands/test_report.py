@@ -120,6 +120,18 @@ def test_the_table_has_methods_by_lengths_with_means_over_seeds(make):
     assert runs[1] == ["dpsh", "12", "1", "0.7100", "0.7100", "2026-01-01 00:00", "65", "dpsh-12-1"]
 
 
+def test_nested_lengths_are_columns_and_a_run_is_listed_once(make):
+    parts = {"12": {**curves(12, 0.5), "map": 0.5}}
+    folder = write_run("runs/a", bits=24, changes={"nested": [12]}, metrics={**curves(24, 0.6), "nested": parts})
+    write_steps(folder)
+    _, text, page = make("runs")
+    assert page.table("map: mean")[1] == ["dpsh (nested=[12])", "0.5000(1)", "0.5000(1)"]
+    assert [row[1] for row in page.table("Precision at k")[1:]] == ["12", "24"]
+    assert [row[2] for row in page.table("1 run")[1:]] == ["24"]
+    groups = data_of(text)["sections"][0]["groups"]
+    assert [(group["bits"], "loss" in group) for group in groups] == [(12, False), (24, True)]
+
+
 def test_any_number_can_be_the_headline(make):
     write_sweep()
     _, text, page = make("runs", "--metric", "map_stable")

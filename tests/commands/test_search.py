@@ -250,6 +250,32 @@ def test_codes_of_another_network_are_refused(deephash, hashed):
     assert "were made by a different network" in result.err
 
 
+@pytest.mark.parametrize("index", ["exact", "flat"])
+def test_the_first_bits_choose_a_shortlist_and_all_bits_order_it(deephash, hashed, index):
+    database = open_side(hashed.run / runs.CODES)
+    packed = np.asarray(database.packed)
+    name = open_side(hashed.run / runs.CODES, "query").ids[0]
+    code = open_side(hashed.run / runs.CODES, "query").packed[0]
+    near = np.bitwise_count(packed[:, :1] & 15 ^ code[:1] & 15).sum(axis=1, dtype=int)
+    every = np.bitwise_count(packed ^ code).sum(axis=1, dtype=int)
+    shortlist = sorted(range(len(packed)), key=lambda row: (near[row], row))[:20]
+    wanted = sorted(shortlist, key=lambda row: (every[row], row))[:7]
+    settings = ("k=7", "prefix_bits=4", "shortlist=20", f"index={index}", "output=found.json", "picture=null")
+    result = deephash("search", f"run={hashed.run}", f"query={hashed.photos / name}", *settings)
+    assert result.code == 0
+    assert result.err == (
+        "warning: the first 4 bits were not trained to be a code by themselves: only nested lengths are\n"
+    )
+    found = json.loads(Path("found.json").read_text())
+    assert [entry["position"] for entry in found["queries"][0]["results"]] == wanted
+    assert [entry["distance"] for entry in found["queries"][0]["results"]] == [every[row] for row in wanted]
+    assert (found["prefix_bits"], found["shortlist"]) == (4, 20)
+    for typed, sentence in ((("radius=3",), "leave out one of the two"), (("k=9", "shortlist=8"), "raise it")):
+        result = deephash("search", f"run={hashed.run}", f"query={hashed.photos / name}", "prefix_bits=4", *typed)
+        assert result.code == 2
+        assert sentence in result.err
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "sentence"),
     [
@@ -262,6 +288,8 @@ def test_codes_of_another_network_are_refused(deephash, hashed):
         (["query={photo}", "rescore=symmetric"], 2, "rescore must be asymmetric, got symmetric"),
         (["query={photo}", "k=0"], 2, "k must be a whole number, at least 1, got 0"),
         (["query={photo}", "picture=a.tiff"], 2, "picture must end in"),
+        (["query={photo}", "prefix_bits=12"], 2, "prefix_bits must be below the 12 bits of the codes, got 12"),
+        (["query={photo}", "prefix_bits=4", "index=x.npy"], 2, "builds an index of the first bits"),
         (["query={photo}", "index=tree"], 2, "an index is one of exact, flat, hnsw, ivf, multihash, or a file"),
     ],
 )

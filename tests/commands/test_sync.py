@@ -21,6 +21,7 @@ from deephash_cli.cli import main as cli
 from deephash_cli.commands import sync
 from deephash_cli.errors import Stopped
 from deephash_cli.files import write_json
+from deephash_cli.retrieval import scoring
 from deephash_cli.runs import wandb as dashboards
 
 KEY = "0123456789" * 4
@@ -154,7 +155,7 @@ def logged(tmp_path_factory):
         conclude(self)
 
     quick = [setting for setting in QUICK if not setting.startswith("logger=")]
-    settings = ["dataset=image_folder", f"dataset.root={photos}", *quick, "bits=8", "group=ours"]
+    settings = ["dataset=image_folder", f"dataset.root={photos}", *quick, "bits=8", "nested=[4]", "group=ours"]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
         patch.setenv("DEEPHASH_CACHE_DIR", str(place / "cache"))
@@ -258,6 +259,14 @@ def test_the_summary_has_numbers_tags_and_group(logged):
     assert numbers["eval/bit_balance_mean_deviation"] == metrics["bit_balance"]["mean_deviation"]
     assert numbers["eval/bit_correlation_max_absolute"] == metrics["bit_correlation"]["max_absolute"]
     assert [numbers["eval/map_low"], numbers["eval/map_high"]] == metrics["confidence"]["map"]
+    nested = scoring.numbers(metrics["nested"]["4"])
+    assert len(nested) > 50
+    assert {name: numbers[f"eval/{name}_4_bits"] for name in nested} == nested
+    history = [
+        record["history"]["item"] for record in map(json.loads, inspect(logged).splitlines()) if "history" in record
+    ]
+    points = {item["eval/bits"]: item["eval/map_by_bits"] for item in history if "eval/map_by_bits" in item}
+    assert points == {4: metrics["nested"]["4"]["map"], 8: metrics["map"]}
     assert found["tags"] == ["image_folder", "dpsh", "8 bits", "mine"]
     assert found["config"]["group"] == "ours"
     assert "ours" in inspect(logged)

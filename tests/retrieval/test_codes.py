@@ -14,10 +14,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from deephash_cli.errors import ArtifactError
+from deephash_cli.errors import ArtifactError, ConfigError
 from deephash_cli.files import read_sealed
 from deephash_cli.retrieval import codes
-from deephash_cli.retrieval.codes import CodeSet, binarize, pack, require_comparable, rounded, unpack
+from deephash_cli.retrieval.codes import CodeSet, binarize, pack, prefix, require_comparable, rounded, unpack
 from deephash_cli.retrieval.codes_folder import damages, load_codes, open_continuous, open_side, save_codes
 from deephash_cli.retrieval.scoring import score
 
@@ -42,6 +42,22 @@ def save(folder, **options):
     query, database = code_set("query", 3, seed=1, **options), code_set("database", 7, seed=2, **options)
     save_codes(folder, query, database, {"method": "dpsh"})
     return query, database
+
+
+@pytest.mark.parametrize("kept", [1, 7, 8, 9, 12])
+def test_a_prefix_has_the_first_bits_and_zeros_after_them(kept):
+    whole = code_set("query", 20)
+    part = prefix(whole, kept)  # a CodeSet checks its padding itself
+    assert part.bits == kept
+    assert np.array_equal(unpack(part.packed, kept), unpack(whole.packed, 12)[:, :kept])
+    assert part.ids == whole.ids
+    assert part.labels is whole.labels
+
+
+@pytest.mark.parametrize("kept", [0, -1, 13])
+def test_a_prefix_that_the_codes_do_not_have_is_refused(kept):
+    with pytest.raises(ConfigError, match=f"a prefix must have 1 to 12 bits, as many as the codes have, got {kept}"):
+        prefix(code_set("query", 3), kept)
 
 
 def same(left, right):

@@ -611,3 +611,23 @@ def test_the_size_of_a_block_changes_nothing(monkeypatch, block):
     write(database=pack(DATABASE))
     with pytest.raises(ConfigError, match="give the code length"):
         load()
+
+
+@pytest.mark.parametrize("form", [name for name in CODES if name != "0/1 uint8"])
+def test_the_first_bits_of_every_format(tmp_path, form):
+    write, options, _ = CODES[form]
+    for name, array in zip(NAMES, (write(QUERY), write(DATABASE), QUERY_IDS, DATABASE_IDS), strict=True):
+        np.save(tmp_path / f"{name}.npy", array)
+    order = options.get("bit_order", "little")
+    paths = [tmp_path / f"{name}.npy" for name in NAMES]
+    query, database, source = foreign.load(*paths, bits=5, bit_order=order, is_prefix=True)
+    assert np.array_equal(unpack(query.packed, 5), QUERY[:, :5])
+    assert np.array_equal(unpack(database.packed, 5), DATABASE[:, :5])
+    assert source["prefix_of"] == (16 if form.startswith("packed") else 12)  # packed codes do not tell their padding
+
+
+def test_the_first_bits_of_uint8_that_may_be_packed_or_not_are_refused(tmp_path):
+    for name, array in zip(NAMES, (QUERY.astype("u1"), DATABASE.astype("u1"), QUERY_IDS, DATABASE_IDS), strict=True):
+        np.save(tmp_path / f"{name}.npy", array)
+    with pytest.raises(ConfigError, match="are all 0 or 1, which may be packed codes or have one bit per column"):
+        foreign.load(*(tmp_path / f"{name}.npy" for name in NAMES), bits=5, is_prefix=True)

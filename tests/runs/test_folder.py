@@ -381,8 +381,9 @@ def test_a_fingerprint_does_not_depend_on_the_order_but_on_the_version(monkeypat
 
 
 def test_settings_that_later_versions_added_leave_the_fingerprints_of_earlier_runs_as_they_were():
-    added = {"trial": None, "bad_images": "stop", "fit_rows": 500_000}
+    added = {"trial": None, "bad_images": "stop", "fit_rows": 500_000, "nested": []}
     assert runs.fingerprint({**SETTINGS, **added}) == runs.fingerprint(SETTINGS)
+    assert runs.forbidden_changes(SETTINGS, {**SETTINGS, **added}) == []
     assert runs.fingerprint({**SETTINGS, **added, "trial": 300}) != runs.fingerprint(SETTINGS)
 
 
@@ -393,6 +394,7 @@ def test_a_setting_whose_name_only_begins_alike_matters():
 def test_forbidden_changes_are_named_with_both_values():
     assert runs.forbidden_changes(SETTINGS, changed("optimizer.lr", 0.2)) == ["optimizer.lr: 0.1 -> 0.2"]
     assert runs.forbidden_changes(SETTINGS, {**SETTINGS, "new": 1}) == ["new: None -> 1"]
+    assert runs.forbidden_changes(SETTINGS, {**SETTINGS, "nested": [4]}) == ["nested: None -> [4]"]
     assert runs.forbidden_changes(SETTINGS, changed("trainer.max_epochs", 99)) == []
 
 

@@ -197,7 +197,8 @@ def _section(section: Section, others: Sequence[Section], metric: str, paths: Se
     """Return all that the page shows of a section except charts and galleries."""
     members = [result for row in section.rows for result in row.results]
     rows, sources = tables.rows(section, metric)
-    listed = [tables.run(row, result, metric, paths) for row in section.rows for result in row.results]
+    whole = [(row, result) for row in section.rows for result in row.results if not result.is_prefix]
+    listed = [tables.run(row, result, metric, paths) for row, result in whole]
     return {
         "title": section.title,
         "dataset": section.dataset,

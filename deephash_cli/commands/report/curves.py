@@ -94,7 +94,8 @@ def _group(number: int, bits: int, members: Sequence[Result], metric: str) -> di
         "ones": _mean([sorted(ones) for result in members if (ones := _inside(result, "bit_balance", "ones"))]),
         "distances": _distances(members),
     }
-    curves = [(result.metrics["seed"], _steps(result.folder / runs.STEPS)) for result in members[:SEEDS]]
+    alone = [result for result in members if not result.is_prefix]  # a training has one curve for all its lengths
+    curves = [(result.metrics["seed"], _steps(result.folder / runs.STEPS)) for result in alone[:SEEDS]]
     for name in _STEPS:
         group[name] = [[seed, *found[name]] for seed, found in curves if name in found]
     return {name: value for name, value in group.items() if value or name in ("row", "value")}

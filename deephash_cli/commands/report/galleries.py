@@ -74,7 +74,7 @@ def _candidates(section: Section, metric: str) -> list[tuple[str, Result]]:
     for row in section.rows:
         for result in row.results:
             value = result.value(metric)
-            if value is None or not run_gallery.exists(result.folder):
+            if value is None or result.is_prefix or not run_gallery.exists(result.folder):
                 continue
             if row.method not in best or value > best[row.method][0]:
                 best[row.method] = (value, row.title, result)

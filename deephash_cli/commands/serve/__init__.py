@@ -19,7 +19,7 @@ _PACKAGES = {"fastapi": "FastAPI", "uvicorn": "uvicorn", "python_multipart": "py
 
 def run(config: DictConfig) -> None:
     """Run ``deephash serve`` until it is stopped."""
-    shortlist = rescoring.settle(config.rescore, config.shortlist, config.k)
+    is_rescored = rescoring.settle(config.rescore, config.shortlist, config.k) is not None
     folder = runs.given_or_latest(config.run, config.codes)
     for module, name in _PACKAGES.items():
         if find_spec(module) is None:
@@ -35,7 +35,9 @@ def run(config: DictConfig) -> None:
         codes = None if config.codes is None else Path(config.codes)
         settings = cast(dict[str, Any], OmegaConf.to_container(config))
         trusted = list(config.allowed_targets)
-        searcher = open_searcher(folder, codes, config.index, settings, trusted, shortlist=shortlist)
+        searcher = open_searcher(
+            folder, codes, config.index, settings, trusted, shortlist=config.shortlist, is_rescored=is_rescored
+        )
         if searcher.encoder.takes != "images":
             raise ConfigError(f"{folder} hashes vectors, but the page takes images: give a run that hashes images")
         if searcher.n == 0:

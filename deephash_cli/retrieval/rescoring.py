@@ -9,6 +9,7 @@ from jaxtyping import Float, Float64, Int64, UInt8
 
 from deephash_cli.errors import ConfigError
 from deephash_cli.retrieval import indexes, ranking
+from deephash_cli.retrieval.by_prefix import ByPrefix
 
 METHODS = ("asymmetric",)
 
@@ -36,7 +37,7 @@ def settle(method: str | None, shortlist: int, k: int) -> int | None:
 
 
 def nearest(
-    index: indexes.Index,
+    index: indexes.Index | ByPrefix,
     database: UInt8[np.ndarray, "n bytes"],
     queries: UInt8[np.ndarray, "q bytes"],
     u: Float[np.ndarray, "q bits"],
@@ -75,7 +76,7 @@ def nearest(
 
 
 def within(
-    index: indexes.Index,
+    index: indexes.Index | ByPrefix,
     database: UInt8[np.ndarray, "n bytes"],
     query: UInt8[np.ndarray, "1 bytes"],
     u: Float[np.ndarray, "1 bits"],

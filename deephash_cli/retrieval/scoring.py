@@ -330,8 +330,8 @@ def score(folder: Path, overrides: Mapping[str, Any], with_features: bool = Fals
         folder: A codes folder.
         overrides: Values of ``ks``, ``map_at``, ``radius`` and ``zero_hits`` that replace those in the manifest. A
             value of ``None`` keeps that of the manifest.
-        with_features: Whether to compute ``map_features``, which takes seconds; it is None if the features are not
-            known or no longer in the cache.
+        with_features: Whether to compute ``map_features``, which takes seconds, for codes that were made from features
+            of a frozen backbone. It is None if these are no longer in the cache.
 
     Raises:
         ArtifactError: If the codes are damaged, or if the manifest lacks their provenance or evaluation settings.
@@ -343,7 +343,7 @@ def score(folder: Path, overrides: Mapping[str, Any], with_features: bool = Fals
     settings = settle({"zero_hits": "zero", **manifest["evaluation"]}, overrides)
     features = ceiling.cached_features(folder, manifest) if with_features else None
     metrics = scoring.evaluate(query, database, **settings, features=features)
-    if with_features and "ceiling" in metrics:
+    if with_features and "ceiling" in metrics and "features" in manifest["provenance"]:
         metrics["ceiling"].setdefault("map_features", None)
     if taken := metrics.keys() & manifest["provenance"].keys():
         raise ArtifactError(

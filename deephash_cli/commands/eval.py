@@ -51,10 +51,16 @@ def run(config: DictConfig) -> dict[str, Any]:
         settings = scoring.settle({**config.metrics, "map_at": []}, overrides)
         metrics = {**scoring.evaluate(query, database, **settings), "source": source}
     elif kind == "run":
-        metrics = score(runs.codes_folder("eval", config.run, None), overrides)
+        metrics = score(runs.codes_folder("eval", config.run, None), overrides, with_features=True)
     else:
-        metrics = score(Path(config.codes), overrides)
+        metrics = score(Path(config.codes), overrides, with_features=True)
     show(metrics)
+    if metrics.get("ceiling", {}).get("map_features", 0) is None:
+        say(
+            "map_features is not known: the features are not in the cache; a run that needs them computes them again"
+            if "features" in metrics
+            else "map_features is not known: the codes were not made from features of a frozen backbone"
+        )
     for sentence in caveats(metrics):
         warn(sentence)
     if output is not None:

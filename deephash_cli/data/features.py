@@ -21,10 +21,16 @@ _FLUSH_ROWS = 1024  # rows between two records of progress: the most that an int
 
 
 class Features:
-    """Rows of a feature file, as float32."""
+    """Rows of a feature file, as float32.
 
-    def __init__(self, array: Float[np.ndarray, "n features"]):
+    Args:
+        array: Features of all images.
+        key: Key of the file, from `feature_key`.
+    """
+
+    def __init__(self, array: Float[np.ndarray, "n features"], key: str):
         self.array = array
+        self.key = key
         self._pages = npy.Pages(array)
 
     def __len__(self) -> int:
@@ -106,7 +112,7 @@ def cached_features(
             except OSError as error:
                 raise ArtifactError(f"could not store features in {folder}: {reason(error, folder, size)}") from error
             write_sealed(manifest, {"n": n, "width": width, "sha256": digest.hexdigest()})
-    return Features(npy.load(file))
+    return Features(npy.load(file), folder.name)
 
 
 def _reserve(file: Path) -> None:

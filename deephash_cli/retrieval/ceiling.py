@@ -4,10 +4,20 @@ For the outputs of a network this is the ceiling of its binary codes, and for th
 hash layer above it, as far as cosine is concerned: a method that learns from labels can do better than its features.
 """
 
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
 import numpy as np
 from jaxtyping import Float, Float64, Int64
 
+from deephash_cli import npy
+from deephash_cli.cache import cache_folder
+from deephash_cli.errors import ArtifactError
+from deephash_cli.files import read_sealed, sha256_file
 from deephash_cli.retrieval import metrics, ranking
+from deephash_cli.retrieval.codes_folder import feature_rows
 from deephash_cli.retrieval.ranking import Labels
 
 TOLERANCE = 1e-12  # cosines that are no further apart are tied
@@ -15,6 +25,42 @@ PAIRS = 2**26  # pairs of a query and a database item that are compared; more qu
 _UNIT = 2.0**52  # a cosine becomes this many whole numbers, which is the resolution of float64 just below 1
 _HELD = 2**25  # numbers of the database that are kept as float64; more are converted again for each part of the queries
 _TOGETHER = 2**22  # pairs that are then ranked at a time, so that they are converted less often
+
+
+class Vectors(NamedTuple):
+    """Vectors (images, d) of a data set, and the rows of the queries and of the database in it."""
+
+    array: np.ndarray
+    query: np.ndarray
+    database: np.ndarray
+
+
+def cached_features(folder: Path, manifest: dict[str, Any]) -> Vectors | None:
+    """Return the features that the codes in a folder were made from, if they are still in the cache and intact.
+
+    Args:
+        folder: Codes folder.
+        manifest: Manifest of the folder.
+
+    Returns:
+        The features; None if the codes were not made from features that are kept, or these are gone.
+
+    Raises:
+        ArtifactError: If the record of the rows is missing or damaged.
+    """
+    key, rows = (manifest["provenance"].get("features") or {}).get("key", ""), feature_rows(folder, manifest)
+    if rows is None or not re.fullmatch("[0-9a-f]{32}", key):
+        return None
+    place = cache_folder() / "features" / key
+    try:
+        array = npy.load(place / "features.npy")
+        n, width = array.shape
+        expected = {"n": n, "width": width, "sha256": sha256_file(place / "features.npy")}
+        is_intact = read_sealed(place / "manifest.json") == expected
+    except (ArtifactError, OSError, ValueError):
+        return None
+    is_there = is_intact and all(0 <= part.min(initial=0) <= part.max(initial=0) < n for part in rows)
+    return Vectors(array, *rows) if is_there else None
 
 
 def sample(rows: Int64[np.ndarray, " q"], database: int) -> Int64[np.ndarray, " m"]:
@@ -37,7 +83,7 @@ def sample(rows: Int64[np.ndarray, " q"], database: int) -> Int64[np.ndarray, " 
 
 def average_precision(
     query: Float[np.ndarray, "q d"],
-    database: Float[np.ndarray, "n d"],
+    database: Callable[[slice], Float[np.ndarray, "_ d"]],
     query_labels: Labels,
     database_labels: Labels,
     exclude: Int64[np.ndarray, " q"],
@@ -49,28 +95,27 @@ def average_precision(
 
     Args:
         query: Vectors of the queries.
-        database: Vectors of the database.
+        database: Function that returns the vectors of some consecutive database items.
         query_labels: Labels of the queries, as for `ranking.count`.
         database_labels: Labels of the database, in the same form.
         exclude: Position in the database of the item that is the query itself, or -1, for each query.
         threads: Number of threads, as for `ranking.count`.
     """
-    n, width = database.shape
-    is_held = database.size <= _HELD
-    rows = n if is_held else max(1, _HELD // (8 * width))
-    held = _unit(database) if is_held else database
+    n, width = len(database_labels), query.shape[1]
+    rows = max(1, _HELD // (8 * width))
+    blocks = [slice(start, min(start + rows, n)) for start in range(0, n, rows)]
+    held = [_unit(database(block)) for block in blocks] if n * width <= _HELD else None
 
     def scores(part: slice) -> Int64[np.ndarray, "m n"]:
         vectors, found = _unit(query[part]) * -_UNIT, np.empty((part.stop - part.start, n), np.int64)
-        for start in range(0, n, rows):
-            block = held[start : start + rows]
-            found[:, start : start + rows] = np.rint(vectors @ (block if is_held else _unit(block)).T)
+        for number, block in enumerate(blocks):
+            found[:, block] = np.rint(vectors @ (held[number] if held else _unit(database(block))).T)
         return found
 
     def measure(total: Int64[np.ndarray, "m groups"], relevant: Int64[np.ndarray, "m groups"]) -> np.ndarray:
         return metrics.average_precision(metrics.Histograms(total, relevant))
 
-    labels, together = (query_labels, database_labels), {} if is_held else {"pairs": _TOGETHER}
+    labels, together = (query_labels, database_labels), {} if held else {"pairs": _TOGETHER}
     return np.concatenate(
         list(ranking.grouped(scores, measure, *labels, exclude, int(TOLERANCE * _UNIT), threads, **together))
     )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
+from jaxtyping import Int64
 
 from deephash_cli.errors import ArtifactError, short
 from deephash_cli.files import atomic_write, read_sealed, sha256_file, write_sealed
@@ -31,16 +32,27 @@ SHARDS = "shards"
 SKIPPED = "skipped.csv"
 _OWN_KEYS = ("format", "bits", "bit_order", "query", "database", "files")
 _SIDES = ("query", "database")
+# The names are fixed, so that a manifest from another person cannot make us open other files.
 _FILES = {side: (f"{side}.npy", f"{side}_labels.npy", f"{side}_ids.txt") for side in _SIDES}
 _CONTINUOUS = {side: f"{side}_u.npy" for side in _SIDES}  # only in folders whose continuous codes were kept
-FILES = {MANIFEST, PLAN, SHARDS, SKIPPED, *(name for names in _FILES.values() for name in names), *_CONTINUOUS.values()}
+_FEATURE_ROWS = "feature_rows.npy"  # only in folders of runs with a frozen backbone
+FILES = {
+    MANIFEST, PLAN, SHARDS, SKIPPED, *(name for names in _FILES.values() for name in names), *_CONTINUOUS.values(),
+    _FEATURE_ROWS,
+}  # fmt: skip
 _BYTES = np.dtype("u1")
 _MANIFEST_LIMIT = 2**20
 _BLOCK = 2**24  # bytes of a text file that are searched at a time
 _LINES = 2**16  # lines of a text file that are read at a time
 
 
-def save_codes(folder: Path, query: CodeSet, database: CodeSet, provenance: Mapping[str, Any]) -> None:
+def save_codes(
+    folder: Path,
+    query: CodeSet,
+    database: CodeSet,
+    provenance: Mapping[str, Any],
+    feature_rows: tuple[Int64[np.ndarray, " q"], Int64[np.ndarray, " n"]] | None = None,
+) -> None:
     """Write both sides into ``folder``, the manifest last: a folder without one is incomplete and is refused later.
 
     Args:
@@ -48,6 +60,8 @@ def save_codes(folder: Path, query: CodeSet, database: CodeSet, provenance: Mapp
         query: The queries, with ids and multi-hot labels.
         database: The database, with ids and multi-hot labels.
         provenance: Origin of the codes (method, model, dataset, ...), added to the manifest unchanged.
+        feature_rows: Rows of the queries and of the database in the file of features whose key ``provenance`` has;
+            None if there is no such file.
 
     Raises:
         ArtifactError: If the two sides do not match, or if the folder cannot be written to.
@@ -55,7 +69,8 @@ def save_codes(folder: Path, query: CodeSet, database: CodeSet, provenance: Mapp
             keys or cannot be written as JSON.
     """
     require_comparable(query, database)
-    _save(Path(folder), {"query": query, "database": database}, provenance)
+    more = {} if feature_rows is None else {_FEATURE_ROWS: np.concatenate(feature_rows).astype("<i8")}
+    _save(Path(folder), {"query": query, "database": database}, provenance, more=more)
 
 
 def save_database(folder: Path, database: CodeSet, provenance: Mapping[str, Any], beside: Sequence[str] = ()) -> None:
@@ -103,8 +118,13 @@ def join_databases(
 
 
 def _save(
-    folder: Path, sides: Mapping[str, CodeSet], provenance: Mapping[str, Any], beside: Sequence[str] = ()
+    folder: Path,
+    sides: Mapping[str, CodeSet],
+    provenance: Mapping[str, Any],
+    beside: Sequence[str] = (),
+    more: Mapping[str, np.ndarray] | None = None,
 ) -> None:
+    """Write sides, arrays ``more`` by their names, and the manifest, which names files ``beside`` these as well."""
     for side, codes in sides.items():
         if codes.ids is None or codes.labels.ndim != 2:
             raise ValueError(f"a codes folder needs ids and multi-hot labels, got a {side} side without them")
@@ -115,30 +135,33 @@ def _save(
     except (TypeError, ValueError) as error:
         raise ValueError(f"provenance must be JSON, got something else: {error}") from error
     _begin(folder)
-    kept = [_CONTINUOUS[side] for side, codes in sides.items() if codes.u is not None]
+    optional = {_CONTINUOUS[side]: codes.u for side, codes in sides.items() if codes.u is not None} | dict(more or {})
     for side, codes in sides.items():
         codes_name, labels_name, ids_name = _FILES[side]
-        arrays = {codes_name: codes.packed, labels_name: codes.labels, _CONTINUOUS[side]: codes.u}
-        for name, array in arrays.items():
-            if array is None:
-                continue
-            with atomic_write(folder / name, array.nbytes) as file:
-                np.save(file, np.ascontiguousarray(array), allow_pickle=False)
+        _save_array(folder / codes_name, codes.packed)
+        _save_array(folder / labels_name, codes.labels)
         with atomic_write(folder / ids_name) as file:
             file.writelines(f"{name}\n".encode() for name in codes.ids or ())
+    for name, array in optional.items():
+        _save_array(folder / name, array)
     counts = {side: (codes.n, codes.labels.shape[1]) for side, codes in sides.items()}
-    _write_manifest(folder, next(iter(sides.values())).bits, counts, provenance, [*kept, *beside])
+    _write_manifest(folder, next(iter(sides.values())).bits, counts, provenance, [*optional, *beside])
+
+
+def _save_array(path: Path, array: np.ndarray) -> None:
+    with atomic_write(path, array.nbytes) as file:
+        np.save(file, np.ascontiguousarray(array), allow_pickle=False)
 
 
 def _begin(folder: Path) -> None:
-    """Make the folder, and remove its manifest and continuous codes, which the new codes may lack.
+    """Make the folder, and remove its manifest, and the files that the new codes may lack.
 
     After a crash an old manifest beside new files would make the folder look damaged. Without a manifest it is
     recognized as incomplete.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name in (MANIFEST, *_CONTINUOUS.values()):
+        for name in (MANIFEST, *_CONTINUOUS.values(), _FEATURE_ROWS):
             (folder / name).unlink(missing_ok=True)
     except OSError as error:
         raise ArtifactError(f"could not write to {folder}: {error.strerror or error}") from error
@@ -320,16 +343,9 @@ def read_manifest(folder: Path, sides: Sequence[str] = _SIDES) -> dict[str, Any]
             raise ArtifactError(f"{path} must give count and classes of the {side}, got {short(repr(part))}")
     _check_origin(path, manifest, sides)
     files = manifest.get("files")
-    for name in (name for side in sides for name in _names(side, manifest)):
+    for name in (name for side in sides for name in _FILES[side]):
         _checked_entry(path, name, files.get(name) if isinstance(files, dict) else None)
     return manifest
-
-
-def _names(side: str, manifest: Mapping[str, Any]) -> list[str]:
-    """Return the names of the files of a side. They are fixed: no manifest can make us open other files."""
-    files = manifest.get("files")
-    kept = isinstance(files, dict) and _CONTINUOUS[side] in files
-    return [*_FILES[side], *([_CONTINUOUS[side]] if kept else [])]
 
 
 def _checked_entry(path: Path, name: str, entry: Any) -> dict[str, Any]:
@@ -371,6 +387,8 @@ _ENTRIES = {
     "provenance.split": "an object",
     "provenance.split.name": "text",
     "provenance.split.sha256": "text",
+    "provenance.features": "an object",
+    "provenance.features.key": "text",
     "provenance.seed": "a whole number of at least 0",
     "provenance.epochs": "a whole number of at least 0",
     "provenance.class_names": "a list of different names",
@@ -448,9 +466,19 @@ def require_skipped_intact(folder: Path, manifest: Mapping[str, Any]) -> None:
     Raises:
         ArtifactError: If the list is missing or damaged.
     """
-    entry = manifest["files"].get(SKIPPED)
+    _verify_optional(folder, SKIPPED, manifest)
+
+
+def _verify_optional(folder: Path, name: str, manifest: Mapping[str, Any]) -> bool:
+    """Return whether the manifest names a file, after comparing the file with its digest there.
+
+    Raises:
+        ArtifactError: If the file is missing or damaged.
+    """
+    entry = manifest["files"].get(name)
     if entry is not None:
-        _verify(folder / SKIPPED, _checked_entry(folder / MANIFEST, SKIPPED, entry))
+        _verify(folder / name, _checked_entry(folder / MANIFEST, name, entry))
+    return entry is not None
 
 
 def damages(folder: Path) -> list[tuple[Path, str]]:
@@ -466,12 +494,9 @@ def damages(folder: Path) -> list[tuple[Path, str]]:
     except ArtifactError as error:
         return [(folder / MANIFEST, str(error))]
     found = []
-    for name in [*(name for side in sides for name in _names(side, manifest)), SKIPPED]:
+    for name in [*(name for side in sides for name in _FILES[side]), *_CONTINUOUS.values(), SKIPPED, _FEATURE_ROWS]:
         try:
-            if name == SKIPPED:
-                require_skipped_intact(folder, manifest)
-            else:
-                _verify(folder / name, manifest["files"][name])
+            _verify_optional(folder, name, manifest)
         except ArtifactError as error:
             found.append((folder / name, str(error)))
     return found
@@ -482,6 +507,26 @@ def _load_side(folder: Path, side: str, manifest: dict[str, Any]) -> CodeSet:
     u = open_continuous(folder, side, manifest)
     with _named(folder, side):
         return CodeSet(packed=found.packed, bits=found.bits, labels=found.labels, ids=list(found.ids), u=u)
+
+
+def feature_rows(folder: Path, manifest: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return the rows of the queries and of the database in the file of features that the codes were made from.
+
+    Args:
+        folder: Codes folder.
+        manifest: Manifest of the folder, from `read_manifest`.
+
+    Returns:
+        Row numbers (q,) and (n,); None if the codes were not made from features that are kept.
+
+    Raises:
+        ArtifactError: If the file is missing or damaged.
+    """
+    if not _verify_optional(folder, _FEATURE_ROWS, manifest):
+        return None
+    count = manifest["query"]["count"]
+    rows = _open_array(folder / _FEATURE_ROWS, (count + manifest["database"]["count"],), np.dtype("<i8"))
+    return rows[:count], rows[count:]
 
 
 def open_continuous(folder: Path, side: str, manifest: Mapping[str, Any]) -> np.ndarray | None:
@@ -499,9 +544,8 @@ def open_continuous(folder: Path, side: str, manifest: Mapping[str, Any]) -> np.
         ArtifactError: If the file is missing or damaged.
     """
     name = _CONTINUOUS[side]
-    if name not in _names(side, manifest):
+    if not _verify_optional(folder, name, manifest):
         return None
-    _verify(folder / name, manifest["files"][name])
     return _open_array(folder / name, (manifest[side]["count"], manifest["bits"]), np.dtype("<f2"))
 
 
@@ -544,13 +588,13 @@ def _verify(path: Path, entry: dict[str, Any]) -> None:
         raise ArtifactError(f"{path} does not match its SHA-256 in {MANIFEST}: it was damaged or replaced")
 
 
-def _open_array(path: Path, expected: tuple[int, int], dtype: np.dtype = _BYTES) -> np.ndarray:
+def _open_array(path: Path, expected: tuple[int, ...], dtype: np.dtype = _BYTES) -> np.ndarray:
     """Memory-map an array, after checking that its header is exactly as expected."""
     header = read_header(path)
     if header.version != (1, 0):
         raise ArtifactError(f"{path} has .npy version {header.version[0]}.{header.version[1]}, expected 1.0")
     if header.dtype != dtype:
-        words = "unsigned bytes" if dtype == _BYTES else "float16"
+        words = "unsigned bytes" if dtype == _BYTES else dtype.name
         raise ArtifactError(f"{path} must hold {words} ({dtype.str}), got {short(repr(header.dtype.str))}")
     if header.fortran_order:
         raise ArtifactError(f"{path} must be in C order, got Fortran order")

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 import numpy as np
-from jaxtyping import Float, Int64
+from jaxtyping import Int64
 
 from deephash_cli.errors import ArtifactError, ConfigError, DataError
 from deephash_cli.retrieval import asymmetric, ceiling, metrics, ranking, scoring
@@ -74,6 +74,7 @@ def evaluate(
     radius: int,
     zero_hits: str = "zero",
     threads: int | None = None,
+    features: ceiling.Vectors | None = None,
 ) -> dict[str, Any]:
     """Rank the database for every query and average every metric over all queries.
 
@@ -90,6 +91,7 @@ def evaluate(
         radius: Radius of the Hamming ball, in bits, for the metrics ``_within_<radius>`` and ``empty_ball_rate``.
         zero_hits: Treatment of queries without a relevant item in the database, a key of ``ZERO_HITS``.
         threads: Number of threads, as for `ranking.count`; ``None`` for its default.
+        features: Features that the continuous codes were made from, for ``map_features``; ``None`` to leave it out.
 
     Raises:
         ArtifactError: If the two sides differ in code length, kind of labels or number of classes.
@@ -128,11 +130,17 @@ def evaluate(
     if query.u is not None:
         rules["asymmetric"] = ASYMMETRIC
     if query.u is not None and database.u is not None:
-        rows = ceiling.sample(np.flatnonzero(counted), database.n)
-        outputs = ceiling_of(query, database, rows, query.u[rows], database.u, threads)
-        lost = outputs - float(values["map"][rows].mean())
-        measured["ceiling"] = {"map_outputs": outputs, "lost_by_binarizing": lost, "queries": len(rows)}
         rules["ceiling"] = CEILING
+        rows = ceiling.sample(np.flatnonzero(counted), database.n)
+        sides = query.labels[rows], database.labels, own[rows], threads
+        outputs = float(ceiling.average_precision(query.u[rows], database.u.__getitem__, *sides).mean())
+        measured["ceiling"] = {"map_outputs": outputs}
+        if features is not None:
+            array, of_query, of_database = features
+            at = ceiling.average_precision(array[of_query[rows]], lambda part: array[of_database[part]], *sides)
+            measured["ceiling"]["map_features"] = float(at.mean())
+        lost = outputs - float(values["map"][rows].mean())
+        measured["ceiling"] |= {"lost_by_binarizing": lost, "queries": len(rows)}
     single = [name for name, mean in means.items() if not mean.ndim]
     first = [name for name in FIRST if name in single]
     return {
@@ -163,29 +171,6 @@ def evaluate(
         **measured,
         "policies": {**POLICIES, "zero_hits": ZERO_HITS[zero_hits], **rules},
     }
-
-
-def ceiling_of(
-    query: CodeSet,
-    database: CodeSet,
-    rows: Int64[np.ndarray, " m"],
-    of_queries: Float[np.ndarray, "m d"],
-    of_database: Float[np.ndarray, "n d"],
-    threads: int | None = None,
-) -> float:
-    """Return the mAP by cosine of real-valued vectors for some queries: see `ceiling`.
-
-    Args:
-        query: The queries.
-        database: The database.
-        rows: Row numbers of the queries, from `ceiling.sample`.
-        of_queries: Vectors of these queries.
-        of_database: Vectors of the database.
-        threads: Number of threads, as for `ranking.count`.
-    """
-    own = self_matches(query, database)[rows]
-    labels = query.labels[rows], database.labels
-    return float(ceiling.average_precision(of_queries, of_database, *labels, own, threads).mean())
 
 
 def _require_measurable(
@@ -338,13 +323,15 @@ def _per_query(
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def score(folder: Path, overrides: Mapping[str, Any]) -> dict[str, Any]:
+def score(folder: Path, overrides: Mapping[str, Any], with_features: bool = False) -> dict[str, Any]:
     """Compute the metrics of a codes folder, and add the provenance from its manifest.
 
     Args:
         folder: A codes folder.
         overrides: Values of ``ks``, ``map_at``, ``radius`` and ``zero_hits`` that replace those in the manifest. A
             value of ``None`` keeps that of the manifest.
+        with_features: Whether to compute ``map_features``, which takes seconds; it is None if the features are not
+            known or no longer in the cache.
 
     Raises:
         ArtifactError: If the codes are damaged, or if the manifest lacks their provenance or evaluation settings.
@@ -354,7 +341,10 @@ def score(folder: Path, overrides: Mapping[str, Any]) -> dict[str, Any]:
     query, database, manifest = load_codes(folder)
     require_entries(folder, manifest, _NEEDED)
     settings = settle({"zero_hits": "zero", **manifest["evaluation"]}, overrides)
-    metrics = scoring.evaluate(query, database, **settings)
+    features = ceiling.cached_features(folder, manifest) if with_features else None
+    metrics = scoring.evaluate(query, database, **settings, features=features)
+    if with_features and "ceiling" in metrics:
+        metrics["ceiling"].setdefault("map_features", None)
     if taken := metrics.keys() & manifest["provenance"].keys():
         raise ArtifactError(
             f"{folder / MANIFEST} must give only the origin of the codes under provenance, got metrics: "

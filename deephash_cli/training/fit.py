@@ -24,6 +24,7 @@ from deephash_cli.console import say
 from deephash_cli.data import inspection
 from deephash_cli.data.dataset import RetrievalDataset, Vectors
 from deephash_cli.data.decoding import ImageError
+from deephash_cli.data.features import Features
 from deephash_cli.data.image_folder import describe_left_out
 from deephash_cli.data.loaders import EpochSampler, lost_workers_explained
 from deephash_cli.data.protocol import Split, fitting_sample, hold_out_validation
@@ -255,9 +256,12 @@ def fit(folder: Path, job: Job, dashboard: Logger | None) -> None:
                     f"the continuous codes of {database.n} database items take more than {_MOST_CONTINUOUS / 1e6:.0f} "
                     "MB, so they are not kept, and deephash eval cannot say what binarizing them lost"
                 )
-            save_codes(
-                folder / runs.CODES, query, database, _provenance(job, trainer.current_epoch, chosen, keeping.best)
-            )
+            provenance = _provenance(job, trainer.current_epoch, chosen, keeping.best)
+            rows = None
+            if isinstance(source.inputs, Features):
+                provenance["provenance"]["features"] = {"key": source.inputs.key}
+                rows = split.query, split.database
+            save_codes(folder / runs.CODES, query, database, provenance, rows)
 
 
 def _owner(folder: Path, job: Job) -> checkpoints.Owner | None:

@@ -63,7 +63,7 @@ def test_against_every_order(engine, seed, n, width, few, held):
     own = rng.integers(-1, n, 3)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ceiling, "_HELD", held)
-        result = ceiling.average_precision(query, database, *labels, own)
+        result = ceiling.average_precision(query, database.__getitem__, *labels, own)
     assert result == pytest.approx(slow(query, database, *labels, own), rel=1e-12, abs=1e-12)
 
 
@@ -74,7 +74,7 @@ def test_items_in_the_same_direction_are_ties():
     cosines = database @ direction / np.linalg.norm(database, axis=1) / np.linalg.norm(direction)
     assert 0 < np.ptp(cosines) < 1e-12
     labels = np.array([[1], [0], [0], [0], [0], [0]], np.uint8)
-    result = ceiling.average_precision(direction[None], database, labels[:1], labels, np.array([-1]))
+    result = ceiling.average_precision(direction[None], database.__getitem__, labels[:1], labels, np.array([-1]))
     assert result[0] == pytest.approx(sum(1 / rank for rank in range(1, 7)) / 6, rel=1e-12)
 
 
@@ -91,7 +91,7 @@ def test_metrics_have_the_ceiling_if_both_sides_are_continuous():
     options = {"ks": [1], "map_at": [], "radius": 2}
     result = evaluate(query, database, **options)
     own = np.full(20, -1)
-    outputs = ceiling.average_precision(query.u, database.u, query.labels, database.labels, own).mean()
+    outputs = ceiling.average_precision(query.u, database.u.__getitem__, query.labels, database.labels, own).mean()
     assert result["ceiling"] == {
         "map_outputs": outputs, "lost_by_binarizing": outputs - result["map"], "queries": 20
     }  # fmt: skip

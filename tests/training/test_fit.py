@@ -84,7 +84,7 @@ def test_it_trains_in_training_mode_and_encodes_in_evaluation_mode(train, steps,
     encoding = []
     encode = Source.codes
 
-    def noting(source, *arguments):
+    def noting(source, *arguments, **options):
         forward = source.network.forward
 
         def looking(inputs):
@@ -92,7 +92,7 @@ def test_it_trains_in_training_mode_and_encodes_in_evaluation_mode(train, steps,
             return forward(inputs)
 
         source.network.forward = looking
-        return encode(source, *arguments)
+        return encode(source, *arguments, **options)
 
     monkeypatch.setattr(Source, "codes", noting)
     settings = ("model.network.hidden_units=16", "model.network.dropout=0.5", "validation.queries=6")

@@ -37,6 +37,7 @@ docs: .venv/developing ## write docs/methods.md from the methods' files, and doc
 bench: .venv/developing ## evaluation, search, training and encoding side by side with bare loops and other libraries: minutes
 	$(BIN)/python benchmarks/evaluation.py
 	$(BIN)/python benchmarks/search.py
+	$(BIN)/python benchmarks/asymmetric.py
 	$(BIN)/python benchmarks/training.py
 
 lock: .venv/tools ## write requirements.lock again, with the newest versions that pyproject.toml allows

@@ -141,7 +141,7 @@ def test_the_defaults_lie_within_their_ranges_and_are_whole_numbers_or_fractions
 def test_the_configuration_of_eval():
     config = dict(checking.check("eval", [], None, multirun=False))
     assert config.pop("metrics") == compose().metrics  # the same defaults as those of train
-    assert config.pop("bit_order") == "little"
+    assert (config.pop("bit_order"), config.pop("byte_type")) == ("little", "uint8")
     assert config.pop("overwrite") is False
     assert config.pop("prefix") is False
     files = ("query", "database", "query_labels", "database_labels")

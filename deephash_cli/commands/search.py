@@ -53,7 +53,10 @@ def run(config: DictConfig) -> list[dict[str, Any]]:
         {f"{name}=": config[name] for name in ("query", "run", "codes", "index")},
         config.overwrite,
     )
-    is_rescored = rescoring.settle(config.rescore, config.shortlist, config.k) is not None
+    # With a radius there is no shortlist: everything within it is ranked.
+    is_rescored = (
+        rescoring.settle(config.rescore, config.shortlist, config.k if config.radius is None else 1) is not None
+    )
     run_folder = runs.given_or_latest(config.run, config.codes)
     place = Path(config.query).expanduser()
     if place.suffix != ".npy" and not place.exists():

@@ -11,8 +11,6 @@ from deephash_cli.errors import ConfigError
 from deephash_cli.retrieval import indexes, ranking
 from deephash_cli.retrieval.by_prefix import ByPrefix
 
-METHODS = ("asymmetric",)
-
 Ranked = tuple[Float64[np.ndarray, "q k"], Int64[np.ndarray, "q k"], Int64[np.ndarray, "q k"]]
 
 
@@ -20,7 +18,7 @@ def settle(method: str | None, shortlist: int, k: int) -> int | None:
     """Return the length of the shortlist to rescore; None if nothing is rescored.
 
     Args:
-        method: One of `METHODS`, or None.
+        method: ``asymmetric``, or None.
         shortlist: Length of the shortlist.
         k: Number of results that are kept of it.
 

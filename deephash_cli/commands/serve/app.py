@@ -137,17 +137,7 @@ def create_app(searcher: Searcher, k: int, limits: Limits) -> FastAPI:
             bits=searcher.bits,
             database=searcher.n,
             shortlist=searcher.shortlist,
-            results=[
-                Neighbour(
-                    id=hit.id,
-                    distance=hit.distance,
-                    score=hit.score,
-                    labels=hit.labels,
-                    position=hit.position,
-                    image=f"/api/image/{hit.position}",
-                )
-                for hit in hits
-            ],
+            results=[_neighbour(hit) for hit in hits],
         )
 
     @app.get(
@@ -173,6 +163,17 @@ def create_app(searcher: Searcher, k: int, limits: Limits) -> FastAPI:
     _add_pages(app, info)
     _add_errors(app)
     return app
+
+
+def _neighbour(hit: Hit) -> Neighbour:
+    return Neighbour(
+        id=hit.id,
+        distance=hit.distance,
+        score=hit.score,
+        labels=hit.labels,
+        position=hit.position,
+        image=f"/api/image/{hit.position}",
+    )
 
 
 def _find(searcher: Searcher, image: bytes, k: int) -> tuple[tuple[int, int], list[Hit]]:

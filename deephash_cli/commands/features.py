@@ -4,6 +4,7 @@ The features are those that a run with a frozen backbone keeps in the cache. So 
 for both, and interrupted work is continued.
 """
 
+import dataclasses
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,9 +16,10 @@ from deephash_cli import runs
 from deephash_cli.cache import cache_folder
 from deephash_cli.console import say, warn
 from deephash_cli.data import inspection
-from deephash_cli.data.dataset import RetrievalDataset, Vectors
+from deephash_cli.data.dataset import ImageFiles, RetrievalDataset, Vectors
 from deephash_cli.data.image_folder import describe_left_out
 from deephash_cli.data.image_input import images_at
+from deephash_cli.data.small_images import in_memory_if_small
 from deephash_cli.errors import ConfigError, Stopped, command
 from deephash_cli.files import atomic_folder, write_json, write_text
 from deephash_cli.npy import blocks
@@ -91,6 +93,8 @@ def _images(config: DictConfig) -> RetrievalDataset:
     else:
         place = Path(config.input).expanduser()
         dataset = images_at(place, None if config.root is None else Path(config.root).expanduser())
+        images = in_memory_if_small(cast(ImageFiles, dataset.images))  # as the data sets of training are read
+        dataset = dataclasses.replace(dataset, images=images)
         if config.bad_images == "skip":
             dataset = inspection.without(dataset, inspection.unreadable_images(dataset))
         for sentence in inspection.peculiarities(dataset):

@@ -54,9 +54,8 @@ class Encoder(nn.Module):
         self.settings = settings
         self.provenance = provenance
         self._half = _HALF.get(settings["trainer"].get("precision"))
-        self._half_features = PRECISIONS[
-            settings.get("features", {"precision": "fp32"})["precision"]
-        ]  # or an early run
+        of_features = settings.get("features", {"precision": "fp32"})  # earlier versions had no such settings
+        self._half_features = PRECISIONS[of_features["precision"]]
 
     def forward(self, inputs: UInt8[Tensor, "n c h w"] | Float[Tensor, "n d"]) -> Float[Tensor, "n bits"]:
         """Compute the continuous codes of images, or of vectors if the run hashed vectors.

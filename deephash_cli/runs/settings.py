@@ -145,7 +145,7 @@ def hide_in_override(override: str) -> str:
 
 def forbidden_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     """List the differences in settings that a resumed run must keep, each as ``name: old -> new``."""
-    old, new = comparable(before), comparable(after)
+    old, new = _ADDED | flatten(before), _ADDED | flatten(after)
     return [
         f"{name}: {old.get(name)} -> {new.get(name)}"
         for name in sorted(old.keys() | new.keys())

@@ -16,6 +16,7 @@ from pathlib import Path
 import digests
 import numpy as np
 import pytest
+import yaml
 from conftest import QUICK, write_photos
 from PIL import Image
 
@@ -435,6 +436,21 @@ def test_settings_edited_after_the_training_are_refused(deephash, hashed, tmp_pa
     config.write_text(text.replace("gallery: true", "gallery: false").replace("group: null", "group: x"))
     digests.renew(run)
     assert deephash("search", f"run={run}", *calls["search"], "picture=null").code == 0
+
+
+def test_a_run_of_a_version_without_some_settings_still_encodes_and_is_resumed(deephash, hashed, tmp_path):
+    run = shutil.copytree(hashed.run, tmp_path / "run")
+    config = run / "config.yaml"
+    settings = yaml.safe_load(config.read_text())
+    del settings["features"], settings["dataset"]["classes_known_to"]
+    config.write_text(yaml.safe_dump(settings))
+    digests.renew(run)
+    assert deephash("encode", f"run={run}", f"input={hashed.photos}", "output=codes", *FAST).code == 0
+    assert codes_in(Path("codes")) == codes_of_run(hashed.run)
+    assert deephash("train", f"resume={run}").out.startswith("already done: ")
+    result = deephash("train", f"resume={run}", "features.precision=bf16")
+    assert result.code == 2
+    assert "features.precision" in result.err
 
 
 def test_a_run_folder_cannot_have_code_executed(deephash, hashed, tmp_path):

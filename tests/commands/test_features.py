@@ -115,6 +115,9 @@ def test_a_folder_of_images_has_no_labels_and_files_that_cannot_be_read_are_name
     assert not (tmp_path / "feats/labels.npy").exists()
     assert len(names(tmp_path / "feats")) == len(np.load(tmp_path / "feats/vectors.npy")) == 60
     assert (tmp_path / "feats/skipped.csv").read_text().count("\n") == 3
+    assert write("bad_images=skip", output="data").code == 0
+    for name in ("ids.txt", "vectors.npy"):
+        assert (tmp_path / "data" / name).read_bytes() == (tmp_path / "feats" / name).read_bytes()
     (tmp_path / "list.txt").write_text("coat/001.jpg\nbag/000.jpg\n")
     assert write("input=list.txt", "root=photos", output="two").code == 0
     whole = dict(zip(names(tmp_path / "feats"), np.load(tmp_path / "feats/vectors.npy"), strict=True))

@@ -396,6 +396,8 @@ def test_forbidden_changes_are_named_with_both_values():
     assert runs.forbidden_changes(SETTINGS, {**SETTINGS, "new": 1}) == ["new: None -> 1"]
     assert runs.forbidden_changes(SETTINGS, {**SETTINGS, "nested": [4]}) == ["nested: None -> [4]"]
     assert runs.forbidden_changes(SETTINGS, changed("trainer.max_epochs", 99)) == []
+    for precision, changes in (("fp32", []), ("bf16", ["features.precision: fp32 -> bf16"])):  # an earlier run has none
+        assert runs.forbidden_changes(SETTINGS, {**SETTINGS, "features": {"precision": precision}}) == changes
 
 
 NESTED = st.recursive(

@@ -38,7 +38,11 @@ RESUMABLE = (
 )  # fmt: skip
 # Settings that later versions added, with the value that does what earlier versions did: a run without them is equal to
 # a run with these values.
-_ADDED = {"bad_images": "stop", "fit_rows": 500_000, "trial": None}
+_ADDED = {
+    "bad_images": "stop", "fit_rows": 500_000, "trial": None, "model.network.crop": 1.0,
+    "model.network.crop_mode": "square", "model.network.interpolation": "bilinear", "model.dynamic_img_size": False,
+    "model.network.backbone.dynamic_img_size": False,
+}  # fmt: skip
 _CONFIG_LIMIT = 2**20  # bytes
 _CONFIG_DEPTH = 100
 _CONFIG_VALUES = 50_000  # a run has some hundred settings, and one of them may be a list with a value for each class
@@ -141,7 +145,7 @@ def hide_in_override(override: str) -> str:
 
 def forbidden_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     """List the differences in settings that a resumed run must keep, each as ``name: old -> new``."""
-    old, new = flatten(before), flatten(after)
+    old, new = comparable(before), comparable(after)
     return [
         f"{name}: {old.get(name)} -> {new.get(name)}"
         for name in sorted(old.keys() | new.keys())

@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -147,13 +147,35 @@ def _take_up(overrides: list[str], multirun: bool) -> list[str]:
         return overrides
     if multirun:
         raise ConfigError("a sweep finds its existing runs by itself: use resume=auto or resume=none with -m")
-    from deephash_cli.runs import read_record
+    from deephash_cli.runs import read_config, read_record
 
     name = str(named[-1])
     folder = Path(name)
     if not name or not folder.is_dir():
         raise ConfigError(f"resume must be auto, none or a run folder, got {name!r}, which is not a folder")
-    return [*_settings_of(folder, read_record(folder)["overrides"]), *overrides]
+    started_with = _settings_of(folder, read_record(folder)["overrides"])
+    return [*_earlier_preprocessing(read_config(folder)), *started_with, *overrides]
+
+
+def _earlier_preprocessing(settings: Mapping[str, Any]) -> list[str]:
+    """Return settings that have a run of an earlier version prepare images as it did, when no crop was a setting.
+
+    Then models had the same mean, standard deviation and size, whatever the weights were trained with.
+    """
+    model = settings.get("model")
+    network = model.get("network") if isinstance(model, Mapping) else None
+    if not isinstance(model, Mapping) or not isinstance(network, Mapping) or "crop" in network:
+        return []
+    kept = [f"model.network.{name}" for name in ("crop=1.0", "crop_mode=square", "interpolation=bilinear")]
+    kept += [
+        f"model.network.{name}=[{','.join(map(str, values))}]"
+        for name in ("mean", "std")
+        if isinstance(values := network.get(name), list)
+        and all(isinstance(value, int | float) for value in values)  # the folder may come from somebody else
+    ]
+    if isinstance(size := model.get("image_size"), int):
+        kept += [f"model.image_size={size}", *(["model.network.backbone.image_size=null"] * ("timm_name" in model))]
+    return kept
 
 
 def _settings_of(folder: Path, overrides: Sequence[str]) -> list[str]:

@@ -34,7 +34,7 @@ class Preprocessing:
         std: Values by which the three channels are divided after that.
 
     Raises:
-        ConfigError: If a value is outside its range or is a word that is not supported.
+        ConfigError: If a number is outside its range.
     """
 
     size: int
@@ -45,6 +45,22 @@ class Preprocessing:
     std: tuple[float, ...]
 
     def __post_init__(self) -> None:
+        if not _is_number(self.crop) or not 0 < self.crop <= 1:
+            raise ConfigError(f"model.network.crop must be above 0 and at most 1, got {short(str(self.crop))}")
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) != _CHANNELS or not all(_is_number(value) for value in values):
+                raise ConfigError(f"model.network.{name} must be three numbers, got {short(str(list(values)))}")
+        if 0 in self.std:
+            raise ConfigError(f"model.network.std must not contain 0, got {list(self.std)}")
+        if type(self.size) is not int or self.size < 1:
+            raise ConfigError(f"model.image_size must be a whole number of pixels, got {short(str(self.size))}")
+
+    def require_supported(self) -> None:
+        """Check the two words, which weights may have otherwise until a setting overrides them.
+
+        Raises:
+            ConfigError: If one of them is not supported.
+        """
         if self.crop_mode not in CROP_MODES:
             raise ConfigError(
                 f"crop_mode={short(str(self.crop_mode))} is not supported: set model.network.crop_mode to "
@@ -55,15 +71,6 @@ class Preprocessing:
                 f"interpolation={short(str(self.interpolation))} is not supported: set model.network.interpolation to "
                 f"{' or '.join(INTERPOLATIONS)}"
             )
-        if not _is_number(self.crop) or not 0 < self.crop <= 1:
-            raise ConfigError(f"model.network.crop must be above 0 and at most 1, got {short(str(self.crop))}")
-        for name, values in (("mean", self.mean), ("std", self.std)):
-            if len(values) != _CHANNELS or not all(_is_number(value) for value in values):
-                raise ConfigError(f"model.network.{name} must be three numbers, got {short(str(list(values)))}")
-        if 0 in self.std:
-            raise ConfigError(f"model.network.std must not contain 0, got {list(self.std)}")
-        if type(self.size) is not int or self.size < 1:
-            raise ConfigError(f"model.image_size must be a whole number of pixels, got {short(str(self.size))}")
 
     @property
     def resized(self) -> int:

@@ -197,7 +197,7 @@ def _chosen(origin: Origin, given: Mapping[str, Any]) -> Preprocessing:
     """Return the preprocessing that is given, with that of the weights for each setting that is None.
 
     Raises:
-        ConfigError: If a setting is None and the backbone has none of its own.
+        ConfigError: If a setting is None and the backbone has none of its own, or if one is not supported.
     """
     own = origin.preprocessing
     if own is None and (missing := [name for name, value in given.items() if value is None]):
@@ -207,7 +207,9 @@ def _chosen(origin: Origin, given: Mapping[str, Any]) -> Preprocessing:
         )
     values: dict[str, Any] = {name: getattr(own, name) if value is None else value for name, value in given.items()}
     values |= {name: tuple(values[name]) for name in ("mean", "std")}
-    return Preprocessing(**values)
+    chosen = Preprocessing(**values)
+    chosen.require_supported()
+    return chosen
 
 
 class Standardization(nn.BatchNorm1d):

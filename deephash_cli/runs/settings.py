@@ -40,8 +40,10 @@ RESUMABLE = (
 # Settings that later versions added, with the value that does what earlier versions did: a run without them is equal to
 # a run with these values.
 _ADDED = {
-    "bad_images": "stop", "fit_rows": 500_000, "trial": None, "nested": [],
-    "features.precision": "fp32", "features.batch_size": None,
+    "bad_images": "stop", "fit_rows": 500_000, "trial": None, "nested": [], "features.precision": "fp32",
+    "features.batch_size": None, "model.network.crop": 1.0, "model.network.crop_mode": "square",
+    "model.network.interpolation": "bilinear", "model.dynamic_img_size": False,
+    "model.network.backbone.dynamic_img_size": False,
 }  # fmt: skip
 _CONFIG_LIMIT = 2**20  # bytes
 _CONFIG_DEPTH = 100

@@ -47,7 +47,7 @@ _ALLOWED = {
 }  # fmt: skip
 # Arguments of the loaders of data sets, and of backbones, that are paths.
 _PATHS = ("root", "file", "train", "query", "database", "labels", "ids", "split_file", "weights")
-_FOLDER = "local-dir:"  # before the folder in the name of a network of timm
+_SOURCES = ("local-dir:", "hf-hub:")  # before the folder or the repository in the name of a network of timm
 _NO_PATHS = ("folders", "none", "packaged")  # words that some of these take instead of a path
 
 _LONGEST = 1000  # letters of a path that are shown
@@ -124,8 +124,8 @@ def paths_in(settings: Mapping[str, Any]) -> list[str]:
 
 
 def _is_path(name: str, value: str) -> bool:
-    """Whether the value of an argument is a path. The name of a network is one if it names a folder of weights."""
-    return value.startswith(_FOLDER) if name == "name" else value not in _NO_PATHS
+    """Whether the value of an argument is a path. The name of a network is one if it says where its weights are."""
+    return value.startswith(_SOURCES) if name == "name" else value not in _NO_PATHS
 
 
 def _nodes(value: Any, place: str) -> Iterator[_Node]:

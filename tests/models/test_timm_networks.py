@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import hub
 import numpy as np
@@ -156,6 +157,33 @@ def test_a_file_of_weights_has_the_preprocessing_of_the_architecture_and_says_so
     assert "weights of mine.safetensors, preprocessing of timm's resnet50: resized (shorter" in capsys.readouterr().out
     assert backbone.origin.weights.startswith("file mine.safetensors sha256 ")
     assert (backbone.origin.licence, backbone.origin.pretraining, backbone.origin.labelled) == (None, None, ())
+
+
+def test_a_setting_overrides_what_is_not_supported():
+    backbone = timm_backbone("resnet10t", "none")
+    backbone.origin = replace(backbone.origin, preprocessing=replace(backbone.origin.preprocessing, crop_mode="border"))
+    with pytest.raises(
+        ConfigError, match=r"crop_mode=border is not supported: set model\.network\.crop_mode to center"
+    ):
+        network(backbone)
+    assert network(backbone, crop_mode="squash").origin.record()["preprocessing"]["crop_mode"] == "squash"
+
+
+def test_settings_of_the_preprocessing_override_the_weights_one_by_one(folders):
+    own = timm_backbone(f"local-dir:{folders[CLIP]}", "auto")
+    form = own.origin.preprocessing
+    for name, value in {"crop": 1.0, "interpolation": "bilinear", "mean": [0.5] * 3, "crop_mode": "square"}.items():
+        changed = network(own, **{name: value}).preprocessing
+        assert changed == replace(form, **{name: tuple(value) if name == "mean" else value})
+        own.origin = replace(own.origin, preprocessing=form)
+
+
+def test_the_digest_knows_how_images_are_resized():
+    backbone = timm_backbone("resnet10t", "none")
+    forms = [{}, {"crop": 0.9}, {"interpolation": "bilinear"}, {"crop_mode": "squash"}]
+    settings = {"image_size": 64, "mean": [0.5] * 3, "std": [0.5] * 3}
+    geometry = {"crop": 0.8, "crop_mode": "center", "interpolation": "bicubic"}
+    assert len({network(backbone, **settings, **{**geometry, **form}).backbone_digest() for form in forms}) == 4
 
 
 # what is wrong, and what to do

@@ -9,6 +9,7 @@ import digests
 import hub
 import numpy as np
 import pytest
+import yaml
 from conftest import QUICK, sampled, write_photos
 
 from deephash_cli import runs
@@ -108,6 +109,29 @@ def test_a_file_of_weights_may_be_gone_when_a_run_is_resumed(deephash, data, tmp
     again = deephash("train", f"resume={run}", "trainer.max_epochs=3")
     assert again.code == 4
     assert "model.safetensors is neither a file" in again.err
+
+
+def test_a_run_of_an_earlier_version_is_resumed_with_its_preprocessing(deephash, data, tmp_path):
+    run = tmp_path / "run"
+    then = ["model.network.mean=[0.485,0.456,0.406]", "model.network.std=[0.229,0.224,0.225]"]
+    since = ["model.network.crop=1.0", "model.network.crop_mode=square", "model.network.interpolation=bilinear"]
+    since += ["model.network.backbone.image_size=null"]
+    chosen = [*DPSH, *data, "model.timm_name=resnet10t", "model.weights=none", "trainer.max_epochs=1", f"run_dir={run}"]
+    assert deephash("train", *chosen, *then, *since).code == 0
+    config = runs.read_config(run)
+    for name in ("crop", "crop_mode", "interpolation"):
+        del config["model"]["network"][name]
+    for name in ("global_pool", "dynamic_img_size"):
+        del config["model"][name], config["model"]["network"]["backbone"][name]
+    del config["model"]["network"]["backbone"]["image_size"]
+    (run / runs.CONFIG).write_text(yaml.safe_dump(config))
+    overrides = [text for text in runs.read_record(run)["overrides"] if text not in (*then, *since)]
+    digests.edit(run / runs.RECORD, backbone=None, overrides=overrides)
+    digests.renew(run)
+    resumed = deephash("train", f"resume={run}", "trainer.max_epochs=2")
+    assert resumed.code == 0, resumed
+    form = runs.read_record(run)["backbone"]["preprocessing"]
+    assert (form["size"], form["crop"], form["crop_mode"], form["interpolation"]) == (56, 1.0, "square", "bilinear")
 
 
 @pytest.mark.parametrize(

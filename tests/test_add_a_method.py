@@ -94,10 +94,11 @@ def test_a_method_outside_the_repository(deephash, photos, tmp_path, monkeypatch
     write(tmp_path, "my_")
     monkeypatch.syspath_prepend(str(tmp_path))
     options = ["--config-dir", str(tmp_path / "my_conf")]
-    result = deephash("train", *photos, "method=ours", "bits=20", *TINY, "run_dir=run", *options)
+    result = deephash("train", *photos, "method=ours", "bits=20", "nested=[6]", *TINY, "run_dir=run", *options)
     assert result.code == 0, result
     assert trained_well(Path("run"))
-    assert json.loads(Path("run/metrics.json").read_text())["bits"] == 20
+    metrics = json.loads(Path("run/metrics.json").read_text())
+    assert (metrics["bits"], metrics["nested"]["6"]["bits"]) == (20, 6)
 
     longer = ("resume=run", "trainer.max_epochs=7", *options)
     refused = deephash("train", *longer)

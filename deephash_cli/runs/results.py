@@ -36,6 +36,7 @@ _NEEDED: dict[str, Callable[[Any], bool]] = {
     "queries": is_count,
     "database": is_count,
 }
+_FACTS = ("class_names", "backbone", "pretrained_on_classes")  # further entries that hold for every length of a run
 
 CAPTION = "mean and standard deviation over seeds, the number of seeds in brackets"
 MARKED = (
@@ -74,7 +75,7 @@ class Result:
     @property
     def lengths(self) -> "list[Result]":
         """The run at each of its code lengths: a run whose lengths are nested has several."""
-        facts = {name: self.metrics[name] for name in (*_NEEDED, "class_names") if name in self.metrics}
+        facts = {name: self.metrics[name] for name in (*_NEEDED, *_FACTS) if name in self.metrics}
         shorter = [
             replace(self, metrics={**part, **facts, "bits": bits}, is_prefix=True)
             for bits, part in scoring.nested(self.metrics).items()

@@ -63,6 +63,7 @@ def assert_same(two, one):
     for mine, its in zip(load_codes(two / CODES)[:2], load_codes(one / CODES)[:2], strict=True):
         assert mine.ids == its.ids  # each image once, at its position
         assert np.array_equal(mine.packed, its.packed)
+        assert np.allclose(mine.u, its.u, rtol=2e-3, atol=1e-3)  # float16, of weights that differ by 1e-4
     measured = [read_json(folder / "metrics.json") for folder in (two, one)]
     assert measured[0]["map"] == measured[1]["map"] > 0.5
     assert measured[0]["precision_at_k"] == measured[1]["precision_at_k"]

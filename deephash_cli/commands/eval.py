@@ -56,11 +56,7 @@ def run(config: DictConfig) -> dict[str, Any]:
         metrics = score(Path(config.codes), overrides, with_features=True)
     show(metrics)
     if metrics.get("ceiling", {}).get("map_features", 0) is None:
-        say(
-            "map_features is not known: the features are not in the cache; a run that needs them computes them again"
-            if "features" in metrics
-            else "map_features is not known: the codes were not made from features of a frozen backbone"
-        )
+        say("map_features is not known: the features are not in the cache; a run that needs them computes them again")
     for sentence in caveats(metrics):
         warn(sentence)
     if output is not None:

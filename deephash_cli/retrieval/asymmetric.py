@@ -17,6 +17,11 @@ from jaxtyping import Float16, Int64
 from deephash_cli.retrieval import metrics, ranking
 from deephash_cli.retrieval.codes import CodeSet, packed_width
 
+POLICY = (
+    "_asymmetric ranks by the inner product of a query's continuous code (query_u.npy) with codes as -1 and 1, largest "
+    "first; items with equal products (the sums are exact) are tied, and ties are averaged over all their orders"
+)
+
 _UNIT = 2.0**24  # the smallest positive float16 is 1 / _UNIT
 _TABLE = np.where(np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little"), 1.0, -1.0)
 

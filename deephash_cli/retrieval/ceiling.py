@@ -17,6 +17,7 @@ from deephash_cli.cache import cache_folder
 from deephash_cli.errors import ArtifactError
 from deephash_cli.files import read_sealed, sha256_file
 from deephash_cli.retrieval import metrics, ranking
+from deephash_cli.retrieval.codes import CodeSet
 from deephash_cli.retrieval.codes_folder import feature_rows
 from deephash_cli.retrieval.ranking import Labels
 
@@ -25,6 +26,13 @@ PAIRS = 2**26  # pairs of a query and a database item that are compared; more qu
 _UNIT = 2.0**52  # a cosine becomes this many whole numbers, which is the resolution of float64 just below 1
 _HELD = 2**25  # numbers of the database that are kept as float64; more are converted again for each part of the queries
 _TOGETHER = 2**22  # pairs that are then ranked at a time, so that they are converted less often
+
+POLICY = (
+    "map_outputs ranks by the cosine of the continuous codes of both sides (query_u.npy, database_u.npy), and "
+    f"map_features by that of the backbone's features; cosines at most {TOLERANCE} apart are tied; beyond {PAIRS} "
+    "pairs with database items a random sample of the queries (seed 0) is measured; lost_by_binarizing is map_outputs "
+    "less map, both of these queries"
+)
 
 
 class Vectors(NamedTuple):
@@ -81,6 +89,38 @@ def sample(rows: Int64[np.ndarray, " q"], database: int) -> Int64[np.ndarray, " 
     return np.sort(rows[np.argsort(np.random.PCG64(0).random_raw(len(rows)), kind="stable")[:most]])
 
 
+def measure(
+    query: CodeSet,
+    database: CodeSet,
+    rows: Int64[np.ndarray, " m"],
+    exclude: Int64[np.ndarray, " m"],
+    of_codes: Float64[np.ndarray, " m"],
+    features: Vectors | None,
+    threads: int | None = None,
+) -> dict[str, Any]:
+    """Return ``map_outputs``, ``map_features`` if there are features, ``lost_by_binarizing``, and ``queries``.
+
+    Args:
+        query: The queries, with continuous codes.
+        database: The database, with continuous codes.
+        rows: Row numbers of the queries to measure, from `sample`.
+        exclude: Position in the database of the item that is the query itself, or -1, for each of these queries.
+        of_codes: Average precision of the binary codes for each of these queries.
+        features: Features that the codes were made from; None if they are not known.
+        threads: Number of threads, as for `ranking.count`.
+    """
+    if query.u is None or database.u is None:
+        raise ValueError("the ceiling needs continuous codes of both sides")
+    sides = query.labels[rows], database.labels, exclude, threads
+    found = {"map_outputs": float(average_precision(query.u[rows], database.u.__getitem__, *sides).mean())}
+    if features is not None:
+        array, of_query, of_database = features
+        of_features = average_precision(array[of_query[rows]], lambda part: array[of_database[part]], *sides)
+        found["map_features"] = float(of_features.mean())
+    lost = found["map_outputs"] - float(of_codes.mean())
+    return {**found, "lost_by_binarizing": lost, "queries": len(rows)}
+
+
 def average_precision(
     query: Float[np.ndarray, "q d"],
     database: Callable[[slice], Float[np.ndarray, "_ d"]],
@@ -112,12 +152,12 @@ def average_precision(
             found[:, block] = np.rint(vectors @ (held[number] if held else _unit(database(block))).T)
         return found
 
-    def measure(total: Int64[np.ndarray, "m groups"], relevant: Int64[np.ndarray, "m groups"]) -> np.ndarray:
+    def measured(total: Int64[np.ndarray, "m groups"], relevant: Int64[np.ndarray, "m groups"]) -> np.ndarray:
         return metrics.average_precision(metrics.Histograms(total, relevant))
 
     labels, together = (query_labels, database_labels), {} if held else {"pairs": _TOGETHER}
     return np.concatenate(
-        list(ranking.grouped(scores, measure, *labels, exclude, int(TOLERANCE * _UNIT), threads, **together))
+        list(ranking.grouped(scores, measured, *labels, exclude, int(TOLERANCE * _UNIT), threads, **together))
     )
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Float64, Int64
 
 from deephash_cli.errors import ArtifactError, ConfigError, DataError
 from deephash_cli.retrieval import asymmetric, ceiling, metrics, ranking, scoring
@@ -38,16 +38,6 @@ POLICIES = {
     "self_match": "a database item with the id of the query is left out of that query's ranking",
     "confidence": "percentile bootstrap over queries, seed 0",
 }
-ASYMMETRIC = (
-    "_asymmetric ranks by the inner product of a query's continuous code (query_u.npy) with codes as -1 and 1, largest "
-    "first; items with equal products (the sums are exact) are tied, and ties are averaged over all their orders"
-)
-CEILING = (
-    "map_outputs ranks by the cosine of the continuous codes of both sides (query_u.npy, database_u.npy), and "
-    f"map_features by that of the backbone's features; cosines at most {ceiling.TOLERANCE} apart are tied; beyond "
-    f"{ceiling.PAIRS} pairs with database items a random sample of the queries (seed 0) is measured; "
-    "lost_by_binarizing is map_outputs less map, both of these queries"
-)
 BESIDE = ("asymmetric", "ceiling")  # policies of numbers that not all runs have; they decide no other number
 WITHOUT_LABELS = "there are no labels, so nothing is known to be relevant: only the codes themselves are described"
 FIRST = ("map", "map_stable", "map_best", "map_worst", "map_asymmetric")
@@ -104,10 +94,8 @@ def evaluate(
     ks, map_at = sorted(set(ks)), sorted(set(map_at))
     curve = metrics.curve_ranks(database.n)
 
-    sides, own = (
-        (query.packed, database.packed, query.bits, query.labels, database.labels),
-        self_matches(query, database),
-    )
+    sides = (query.packed, database.packed, query.bits, query.labels, database.labels)
+    own = self_matches(query, database)
     counts = ranking.count(*sides, exclude=own, cuts=map_at, threads=threads)
     values = _per_query(counts, ks, map_at, radius, curve)
     if query.u is not None:
@@ -123,44 +111,18 @@ def evaluate(
         return {str(k): float(mean) for k, mean in zip(ks, means[name], strict=True)}
 
     maps = [name for name in ("map", *(f"map_at_{r}" for r in map_at), "map_asymmetric") if name in means]
-    low, high = metrics.bootstrap_interval(
-        np.stack([values[name][counted] for name in maps], axis=1), LEVEL, RESAMPLES, seed=0
-    )
-    measured, rules = {}, {}
-    if query.u is not None:
-        rules["asymmetric"] = ASYMMETRIC
-    if query.u is not None and database.u is not None:
-        rules["ceiling"] = CEILING
-        rows = ceiling.sample(np.flatnonzero(counted), database.n)
-        sides = query.labels[rows], database.labels, own[rows], threads
-        outputs = float(ceiling.average_precision(query.u[rows], database.u.__getitem__, *sides).mean())
-        measured["ceiling"] = {"map_outputs": outputs}
-        if features is not None:
-            array, of_query, of_database = features
-            at = ceiling.average_precision(array[of_query[rows]], lambda part: array[of_database[part]], *sides)
-            measured["ceiling"]["map_features"] = float(at.mean())
-        lost = outputs - float(values["map"][rows].mean())
-        measured["ceiling"] |= {"lost_by_binarizing": lost, "queries": len(rows)}
     single = [name for name, mean in means.items() if not mean.ndim]
-    first = [name for name in FIRST if name in single]
+    found, rules = {}, {"asymmetric": asymmetric.POLICY} if query.u is not None else {}
+    if query.u is not None and database.u is not None:
+        rows = ceiling.sample(np.flatnonzero(counted), database.n)
+        rules["ceiling"] = ceiling.POLICY
+        found["ceiling"] = ceiling.measure(query, database, rows, own[rows], values["map"][rows], features, threads)
     return {
-        **{name: float(means[name]) for name in dict.fromkeys((*first, *single))},
-        "confidence": {
-            "level": LEVEL,
-            "resamples": RESAMPLES,
-            **{name: [float(low[i]), float(high[i])] for i, name in enumerate(maps)},
-        },
+        **{name: float(means[name]) for name in sorted(single, key=_place)},
+        "confidence": _confidence({name: values[name][counted] for name in maps}),
         **{name: by_k(name) for name in BY_K if name in means},
-        "pr_by_radius": {
-            "radius": list(range(query.bits + 1)),
-            "precision": means["precision_by_radius"].tolist(),
-            "recall": means["recall_by_radius"].tolist(),
-        },
-        "pr_by_rank": {
-            "rank": curve,
-            "precision": means["precision_by_rank"].tolist(),
-            "recall": means["recall_by_rank"].tolist(),
-        },
+        "pr_by_radius": {"radius": list(range(query.bits + 1)), **_curve(means, "by_radius")},
+        "pr_by_rank": {"rank": curve, **_curve(means, "by_rank")},
         "distances": {side: by_distance[counted].sum(axis=0).tolist() for side, by_distance in distances.items()},
         "per_class": _per_class(values["map"][counted], query.labels[counted]),
         "hardest_queries": _hardest(query, values["map"], relevant),
@@ -168,9 +130,26 @@ def evaluate(
         **_counts(query, database),
         "queries_without_relevant": int((relevant == 0).sum()),
         "k_beyond_database": [int(k) for k in ks if k > database.n],
-        **measured,
+        **found,
         "policies": {**POLICIES, "zero_hits": ZERO_HITS[zero_hits], **rules},
     }
+
+
+def _curve(means: Mapping[str, Any], along: str) -> dict[str, list[float]]:
+    """Return precision and recall along the radius or along the rank."""
+    return {name: means[f"{name}_{along}"].tolist() for name in ("precision", "recall")}
+
+
+def _confidence(values: Mapping[str, Float64[np.ndarray, " q"]]) -> dict[str, Any]:
+    """Return the interval of the mean of each metric, from its values for the queries."""
+    low, high = metrics.bootstrap_interval(np.stack([*values.values()], axis=1), LEVEL, RESAMPLES, seed=0)
+    intervals = {name: [float(low[i]), float(high[i])] for i, name in enumerate(values)}
+    return {"level": LEVEL, "resamples": RESAMPLES, **intervals}
+
+
+def _place(name: str) -> int:
+    """Return the place of a number among those of ``metrics.json``; those without a place of their own follow."""
+    return FIRST.index(name) if name in FIRST else len(FIRST)
 
 
 def _require_measurable(
@@ -330,8 +309,8 @@ def score(folder: Path, overrides: Mapping[str, Any], with_features: bool = Fals
         folder: A codes folder.
         overrides: Values of ``ks``, ``map_at``, ``radius`` and ``zero_hits`` that replace those in the manifest. A
             value of ``None`` keeps that of the manifest.
-        with_features: Whether to compute ``map_features``, which takes seconds; it is None if the features are not
-            known or no longer in the cache.
+        with_features: Whether to compute ``map_features``, which takes seconds, for codes that were made from features
+            of a frozen backbone. It is None if these are no longer in the cache.
 
     Raises:
         ArtifactError: If the codes are damaged, or if the manifest lacks their provenance or evaluation settings.
@@ -343,7 +322,7 @@ def score(folder: Path, overrides: Mapping[str, Any], with_features: bool = Fals
     settings = settle({"zero_hits": "zero", **manifest["evaluation"]}, overrides)
     features = ceiling.cached_features(folder, manifest) if with_features else None
     metrics = scoring.evaluate(query, database, **settings, features=features)
-    if with_features and "ceiling" in metrics:
+    if with_features and "ceiling" in metrics and "features" in manifest["provenance"]:
         metrics["ceiling"].setdefault("map_features", None)
     if taken := metrics.keys() & manifest["provenance"].keys():
         raise ArtifactError(

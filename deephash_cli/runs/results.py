@@ -43,7 +43,8 @@ MARKED = (
 )
 DIGITS = 4
 _LONG_LABEL = 500  # characters of the settings in the label of a row
-_UNRANKED = ("empty_ball_rate", "unique_code_ratio", "bit_balance", "bit_correlation")  # higher is not better
+# Metrics of which a higher value is not better.
+_UNRANKED = ("empty_ball_rate", "unique_code_ratio", "bit_balance", "bit_correlation", "lost_by_binarizing")
 _TIES = {
     "map_stable": "ties are in database order",
     "map_best": "relevant items come first in ties",

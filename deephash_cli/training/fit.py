@@ -44,6 +44,7 @@ from deephash_cli.hiding import hide
 from deephash_cli.models import HashingNetwork
 from deephash_cli.retrieval import scoring
 from deephash_cli.retrieval.caveats import caveats
+from deephash_cli.retrieval.codes import CodeSet
 from deephash_cli.retrieval.codes_folder import save_codes
 from deephash_cli.retrieval.scoring import CLASSES
 from deephash_cli.runs import outputs, records
@@ -251,17 +252,24 @@ def fit(folder: Path, job: Job, dashboard: Logger | None) -> None:
         query = source.codes(split.query, precision)
         database = source.codes(split.database, precision, most_continuous=_MOST_CONTINUOUS)
         if trainer.is_global_zero:
-            if database.u is None:
-                say(
-                    f"the continuous codes of {database.n} database items take more than {_MOST_CONTINUOUS / 1e6:.0f} "
-                    "MB, so they are not kept, and deephash eval cannot say what binarizing them lost"
-                )
             provenance = _provenance(job, trainer.current_epoch, chosen, keeping.best)
-            rows = None
-            if isinstance(source.inputs, Features):
-                provenance["provenance"]["features"] = {"key": source.inputs.key}
-                rows = split.query, split.database
-            save_codes(folder / runs.CODES, query, database, provenance, rows)
+            _write_codes(folder / runs.CODES, query, database, provenance, source, split)
+
+
+def _write_codes(
+    folder: Path, query: CodeSet, database: CodeSet, provenance: dict[str, Any], source: Source, split: Split
+) -> None:
+    """Write the codes with their provenance, and where the features are that they were made from, if they are kept."""
+    if database.u is None:
+        say(
+            f"the continuous codes of {database.n} database items take more than {_MOST_CONTINUOUS / 1e6:.0f} MB, so "
+            "they are not kept, and deephash eval cannot say what binarizing them lost"
+        )
+    rows = None
+    if isinstance(source.inputs, Features):
+        provenance["provenance"]["features"] = {"key": source.inputs.key}
+        rows = split.query, split.database
+    save_codes(folder, query, database, provenance, rows)
 
 
 def _owner(folder: Path, job: Job) -> checkpoints.Owner | None:

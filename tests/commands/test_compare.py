@@ -95,6 +95,21 @@ def test_a_setting_that_only_some_have_is_named_where_it_is():
     assert [row.label for row in section.rows] == ["dpsh", "dpsh (ema.decay=0.9)"]
 
 
+def test_runs_with_and_without_continuous_codes_share_a_table(deephash):
+    """Runs of earlier versions have no policy of the asymmetric distance; their other numbers are the same ones."""
+    rules = {"ties": "exact", "asymmetric": "by inner product", "ceiling": "by cosine"}
+    more = {"map_asymmetric": 0.75, "ceiling": {"map_outputs": 0.875, "lost_by_binarizing": 0.375, "queries": 9}}
+    write_run("runs/old")
+    write_run("runs/new", method="dsdh", metrics={"policies": rules, **more})
+    result = deephash("compare", "runs", "--metric", "map,map_asymmetric,map_outputs,lost_by_binarizing")
+    assert result.out.count("map, map_asymmetric") == 1
+    assert "0.7500 (1)" in result.out
+    assert "0.8750 (1)" in result.out
+    (section,) = results.sections(results.collect([Path("runs")])[0])
+    assert section.has_best("map_asymmetric")
+    assert not section.has_best("lost_by_binarizing")
+
+
 @pytest.mark.parametrize(
     "other",
     [

@@ -16,6 +16,7 @@ from conftest import QUICK, write_photos
 from deephash_cli import runs
 from deephash_cli.cli import main as cli
 from deephash_cli.files import read_sealed
+from deephash_cli.retrieval import ceiling
 from deephash_cli.retrieval.codes import CodeSet, pack
 from deephash_cli.retrieval.codes_folder import load_codes, save_codes
 
@@ -102,7 +103,9 @@ def test_cut_offs_beyond_the_database_are_flagged(deephash, trained):
     assert metrics["recall_at_k"]["1000000000000"] == pytest.approx(1)
 
 
-@pytest.mark.parametrize("file", ["query.npy", "query_labels.npy", "query_ids.txt", "database.npy", "manifest.json"])
+@pytest.mark.parametrize(
+    "file", ["query.npy", "query_labels.npy", "query_ids.txt", "database.npy", "query_u.npy", "manifest.json"]
+)
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty", "gone"])
 def test_damaged_codes_give_no_numbers(deephash, run, file, damage):
     path = run / runs.CODES / file
@@ -121,6 +124,53 @@ def test_damaged_codes_give_no_numbers(deephash, run, file, damage):
     assert result.err.count("\n") == 1
     assert file in result.err
     assert not Path("m.json").exists()
+
+
+def ceiling_of(result, file="m.json"):
+    assert result.code == 0, result
+    return json.loads(Path(file).read_text())["ceiling"]
+
+
+def test_the_map_of_the_features_comes_from_the_cache(deephash, hashed, monkeypatch):
+    """ITQ on a frozen backbone: its features are in the cache of the run, and no longer in another one."""
+    cache = hashed.run.parent / "cache"
+    monkeypatch.setenv("DEEPHASH_CACHE_DIR", str(cache))
+    result = deephash("eval", f"run={hashed.run}", "output=m.json")
+    found = ceiling_of(result)
+    (file,) = (cache / "features").glob("*/features.npy")
+    split = json.loads((hashed.run / "split.json").read_text())
+    every = sorted(path.relative_to(hashed.photos).as_posix() for path in hashed.photos.glob("*/*.jpg"))
+    features, rows = np.load(file), [[every.index(name) for name in split[side]] for side in ("query", "database")]
+    query, database, _ = load_codes(hashed.run / runs.CODES)
+    expected = ceiling.average_precision(
+        features[rows[0]], features[rows[1]].__getitem__, query.labels, database.labels, np.full(query.n, -1)
+    )
+    assert found["map_features"] == expected.mean()
+    assert f"{found['map_features']:.4f}" in result.out
+    trained = json.loads((hashed.run / runs.METRICS).read_text())["ceiling"]
+    assert {name: value for name, value in found.items() if name != "map_features"} == trained
+
+    monkeypatch.setenv("DEEPHASH_CACHE_DIR", "elsewhere")
+    result = deephash("eval", f"codes={hashed.run / runs.CODES}", "output=m.json")
+    assert ceiling_of(result) == {**trained, "map_features": None}
+    assert "map_features is not known: the features are not in the cache" in result.out
+
+
+@pytest.mark.parametrize("change", [lambda content: content[:-1] + b"\x01", lambda content: content[:-2]])
+def test_damaged_features_are_not_taken(deephash, hashed, monkeypatch, change):
+    cache = Path(shutil.copytree(hashed.run.parent / "cache", "cache"))
+    (file,) = (cache / "features").glob("*/features.npy")
+    file.write_bytes(change(file.read_bytes()))
+    monkeypatch.setenv("DEEPHASH_CACHE_DIR", "cache")
+    assert ceiling_of(deephash("eval", f"run={hashed.run}", "output=m.json"))["map_features"] is None
+
+
+@pytest.mark.parametrize("key", ["../../..", "x" * 32, ""])
+def test_a_key_that_is_none_opens_no_file(deephash, hashed, key):
+    folder = Path(shutil.copytree(hashed.run / runs.CODES, "codes"))
+    manifest = read_sealed(folder / "manifest.json")
+    digests.edit(folder / "manifest.json", provenance={**manifest["provenance"], "features": {"key": key}})
+    assert ceiling_of(deephash("eval", "codes=codes", "output=m.json"))["map_features"] is None
 
 
 @pytest.mark.parametrize("argument", ["run=nowhere", "codes=nowhere", "run=.", "codes=."])

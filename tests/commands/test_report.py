@@ -209,6 +209,18 @@ def test_what_is_left_out_is_listed_with_its_reason(make):
     assert any(folder == "torn" and "is not valid JSON" in reason for folder, reason in rows)
 
 
+def test_real_values_have_a_table(make):
+    write_run("runs/old", method="lsh")
+    for seed in (0, 1):
+        ceiling = {"map_outputs": 0.75 + seed / 4, "lost_by_binarizing": 0.25, "queries": 100}
+        write_run(f"runs/{seed}", seed=seed, metrics={"map_asymmetric": 0.625, "ceiling": ceiling})
+    _, _, page = make("runs")
+    head, *rows = page.table("mAP without binarizing")
+    assert head[-3:] == ["asymmetric", "cosine of outputs", "lost by binarizing"]
+    (row,) = rows
+    assert row[-3:] == ["0.6250± 0.0000", "0.8750± 0.1768", "0.2500± 0.0000"]
+
+
 def test_codes_that_look_collapsed_are_marked(make):
     balance = {"mean_deviation": 0.3, "max_deviation": 0.5}
     write_run("runs/a", metrics={"bit_balance": balance})

@@ -12,7 +12,7 @@ from deephash_cli import runs
 
 FAST = ("num_workers=0", "accelerator=cpu")
 CODES = ("manifest.json", "query.npy", "query_labels.npy", "query_ids.txt", "database.npy", "database_labels.npy",
-         "database_ids.txt")  # fmt: skip
+         "database_ids.txt", "query_u.npy", "database_u.npy", "feature_rows.npy")  # fmt: skip
 A_RUN = (runs.RECORD, runs.CONFIG, runs.METRICS)
 # For each verb, the files of a run that it reads.
 READ = {

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from deephash_cli.cli import limits
 from deephash_cli.errors import ArtifactError, ConfigError, DataError
-from deephash_cli.retrieval import ranking, scoring
+from deephash_cli.retrieval import asymmetric, ranking, scoring
 from deephash_cli.retrieval.codes import CodeSet, pack
 from deephash_cli.retrieval.codes_folder import load_codes, save_codes
 from deephash_cli.retrieval.kernels import vectorized
@@ -108,7 +108,7 @@ def test_continuous_codes_of_the_queries_add_asymmetric_numbers():
     added = {"map_asymmetric", "map_at_5_asymmetric", "map_at_20_asymmetric", "precision_at_k_asymmetric"}
     assert after.keys() - before.keys() == added
     assert next(iter(after)) == "map"  # it stays the headline
-    assert after["policies"].pop("asymmetric") == scoring.ASYMMETRIC
+    assert after["policies"].pop("asymmetric") == asymmetric.POLICY
     low, high = after["confidence"].pop("map_asymmetric")
     assert low < after["map_asymmetric"] < high
     assert {name: value for name, value in after.items() if name not in added} == before

@@ -217,6 +217,7 @@ def _section(section: Section, others: Sequence[Section], metric: str, paths: Se
         "settings": any(run["settings"] for run in listed),
         "doubts": any(run["doubt"] for run in listed),
         "precision": tables.of_precision(section),
+        "real_values": tables.of_real_values(section),
         "codes": tables.of_codes(section),
         "classes": tables.of_classes(section),
     }

@@ -14,6 +14,12 @@ from deephash_cli.runs.results import Cell, Result, Row, Section
 _SHOWN_AT = (1, 10, 100, 1000)  # cut-offs k with a column of precision
 _CLASSES = 20  # a run with more classes is not in the table of classes
 FEW = 0.01  # share of the possible codes; with fewer different ones, codes may have collapsed
+_REAL_VALUED = {
+    "asymmetric": "map_asymmetric",
+    "cosine of outputs": "map_outputs",
+    "lost by binarizing": "lost_by_binarizing",
+    "cosine of features": "map_features",
+}
 _CODES = {
     "different codes / items": "unique_code_ratio",
     "share of ones: mean distance from ½": "bit_balance_mean_deviation",
@@ -102,13 +108,22 @@ def name_of(folder: Path, paths: Sequence[Path]) -> str:
 
 def of_precision(section: Section) -> Table:
     """Return the table of precision at a few cut-offs; cut-offs that no run has are omitted."""
-    names = {f"P@{k}": f"precision_at_{k}" for k in _SHOWN_AT}
-    return _of_metrics(section, {title: name for title, name in names.items() if any(map(any, section.cells(name)))})
+    return _of_metrics(section, _in_some_run(section, {f"P@{k}": f"precision_at_{k}" for k in _SHOWN_AT}))
+
+
+def of_real_values(section: Section) -> Table:
+    """Return the table of the mAP with continuous codes or features on one side or both, if some run has them."""
+    return _of_metrics(section, _in_some_run(section, _REAL_VALUED))
 
 
 def of_codes(section: Section) -> Table:
     """Return the table of statistics of the codes themselves."""
     return _of_metrics(section, _CODES)
+
+
+def _in_some_run(section: Section, names: Mapping[str, str]) -> dict[str, str]:
+    """Return the titles and metrics without those that no run has."""
+    return {title: name for title, name in names.items() if any(map(any, section.cells(name)))}
 
 
 def _of_metrics(section: Section, names: Mapping[str, str]) -> Table:

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 from conftest import QUICK
+from fitting import network_on
 from synthetic import backbone
 
 from deephash_cli.cli.checking import train_settings
@@ -63,10 +64,10 @@ def test_the_setting_is_a_list_of_names():
         pretraining.known_to(config)
 
 
-def test_a_backbone_without_an_origin_has_no_record():
-    origin = SimpleNamespace(record=record)
-    assert pretraining.record_of(SimpleNamespace(backbone=SimpleNamespace(origin=origin))) == record()
-    assert pretraining.record_of(SimpleNamespace(backbone=SimpleNamespace())) is None
+def test_the_record_is_that_of_the_origin_of_the_backbone():
+    network = network_on(width=4, bits=2)
+    network.backbone.origin = SimpleNamespace(record=record)
+    assert pretraining.record_of(network) == record()
 
 
 def test_a_run_warns_once_and_records_it(deephash, photos, monkeypatch):

@@ -120,6 +120,7 @@ def _computed(config: DictConfig, dataset: RetrievalDataset) -> tuple[Float[np.n
     from deephash_cli.inference.shards import require_devices
     from deephash_cli.models import HashingNetwork
     from deephash_cli.training.inputs import Computing, Loading, Source
+    from deephash_cli.training.pretraining import record_of
 
     processes.require_alone("features")
     device = require_devices(config.accelerator, 1)
@@ -129,8 +130,7 @@ def _computed(config: DictConfig, dataset: RetrievalDataset) -> tuple[Float[np.n
     loading = Loading(batch_size=config.loader.eval_batch_size, **config.loader)
     with lost_workers_explained("loader.num_workers"):
         source = Source(dataset, network, device, loading, Computing(**config.features))
-    origin: Any = getattr(network.backbone, "origin", None)  # a backbone of the user's own has none
-    return cast(Features, source.inputs).array, {"backbone": None if origin is None else origin.record()}
+    return cast(Features, source.inputs).array, {"backbone": record_of(network)}
 
 
 def _described(config: DictConfig, dataset: RetrievalDataset, array: Float[np.ndarray, "n d"]) -> dict[str, Any]:

@@ -55,14 +55,14 @@ class Backbone:
 
 
 def backbone_of(metrics: Mapping[str, Any]) -> Backbone | None:
-    """Return the backbone of a run by its metrics; None if an earlier version wrote them, or they were edited."""
+    """Return the backbone of a run by its metrics; None without one, or if they are old or were edited."""
     record, on_classes = metrics.get("backbone"), metrics.get("pretrained_on_classes")
     if not isinstance(record, Mapping):
         return None
     name, parameters, weights = (record.get(key) for key in ("name", "parameters", "weights"))
     texts = [record.get(key) for key in ("pretraining", "licence")]
-    if not (records.is_name(name) and is_count(parameters) and records.is_name(weights)):
-        return None
+    if not (records.is_name(name) and is_count(parameters) and parameters and records.is_name(weights)):
+        return None  # vectors are hashed without a backbone, which has no parameters
     pretraining, licence = (text if records.is_name(text) else None for text in texts)
     known = on_classes if isinstance(on_classes, bool) else None
     return Backbone(str(name), parameters, pretraining, licence, weights == "none", known)  # type: ignore[arg-type]

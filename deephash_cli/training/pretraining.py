@@ -7,7 +7,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from deephash_cli.errors import ConfigError, short
-from deephash_cli.models import HashingNetwork
+from deephash_cli.models import HashingNetwork, NoBackbone
 
 # Licences that allow every use, also a commercial one, in the spelling of SPDX.
 _FREE = re.compile(
@@ -34,9 +34,9 @@ def known_to(config: DictConfig) -> list[str] | None:
 
 
 def record_of(network: HashingNetwork) -> Mapping[str, Any] | None:
-    """Return the record of a network's backbone; None if the backbone does not say where it comes from."""
+    """Return the record of a network's backbone; None if there is none, or it does not say where it comes from."""
     origin: Any = getattr(network.backbone, "origin", None)
-    return None if origin is None else origin.record()
+    return None if origin is None or isinstance(network.backbone, NoBackbone) else origin.record()
 
 
 def on_classes(record: Mapping[str, Any] | None, known: Sequence[str] | None) -> dict[str, bool]:

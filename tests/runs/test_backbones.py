@@ -25,6 +25,7 @@ def test_a_record_becomes_a_line():
         backbone(name="x" * 10_000),
         backbone(parameters=True),
         backbone(parameters=-1),
+        backbone("vectors", parameters=0, weights="none"),
         backbone(parameters="5"),
         backbone(parameters=float("inf")),
         backbone(weights=None),

@@ -5,12 +5,12 @@ from types import SimpleNamespace
 
 import pytest
 from conftest import QUICK
+from fitting import network_on
 from synthetic import backbone
 
 from deephash_cli.cli.checking import train_settings
 from deephash_cli.errors import ConfigError
 from deephash_cli.files import read_json
-from deephash_cli.models import SmallCNN
 from deephash_cli.training import pretraining
 
 
@@ -64,9 +64,14 @@ def test_the_setting_is_a_list_of_names():
         pretraining.known_to(config)
 
 
+def test_the_record_is_that_of_the_origin_of_the_backbone():
+    network = network_on(width=4, bits=2)
+    network.backbone.origin = SimpleNamespace(record=record)
+    assert pretraining.record_of(network) == record()
+
+
 def test_a_run_warns_once_and_records_it(deephash, photos, monkeypatch):
-    origin = SimpleNamespace(record=lambda: record(licence="cc-by-nc-4.0"))
-    monkeypatch.setattr(SmallCNN, "origin", origin, raising=False)
+    monkeypatch.setattr(pretraining, "record_of", lambda _: record(licence="cc-by-nc-4.0"))
     words = (*QUICK, *photos, "method=itq", "bits=12", "dataset.classes_known_to=[imagenet]", "run_dir=run")
     result = deephash("train", *words)
     assert result.code == 0

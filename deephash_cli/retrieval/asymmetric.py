@@ -22,6 +22,7 @@ POLICY = (
     "first; items with equal products (the sums are exact) are tied, and ties are averaged over all their orders"
 )
 
+_PAIRS = 2**20  # pairs of a query and a database item that a thread ranks at a time
 _UNIT = 2.0**24  # the smallest positive float16 is 1 / _UNIT
 _TABLE = np.where(np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little"), 1.0, -1.0)
 
@@ -62,7 +63,8 @@ def per_query(
             "precision_at_k_asymmetric": metrics.precision_at(h, ks),
         }
 
-    parts = list(ranking.grouped(scores, measure, query.labels, database.labels, exclude, threads=threads))
+    labels = query.labels, database.labels
+    parts = list(ranking.grouped(scores, measure, *labels, exclude, tolerance=0, pairs=_PAIRS, threads=threads))
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 

@@ -25,7 +25,7 @@ TOLERANCE = 1e-12  # cosines that are no further apart are tied
 PAIRS = 2**26  # pairs of a query and a database item that are compared; more queries are a sample
 _UNIT = 2.0**52  # a cosine becomes this many whole numbers, which is the resolution of float64 just below 1
 _HELD = 2**25  # numbers of the database that are kept as float64; more are converted again for each part of the queries
-_TOGETHER = 2**22  # pairs that are then ranked at a time, so that they are converted less often
+_TOGETHER, _TOGETHER_IF_NOT_HELD = 2**20, 2**22  # pairs that are ranked at a time
 
 POLICY = (
     "map_outputs ranks by the cosine of the continuous codes of both sides (query_u.npy, database_u.npy), and "
@@ -155,10 +155,9 @@ def average_precision(
     def measured(total: Int64[np.ndarray, "m groups"], relevant: Int64[np.ndarray, "m groups"]) -> np.ndarray:
         return metrics.average_precision(metrics.Histograms(total, relevant))
 
-    labels, together = (query_labels, database_labels), {} if held else {"pairs": _TOGETHER}
-    return np.concatenate(
-        list(ranking.grouped(scores, measured, *labels, exclude, int(TOLERANCE * _UNIT), threads, **together))
-    )
+    tolerance, pairs = int(TOLERANCE * _UNIT), _TOGETHER if held else _TOGETHER_IF_NOT_HELD
+    sides = query_labels, database_labels, exclude
+    return np.concatenate(list(ranking.grouped(scores, measured, *sides, tolerance, pairs, threads)))
 
 
 def _unit(vectors: Float[np.ndarray, "n d"]) -> Float64[np.ndarray, "n d"]:

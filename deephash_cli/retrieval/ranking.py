@@ -28,7 +28,6 @@ _TOGETHER = 1024  # at most as many queries in one part, which is what a thread 
 _AHEAD = 4  # parts per thread that may be computed before the caller takes them
 _ROWS = 2**16  # rows converted at a time
 _LARGEST = float(np.finfo(np.float16).max)
-_PAIRS = 2**20
 
 
 @dataclass(frozen=True, eq=False)
@@ -256,9 +255,9 @@ def grouped(
     query_labels: Labels,
     database_labels: Labels,
     exclude: Int64[np.ndarray, " q"],
-    tolerance: int = 0,
+    tolerance: int,
+    pairs: int,
     threads: int | None = None,
-    pairs: int = _PAIRS,
 ) -> Iterator[T]:
     """Rank the database by any score, and count the items that are tied and those of them that are relevant.
 
@@ -274,8 +273,8 @@ def grouped(
         exclude: Position in the database of the item that is the query itself, or -1, for each query, as for `count`.
         tolerance: Largest difference of two scores that are tied. Ties are passed on: items are in one group if each
             differs by no more from the next one.
-        threads: Number of threads; see `count`.
         pairs: Number of pairs of a query and an item that a thread ranks at a time, which bounds its memory.
+        threads: Number of threads; see `count`.
 
     Returns:
         The results of ``measure`` in the order of the queries.

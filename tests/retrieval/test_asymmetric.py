@@ -117,7 +117,7 @@ def test_engine_threads_and_grouping_of_queries_move_nothing(seed, pairs, thread
     for engine in (compiled, vectorized):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(ranking, "_kernels", lambda engine=engine: engine)
-            patch.setattr(ranking, "_PAIRS", pairs)
+            patch.setattr(asymmetric, "_PAIRS", pairs)
             parts = asymmetric.per_query(query, database, own, KS, RS, threads=threads)
         for name, values_of in whole.items():
             assert np.array_equal(parts[name], values_of), name

@@ -23,7 +23,7 @@ from deephash_cli.cli import main as cli
 from deephash_cli.errors import ConfigError, DataError
 from deephash_cli.files import read_sealed, sha256_file
 from deephash_cli.training.checkpoints import read_checkpoint
-from deephash_cli.training.trust import require_no_download, require_trusted
+from deephash_cli.training.trust import paths_in, require_no_download, require_trusted
 
 PACKAGE = Path(deephash_cli.__file__).parent
 SOURCES = {file.relative_to(PACKAGE).as_posix(): file for file in sorted(PACKAGE.rglob("*.py"))}
@@ -367,6 +367,16 @@ def test_a_run_folder_does_not_download_but_the_user_may(deephash, poisoned, tmp
     assert len(fetched) == 1
     with pytest.raises(ConfigError, match="would download its data set"):
         require_no_download({"dataset": {"source": {"download": True}, "download": False}})
+
+
+def test_where_a_folder_has_its_weights_from_is_listed():
+    def listed(name):
+        backbone = {"_target_": "deephash_cli.models.timm_backbone", "name": name, "weights": "none"}
+        return paths_in({"model": {"network": {"backbone": backbone}}})
+
+    assert listed("resnet18") == []
+    for name in ("local-dir:/etc", "hf-hub:somebody/network"):
+        assert listed(name) == [f"model.network.backbone.name={name}"]
 
 
 def test_pictures_are_not_downloaded(tmp_path, fetched, capsys):

@@ -270,6 +270,8 @@ def _not_fetched(name: str, repository: str, wanted: str, error: Exception) -> A
         reason = f"the hub has no {repo}, or it is not public"
     elif constants.HF_HUB_OFFLINE:
         reason = "HF_HUB_OFFLINE is set"
+    elif isinstance(error, errors.LocalEntryNotFoundError):
+        reason = "the hub cannot be reached (HF_HUB_OFFLINE=1 does not try)"
     else:
         reason = f"timm could not fetch them ({first_line(error)})"
     fetch = command("hf", "download", repo, *wanted.split(), *(["--revision", revision] if revision else []))

@@ -88,6 +88,25 @@ def test_preprocessing_takes_the_central_square():
     assert torch.allclose(network().preprocess(wide), centre, atol=1e-6)
 
 
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_squashed_images_keep_their_borders(interpolation):
+    wide = torch.zeros(1, 3, 16, 40, dtype=torch.uint8)
+    wide[..., :20] = 255
+    x = network(crop_mode="squash", interpolation=interpolation, mean=[0.0] * 3, std=[1.0] * 3).preprocess(wide)
+    assert x.shape == (1, 3, 16, 16)
+    assert (x[..., :6] > 0.999).all()
+    assert (x[..., 10:] < 0.001).all()
+    cropped = network(crop=0.5, interpolation=interpolation, mean=[0.0] * 3, std=[1.0] * 3).preprocess(wide)
+    assert (cropped[..., 0] - cropped[..., -1] > 0.999).all()
+
+
+def test_a_setting_that_the_weights_do_not_have_must_be_given():
+    with pytest.raises(ConfigError, match=r"model\.image_size must be given, because the weights of small_cnn have no"):
+        network(image_size=None)
+    with pytest.raises(ConfigError, match=r"model\.network\.mean must be given"):
+        network(mean=None)
+
+
 def test_grey_is_repeated():
     grey = images(2, channels=1)
     assert torch.equal(network().preprocess(grey), network().preprocess(grey.expand(-1, 3, -1, -1)))

@@ -260,6 +260,17 @@ def test_weights_that_are_not_in_the_cache(cache):
         timm_backbone("hf-hub:acme/tiny@v2", "auto")
 
 
+def test_a_hub_that_cannot_be_reached(monkeypatch):
+    def unreachable(*_arguments, **_options):
+        raise errors.LocalEntryNotFoundError("a long text\nof several lines")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", unreachable)
+    with pytest.raises(
+        ArtifactError, match=r"the hub cannot be reached \(HF_HUB_OFFLINE=1 does not try\); hf download"
+    ):
+        timm_backbone("hf-hub:acme/tiny", "auto")
+
+
 @pytest.mark.parametrize(
     ("error", "message"),
     [

@@ -61,16 +61,9 @@ class Preprocessing:
         Raises:
             ConfigError: If one of them is not supported.
         """
-        if self.crop_mode not in CROP_MODES:
-            raise ConfigError(
-                f"crop_mode={short(str(self.crop_mode))} is not supported: set model.network.crop_mode to "
-                f"{' or '.join(CROP_MODES)}"
-            )
-        if self.interpolation not in INTERPOLATIONS:
-            raise ConfigError(
-                f"interpolation={short(str(self.interpolation))} is not supported: set model.network.interpolation to "
-                f"{' or '.join(INTERPOLATIONS)}"
-            )
+        for name, words in (("crop_mode", CROP_MODES), ("interpolation", INTERPOLATIONS)):
+            if (value := getattr(self, name)) not in words:
+                raise ConfigError(f"model.network.{name} must be {' or '.join(words)}, got {short(str(value))}")
 
     @property
     def resized(self) -> int:

@@ -116,7 +116,7 @@ def _describe(name: str) -> _Described:
     if source not in SOURCES:
         return _registered(name)
     if not place:
-        raise ConfigError(f"model.timm_name={name} has nothing after {source}:")
+        raise ConfigError(f"{name} has nothing after {source}:, which needs a repository or a folder")
     file = _hub_file(name, place, _CONFIG) if source == _HUB else Path(place) / _CONFIG
     if not file.is_file():
         kind = f"has no {_CONFIG}" if file.parent.is_dir() else "is not a folder"
@@ -332,7 +332,9 @@ def _take_off_classifier(name: str, network: Any, pooling: str | None) -> None:
         network.reset_classifier(0, pooling)
     except Exception as error:  # some assert, others do not take a pooling
         reason = _last_line(error)
-        raise ConfigError(f"{name} cannot pool by model.global_pool={short(str(pooling))}: {reason}") from error
+        raise ConfigError(
+            f"{name} cannot pool by {short(str(pooling))}, set another model.global_pool: {reason}"
+        ) from error
 
 
 def _preprocessing(name: str, network: nn.Module, size: int) -> Preprocessing:
@@ -374,7 +376,7 @@ def _output_width(name: str, network: nn.Module, size: int) -> int:
     if features.ndim != 2:
         raise ConfigError(
             f"{name} gives {tuple(features.shape[1:])} values for an image and not one vector: set model.global_pool, "
-            "such as model.global_pool=avg"
+            "such as to avg"
         )
     return int(features.shape[1])
 

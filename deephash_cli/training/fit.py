@@ -362,6 +362,7 @@ def _with_weights(job: Job, checkpoint: Path | None, owner: checkpoints.Owner | 
         ArtifactError: If the checkpoint does not fit the network, or if the published weights are missing.
     """
     if checkpoint is None:
+        seed_everything(job.config.seed, verbose=False)  # as if no checkpoint had ever been there
         return replace(job, network=build(job.config.model.network, bits=job.config.bits), is_blank=False)
     prefix = "network.backbone."
     state = checkpoints.read_checkpoint(checkpoint, owner)["state_dict"]

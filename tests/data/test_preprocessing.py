@@ -69,9 +69,9 @@ def test_extreme_shapes(shape, crop_mode):
     [
         (
             {"crop_mode": "border"},
-            r"crop_mode=border is not supported: set model\.network\.crop_mode to center or squash",
+            r"model\.network\.crop_mode must be center or squash or square, got border",
         ),
-        ({"interpolation": "lanczos"}, r"interpolation=lanczos is not supported: set .* to bilinear or bicubic"),
+        ({"interpolation": "lanczos"}, r"model\.network\.interpolation must be bilinear or bicubic, got lanczos"),
         ({"crop": 0}, r"model\.network\.crop must be above 0 and at most 1, got 0"),
         ({"crop": 1.5}, r"at most 1, got 1\.5"),
         ({"mean": (0.5,)}, r"model\.network\.mean must be three numbers, got \[0\.5\]"),

@@ -162,9 +162,7 @@ def test_a_file_of_weights_has_the_preprocessing_of_the_architecture_and_says_so
 def test_a_setting_overrides_what_is_not_supported():
     backbone = timm_backbone("resnet10t", "none")
     backbone.origin = replace(backbone.origin, preprocessing=replace(backbone.origin.preprocessing, crop_mode="border"))
-    with pytest.raises(
-        ConfigError, match=r"crop_mode=border is not supported: set model\.network\.crop_mode to center"
-    ):
+    with pytest.raises(ConfigError, match=r"model\.network\.crop_mode must be center or squash or square, got border"):
         network(backbone)
     assert network(backbone, crop_mode="squash").origin.record()["preprocessing"]["crop_mode"] == "squash"
 
@@ -206,8 +204,8 @@ def test_the_digest_knows_how_images_are_resized():
             {"dynamic_img_size": True},
             r"timm cannot build resnet10t with these settings: .*dynamic_img_size",
         ),
-        ("resnet10t", {"global_pool": ""}, r"not one vector: set model\.global_pool, such as model\.global_pool=avg"),
-        ("vit_tiny_patch16_224", {"global_pool": "map"}, r"cannot pool by model\.global_pool=map"),
+        ("resnet10t", {"global_pool": ""}, r"not one vector: set model\.global_pool, such as to avg"),
+        ("vit_tiny_patch16_224", {"global_pool": "map"}, r"cannot pool by map, set another model\.global_pool"),
         ("resnet10t", {"arguments": {"checkpoint_path": "/x"}}, r"checkpoint_path is no argument of an architecture"),
     ],
 )

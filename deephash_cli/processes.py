@@ -131,7 +131,8 @@ def team(size: int, device: torch.device, command: Sequence[str], task: str) -> 
             process.kill()
             process.wait()
             if process.stdin:
-                process.stdin.close()
+                with contextlib.suppress(BrokenPipeError):  # it ended before it had read its task
+                    process.stdin.close()
         torch.set_num_threads(threads)
         if distributed.is_initialized():
             distributed.destroy_process_group()

@@ -51,6 +51,7 @@ PLACE = "my place (1), it's"
 NO_SETTINGS = {
     "key": "stands for any setting",
     "return_inverse": "an argument of NumPy's unique",
+    "bitorder": "an argument of NumPy's packbits",
     "image": "a field of the form that curl sends",
 }
 OTHER_PROGRAMS = re.compile(r"docker run [^)]*|curl .*")

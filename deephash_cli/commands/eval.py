@@ -75,12 +75,15 @@ def run(config: DictConfig) -> dict[str, Any]:
 
 
 def _write_again(folder: Path, metrics: Mapping[str, Any]) -> None:
-    """Write the metrics of a run into its folder, and their digest into its record.
+    """Write the metrics of a run into its folder as the training wrote them, and their digest into its record.
 
     Raises:
         ConfigError: If another process is writing to the run.
         ArtifactError: If the folder cannot be written to.
     """
+    if "ceiling" in metrics:
+        kept = {name: value for name, value in metrics["ceiling"].items() if name != "map_features"}
+        metrics = {**metrics, "ceiling": kept}
     with contextlib.closing(runs.Run(folder)) as run:
         run.unseal(runs.METRICS)
         write_json(folder / runs.METRICS, metrics)

@@ -35,7 +35,7 @@ class ByPrefix:
             raise ConfigError(f"prefix_bits must be below the {database.bits} bits of the codes, got {bits}")
         if kind not in indexes.KINDS:
             raise ConfigError(
-                f"prefix_bits={bits} builds an index of the first bits, and index={kind} is one of all bits: choose "
+                f"prefix_bits={bits} builds an index of the first bits, but {kind} has all bits: choose "
                 f"index= from {', '.join(indexes.KINDS)}"
             )
         first = replace(database, packed=packed_prefix(database.packed, database.bits, bits), bits=bits)

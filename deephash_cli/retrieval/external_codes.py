@@ -77,7 +77,8 @@ def load(
     """
     files = {"query": query, "database": database, "query_labels": query_labels, "database_labels": database_labels}
     codes = [
-        _read_codes(path, _all_bits(path) if is_prefix else bits, bit_order, byte_type) for path in (query, database)
+        _read_codes(path, _all_bits(path, byte_type) if is_prefix else bits, bit_order, byte_type)
+        for path in (query, database)
     ]
     labels = [read_labels(path) for path in (query_labels, database_labels)]
     query_set, database_set, classes = _sides(files, codes, labels)
@@ -155,13 +156,15 @@ def _sides(
     return query_set, database_set, classes
 
 
-def _all_bits(path: Path) -> int | None:
+def _all_bits(path: Path, byte_type: ByteType) -> int | None:
     """Return the number of bits in packed codes, padding included; None if codes have one bit in each column.
 
     Raises:
         ConfigError: If all values are 0 or 1, because then the file may have either form.
     """
     array = open_array(path, "codes", (2,))
+    if byte_type != "uint8":
+        return 8 * array.shape[1]
     if array.dtype != np.uint8:
         return None
     if not any((npy.load(path)[rows] > 1).any() for rows in blocks(array)):

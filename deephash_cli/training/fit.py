@@ -266,13 +266,7 @@ def fit(folder: Path, job: Job, dashboard: Logger | None) -> None:
         lower = f"loader.batch_size={config.loader.batch_size}" if is_learned(config) else f"fit_rows={len(fit_rows)}"
         run_trainer(trainer, module, training, validation, start.checkpoint, lower)
 
-        chosen, best = (folder / runs.CHECKPOINTS / name for name in (checkpoints.LAST, checkpoints.BEST))
-        if best.exists():
-            chosen = best
-        elif not chosen.exists():
-            raise ConfigError("nothing was trained: raise trainer.max_time or another limit of the trainer")
-        elif validation:
-            console.warn("training ended before the first validation: the codes are those of the last epoch")
+        chosen = _chosen(folder, is_validated=validation is not None)
         checkpoints.load_into(module, chosen, owner)
         precision = trainer.precision_plugin.forward_context
         query = source.codes(split.query, precision)
@@ -280,6 +274,22 @@ def fit(folder: Path, job: Job, dashboard: Logger | None) -> None:
         if trainer.is_global_zero:
             provenance = _provenance(job, trainer.current_epoch, chosen, keeping.best)
             _write_codes(folder / runs.CODES, query, database, provenance, source, split)
+
+
+def _chosen(folder: Path, is_validated: bool) -> Path:
+    """Return the checkpoint that makes the codes: the best one by validation queries, if there are any, or the last.
+
+    Raises:
+        ConfigError: If there is none.
+    """
+    last, best = (folder / runs.CHECKPOINTS / name for name in (checkpoints.LAST, checkpoints.BEST))
+    if best.exists():
+        return best
+    if not last.exists():
+        raise ConfigError("nothing was trained: raise trainer.max_time or another limit of the trainer")
+    if is_validated:
+        console.warn("training ended before the first validation: the codes are those of the last epoch")
+    return last
 
 
 def _write_codes(

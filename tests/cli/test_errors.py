@@ -167,7 +167,7 @@ def test_an_error_in_a_verb_that_reads_a_run_is_a_sentence(deephash, hashed, mon
     if verb == "serve":
         monkeypatch.setattr(serve, "listen", raising(error))
     elif verb == "search":
-        monkeypatch.setattr(searcher.Searcher, "encode", raising(error))
+        monkeypatch.setattr(searcher.Searcher, "query", raising(error))
     else:
         monkeypatch.setattr("deephash_cli.commands.export.run", raising(error))
     more = {"search": [f"query={hashed.photos / 'bag' / '000.jpg'}"], "export": ["to=safetensors", "output=out"]}

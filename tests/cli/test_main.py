@@ -409,7 +409,10 @@ def test_what_cannot_work_is_refused_in_one_sentence(deephash, case):
         (["run=a", "radius=x"], "radius must be a whole number"),
         (["rum=a"], "unknown key 'rum'; did you mean 'run'?"),
         (["run=a", "radius=1.5"], "radius must be a whole number, at least 0, got 1.5"),
-        (["dataset=cifar10"], "unknown key 'dataset'; did you mean 'database'?; the keys are: bit_order, bits, codes,"),
+        (
+            ["dataset=cifar10"],
+            "unknown key 'dataset'; did you mean 'database'?; the keys are: bit_order, bits, byte_type, codes,",
+        ),
     ],
 )
 def test_what_eval_refuses(deephash, arguments, sentence):

@@ -157,7 +157,9 @@ def test_its_checkpoint_makes_the_codes_of_the_run(trained, deephash, tmp_path):
 def test_its_codes_evaluate_to_the_same_digits(trained, deephash, tmp_path):
     result = deephash("eval", f"run={trained.folder}", f"output={tmp_path / 'again.json'}")
     assert (result.code, result.surprises) == (0, "")
-    assert read_json(tmp_path / "again.json") == read_json(trained.folder / "metrics.json")
+    again = read_json(tmp_path / "again.json")
+    again["ceiling"].pop("map_features", None)  # only eval measures it
+    assert again == read_json(trained.folder / "metrics.json")
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -618,9 +618,9 @@ def test_the_first_bits_of_every_format(tmp_path, form):
     write, options, _ = CODES[form]
     for name, array in zip(NAMES, (write(QUERY), write(DATABASE), QUERY_IDS, DATABASE_IDS), strict=True):
         np.save(tmp_path / f"{name}.npy", array)
-    order = options.get("bit_order", "little")
+    packing = {name: options[name] for name in ("bit_order", "byte_type") if name in options}
     paths = [tmp_path / f"{name}.npy" for name in NAMES]
-    query, database, source = foreign.load(*paths, bits=5, bit_order=order, is_prefix=True)
+    query, database, source = foreign.load(*paths, bits=5, **packing, is_prefix=True)
     assert np.array_equal(unpack(query.packed, 5), QUERY[:, :5])
     assert np.array_equal(unpack(database.packed, 5), DATABASE[:, :5])
     assert source["prefix_of"] == (16 if form.startswith("packed") else 12)  # packed codes do not tell their padding

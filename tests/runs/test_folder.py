@@ -394,7 +394,7 @@ def test_a_setting_whose_name_only_begins_alike_matters():
 def test_forbidden_changes_are_named_with_both_values():
     assert runs.forbidden_changes(SETTINGS, changed("optimizer.lr", 0.2)) == ["optimizer.lr: 0.1 -> 0.2"]
     assert runs.forbidden_changes(SETTINGS, {**SETTINGS, "new": 1}) == ["new: None -> 1"]
-    assert runs.forbidden_changes(SETTINGS, {**SETTINGS, "nested": [4]}) == ["nested: None -> [4]"]
+    assert runs.forbidden_changes(SETTINGS, {**SETTINGS, "nested": [4]}) == ["nested: [] -> [4]"]
     assert runs.forbidden_changes(SETTINGS, changed("trainer.max_epochs", 99)) == []
     for precision, changes in (("fp32", []), ("bf16", ["features.precision: fp32 -> bf16"])):  # an earlier run has none
         assert runs.forbidden_changes(SETTINGS, {**SETTINGS, "features": {"precision": precision}}) == changes

@@ -164,7 +164,9 @@ def test_the_files_of_a_run_are_never_replaced(call, command, output):
 def test_new_files_in_a_run_folder_are_welcome(call):
     assert call(("eval", "run=run"), "output=run/again.json").code == 0
     assert call(("eval", "run=run"), "output=run/again.json").code == 0
-    assert Path("run/again.json").read_bytes() == Path("run/metrics.json").read_bytes()
+    again = files.read_json(Path("run/again.json"))
+    again["ceiling"].pop("map_features")  # only eval measures it
+    assert again == files.read_json(Path("run/metrics.json"))
 
 
 def test_the_metrics_of_a_run_can_be_written_again(call):

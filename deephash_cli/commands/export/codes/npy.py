@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from deephash_cli import npy
 from deephash_cli.commands.export.source import Source, write_ids
 from deephash_cli.retrieval.codes_folder import Lines
 
@@ -44,5 +45,5 @@ def write(source: Source, folder: Path) -> str:
     write_ids(source, folder)
     told = " and labels.npy, uint8, one column per class" if labels.shape[1] else ""
     source.describe(folder, _README.format(dtype=source.dtype, width=source.width, labels=told))
-    codes, ids = np.load(path, mmap_mode="r" if source.database.n else None), Lines(folder / "ids.txt", shape[0])
+    codes, ids = npy.load(path), Lines(folder / "ids.txt", shape[0])
     return source.compare(((ids[block.rows], codes[block.rows]) for block in source.blocks("checking")), path)

@@ -94,6 +94,7 @@ def test_a_bug_keeps_its_traceback(deephash, photos, tmp_path, monkeypatch):
     assert "Traceback" in (tmp_path / "run" / runs.ERROR).read_text()
 
 
+@pytest.mark.slow
 def test_memory_that_runs_out_later_leaves_the_checkpoint_and_names_it(deephash, photos, tmp_path, monkeypatch):
     folder = tmp_path / "run"
     with monkeypatch.context() as patch:

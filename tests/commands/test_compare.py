@@ -19,6 +19,7 @@ def read_csv(text):
     return list(csv.DictReader(io.StringIO(text)))
 
 
+@pytest.mark.slow
 def test_a_sweep_is_a_table_of_methods_by_lengths_with_means_over_seeds(deephash):
     sweep = ("model=small_cnn", "module.pairs=batch", "bits=8,12", "seed=1,2", "runs=runs")
     assert deephash("train", "-m", *QUICK, "trainer.max_epochs=1", "trainer.limit_train_batches=4", *sweep).code == 0

@@ -207,6 +207,7 @@ sys.exit(main.run(sys.argv[1:]))
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.slow
 def test_a_worker_that_hangs_is_one_sentence(monkeypatch):
     monkeypatch.setattr(loaders, "PATIENCE", 1)
     with pytest.raises(ConfigError, match=r"gave no batch for 1 seconds: .* or set loader\.num_workers=0"):

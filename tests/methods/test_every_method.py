@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
-from conftest import METHODS, QUICK, write_photos
+from conftest import METHODS, QUICK, sampled, write_photos
 from hydra.utils import get_class
 from omegaconf import OmegaConf
 
@@ -162,7 +162,7 @@ def test_its_codes_evaluate_to_the_same_digits(trained, deephash, tmp_path):
     assert again == read_json(trained.folder / "metrics.json")
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", sampled(METHODS))
 def test_it_takes_items_with_several_labels_and_with_none(method, deephash, tmp_path):
     rng = np.random.default_rng(0)
     centres = rng.standard_normal((5, 32))

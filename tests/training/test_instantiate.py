@@ -93,6 +93,7 @@ def test_the_hub_by_the_command_line_and_then_without_it(deephash, data, tmp_pat
     assert encoded.code == 0, encoded
 
 
+@pytest.mark.slow
 def test_a_file_of_weights_may_be_gone_when_a_run_is_resumed(deephash, data, tmp_path):
     file = hub.save(tmp_path / "resnet", "resnet10t.c3_in1k") / "model.safetensors"
     chosen = [*DPSH, *data, "model.timm_name=resnet10t", f"model.weights={file}", "model.frozen=true"]

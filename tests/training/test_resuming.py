@@ -521,6 +521,7 @@ def test_a_limit_in_steps_starts_again(vectors, deephash, tmp_path):
     assert_same_bytes(tmp_path / "run", tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_an_unfinished_epoch_keeps_its_settings(vectors, deephash, tmp_path):
     command = ("train", "method=dhn", *vectors, "trainer.max_epochs=3", f"run_dir={tmp_path / 'run'}")
     with at(1, 1, send(signal.SIGINT)):

@@ -1,6 +1,7 @@
 """Check what README, CONTRIBUTING and docs/ name: commands, links and tests exist, and both front pages are short."""
 
 import ast
+import functools
 import re
 import shlex
 from pathlib import Path
@@ -105,6 +106,13 @@ def rows_about_reliability() -> list[str]:
     return [line for line in lines if line.startswith("| ") and not line.startswith("| ---") and line not in headings]
 
 
+@functools.cache
+def functions_of(file: str) -> set[str]:
+    """The names of the functions of a file of tests."""
+    tree = ast.parse((ROOT / file).read_text())
+    return {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+
+
 def test_every_test_that_the_page_about_reliability_names_exists():
     rows = rows_about_reliability()
     assert rows
@@ -112,8 +120,7 @@ def test_every_test_that_the_page_about_reliability_names_exists():
         named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", row)
         assert len(named) == row.count("tests/") > 0, row
         for file, name in named:
-            tree = ast.parse((ROOT / file).read_text())
-            assert name in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}, f"{file}::{name}"
+            assert name in functions_of(file), f"{file}::{name}"
 
 
 def test_every_fault_is_in_the_page_about_reliability_once_and_those_in_part_are_counted():

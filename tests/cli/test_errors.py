@@ -134,6 +134,7 @@ def test_codes_without_memory(deephash, photos, monkeypatch):
     one_sentence(result, 2, "lower loader.eval_batch_size=64")
 
 
+@pytest.mark.slow
 def test_a_job_without_memory_does_not_end_the_sweep(deephash, photos, monkeypatch):
     step = HashingModule.training_step
 

@@ -129,7 +129,7 @@ def test_every_trainable_parameter_gets_a_gradient(trained):
     assert trained.without_gradient == set()
 
 
-@every_method
+@pytest.mark.parametrize("trained", sampled(METHODS), indirect=True)
 def test_its_checkpoint_makes_the_codes_of_the_run(trained, deephash, tmp_path):
     # The checkpoint holds all that the codes depend on: loaded over other random weights, it gives the same codes.
     config = compose(trained.method)

@@ -143,6 +143,12 @@ EVIL: dict[str, Callable[[], None]] = {
 LONG = ("many settings", "many lists in metrics.json", "a key of many twice", "odd lines")
 
 
+def timed(deephash, *words):
+    """The result of a command, and the processor time that it took, in seconds."""
+    started = time.process_time()
+    return deephash(*words), time.process_time() - started
+
+
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in LONG)) for name in EVIL])
 def test_a_bad_folder_costs_one_row(deephash, monkeypatch, some, name):
     monkeypatch.setenv("WANDB_MODE", "offline")
@@ -154,9 +160,10 @@ def test_a_bad_folder_costs_one_row(deephash, monkeypatch, some, name):
         ("report", "runs", "-o", "page.html", "--overwrite"),
         ("sync", "runs", "--dry-run"),
     ):
-        started = time.process_time()
-        result = deephash(*words)
-        assert time.process_time() - started < 1, words
+        result, seconds = timed(deephash, *words)
+        if seconds >= 1:  # the tests before may have left garbage, which is collected at any time
+            result, seconds = timed(deephash, *words)
+        assert seconds < 1, words
         assert result.code == (4 if words[0] == "sync" and result.err else 0), (words, result)
         assert "Traceback" not in result.err
         assert not {"\x1b", "\x9b", "\x00"} & {*result.out, *result.err}, words

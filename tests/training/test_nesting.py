@@ -8,7 +8,7 @@ import fitting
 import numpy as np
 import pytest
 import torch
-from conftest import METHODS
+from conftest import METHODS, sampled
 from torch import nn
 
 from deephash_cli import choices, runs
@@ -49,7 +49,7 @@ def module(config, bits=None):
     return build_module(config, network, LABELS).eval()
 
 
-@pytest.mark.parametrize("method", LEARNED)
+@pytest.mark.parametrize("method", sampled(LEARNED))
 def test_a_step_is_the_sum_of_the_losses_of_methods_built_alone(method):
     nested = module(settings(f"method={method}", "bits=12", "nested=[8,3]"))
     alone = {bits: module(settings(f"method={method}", f"bits={bits}")) for bits in LENGTHS}

@@ -23,6 +23,15 @@ def cache_folder() -> Path:
     return Path(tempfile.mkdtemp(prefix="deephash-"))
 
 
+def features_folder(key: str) -> Path:
+    """Return the folder of the features with a key, which may not exist yet.
+
+    Args:
+        key: Key from `data.features.feature_key`.
+    """
+    return cache_folder() / "features" / key
+
+
 def _preferred() -> Path | None:
     if named := os.environ.get("DEEPHASH_CACHE_DIR"):
         return Path(named).expanduser()

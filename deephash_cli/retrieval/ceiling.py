@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float, Float64, Int64
 
 from deephash_cli import npy
-from deephash_cli.cache import cache_folder
+from deephash_cli.cache import features_folder
 from deephash_cli.errors import ArtifactError
 from deephash_cli.files import read_sealed, sha256_file
 from deephash_cli.retrieval import metrics, ranking
@@ -59,7 +59,7 @@ def cached_features(folder: Path, manifest: dict[str, Any]) -> Vectors | None:
     key, rows = (manifest["provenance"].get("features") or {}).get("key", ""), feature_rows(folder, manifest)
     if rows is None or not re.fullmatch("[0-9a-f]{32}", key):
         return None
-    place = cache_folder() / "features" / key
+    place = features_folder(key)
     try:
         array = npy.load(place / "features.npy")
         n, width = array.shape

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from deephash_cli import processes
-from deephash_cli.cache import cache_folder
+from deephash_cli.cache import features_folder
 from deephash_cli.console import progress, warn, with_speed
 from deephash_cli.data.dataset import ImageFiles, RetrievalDataset, Vectors
 from deephash_cli.data.features import Features, cached_features, feature_key
@@ -258,7 +258,7 @@ class Source:
         if not np.array_equal(rows, np.arange(len(self.dataset))):
             data = f"{data} {hashlib.sha256(rows.astype(np.int64).tobytes()).hexdigest()}"
         precision = self.computing.precision
-        folder = cache_folder() / "features" / feature_key(self.network.backbone_digest(), data, precision)
+        folder = features_folder(feature_key(self.network.backbone_digest(), data, precision))
         width = cast(Backbone, self.network.backbone).num_features
         size = self.computing.batch_size or batch_for(
             self.device, self.network.image_size, self.loading.eval_batch_size

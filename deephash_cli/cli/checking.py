@@ -23,6 +23,7 @@ from deephash_cli.hiding import has_secret
 _INCLUDED = "a file of yours names itself, or a file that names it, in its defaults"
 # Names of folders, or parts of results.
 _NAMES = ("group", "method", "dataset.name", "dataset.protocol", "model.name")
+_kept: dict[tuple[str, ...], Any] = {}
 _UNCLOSED = "an interpolation is written ${name}, and a closing brace is missing"
 
 
@@ -56,6 +57,11 @@ def check(verb: str, overrides: Sequence[str], config_dir: str | None, multirun:
     Raises:
         ConfigError: If the command cannot work. The message names the nearest match and the existing choices or keys.
     """
+    return _without_hydra(checked(verb, overrides, config_dir, multirun))
+
+
+def checked(verb: str, overrides: Sequence[str], config_dir: str | None, multirun: bool) -> Any:
+    """Do what ``check`` does, and return the configuration with Hydra's own settings, in the node ``hydra``."""
     from hydra import initialize_config_dir
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.core.override_parser.types import IntervalSweep, Override
@@ -131,22 +137,42 @@ def _composed(verb: str, variant: Sequence[str], chosen: Sequence[str], fixed: S
         fixed: Overrides that add the user's own configuration folder.
     """
     from hydra import compose
-    from omegaconf import OmegaConf, open_dict
+    from omegaconf import OmegaConf
 
-    defaults = compose(verb, overrides=list(chosen))
+    defaults = _of_choices(verb, chosen)
     if verb == "train":
         refuse_unused(defaults, variant, _own_choices(defaults, fixed, variant))
     composed = compose(verb, overrides=[*fixed, *variant], return_hydra_config=True)
     refuse_decided(verb, composed.hydra)
     if verb == "train":
         refuse_searched(defaults, composed.hydra.sweeper)
-    with open_dict(composed):
-        del composed["hydra"]
-    OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
-    _check_values(composed, defaults, variant)
+    config = _without_hydra(composed)
+    OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    _check_values(config, defaults, variant)
     if verb == "train":
-        refuse_nested(composed)
+        refuse_nested(config)
     return composed
+
+
+def _without_hydra(composed: Any) -> Any:
+    from omegaconf import OmegaConf
+
+    return OmegaConf.masked_copy(composed, [name for name in composed if name != "hydra"])
+
+
+def _of_choices(verb: str, chosen: Sequence[str]) -> Any:
+    """Compose the configuration of the groups that are chosen, without other settings, once for all jobs of a sweep.
+
+    A folder of the user's own may change between two commands of a process, so what it adds to is not kept.
+    """
+    from hydra import compose
+
+    if any(text.startswith("hydra.searchpath=") for text in chosen):
+        return compose(verb, overrides=list(chosen))
+    key = (str(CONF_DIR), verb, *chosen)
+    if key not in _kept:
+        _kept[key] = compose(verb, overrides=list(chosen))
+    return _kept[key]
 
 
 def _own_choices(chosen: Any, fixed: Sequence[str], overrides: Sequence[str]) -> Any:
@@ -157,15 +183,13 @@ def _own_choices(chosen: Any, fixed: Sequence[str], overrides: Sequence[str]) ->
         fixed: Overrides that add the user's own configuration folder.
         overrides: Typed overrides.
     """
-    from hydra import compose
-
     kept = [text for text in overrides if text.startswith(("method=", "dataset=", "model="))]
     named = {text.partition("=")[0] for text in overrides}
     if not named & {"experiment", "tune", *LEARNING}:
         return chosen
     if "method" not in named:  # a recipe chooses it
         kept.append(f"method={chosen.method}")
-    return compose("train", overrides=[*fixed, *kept])
+    return _of_choices("train", [*fixed, *kept])
 
 
 def first_job(overrides: Sequence[str]) -> list[str]:

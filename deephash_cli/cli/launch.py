@@ -13,7 +13,7 @@ from typing import Any
 from deephash_cli.choices import CONF_DIR
 from deephash_cli.cli import verbs
 from deephash_cli.cli.arguments import normalize, refuser, value_of
-from deephash_cli.cli.checking import check, first_job
+from deephash_cli.cli.checking import check, checked, first_job
 from deephash_cli.cli.hydra_keys import refuse_without_sweep
 from deephash_cli.errors import ArtifactError, ConfigError, DeephashError, Stopped, SweepError, print_error
 from deephash_cli.failures import explained
@@ -39,7 +39,7 @@ def launch(verb: str, typed: Sequence[str]) -> int:
     options = [argument for argument in arguments if argument not in parsed.overrides and argument != "--"]
     if parsed.hydra_help:
         return run_hydra(verb, options)
-    config = check(verb, overrides, parsed.config_dir, parsed.multirun)
+    config = checked(verb, overrides, parsed.config_dir, parsed.multirun)
     if parsed.cfg or parsed.info:
         _require_package(config, parsed.package)
         if parsed.multirun:  # Hydra prints one configuration: that of the first job
@@ -52,7 +52,7 @@ def launch(verb: str, typed: Sequence[str]) -> int:
     with stopping():
         if parsed.multirun:
             return _sweep(Path(config.runs), config.group, overrides, options)
-        return run_hydra(verb, [*overrides, *options], _task(verb, *([source] if source else [])))
+        return run_composed(verb, config, [*overrides, *options], _task(verb, *([source] if source else [])))
 
 
 def take_dataset(verb: str, overrides: list[str], config_dir: str | None) -> tuple[list[str], Any]:
@@ -216,6 +216,40 @@ def run_hydra(verb: str, arguments: list[str], task: Callable[[Any], Any] = lamb
     except SystemExit as exit_:
         return exit_.code if isinstance(exit_.code, int) else 1
     finally:
+        sys.argv = before
+    return 0
+
+
+def run_composed(verb: str, config: Any, arguments: list[str], task: Callable[[Any], Any]) -> int:
+    """Run a task under Hydra with a configuration that is composed already, and return its exit code.
+
+    ``hydra.main`` would compose it twice more, which takes as long as an evaluation.
+
+    Args:
+        verb: The verb.
+        config: Its configuration, with Hydra's own settings.
+        arguments: The words that ``sys.argv`` has meanwhile: processes that Lightning starts repeat them.
+        task: Called with the configuration without Hydra's settings.
+    """
+    from hydra._internal.hydra import Hydra
+    from hydra._internal.utils import create_config_search_path, run_and_report
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.utils import configure_log
+
+    class Composed(Hydra):
+        def compose_config(self, *_: Any, **__: Any) -> Any:
+            configure_log(config.hydra.hydra_logging, config.hydra.verbose)
+            return config
+
+    before = sys.argv
+    sys.argv = [before[0], *arguments]
+    try:
+        hydra = Composed.create_main_hydra2(verb, create_config_search_path(str(CONF_DIR)))
+        run_and_report(lambda: hydra.run(config_name=verb, task_function=task, overrides=[]))
+    except SystemExit as exit_:
+        return exit_.code if isinstance(exit_.code, int) else 1
+    finally:
+        GlobalHydra.instance().clear()
         sys.argv = before
     return 0
 

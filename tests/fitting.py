@@ -4,34 +4,33 @@ import numpy as np
 import torch
 from torch import nn
 
+from deephash_cli.data.augment import Views
 from deephash_cli.data.loaders import Batch
 from deephash_cli.models import HashingNetwork
 from deephash_cli.schedules import constant
 
 
-def network_on(width, bits, hidden_units=0):
+def network_on(width, bits, hidden_units=0, output_norm=False):
     """A network whose backbone gives its input back: features are vectors of this length."""
     backbone = nn.Identity()
     backbone.num_features = width
     return HashingNetwork(
         backbone, bits, image_size=8, mean=[0.5] * 3, std=[0.5] * 3, frozen=True, frozen_norm=False, standardize=False,
-        hidden_units=hidden_units, dropout=0.0, channels_last=False, mirrored=False,
+        hidden_units=hidden_units, dropout=0.0, channels_last=False, mirrored=False, output_norm=output_norm,
     )  # fmt: skip
 
 
 def learned(method, network, loss, labels, seed=0, **settings):
-    """A method learned by gradient, before its first step."""
+    """A method learned by gradient, before its first step. Two views of vectors are the same vectors twice."""
+    same = nn.Identity()
+    usual = {
+        "optimizer": lambda groups: torch.optim.SGD(groups, 0.1),
+        "augment": Views(same, same, [0.0, 0.0]) if getattr(method, "views", 1) == 2 else same,
+    }
     return method(
-        network=network,
-        loss=loss,
-        optimizer=lambda groups: torch.optim.SGD(groups, 0.1),
-        scheduler=constant,
-        backbone_lr=0.1,
-        augment=nn.Identity(),
-        train_labels=labels,
-        seed=seed,
-        **settings,
-    )
+        network=network, loss=loss, scheduler=constant, backbone_lr=0.1, train_labels=labels, seed=seed,
+        **{**usual, **settings},
+    )  # fmt: skip
 
 
 def opposite_clusters():

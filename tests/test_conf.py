@@ -86,7 +86,10 @@ def given_by_the_program(name: str) -> set[str]:
 
 # Arguments that runs of earlier versions do not have: their defaults do what these versions did.
 SINCE = {
-    "deephash_cli.models.HashingNetwork": {"crop": 1.0, "crop_mode": "square", "interpolation": "bilinear"},
+    "deephash_cli.models.HashingNetwork": {
+        "crop": 1.0, "crop_mode": "square", "interpolation": "bilinear", "output_norm": False,
+    },
+    "deephash_cli.data.augment.CropColour": {"grey": 0.0},
     "deephash_cli.models.timm_backbone": {
         "image_size": None, "dynamic_img_size": False, "global_pool": None, "arguments": None,
     },

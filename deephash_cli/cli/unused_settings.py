@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from deephash_cli.errors import ConfigError
-from deephash_cli.training.method_facts import facts_of, is_kind_of
+from deephash_cli.training.method_facts import Facts, facts_of, is_kind_of
 
 # What only a method that learns by gradient uses: groups and nodes of the configuration.
 LEARNING = ("loss", "optimizer", "scheduler", "augment", "head", "ema")
@@ -26,17 +26,18 @@ def refuse_unused(chosen: Any, overrides: Sequence[str], alone: Any) -> None:
     Raises:
         ConfigError: If there is such a setting. The message names it, and what the method uses.
     """
-    trained_on = _trained_on(chosen)
-    if trained_on == "features":
+    facts = _facts(chosen)
+    if facts.inputs == "features":
         _refuse_learning(chosen, overrides, alone)
-    elif trained_on == "images":
+    elif facts.inputs == "images":
         for text in overrides:
             if _name(text) == "fit_rows":
                 raise ConfigError(
                     f"{text}: method={chosen.method} learns from all training images, in batches; leave out fit_rows"
                 )
         _refuse_foreign_loss(chosen, alone)
-        _refuse_augment(chosen, overrides)
+        if facts.views == 1:
+            _refuse_augment(chosen, overrides)
 
 
 def refuse_searched(chosen: Any, sweeper: Any) -> None:
@@ -49,7 +50,7 @@ def refuse_searched(chosen: Any, sweeper: Any) -> None:
     Raises:
         ConfigError: If there is such a setting.
     """
-    if _trained_on(chosen) == "features":
+    if _facts(chosen).inputs == "features":
         for name in sweeper.get("params") or ():
             if str(name).split(".")[0] in LEARNING:
                 raise ConfigError(f"the search for {name}: {_why_not(chosen)}")
@@ -68,22 +69,22 @@ def refuse_nested(config: Any) -> None:
     typed = f"nested=[{','.join(map(str, lengths))}]"
     if len(set(lengths)) < len(lengths) or any(length >= config.bits for length in lengths):
         raise ConfigError(f"{typed} must be lengths below bits={config.bits}, each of them once")
-    if lengths and _trained_on(config) == "features":
+    if lengths and _facts(config).inputs == "features":
         raise ConfigError(
             f"{typed}: method={config.method} is fitted in one step, so the first of its bits cannot be trained to be "
             "a code of their own; leave out nested, or train each length alone"
         )
 
 
-def _trained_on(chosen: Any) -> str | None:
-    """Return what the method of a configuration is trained on; None if it names no class."""
+def _facts(chosen: Any) -> Facts:
+    """Return what the source of the method of a configuration says; nothing if the configuration names no class."""
     from omegaconf import OmegaConf
 
     target = OmegaConf.select(chosen, "module._target_")
     if not isinstance(target, str):
-        return None
+        return Facts()
     module, _, class_name = target.rpartition(".")
-    return facts_of(module, class_name)[1]
+    return facts_of(module, class_name)
 
 
 def _refuse_learning(chosen: Any, overrides: Sequence[str], alone: Any) -> None:

@@ -113,7 +113,7 @@ def _entry(file: Path) -> Entry:
     heading = " ".join(heading.split())
     cited = _HEADING.fullmatch(heading)
     title, authors, venue, year = cited.groups() if cited else (heading, UNKNOWN, UNKNOWN, UNKNOWN)
-    supervision, inputs = facts_of(module_name, class_name)
+    supervision, inputs = facts_of(module_name, class_name)[:2]
     if source is None:
         shown = f"there is no module {module_name}"
     else:

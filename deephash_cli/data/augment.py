@@ -1,9 +1,11 @@
 """Augment batches of training images (uint8 tensors), with separate random draws for each image."""
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
-from torch.nn.functional import affine_grid, grid_sample
+from torch.nn.functional import affine_grid, dropout, grid_sample
 
 
 class ShiftFlip(nn.Module):
@@ -55,17 +57,28 @@ class CropColour(nn.Module):
         brightness: Strength in [0, 1]: colours are multiplied by a factor in ``1 - brightness`` .. ``1 + brightness``.
         contrast: Strength in [0, 1]: distances from the image's mean grey are multiplied by such a factor.
         saturation: Strength in [0, 1]: distances from each pixel's grey are multiplied by such a factor.
+        grey: Probability of an image without colours, in [0, 1]. The default is what runs of earlier versions did.
 
     Raises:
         ValueError: If a setting is out of its range.
     """
 
-    def __init__(self, area: float, ratio: float, flip: float, brightness: float, contrast: float, saturation: float):
+    def __init__(
+        self,
+        area: float,
+        ratio: float,
+        flip: float,
+        brightness: float,
+        contrast: float,
+        saturation: float,
+        grey: float = 0.0,
+    ):
         super().__init__()
         if not 0 < area <= 1 or ratio < 1:
             raise ValueError(f"area must be in (0, 1] and ratio at least 1, got {area} and {ratio}")
         for name, value in (
-            ("flip", flip), ("brightness", brightness), ("contrast", contrast), ("saturation", saturation)
+            ("flip", flip), ("brightness", brightness), ("contrast", contrast), ("saturation", saturation),
+            ("grey", grey),
         ):  # fmt: skip
             if not 0 <= value <= 1:
                 raise ValueError(f"{name} must be in [0, 1], got {value}")
@@ -75,6 +88,7 @@ class CropColour(nn.Module):
         self.brightness = brightness
         self.contrast = contrast
         self.saturation = saturation
+        self.grey = grey
 
     def forward(self, images: UInt8[Tensor, "n c h w"]) -> UInt8[Tensor, "n c h w"]:
         """Return augmented copies of ``images`` (n, c, h, w)."""
@@ -85,6 +99,8 @@ class CropColour(nn.Module):
         x = mean + (x - mean) * self._factors(x, self.contrast)
         grey = _grey(x)
         x = grey + (x - grey) * self._factors(x, self.saturation)
+        if self.grey:  # no draw without it, so that runs of earlier versions resume with the draws that they had
+            x = torch.where(torch.rand(len(x), 1, 1, 1, device=x.device) < self.grey, _grey(x), x)
         return x.round().clamp(0, 255).to(torch.uint8)
 
     def _cropped(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
@@ -103,6 +119,38 @@ class CropColour(nn.Module):
 
     def _factors(self, x: Float[Tensor, "n c h w"], width: float) -> Float[Tensor, "n 1 1 1"]:
         return 1 + width * (2 * torch.rand(len(x), 1, 1, 1, device=x.device) - 1)
+
+
+class Views(nn.Module):
+    """Make two views of each input, for methods that compare them.
+
+    Args:
+        first: Random changes of images for the first view.
+        second: Random changes of images for the second view.
+        dropout: Share of the values of a feature vector that are set to 0, in [0, 1), for the first and the second
+            view. Features that were computed before cannot be changed as images can; dropout makes the two views of a
+            sentence in SimCSE (Gao, Yao and Chen, EMNLP 2021). The other values grow, so that the mean stays.
+
+    Raises:
+        ValueError: If a share is out of its range.
+    """
+
+    def __init__(self, first: nn.Module, second: nn.Module, dropout: Sequence[float]):
+        super().__init__()
+        if len(dropout) != 2 or not all(0 <= share < 1 for share in dropout):
+            raise ValueError(f"dropout must be two numbers in [0, 1), one for each view, got {list(dropout)}")
+        self.first = first
+        self.second = second
+        self.dropout = tuple(dropout)
+
+    def forward(
+        self, inputs: UInt8[Tensor, "n c h w"] | Float[Tensor, "n d"]
+    ) -> tuple[UInt8[Tensor, "n c h w"] | Float[Tensor, "n d"], UInt8[Tensor, "n c h w"] | Float[Tensor, "n d"]]:
+        """Return both views of images or of features, told apart by their number of dimensions."""
+        if inputs.ndim == 2:
+            first, second = (dropout(inputs, share) for share in self.dropout)
+            return first, second
+        return self.first(inputs), self.second(inputs)
 
 
 def _grey(x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n 1 h w"]:

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from deephash_cli import processes
+from deephash_cli.data.augment import Views
 from deephash_cli.data.loaders import Batch, Loader
 from deephash_cli.data.pairs import require_pairs
 from deephash_cli.errors import ConfigError, DivergedError, first_line
@@ -38,6 +39,8 @@ class Hasher(LightningModule):
     # What the method learns from. none: the images alone. pairs: which pairs share a label. triplets: a query, an image
     # that shares a label with it and one that does not. labels: the labels themselves.
     supervision: ClassVar[Literal["none", "pairs", "triplets", "labels"]]
+    # Whether the paper says what to do with several labels. If not, the method's docstring says what is done.
+    multi_label: ClassVar[bool] = True
 
     def __init__(self, network: HashingNetwork, train_labels: Float[Tensor, "n classes"], seed: int):
         super().__init__()
@@ -64,7 +67,8 @@ class Hasher(LightningModule):
 class HashingModule(Hasher):
     """Train a hashing network with a loss.
 
-    A method supplies ``losses``. If it needs them, it also supplies state and a relaxation.
+    A method supplies ``losses``. If it needs them, it also supplies state and a relaxation. Weights of its own, such as
+    those of a classifier, learn as the layers above the backbone do and are in the checkpoint.
 
     Args:
         loss: The method's loss module.
@@ -74,10 +78,16 @@ class HashingModule(Hasher):
         augment: Random changes of training images ``(n, c, h, w)`` uint8; not applied to features.
         **settings: Arguments of ``Hasher``.
 
+    Raises:
+        ConfigError: If the method compares two views of an image and ``augment`` gives one, or the reverse.
+
     Attributes:
         epoch_sums: For each loss term, the sum over the images of the current epoch so far, by name; ``images`` is
             their number.
     """
+
+    # Number of views of each image (copies with random changes of their own) whose outputs the loss compares.
+    views: ClassVar[Literal[1, 2]] = 1
 
     def __init__(
         self,
@@ -89,6 +99,12 @@ class HashingModule(Hasher):
         **settings,
     ):
         super().__init__(**settings)
+        if isinstance(augment, Views) != (self.views == 2):
+            raise ConfigError(
+                f"{type(self).__name__} compares two views of each image: leave out augment, or use augment=two_views"
+                if self.views == 2
+                else f"{type(self).__name__} learns from one view of each image: augment=two_views is for other methods"
+            )
         self.loss = loss
         self.augment = augment
         self._optimizer = optimizer
@@ -97,11 +113,11 @@ class HashingModule(Hasher):
         self.epoch_sums: dict[str, Any] = {}
 
     @abstractmethod
-    def losses(self, u: Float[Tensor, "n bits"], batch: Batch) -> dict[str, Tensor]:
+    def losses(self, u: Float[Tensor, "n *views bits"], batch: Batch) -> dict[str, Tensor]:
         """Return the named terms whose sum is minimised. Each is logged under its name.
 
         Args:
-            u: Continuous codes of the images of the step.
+            u: Continuous codes of the images of the step, ``(n, bits)``; for a method with two views ``(n, 2, bits)``.
             batch: The labels and indices of those images. With several processes, each computes the outputs for its
                 part of the images and the loss for all of them, so ``batch.inputs`` are those of this process alone.
         """
@@ -109,6 +125,10 @@ class HashingModule(Hasher):
     def on_fit_start(self) -> None:
         """Set training mode: Lightning keeps the current mode, and the network may have been encoding before."""
         self.train()
+        for (
+            weight
+        ) in self._own_weights():  # each process computes their whole gradient, and training_step multiplies it
+            weight.register_hook(lambda gradient: gradient / processes.count())
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seed the random choices of this step by its number, so that a resumed run repeats it bit for bit.
@@ -132,8 +152,7 @@ class HashingModule(Hasher):
         Raises:
             DivergedError: If the loss is NaN or infinite; raised before it can reach the weights.
         """
-        inputs = batch.inputs if batch.inputs.ndim == 2 else self.augment(batch.inputs)
-        u = processes.of_all(self.network(inputs))
+        u = processes.of_all(self._outputs(batch.inputs))
         if processes.count() > 1:
             indices = processes.of_all(batch.indices)
             batch = Batch(batch.inputs, self.train_labels[indices], indices)
@@ -150,6 +169,17 @@ class HashingModule(Hasher):
         for name, value in {**terms, "loss": total, "images": torch.ones(())}.items():
             self.epoch_sums[name] = self.epoch_sums.get(name, 0) + len(u) * value.detach()
         return total * processes.count()  # DDP averages gradients, but each process holds only its share of the sum
+
+    def _outputs(self, inputs: Tensor) -> Float[Tensor, "n *views bits"]:
+        """Return the continuous codes of a batch, or those of two views of each of its images."""
+        if self.views == 1:
+            return self.network(inputs if inputs.ndim == 2 else self.augment(inputs))
+        # Both in one pass, so that batch normalization sees all of them
+        return torch.stack(self.network(torch.cat(self.augment(inputs))).chunk(2), dim=1)
+
+    def _own_weights(self) -> list[nn.Parameter]:
+        """Return the weights that are the method's and not the network's."""
+        return [weight for name, weight in self.named_parameters() if not name.startswith("network.")]
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Log means over images when an epoch ends, even early: Lightning's own sums take a tenth of a step."""
@@ -168,7 +198,7 @@ class HashingModule(Hasher):
         Raises:
             ConfigError: If the optimizer or the scheduler rejects its settings.
         """
-        groups = _groups(self.network.new_layers(), name="new_layers")
+        groups = _groups([*self.network.new_layers(), *self._own_weights()], name="new_layers")
         groups += _groups(self.network.backbone.parameters(), name="backbone", lr=self._backbone_lr)
         steps = int(self.trainer.estimated_stepping_batches)
         clipped = isinstance(self.trainer.precision_plugin, MixedPrecision) and self.trainer.gradient_clip_val

@@ -56,6 +56,8 @@ class HashingNetwork(nn.Module):
             what runs of earlier versions did, whose configurations do not have them.
         crop_mode: Way of cropping: ``center``, ``squash`` or ``square``.
         interpolation: Filter that resizes: ``bilinear`` or ``bicubic``.
+        output_norm: Whether each output is brought to mean 0 and variance 1, as ``standardize`` does for features. It
+            is off in runs of earlier versions.
 
     Attributes:
         preprocessing: The six settings of the preprocessing that are used.
@@ -81,6 +83,7 @@ class HashingNetwork(nn.Module):
         crop: float | None = 1.0,
         crop_mode: str | None = "square",
         interpolation: str | None = "bilinear",
+        output_norm: bool = False,
     ):
         super().__init__()
         self.backbone = backbone
@@ -101,7 +104,9 @@ class HashingNetwork(nn.Module):
             layers += [nn.Linear(width, hidden_units), nn.ReLU(), nn.Dropout(dropout)]
             width = hidden_units
         self.hidden: nn.Module = nn.Sequential(*layers)
-        self.hash_layer: nn.Module = nn.Linear(width, bits)
+        self.hash_layer: nn.Module = nn.Linear(width, bits, bias=not output_norm)
+        if output_norm:
+            self.hash_layer = nn.Sequential(self.hash_layer, Standardization(bits, affine=False))
         if frozen:
             self.backbone.requires_grad_(False)
 

@@ -43,7 +43,7 @@ _ADDED = {
     "bad_images": "stop", "fit_rows": 500_000, "trial": None, "nested": [], "features.precision": "fp32",
     "features.batch_size": None, "model.network.crop": 1.0, "model.network.crop_mode": "square",
     "model.network.interpolation": "bilinear", "model.dynamic_img_size": False,
-    "model.network.backbone.dynamic_img_size": False,
+    "model.network.backbone.dynamic_img_size": False, "model.network.output_norm": False, "augment.grey": 0.0,
 }  # fmt: skip
 _CONFIG_LIMIT = 2**20  # bytes
 _CONFIG_DEPTH = 100

@@ -51,7 +51,7 @@ def prepare_data(config: DictConfig, unreadable: _Unreadable = None) -> tuple[Re
     skipped = unreadable if config.bad_images == "skip" else ()
     dataset = load_dataset(source, skipped)
     module, _, name = str(config.module["_target_"]).rpartition(".")
-    supervision, trained_on = facts_of(module, name)
+    supervision, trained_on = facts_of(module, name)[:2]
     _require_fitting(config, dataset, supervision)
     fit_rows = config.fit_rows if trained_on == "features" else 0
     _look_at_vectors(source, skipped, fit_rows, OmegaConf.select(config, "module.scaling") == "standard")
@@ -143,4 +143,4 @@ def _without_labels() -> list[str]:
     """Return the names of the methods of deephash that learn from images alone."""
     files = {name: OmegaConf.load(CONF_DIR / "method" / f"{name}.yaml") for name in choices("method")}
     classes = {name: str(OmegaConf.select(file, "module._target_")).rpartition(".") for name, file in files.items()}
-    return [name for name, (module, _, cls) in classes.items() if facts_of(module, cls)[0] == "none"]
+    return [name for name, (module, _, cls) in classes.items() if facts_of(module, cls).supervision == "none"]

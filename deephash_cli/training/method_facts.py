@@ -1,9 +1,10 @@
-"""Read what a method learns from, and what it is trained on, from its source, which is not imported: no torch."""
+"""Read what a method says about itself from its source, which is not imported: no torch."""
 
 import ast
 import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
 UNKNOWN = "-"
 _FITTED = "deephash_cli.methods.base.ShallowHasher"  # base class of the methods that are fitted on features
@@ -15,23 +16,42 @@ def source_of(module: str) -> Path | None:
         spec = importlib.util.find_spec(module)
     except (ImportError, ValueError):
         return None
-    return Path(spec.origin) if spec is not None and spec.origin else None
+    return Path(spec.origin) if spec is not None and spec.has_location and spec.origin else None
 
 
-def facts_of(module: str, class_name: str) -> tuple[str, str]:
-    """Return what a class learns from and what it is trained on, both read from the sources without importing them.
+class Facts(NamedTuple):
+    """What the source of a method says about it.
 
-    The first is the attribute ``supervision``, its own or inherited; the second is ``features`` for every class that
-    inherits from ``ShallowHasher``, over however many files.
+    Attributes:
+        supervision: What it learns from, its class attribute ``supervision``.
+        inputs: What it is trained on: ``features`` for every class that inherits from ``ShallowHasher``, over however
+            many files, otherwise ``images``.
+        views: Number of views of each image that it compares, its class attribute ``views``.
+        multi_label: Whether its paper covers several labels, its class attribute ``multi_label``.
     """
-    supervision, inputs = UNKNOWN, "images"
+
+    supervision: str = UNKNOWN
+    inputs: str = UNKNOWN
+    views: int = 1
+    multi_label: bool = True
+
+
+def facts_of(module: str, class_name: str) -> Facts:
+    """Return what a class says about itself or inherits, read from the sources without importing them.
+
+    A class without ``supervision`` is no method: nothing is known about it.
+    """
+    found: dict[str, Any] = {}
+    inputs = "images"
     for name, node in _ancestry(module, class_name, frozenset()):
         if name == _FITTED:
             inputs = "features"
         for statement in node.body:
-            if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == "supervision":
-                supervision = str(ast.literal_eval(statement.value)) if supervision == UNKNOWN else supervision
-    return (supervision, inputs) if supervision != UNKNOWN else (UNKNOWN, UNKNOWN)
+            target = statement.targets[0] if isinstance(statement, ast.Assign) else getattr(statement, "target", None)
+            value = getattr(statement, "value", None)
+            if isinstance(target, ast.Name) and target.id in Facts._fields and value is not None:
+                found.setdefault(target.id, ast.literal_eval(value))
+    return Facts(**{"inputs": inputs, **found}) if "supervision" in found else Facts()
 
 
 def is_kind_of(target: str, other: str) -> bool:

@@ -72,6 +72,7 @@ class Nested(HashingModule):
     supervision: ClassVar = "none"  # each of the methods has looked at the labels
 
     def __init__(self, methods: Mapping[int, HashingModule], **settings):
+        self.views = next(iter(methods.values())).views  # type: ignore[misc]
         super().__init__(loss=nn.Identity(), **settings)
         self.methods = dict(methods)
         for bits, method in self.methods.items():
@@ -84,12 +85,12 @@ class Nested(HashingModule):
             self.add_module(f"bits_{bits}", method)
             method.log = _Named(self, bits)  # type: ignore[method-assign]
 
-    def losses(self, u: Float[Tensor, "n bits"], batch: Batch) -> dict[str, Tensor]:
+    def losses(self, u: Float[Tensor, "n *views bits"], batch: Batch) -> dict[str, Tensor]:
         """Return the terms of all lengths. Each length draws the random numbers that it would draw alone."""
         terms = {}
         for bits, method in self.methods.items():
             self._seed_step(0)
-            terms |= {f"{name}_{bits}": value for name, value in method.losses(u[:, :bits], batch).items()}
+            terms |= {f"{name}_{bits}": value for name, value in method.losses(u[..., :bits], batch).items()}
         return terms
 
     def on_train_start(self) -> None:

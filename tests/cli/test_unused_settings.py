@@ -37,7 +37,7 @@ def test_what_every_method_is_trained_on_is_known():
     for file in (CONF_DIR / "method").glob("[!_]*.yaml"):
         text = file.read_text()
         target = yaml.safe_load(text)["module"]["_target_"].rpartition(".")
-        assert facts_of(target[0], target[2])[1] == ("features" if "- _classic" in text else "images"), file
+        assert facts_of(target[0], target[2]).inputs == ("features" if "- _classic" in text else "images"), file
 
 
 def test_a_sweep_is_refused_before_its_first_job_and_names_the_method(deephash):

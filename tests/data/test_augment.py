@@ -3,8 +3,9 @@
 import pytest
 import torch
 import torchvision.transforms.v2.functional
+from torch import nn
 
-from deephash_cli.data.augment import CropColour, ShiftFlip
+from deephash_cli.data.augment import CropColour, ShiftFlip, Views
 
 
 def batch(n=64, channels=3, height=8, width=8):
@@ -149,3 +150,38 @@ def test_each_image_has_a_part_and_colours_of_its_own():
 def test_parts_and_colours_out_of_range_are_refused(wrong, message):
     with pytest.raises(ValueError, match=message):
         CropColour(**{**STILL, **wrong})
+
+
+# two views
+
+
+def test_views_of_features_lose_different_values_and_keep_their_mean():
+    torch.manual_seed(0)
+    views = Views(nn.Identity(), nn.Identity(), [0.5, 0.0])
+    features = torch.ones(200, 50)
+    first, second = views(features)
+    assert torch.equal(second, features)
+    assert set(first.unique().tolist()) == {0, 2}
+    assert first.mean().item() == pytest.approx(1, abs=0.03)
+
+
+def test_views_of_images_are_those_of_their_own_changes():
+    images = torch.arange(2 * 3 * 4 * 4, dtype=torch.uint8).reshape(2, 3, 4, 4)
+    first, second = Views(nn.Identity(), ShiftFlip(0, 1), [0, 0])(images)
+    assert torch.equal(first, images)
+    assert torch.equal(second, images.flip(-1))
+
+
+@pytest.mark.parametrize("dropout", [[0.1], [0.1, 1.0], [-0.1, 0.1]])
+def test_shares_that_are_none_are_refused(dropout):
+    with pytest.raises(ValueError, match="dropout must be two numbers in"):
+        Views(nn.Identity(), nn.Identity(), dropout)
+
+
+def test_grey_images_have_no_colours_and_the_share_is_the_probability():
+    torch.manual_seed(0)
+    images = torch.randint(0, 256, (400, 3, 2, 2), dtype=torch.uint8)
+    changed = CropColour(area=1, ratio=1, flip=0, brightness=0, contrast=0, saturation=0, grey=0.25)(images)
+    grey = (changed == changed[:, :1]).all(dim=(1, 2, 3))
+    assert 0.15 < grey.float().mean() < 0.35
+    assert torch.equal(changed[~grey], images[~grey])

@@ -1,0 +1,121 @@
+"""Codes that stand for classes: one of +1 and -1 for each class, far from all others, which a network then learns."""
+
+import numpy as np
+import scipy.linalg
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from deephash_cli.methods.parts.losses import signs
+
+KINDS = ("hadamard", "search", "random")
+_TRIES = 100  # codes that the search draws for each class
+
+
+def codebook(kind: str, classes: int, bits: int, seed: int) -> Float[Tensor, "classes bits"]:
+    """Make a code of +1 and -1 for each class. The same arguments give the same codes.
+
+    Args:
+        kind: ``hadamard`` takes rows of a Hadamard matrix and their negatives, which are bits/2 apart, and searches if
+            there is no such matrix or it has too few rows. ``search`` draws many codes for one class after the other
+            and keeps the one that is farthest from those before it. ``random`` draws each bit by itself, as the
+            Bernoulli centres of CSQ.
+        classes: Number of classes.
+        bits: Code length.
+        seed: Seed of all random draws, and of the order of the rows.
+
+    Raises:
+        ValueError: If ``kind`` is none of the three.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"the codes of classes must be hadamard, search or random, got {kind!r}")
+    rng = np.random.default_rng(seed)
+    rows = hadamard(bits) if kind == "hadamard" else None
+    if kind == "random":
+        codes = rng.choice([-1.0, 1.0], (classes, bits))
+    elif rows is None or classes > 2 * bits:
+        codes = _search(classes, bits, rng)
+    else:
+        # Negatives come last: as few as possible, because a code and its negative are decided by the same direction
+        codes = np.concatenate([rng.permutation(rows), -rng.permutation(rows)])[:classes]
+    return torch.from_numpy(codes).float()
+
+
+def smallest_distance(codes: Float[Tensor, "classes bits"]) -> int:
+    """Return the smallest Hamming distance of two different codes of a codebook; its length if there is only one.
+
+    Args:
+        codes: Codes of +1 and -1.
+    """
+    distances = (codes.shape[1] - codes @ codes.T) / 2
+    distances.fill_diagonal_(codes.shape[1])
+    return round(distances.min().item())
+
+
+def code_of_labels(
+    codebook: Float[Tensor, "classes bits"], labels: Float[Tensor, "n classes"], ties: Float[Tensor, "n bits"]
+) -> Float[Tensor, "n bits"]:
+    """Return a code for each image: that of its class, or the majority of each bit over its classes.
+
+    This is the centroid of several centres of CSQ (Yuan et al., CVPR 2020, section 3.2). An image without a label gets
+    zeros, which are a target for nobody.
+
+    Args:
+        codebook: Code of each class, of +1 and -1.
+        labels: Multi-hot labels.
+        ties: Codes of +1 and -1 that decide bits of which half the classes of an image have +1 and half -1.
+    """
+    votes = labels @ codebook
+    codes = torch.where(votes == 0, ties, signs(votes))
+    return codes * (labels.sum(dim=1, keepdim=True) > 0)
+
+
+def hadamard(size: int) -> Float[np.ndarray, "size size"] | None:
+    """Return a Hadamard matrix: rows of +1 and -1, any two of which differ in half of their places.
+
+    It is built by Sylvester's doubling and by both of Paley's constructions from primes, which give a matrix
+    for every multiple of 4 up to 88 except 52, and for most up to 256.
+
+    Args:
+        size: Number of rows and of columns.
+
+    Returns:
+        The matrix, or None if these constructions give none.
+    """
+    if size in (1, 2):
+        return scipy.linalg.hadamard(size).astype(float)
+    if size % 4:
+        return None
+    if _is_prime(size - 1):
+        core = _legendre(size - 1)
+        return np.eye(size) + np.block([[np.zeros((1, 1)), np.ones((1, size - 1))], [-np.ones((size - 1, 1)), core]])
+    if (half := hadamard(size // 2)) is not None:
+        return np.kron(scipy.linalg.hadamard(2), half)
+    prime = size // 2 - 1
+    if prime % 4 == 1 and _is_prime(prime):
+        ones = np.ones((1, prime))
+        conference = np.block([[np.zeros((1, 1)), ones], [ones.T, _legendre(prime)]])
+        return np.kron(conference, [[1, 1], [1, -1]]) + np.kron(np.eye(size // 2), [[1, -1], [-1, -1]])
+    return None
+
+
+def _legendre(prime: int) -> Float[np.ndarray, "q q"]:
+    """Return Jacobsthal's matrix: 1 where the row less the column is a square modulo the prime, 0 on the diagonal."""
+    squares = np.zeros(prime)
+    squares[1:] = -1
+    squares[np.arange(1, prime) ** 2 % prime] = 1
+    return squares[np.subtract.outer(np.arange(prime), np.arange(prime)) % prime]
+
+
+def _is_prime(number: int) -> bool:
+    return number > 1 and all(number % divisor for divisor in range(2, int(number**0.5) + 1))
+
+
+def _search(classes: int, bits: int, rng: np.random.Generator) -> Float[np.ndarray, "classes bits"]:
+    """Choose codes one after the other, each the farthest of many random codes from all that are chosen."""
+    codes = np.empty((classes, bits))
+    for chosen in range(classes):
+        drawn = rng.choice([-1.0, 1.0], (_TRIES, bits))
+        largest = (drawn @ codes[:chosen].T).max(axis=1, initial=-bits)
+        codes[chosen] = drawn[largest.argmin()]
+    return codes

@@ -3,6 +3,7 @@
 import argparse
 import ast
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the verb to its parser."""
     parser.add_argument("names", nargs="*", metavar="method")
     parser.add_argument("--config-dir", type=Path)
+    for name in _FILTERS:
+        parser.add_argument(f"--{name}", action="store_true")
 
 
 def run(parsed: argparse.Namespace) -> None:
@@ -46,7 +49,13 @@ def run(parsed: argparse.Namespace) -> None:
         raise ConfigError(f"deephash methods takes the name of one method, got {' '.join(parsed.names)}")
     if parsed.config_dir is not None and not parsed.config_dir.is_dir():
         raise ConfigError(f"--config-dir {parsed.config_dir} is not a folder")
-    show_methods(parsed.config_dir, *(parsed.names or [None]))
+    chosen = [name for name in _FILTERS if getattr(parsed, name.replace("-", "_"))]
+    if chosen and parsed.names:
+        raise ConfigError(f"--{chosen[0]} chooses rows of the table: leave it out, or leave out {parsed.names[0]}")
+    if parsed.names:
+        show_page(parsed.config_dir, parsed.names[0])
+    else:
+        show_table(parsed.config_dir, chosen)
 
 
 @dataclass(frozen=True)
@@ -62,6 +71,7 @@ class Entry:
         supervision: Information that the method learns from: ``none``, ``pairs``, ``triplets``, ``labels``.
         inputs: Kind of training data: ``images`` if it trains a network, on images or on features; ``features`` if it
             is fitted on the features of a frozen backbone.
+        multi_label: Whether its paper covers several labels; methods that use no labels do.
         file: Path of the source file, or a note that there is none.
         text: Docstring of that file below the title: equation, how it is optimised, what differs from the paper.
         settings: YAML text of the method, and of its loss if that has a file, by file name.
@@ -74,9 +84,17 @@ class Entry:
     year: str
     supervision: str
     inputs: str
+    multi_label: bool
     file: str
     text: str
     settings: dict[str, str]
+
+
+_FILTERS = {
+    "unsupervised": lambda entry: entry.supervision == "none",
+    "multi-label": lambda entry: entry.multi_label,
+    "on-features": lambda entry: entry.inputs == "features",
+}
 
 
 def catalogue(config_dir: Path | None) -> list[Entry]:
@@ -113,19 +131,23 @@ def _entry(file: Path) -> Entry:
     heading = " ".join(heading.split())
     cited = _HEADING.fullmatch(heading)
     title, authors, venue, year = cited.groups() if cited else (heading, UNKNOWN, UNKNOWN, UNKNOWN)
-    supervision, inputs = facts_of(module_name, class_name)[:2]
+    facts = facts_of(module_name, class_name)
     if source is None:
         shown = f"there is no module {module_name}"
     else:
         shown = (source.relative_to(PACKAGE.parent) if source.is_relative_to(PACKAGE.parent) else source).as_posix()
-    return Entry(file.stem, title, authors, venue, year, supervision, inputs, shown, body.strip("\n"), settings)
+    known = (facts.supervision, facts.inputs, facts.multi_label)
+    return Entry(file.stem, title, authors, venue, year, *known, shown, body.strip("\n"), settings)
 
 
 def page(entry: Entry) -> str:
     """Return the page of a method in Markdown: paper, equation, deviations, settings."""
     blocks = [f"`conf/{name}`:\n\n```yaml\n{text.strip()}\n```" for name, text in entry.settings.items()]
     learns = "without labels" if entry.supervision == "none" else f"from {entry.supervision}"
-    facts = f"Learns {learns}, trained on {_words(entry.inputs)}. Written in `{entry.file}`."
+    trained_on = "images or features" if entry.inputs == "images" else entry.inputs
+    facts = f"Learns {learns}, trained on {trained_on}. Written in `{entry.file}`."
+    if not entry.multi_label:
+        facts += " Its paper does not cover images with several labels; below is what is done with them."
     return "\n\n".join((f"## {entry.name}", _citation(entry), facts, entry.text, *blocks)) + "\n"
 
 
@@ -136,30 +158,43 @@ def document() -> str:
     return "\n".join((f"{_INTRODUCTION}\n{contents}\n", *map(page, entries)))
 
 
-def show_methods(config_dir: Path | None, name: str | None) -> None:
-    """Print the table of methods, or the page of one method.
+def show_page(config_dir: Path | None, name: str) -> None:
+    """Print the page of a method.
 
     Args:
         config_dir: The user's own configuration folder; None if there is none.
-        name: Name of the method whose page is printed; None prints the table.
+        name: Name of the method.
 
     Raises:
         ConfigError: If there is no method of this name.
     """
-    entries = catalogue(config_dir)
-    if name is not None:
-        names = [entry.name for entry in entries]
-        if name not in names:
-            raise ConfigError(f"there is no method {name!r}{hint(name, names)}; the methods are: {', '.join(names)}")
-        console.print(page(entries[names.index(name)]), markup=False, soft_wrap=True, end="")
+    entries = {entry.name: entry for entry in catalogue(config_dir)}
+    if name not in entries:
+        raise ConfigError(
+            f"there is no method {name!r}{hint(name, list(entries))}; the methods are: {', '.join(entries)}"
+        )
+    console.print(page(entries[name]), markup=False, soft_wrap=True, end="")
+
+
+def show_table(config_dir: Path | None, filters: Sequence[str] = ()) -> None:
+    """Print the table of methods, oldest first.
+
+    Args:
+        config_dir: The user's own configuration folder; None if there is none.
+        filters: Names of filters; a method must pass all of them.
+    """
+    entries = [entry for entry in catalogue(config_dir) if all(_FILTERS[name](entry) for name in filters)]
+    if not entries:
+        say(f"no method is {' and '.join(filters)}")
         return
-    table = Table("method", "learns from", "trained on", "venue", "paper")
-    for entry in entries:
-        facts = (_words(entry.supervision), _words(entry.inputs))
-        venue = UNKNOWN if entry.venue == UNKNOWN else f"{entry.venue} {entry.year}"
-        table.add_row(*map(escape, (entry.name, *facts, venue, entry.paper or entry.file)))
+    table = Table("year", "method", "learns from", "trained on", "paper")
+    for entry in sorted(entries, key=lambda entry: (entry.year, entry.name)):
+        supervision = "no labels" if entry.supervision == "none" else entry.supervision
+        trained_on = "both" if entry.inputs == "images" else entry.inputs
+        paper = f"{entry.paper or entry.file} ({entry.venue})".removesuffix(f" ({UNKNOWN})")
+        table.add_row(*map(escape, (entry.year, entry.name, supervision, trained_on, paper)))
     show(table)
-    say("features are computed by a frozen model, or are your own vectors: dataset=vectors")
+    say("both: on images, or on features: those of a frozen model, or your own vectors with dataset=vectors")
     say("deephash methods <method> prints its authors, file, equation, settings, and what differs from the paper")
 
 
@@ -167,7 +202,3 @@ def _citation(entry: Entry) -> str:
     if entry.authors == UNKNOWN:
         return entry.paper
     return f"{entry.paper} ({entry.authors}, {entry.venue} {entry.year})"
-
-
-def _words(fact: str) -> str:
-    return {"none": "no labels", "images": "images or features"}.get(fact, fact)

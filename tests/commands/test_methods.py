@@ -25,6 +25,7 @@ def test_what_is_read_from_the_source_is_what_the_class_says(method):
     found = get_class(config.module._target_)
     assert entry.supervision == found.supervision
     assert (entry.inputs == "features") == issubclass(found, ShallowHasher)
+    assert entry.multi_label == found.multi_label
     assert entry.file == f"deephash_cli/methods/{method}.py"
 
 
@@ -39,20 +40,35 @@ def test_every_method_cites_a_paper_and_gives_its_equation(method):
 def test_the_table_lists_every_method(deephash):
     result = deephash("methods")
     assert (result.code, result.err) == (0, "")
-    lines = [line for line in result.out.splitlines() if line.startswith("│ ")]
-    rows = {line.split()[1]: line for line in lines if line.split()[1] != "│"}
-    assert set(METHODS) <= set(rows)
-    assert "no labels" in rows["itq"]
-    assert "features" in rows["itq"]
-    assert "images or features" in rows["dpsh"]
-    assert "2016" in rows["dpsh"]
+    shown = rows(result.out)
+    assert sorted(shown) == METHODS
+    assert re.search(r"2011 │ itq +│ no labels +│ features ", shown["itq"])
+    assert re.search(r"2016 │ dpsh +│ pairs +│ both ", shown["dpsh"])
+    years = [int(row.split()[1]) for row in shown.values()]
+    assert years == sorted(years)
+
+
+def rows(table):
+    """The first line of each row, by method."""
+    lines = [line for line in table.splitlines() if re.match(r"│ \d{4} │", line)]
+    return {line.split()[3]: line for line in lines}
+
+
+def test_filters_choose_rows(deephash):
+    unsupervised = set(rows(deephash("methods", "--unsupervised").out))
+    assert unsupervised == {name for name, entry in ENTRIES.items() if entry.supervision == "none"}
+    assert {"itq", "pcarr"} <= unsupervised
+    fitted = set(rows(deephash("methods", "--on-features").out))
+    assert fitted == {name for name, entry in ENTRIES.items() if entry.inputs == "features"}
+    assert set(rows(deephash("methods", "--unsupervised", "--on-features").out)) == unsupervised & fitted
+    assert set(rows(deephash("methods", "--multi-label").out)) == {n for n, e in ENTRIES.items() if e.multi_label}
 
 
 def test_at_80_columns_no_word_of_the_table_is_broken(deephash, monkeypatch):
     monkeypatch.setattr(console, "width", 80)
     lines = [line for line in deephash("methods").out.splitlines() if line[0] in "┏┃│"]
     assert max(map(len, lines)) <= 80
-    words = {word for entry in ENTRIES.values() for word in (entry.name, entry.venue, *entry.paper.split())}
+    words = {word for entry in ENTRIES.values() for word in (entry.name, f"({entry.venue})", *entry.paper.split())}
     assert words <= set(" ".join(lines).replace("│", " ").split())
 
 
@@ -69,6 +85,7 @@ def test_a_page_has_paper_equation_and_settings(deephash):
     ("arguments", "message"),
     [
         (["methods", "tiq"], "there is no method 'tiq'; did you mean 'itq'?"),
+        (["methods", "itq", "--unsupervised"], "--unsupervised chooses rows of the table: leave it out"),
         (["methods", "itq", "lsh"], "deephash methods takes the name of one method, got itq lsh"),
         (["methods", "-m"], "unrecognized arguments: -m; see deephash methods --help"),
         (["methods", "--config-dir", "nowhere"], "--config-dir nowhere is not a folder"),
@@ -95,7 +112,7 @@ def test_a_method_of_the_users_own_is_listed(deephash, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path / "code")
     result = deephash("methods", "--config-dir", str(tmp_path))
     assert result.code == 0
-    assert re.search(r"CVPR 2031 +│ My Own Hashing ", result.out)
+    assert re.search(r"2031 │ mine +│ pairs +│ features +│ My Own Hashing ", result.out)
     assert "there is no module my_package.lost" in result.out
     mine = catalogue(tmp_path)[-1]
     assert (mine.supervision, mine.inputs, mine.year) == ("pairs", "features", "2031")

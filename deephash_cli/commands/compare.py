@@ -20,6 +20,7 @@ from deephash_cli.runs.results import Cell, Section
 _MOST_DIGITS = 15  # of a number in double precision
 _LATEX = str.maketrans({
     backbones.MARK: r"\textdagger{}",
+    results.LEARNED: r"\textdaggerdbl{}",
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
     **{character: f"\\{character}" for character in "&%$#_{}"},
 })  # fmt: skip
@@ -196,6 +197,7 @@ def _records(sections: Sequence[Section], metrics: Sequence[str]) -> list[dict[s
             "pretraining": row.backbone and row.backbone.pretraining,
             "licence": row.backbone and row.backbone.licence,
             "pretrained_on_classes": row.backbone and row.backbone.on_classes,
+            "transductive": row.is_transductive,
         }
         for section in sections
         for row in section.rows

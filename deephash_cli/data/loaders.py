@@ -79,13 +79,28 @@ class EpochSampler(Sampler[list[int]]):
         seed: Random seed of the order.
         part: Index of this process, from 0.
         parts: Number of processes.
+        sample: Number of images of an epoch, drawn at random, and number of epochs for which a draw is kept; None for
+            all images in each epoch.
+
+    Attributes:
+        n: Number of images of an epoch.
 
     Raises:
         DataError: If there are fewer than two images, too few for a pair.
         ConfigError: If a batch is too small to give each process a pair.
     """
 
-    def __init__(self, n: int, batch_size: int, seed: int, part: int = 0, parts: int = 1):
+    def __init__(
+        self,
+        n: int,
+        batch_size: int,
+        seed: int,
+        part: int = 0,
+        parts: int = 1,
+        sample: tuple[int, int] | None = None,
+    ):
+        self._all, self._kept_for = n, sample[1] if sample else 1
+        n = min(n, sample[0]) if sample else n
         if n < 2:
             raise DataError(f"the training set has {n} image(s) but pairs need at least two")
         if min(batch_size, n) < 2 * parts:
@@ -119,7 +134,11 @@ class EpochSampler(Sampler[list[int]]):
         return max(1, batches + (rest >= 2 * self.parts))
 
     def __iter__(self) -> Iterator[list[int]]:
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.n)
+        drawn: Any = self.n
+        if self.n < self._all:
+            draw = np.random.default_rng([self.seed, self.epoch // self._kept_for, self._all])
+            drawn = draw.choice(self._all, self.n, replace=False)
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(drawn)
         epoch, done = self._done
         for i in range(done if self.epoch == epoch else 0, len(self)):
             last = i == len(self) - 1
@@ -313,9 +332,11 @@ def _warn_once(message: str) -> None:
     console.warn(message)
 
 
-def train_loader(rows: Rows, batch_size: int, seed: int, num_workers: int, pin_memory: bool) -> Loader:
+def train_loader(
+    rows: Rows, batch_size: int, seed: int, num_workers: int, pin_memory: bool, sample: tuple[int, int] | None = None
+) -> Loader:
     """Return a loader of shuffled batches for training; with several processes, of this process's parts."""
-    sampler = EpochSampler(len(rows), batch_size, seed, processes.rank(), processes.count())
+    sampler = EpochSampler(len(rows), batch_size, seed, processes.rank(), processes.count(), sample)
     own = -(-batch_size // processes.count())
     return Loader(rows, sampler, num_workers, "loader.num_workers", rows.batch_bytes(own), pin_memory)
 

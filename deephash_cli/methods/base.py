@@ -88,6 +88,10 @@ class HashingModule(Hasher):
 
     # Number of views of each image (copies with random changes of their own) whose outputs the loss compares.
     views: ClassVar[Literal[1, 2]] = 1
+    # Whether it trains on the whole database with its labels, and learns the codes that are searched directly.
+    transductive: ClassVar[bool] = False
+    # Number of images of an epoch, drawn at random, and number of epochs for which a draw is kept; None for all.
+    epoch_sample: tuple[int, int] | None = None
 
     def __init__(
         self,
@@ -121,6 +125,10 @@ class HashingModule(Hasher):
             batch: The labels and indices of those images. With several processes, each computes the outputs for its
                 part of the images and the loss for all of them, so ``batch.inputs`` are those of this process alone.
         """
+
+    def learned_codes(self) -> Float[Tensor, "n bits"]:
+        """Return the learned codes of the training images, +1 and -1, of a method that is transductive."""
+        raise NotImplementedError
 
     def on_fit_start(self) -> None:
         """Set training mode: Lightning keeps the current mode, and the network may have been encoding before."""

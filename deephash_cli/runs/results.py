@@ -36,8 +36,11 @@ _NEEDED: dict[str, Callable[[Any], bool]] = {
     "queries": is_count,
     "database": is_count,
 }
-_FACTS = ("class_names", "backbone", "pretrained_on_classes")  # further entries that hold for every length of a run
+# Further entries that hold for every length of a run
+_FACTS = ("class_names", "backbone", "pretrained_on_classes", "transductive")
 
+LEARNED = "‡"
+LEARNED_LEGEND = f"{LEARNED} transductive: trained on the whole database with its labels"
 CAPTION = "mean and standard deviation over seeds, the number of seeds in brackets"
 MARKED = (
     "the highest mean of its column, and each mean within its standard deviation; beside means over several seeds a "
@@ -134,6 +137,11 @@ class Row:
         return next((result.backbone for result in self.results if result.backbone), None)
 
     @property
+    def is_transductive(self) -> bool:
+        """Whether the method has seen the labels of the database that is searched."""
+        return any(result.metrics.get("transductive") is True for result in self.results)
+
+    @property
     def label(self) -> str:
         """The method, and the settings that distinguish this row from other rows of the method."""
         return self._labelled(self.method, self.differs)
@@ -151,9 +159,9 @@ class Row:
         return self._labelled(name if is_same_word else self.method, self._in_words)
 
     def _labelled(self, method: str, differs: Mapping[str, Any]) -> str:
-        """Return a method with settings, and with a mark if its backbone has seen labels of the classes searched."""
+        """Return a method with settings, and with marks if it or its backbone has seen more labels than others."""
         mark = f" {MARK}" if self.backbone and self.backbone.on_classes else ""
-        return f"{_labelled(method, differs)}{mark}"
+        return f"{_labelled(method, differs)}{mark}{f' {LEARNED}' if self.is_transductive else ''}"
 
     @property
     def _in_words(self) -> dict[str, Any]:
@@ -196,8 +204,9 @@ class Section:
 
     @property
     def legend(self) -> str:
-        """The meaning of the mark at labels of rows; "" if no row has it."""
-        return LEGEND if any(backbone.on_classes for backbone in self.backbones) else ""
+        """The meaning of the marks at labels of rows; "" if no row has one."""
+        marks = [LEGEND] if any(backbone.on_classes for backbone in self.backbones) else []
+        return "; ".join(marks + [LEARNED_LEGEND] * any(row.is_transductive for row in self.rows))
 
     def cells(self, metric: str) -> "list[list[Cell | None]]":
         """Return one list per row, with the cell for each code length; None where a row has no value."""

@@ -40,17 +40,18 @@ from deephash_cli.errors import (
 from deephash_cli.failures import explain, explained
 from deephash_cli.files import sha256_file, write_json, write_text
 from deephash_cli.hiding import hide
+from deephash_cli.methods.base import HashingModule
 from deephash_cli.models import HashingNetwork, readable
 from deephash_cli.retrieval import scoring
 from deephash_cli.retrieval.caveats import caveats
-from deephash_cli.retrieval.codes import CodeSet
+from deephash_cli.retrieval.codes import CodeSet, pack
 from deephash_cli.retrieval.codes_folder import save_codes
 from deephash_cli.retrieval.scoring import CLASSES
 from deephash_cli.runs import outputs, records
 from deephash_cli.training import checkpoints, gallery, loggers, pretraining, resuming
 from deephash_cli.training.datasets import prepare_data
 from deephash_cli.training.inputs import Computing, Loading, Source
-from deephash_cli.training.instantiate import build_module, is_learned, network_without_weights
+from deephash_cli.training.instantiate import build_module, is_learned, is_transductive, network_without_weights
 from deephash_cli.training.targets import as_yaml, build
 from deephash_cli.training.trainer import check_trainer, make_trainer, run_trainer
 from deephash_cli.training.trust import paths_in, require_no_download, require_trusted
@@ -218,6 +219,8 @@ def fit(folder: Path, job: Job, dashboard: Logger | None) -> None:
     train_rows, validation_rows = split.train, np.empty(0, np.int64)
     if config.validation.queries:
         train_rows, validation_rows = hold_out_validation(split, job.dataset, config.validation.queries, config.seed)
+    if is_transductive(config):
+        train_rows = np.setdiff1d(split.database, validation_rows)
     owner = _owner(folder, job)
     start = _start(folder, config, owner)
     if job.is_blank:
@@ -234,7 +237,7 @@ def fit(folder: Path, job: Job, dashboard: Logger | None) -> None:
         lambda: [loggers.RecordLogger(folder / runs.STEPS, start.steps), *([dashboard] if dashboard else [])],
         [
             *([Validation()] if len(validation_rows) else []),
-            loggers.EpochReport(len(train_rows)),
+            loggers.EpochReport(),
             *([EMAWeightAveraging(decay=config.ema.decay)] if config.ema.decay else []),
             keeping,
         ],
@@ -258,7 +261,9 @@ def fit(folder: Path, job: Job, dashboard: Logger | None) -> None:
         if config.head.epochs and not job.network.frozen and not start.checkpoint:
             module.load_state_dict(_learn_head(folder, job, source, train_rows))
         training = (
-            source.shuffled(train_rows, config.seed, start.done) if is_learned(config) else source.at_once(fit_rows)
+            source.shuffled(train_rows, config.seed, start.done, module.epoch_sample)
+            if isinstance(module, HashingModule)
+            else source.at_once(fit_rows)
         )
         validation = None
         if len(validation_rows):
@@ -271,6 +276,8 @@ def fit(folder: Path, job: Job, dashboard: Logger | None) -> None:
         precision = trainer.precision_plugin.forward_context
         query = source.codes(split.query, precision)
         database = source.codes(split.database, precision, most_continuous=_MOST_CONTINUOUS)
+        if isinstance(module, HashingModule) and module.transductive:
+            database = _learned(module, database, split.database, train_rows)
         if trainer.is_global_zero:
             provenance = _provenance(job, trainer.current_epoch, chosen, keeping.best)
             _write_codes(folder / runs.CODES, query, database, provenance, source, split)
@@ -292,11 +299,21 @@ def _chosen(folder: Path, is_validated: bool) -> Path:
     return last
 
 
+def _learned(
+    module: HashingModule, database: CodeSet, rows: Int[np.ndarray, "n"], train_rows: Int[np.ndarray, "m"]
+) -> CodeSet:
+    """Replace the codes of the network by those that a method has learned, for the rows that it was trained on."""
+    packed, known = np.array(database.packed), np.isin(rows, train_rows)
+    codes = pack((module.learned_codes() > 0).cpu().numpy())
+    packed[known] = codes[np.searchsorted(train_rows, rows[known])]
+    return replace(database, packed=packed, u=None)
+
+
 def _write_codes(
     folder: Path, query: CodeSet, database: CodeSet, provenance: dict[str, Any], source: Source, split: Split
 ) -> None:
     """Write the codes with their provenance, and where the features are that they were made from, if they are kept."""
-    if database.u is None:
+    if database.u is None and not provenance["provenance"].get("transductive"):
         say(
             f"the continuous codes of {database.n} database items take more than {_MOST_CONTINUOUS / 1e6:.0f} MB, so "
             "they are not kept, and deephash eval cannot say what binarizing them lost"
@@ -569,13 +586,14 @@ def _learn_head(folder: Path, job: Job, source: Source, rows: Int[np.ndarray, "n
         config,
         folder,
         lambda: [loggers.RecordLogger(folder / runs.HEAD_STEPS, 0)],
-        [loggers.EpochReport(len(rows), "head: ")],
+        [loggers.EpochReport("head: ")],
         max_epochs=head.epochs,
         max_time=None,
         **changes,
     )
     module = build_module(config, job.network, source.labels[rows].float())
-    batches = source.shuffled_features(rows, head.batch_size, config.seed)
+    sample = cast(HashingModule, module).epoch_sample
+    batches = source.shuffled_features(rows, head.batch_size, config.seed, sample)
     run_trainer(trainer, module, batches, lower=f"head.batch_size={head.batch_size}")
     return module.state_dict()
 
@@ -605,6 +623,7 @@ def _provenance(job: Job, epochs: int, checkpoint: Path, best: float) -> dict[st
             **({"class_names": names} if 0 < len(names) <= CLASSES else {}),
             "selection": "best on validation queries" if validated else "last epoch",
             "validation": {"queries": config.validation.queries, "map": best} if validated else None,
+            **({"transductive": True} if is_transductive(config) else {}),
             **_fitted_on(job),
             **({"skipped_images": len(job.dataset.unreadable)} if job.dataset.unreadable else {}),
             **_inputs(job),

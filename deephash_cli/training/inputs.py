@@ -120,37 +120,48 @@ class Source:
             self.inputs = self._features(np.arange(len(dataset)))
             self._workers = 0
 
-    def shuffled(self, rows: Int[np.ndarray, "n"], seed: int, done: tuple[int, int] = (0, 0)) -> Loader:
+    def shuffled(
+        self,
+        rows: Int[np.ndarray, "n"],
+        seed: int,
+        done: tuple[int, int] = (0, 0),
+        sample: tuple[int, int] | None = None,
+    ) -> Loader:
         """Make training batches of some rows, in a different order in each epoch.
 
         Args:
             rows: Rows of the data set.
             seed: Random seed of the orders.
             done: An epoch, counted from 0, and the number of its batches to leave out.
+            sample: Number of rows of an epoch, drawn at random, and number of epochs for which a draw is kept; None for
+                all rows in each epoch.
 
         Raises:
             DataError: If there are fewer than two rows.
             ConfigError: If a batch is too small for the number of processes.
         """
         subset = Rows(self.inputs, self.labels, rows)
-        loader = train_loader(subset, self.loading.batch_size, seed, self._workers, self.loading.pin_memory)
+        loader = train_loader(subset, self.loading.batch_size, seed, self._workers, self.loading.pin_memory, sample)
         cast(EpochSampler, loader.sampler).continue_at(*done)
         return loader
 
-    def shuffled_features(self, rows: Int[np.ndarray, "n"], batch_size: int, seed: int) -> Loader:
+    def shuffled_features(
+        self, rows: Int[np.ndarray, "n"], batch_size: int, seed: int, sample: tuple[int, int] | None = None
+    ) -> Loader:
         """Make training batches of the features that the backbone gives now for some rows, although it is not frozen.
 
         Args:
             rows: Rows of the data set.
             batch_size: Number of rows in a batch, summed over all processes.
             seed: Random seed of the orders.
+            sample: What an epoch is drawn from, as for ``shuffled``.
 
         Raises:
             DataError: If there are fewer than two rows, or an image cannot be read.
             ConfigError: If a batch is too small for the number of processes.
         """
         subset = Rows(self._features(rows), self.labels[rows], np.arange(len(rows)))
-        return train_loader(subset, batch_size, seed, 0, self.loading.pin_memory)
+        return train_loader(subset, batch_size, seed, 0, self.loading.pin_memory, sample)
 
     def in_order(self, rows: Int[np.ndarray, "n"], size: int | None = None) -> Loader:
         """Make batches that have each of these rows once, in the given order.

@@ -33,6 +33,11 @@ def is_learned(config: DictConfig) -> bool:
     return isinstance(method, type) and issubclass(method, HashingModule)
 
 
+def is_transductive(config: DictConfig) -> bool:
+    """Whether the method of a configuration trains on the whole database and learns the codes that are searched."""
+    return bool(getattr(target_of(config.module), "transductive", False))
+
+
 def network_without_weights(
     network: Mapping[str, Any], bits: int, record: Any, vectors: str | None = None
 ) -> HashingNetwork:

@@ -12,6 +12,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
 from deephash_cli import console
+from deephash_cli.data.loaders import EpochSampler, Loader
 from deephash_cli.errors import ArtifactError, first_line
 from deephash_cli.files import append_text, reason, write_text
 from deephash_cli.retrieval import scoring
@@ -69,13 +70,12 @@ class EpochReport(Callback):
     The progress bar is closed however the training ends, and leaves the terminal as it was.
 
     Args:
-        images: Number of training images in an epoch.
         phase: Prefix of the progress bar's label, such as "head: ".
     """
 
-    def __init__(self, images: int, phase: str = ""):
+    def __init__(self, phase: str = ""):
         super().__init__()
-        self.images = images
+        self.images = 0  # training images in an epoch
         self.phase = phase
         self._started: float | None = None  # when the current epoch started, on the clock of `perf_counter`
         self._before = 0.0  # seconds that an interrupted run has spent on the epoch that is continued
@@ -96,6 +96,8 @@ class EpochReport(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the progress bar, and count the time of an epoch that is continued from here."""
+        sampler = cast(Loader, trainer.train_dataloader).sampler
+        self.images = sampler.n if isinstance(sampler, EpochSampler) else sum(map(len, sampler))
         self._started = time.perf_counter() - self._before
         total = (trainer.max_epochs or 0) * int(trainer.num_training_batches)
         self._update = self._bar.enter_context(console.progress(f"{self.phase}training, batches", total, quiet=True))

@@ -28,12 +28,14 @@ class Facts(NamedTuple):
             many files, otherwise ``images``.
         views: Number of views of each image that it compares, its class attribute ``views``.
         multi_label: Whether its paper covers several labels, its class attribute ``multi_label``.
+        transductive: Whether it trains on the whole database, its class attribute ``transductive``.
     """
 
     supervision: str = UNKNOWN
     inputs: str = UNKNOWN
     views: int = 1
     multi_label: bool = True
+    transductive: bool = False
 
 
 def facts_of(module: str, class_name: str) -> Facts:

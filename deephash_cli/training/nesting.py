@@ -82,6 +82,11 @@ class Nested(HashingModule):
                     f"nested lengths need a method that learns by its losses alone, but {type(method).__name__} has "
                     f"{', '.join(own)} of its own: leave out nested"
                 )
+            if method.transductive:
+                raise ConfigError(
+                    f"{type(method).__name__} learns codes for the database, and those of one length do not begin "
+                    "those of another: leave out nested"
+                )
             self.add_module(f"bits_{bits}", method)
             method.log = _Named(self, bits)  # type: ignore[method-assign]
 

@@ -1,4 +1,4 @@
-"""HashNet against slow loops written from the paper, finite differences, and common mistakes of its re-implementations."""
+"""HashNet against slow loops written from the paper, finite differences, and mistakes of its re-implementations."""
 
 import math
 from types import SimpleNamespace
@@ -126,7 +126,7 @@ def test_the_module_relaxes_with_tanh_of_beta_u(labels):
 
 @pytest.mark.parametrize("setting", [{"growth": -1.0}, {"power": -1.0}])
 def test_a_beta_that_falls_is_refused(setting):
-    with pytest.raises(ValueError, match="must be 0 or more, got -1.0"):
+    with pytest.raises(ValueError, match=r"must be 0 or more, got -1\.0"):
         module(SINGLE, **setting)
 
 

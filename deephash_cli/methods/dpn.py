@@ -4,17 +4,17 @@ https://www.ijcai.org/proceedings/2020/115
 
     L = sum over images and bits of max(m - u_ik t_ik, 0),   t_i = target of the class of image i, of +1 and -1
 
-Each class gets a target before the training, and each output of the network is polarised: pushed to the target's side of
-0, at least as far from it as the margin m. The paper proves that L bounds from above a loss on the Hamming distances of
-all pairs, small for images of one class and large for others, if the targets of different classes are far apart. The
-codes are the signs of ``u``. Here L is the mean over images and bits.
+Each class gets a target before the training, and each output of the network is polarised: pushed to the target's side
+of 0, at least as far from it as the margin m. The paper proves that L bounds from above a loss on the Hamming distances
+of all pairs, which asks for small distances within a class and large ones between classes. The codes are the signs of
+``u``. Here L is the mean over images and bits.
 
-The paper draws each bit of a target at random (Bernoulli with p = 1/2) and shows that this suffices: ``targets=random``.
-Two random targets can be near each other or even the same, most of all for short codes and many classes. A Hadamard
-matrix has rows that differ in half of their bits, which is as far as many targets can be apart: ``targets=hadamard``.
-Lengths without such a matrix, and more than 2 classes for each bit, use ``targets=search``, which draws a hundred
-targets for each class and keeps the one that is farthest from those before it. Targets are drawn from the seed, and
-they are in the checkpoint.
+The paper draws each bit of a target at random, Bernoulli with p = 1/2, and shows that this suffices. This is
+``targets=random``. Two random targets can be near each other or even the same, most of all for short codes and many
+classes. So the default is ``targets=hadamard``: rows of a Hadamard matrix, which differ in half of their bits. Lengths
+without such a matrix, and more than 2 classes for each bit, use ``targets=search``, which draws a hundred targets for
+each class and keeps the one that is farthest from those before it. Targets are drawn from the seed, and they are in the
+checkpoint.
 
 Where we differ: an image with several labels has the majority of its classes' targets for each bit. Where half of them
 have +1, a random target decides, the same for all images: images with the same labels have the same target. An image
@@ -23,7 +23,6 @@ of a bit, 0, for outputs near 0; neither is here. The network and the optimizer 
 and SGD.
 """
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 

@@ -14,10 +14,12 @@ beta rises while the network learns, so that tanh becomes the sign function: a s
 starts from the solution of the one before. No term for quantization is needed. The codes are the signs of ``z``, which
 are the signs of ``u``.
 
-The paper raises beta in ten stages. The authors' code has ``beta = (1 + 0.005 step)^0.5`` for 10,000 steps, so beta
+The paper raises beta in stages. The authors' code has ``beta = (1 + 0.005 step)^0.5`` for 10,000 steps, so beta
 ends at 7.1. Here ``beta = (1 + growth t)^power``, where t is the share of the steps that are done, from 0 to 1, and
-``growth`` is 0.005 times 10,000. So a short training goes through the same values of beta as a long one. t is computed
-from the number of steps, which a resumed run continues with.
+``growth`` is 0.005 times 10,000. So a short training goes through the same values of beta as a long one: with 0.005 a
+step, the 1200 steps of 30 epochs would end at 2.6, far from the sign function. t is computed from the number of steps,
+which a resumed run continues with. If the layers above a backbone are trained first (``head.epochs``), beta rises once
+in this training and once more in that of the whole network.
 
 The loss is a mean over pairs instead of a sum. ``|S|``, ``|S1|`` and ``|S0|`` are counted in the batch, so it is the
 mean over similar pairs plus the mean over dissimilar pairs. ``alpha`` is divided by the number of bits, as in the

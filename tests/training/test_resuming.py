@@ -462,16 +462,16 @@ def test_a_head_is_trained_again(train, whole, deephash, tmp_path, monkeypatch):
     assert_same(folder, whole)
 
 
+LEARNED = [name for name in METHODS if (choices.CONF_DIR / "loss" / f"{name}.yaml").exists()]
+MORE = {
+    "dsdh": ("validation.queries=8",),
+    "dpsh": ("module.buffer_init=first_pass", "trainer.limit_train_batches=5"),
+    "dhn": ("+trainer.accumulate_grad_batches=3",),
+}
+
+
 @pytest.mark.parametrize(
-    "settings",
-    [
-        ("method=dsdh", "validation.queries=8"),
-        ("method=dpsh", "module.buffer_init=first_pass", "trainer.limit_train_batches=5"),
-        ("method=dtsh",),
-        ("method=dhn", "+trainer.accumulate_grad_batches=3"),
-        ("method=lfh_deep",),
-    ],
-    ids=lambda settings: settings[0],
+    "settings", [(f"method={name}", *MORE.get(name, ())) for name in LEARNED], ids=lambda settings: settings[0]
 )
 @pytest.mark.slow
 def test_every_learned_method_goes_on_within_an_epoch(vectors, deephash, tmp_path, settings):
@@ -483,14 +483,6 @@ def test_every_learned_method_goes_on_within_an_epoch(vectors, deephash, tmp_pat
     assert deephash(*command, f"run_dir={tmp_path / 'run'}", "resume=auto").code == 0
     assert_same_bytes(tmp_path / "run", tmp_path / "whole")
     assert numbers(tmp_path / "run") == numbers(tmp_path / "whole")
-
-
-LEARNED = [name for name in METHODS if (choices.CONF_DIR / "loss" / f"{name}.yaml").exists()]
-
-
-def test_no_learned_method_is_left_out_above():
-    marks = {mark.name: mark for mark in test_every_learned_method_goes_on_within_an_epoch.pytestmark}
-    assert {settings[0].removeprefix("method=") for settings in marks["parametrize"].args[1]} == set(LEARNED)
 
 
 def test_what_cannot_go_on_within_an_epoch_exactly_does_not(vectors, deephash, tmp_path, monkeypatch):

@@ -34,6 +34,22 @@ def pair_likelihood(
     return _NegativeLogLikelihood.apply((u / 2) @ others.T, similar)
 
 
+def balanced_mean(values: Float[Tensor, "n n"], similar: Float[Tensor, "n n"]) -> Float[Tensor, ""]:
+    """Return the mean of a value over all similar pairs of a batch, plus that over all other pairs.
+
+    It is the mean over pairs with the weights of HashNet and DCH: ``|S| / |S1|`` for a similar pair and ``|S| / |S0|``
+    for another one, where ``|S|``, ``|S1|`` and ``|S0|`` are the numbers of all, similar and dissimilar pairs of the
+    batch. A batch without pairs of one kind has the mean of the other kind alone.
+
+    Args:
+        values: A value for each pair. The diagonal is ignored: a pair consists of two images.
+        similar: 1 for pairs that share a label, else 0.
+    """
+    others = 1 - torch.eye(len(values), dtype=values.dtype, device=values.device)
+    kinds = (similar * others, (1 - similar) * others)
+    return torch.stack([(kind * values).sum() / kind.sum().clamp(min=1) for kind in kinds]).sum()
+
+
 class _NegativeLogLikelihood(torch.autograd.Function):
     """Mean of ``log(1 + exp(t)) - s t``, whose gradient is ``sigmoid(t) - s`` divided by the number of pairs.
 

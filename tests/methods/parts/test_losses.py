@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from deephash_cli.methods.parts.losses import pair_likelihood, signs, similar
+from deephash_cli.methods.parts.losses import balanced_mean, pair_likelihood, signs, similar
 from deephash_cli.retrieval.codes import binarize
 
 
@@ -67,6 +67,25 @@ def test_identical_rows_are_a_batch_like_any_other():
     u = outputs(1, 6).repeat(4, 1)
     pairs = torch.eye(4)
     assert pair_likelihood(u, u, pairs).item() == pytest.approx(by_hand(u, u, pairs), rel=1e-12)
+
+
+def test_both_kinds_of_pairs_have_the_same_weight_and_the_diagonal_none():
+    values = outputs(5, 5)
+    pairs = (outputs(5, 5, seed=1) > 0.5).double()
+    assert pairs.diagonal().any()
+    kinds = {
+        s: [values[i, j].item() for i in range(5) for j in range(5) if i != j and pairs[i, j] == s] for s in (0, 1)
+    }
+    expected = sum(sum(kind) / len(kind) for kind in kinds.values())
+    assert balanced_mean(values, pairs).item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_kind_without_pairs_has_no_weight():
+    # |S| / |S1| is infinite if no pair is similar.
+    values = torch.full((3, 3), 2.0)
+    for pairs in (torch.zeros(3, 3), torch.eye(3), torch.ones(3, 3)):
+        assert balanced_mean(values, pairs).item() == pytest.approx(2)
+    assert balanced_mean(values[:1, :1], torch.ones(1, 1)).item() == 0
 
 
 def test_signs_have_two_values():

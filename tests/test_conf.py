@@ -90,6 +90,8 @@ SINCE = {
         "crop": 1.0, "crop_mode": "square", "interpolation": "bilinear", "output_norm": False,
     },
     "deephash_cli.data.augment.CropColour": {"grey": 0.0},
+    **{f"deephash_cli.methods.{name}Loss": {"balanced": False} for name in ("dhn.DHN", "dpsh.DPSH", "dsdh.DSDH")},
+    "deephash_cli.methods.lfh_deep.LFHDeepLoss": {"balanced": False},
     "deephash_cli.models.timm_backbone": {
         "image_size": None, "dynamic_img_size": False, "global_pool": None, "arguments": None,
     },

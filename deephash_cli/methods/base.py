@@ -268,15 +268,16 @@ class ShallowHasher(Hasher):
     start, because a checkpoint is loaded into it.
 
     Args:
-        scaling: Scaling of the features before fitting: ``none``; ``unit``, each vector to length 1; ``standard``, each
-            feature to mean 0 and variance 1 over the training set.
+        scaling: Scaling of the features before fitting: ``none``; ``unit``, each vector to length 1;
+            ``centred_unit``, the same after the mean of the training set is subtracted; ``standard``, each feature to
+            mean 0 and variance 1 over the training set.
         **settings: Arguments of ``Hasher``.
 
     Raises:
         ConfigError: If the backbone is not frozen.
     """
 
-    def __init__(self, scaling: Literal["none", "unit", "standard"], **settings):
+    def __init__(self, scaling: Literal["none", "unit", "centred_unit", "standard"], **settings):
         super().__init__(**settings)
         if not self.network.frozen:
             raise ConfigError(

@@ -30,19 +30,23 @@ from torch.nn.functional import softplus
 
 from deephash_cli.data.loaders import Batch
 from deephash_cli.methods.base import HashingModule
-from deephash_cli.methods.parts.losses import signs, similar
+from deephash_cli.methods.parts.losses import balanced_mean, signs, similar
 
 
 class DHNLoss(nn.Module):
     """Pair likelihood and quantization of a batch.
 
     Args:
-        theta_scale: Factor of the inner product in the likelihood: 1 in DHN, 1/2 in the related papers.
+        theta_scale: Factor of the inner product in the likelihood: 1 in DHN, 1/2 in the related papers. None is
+            5 / bits: the inner product of two codes of 48 bits is 48, where the likelihood has no slope left.
         quantization_weight: Weight lambda of the mean over images and bits.
+        balanced: Whether similar and dissimilar pairs have the same weight in all, which the paper does not do; runs of
+            earlier versions did not.
     """
 
-    def __init__(self, theta_scale: float, quantization_weight: float):
+    def __init__(self, theta_scale: float | None, quantization_weight: float, balanced: bool = False):
         super().__init__()
+        self.balanced = balanced
         self.theta_scale = theta_scale
         self.quantization_weight = quantization_weight
 
@@ -53,11 +57,15 @@ class DHNLoss(nn.Module):
             z: Relaxed codes of the batch, in [-1, 1].
             similar: 1 for pairs that share a label, else 0; the diagonal is ignored.
         """
-        theta = self.theta_scale * (z @ z.T)
-        two_images = ~torch.eye(len(z), dtype=torch.bool, device=z.device)
+        theta = (5 / z.shape[1] if self.theta_scale is None else self.theta_scale) * (z @ z.T)
+        likelihoods = softplus(theta) - similar * theta
+        if self.balanced:
+            pairs = balanced_mean(likelihoods, similar) / 2
+        else:
+            pairs = likelihoods[~torch.eye(len(z), dtype=torch.bool, device=z.device)].mean()
         to_codes = signs(z.detach()) * z - 1  # |z| - 1
         return {
-            "similarity": (softplus(theta) - similar * theta)[two_images].mean(),
+            "similarity": pairs,
             "quantization": self.quantization_weight * log_cosh(to_codes).mean(),
         }
 

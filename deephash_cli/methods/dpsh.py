@@ -34,17 +34,20 @@ class DPSHLoss(nn.Module):
             against the sum over pairs. With ``mean``, it weighs the mean over images and bits against the mean over
             pairs, as in many re-implementations. For a buffer of N rows, an eta in the ``mean`` convention equals
             ``2 N / bits`` times that eta in the ``paper`` convention.
+        balanced: Whether similar and dissimilar pairs have the same weight in all, which the paper does not do; runs of
+            earlier versions did not.
 
     Raises:
         ValueError: If ``eta_convention`` is neither of the two.
     """
 
-    def __init__(self, quantization_weight: float, eta_convention: Literal["paper", "mean"]):
+    def __init__(self, quantization_weight: float, eta_convention: Literal["paper", "mean"], balanced: bool = False):
         super().__init__()
         if eta_convention not in ("paper", "mean"):
             raise ValueError(f"eta_convention must be paper or mean, got {eta_convention!r}")
         self.quantization_weight = quantization_weight
         self.eta_convention = eta_convention
+        self.balanced = balanced
 
     def forward(
         self,
@@ -68,7 +71,7 @@ class DPSHLoss(nn.Module):
         else:
             quantization = errors.sum(dim=1).mean() / (len(others) * (1 if two_sided else 2))
         return {
-            "similarity": pair_likelihood(u, others, similar),
+            "similarity": pair_likelihood(u, others, similar, self.balanced),
             "quantization": self.quantization_weight * quantization,
         }
 

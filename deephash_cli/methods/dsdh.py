@@ -48,10 +48,13 @@ class DSDHLoss(nn.Module):
 
     Args:
         quantization_weight: Weight ``eta / (2 N)`` of the mean over images of squared distances.
+        balanced: Whether similar and dissimilar pairs have the same weight in all, which the paper does not do; runs of
+            earlier versions did not.
     """
 
-    def __init__(self, quantization_weight: float):
+    def __init__(self, quantization_weight: float, balanced: bool = False):
         super().__init__()
+        self.balanced = balanced
         self.quantization_weight = quantization_weight
 
     def forward(
@@ -70,7 +73,7 @@ class DSDHLoss(nn.Module):
             b: Codes of the batch, of +1 and -1.
         """
         return {
-            "similarity": pair_likelihood(u, others, similar),
+            "similarity": pair_likelihood(u, others, similar, self.balanced),
             "quantization": self.quantization_weight * (b - u).square().sum(dim=1).mean(),
         }
 

@@ -27,13 +27,16 @@ class LFHDeepLoss(nn.Module):
 
     Args:
         prior_weight: Weight ``1 / (4 N beta)`` of the mean over images of ``|u|^2``, 0 or more.
+        balanced: Whether similar and dissimilar pairs have the same weight in all, which the paper does not do; runs of
+            earlier versions did not.
 
     Raises:
         ValueError: If ``prior_weight`` is negative.
     """
 
-    def __init__(self, prior_weight: float):
+    def __init__(self, prior_weight: float, balanced: bool = False):
         super().__init__()
+        self.balanced = balanced
         if prior_weight < 0:
             raise ValueError(f"prior_weight must be 0 or more, got {prior_weight}")
         self.prior_weight = prior_weight
@@ -49,7 +52,7 @@ class LFHDeepLoss(nn.Module):
             similar: 1 for pairs that share a label, else 0.
         """
         return {
-            "similarity": pair_likelihood(u, others, similar),
+            "similarity": pair_likelihood(u, others, similar, self.balanced),
             "prior": self.prior_weight * u.square().sum(dim=1).mean(),
         }
 

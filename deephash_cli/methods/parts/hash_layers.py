@@ -17,16 +17,17 @@ class FeatureScaling(nn.Module):
 
     Args:
         width: Length d of a feature vector.
-        scaling: ``none``; ``unit``, each vector to length 1; ``standard``, each feature to mean 0 and variance 1.
+        scaling: ``none``; ``unit``, each vector to length 1; ``centred_unit``, the mean of the training set subtracted,
+            then each vector to length 1; ``standard``, each feature to mean 0 and variance 1.
 
     Raises:
         ValueError: If ``scaling`` is not one of these.
     """
 
-    def __init__(self, width: int, scaling: Literal["none", "unit", "standard"]):
+    def __init__(self, width: int, scaling: Literal["none", "unit", "centred_unit", "standard"]):
         super().__init__()
-        if scaling not in ("none", "unit", "standard"):
-            raise ValueError(f"scaling must be none, unit or standard, got {scaling!r}")
+        if scaling not in ("none", "unit", "centred_unit", "standard"):
+            raise ValueError(f"scaling must be none, unit, centred_unit or standard, got {scaling!r}")
         self.scaling = scaling
         self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("scale", torch.ones(width))
@@ -35,15 +36,16 @@ class FeatureScaling(nn.Module):
 
     def fit(self, x: Float[Tensor, "n d"]) -> None:
         """Store the mean and standard deviation of the training set. A feature that is constant there becomes 0."""
-        if self.scaling == "standard":
+        if self.scaling in ("standard", "centred_unit"):
             std, mean = torch.std_mean(x.double(), dim=0, correction=0)
             self.mean.copy_(mean)
+        if self.scaling == "standard":
             self.scale.copy_(torch.where(std > 1e-6, 1 / std, 0.0))
 
     def forward(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
         """Return the scaled features."""
-        if self.scaling == "unit":
-            return nn.functional.normalize(x)
+        if self.scaling in ("unit", "centred_unit"):
+            return nn.functional.normalize(x - self.mean)
         return (x - self.mean) * self.scale
 
 

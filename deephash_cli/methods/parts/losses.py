@@ -25,13 +25,27 @@ def similar(labels: Float[Tensor, "n classes"], others: Float[Tensor, "m classes
 
 
 def pair_likelihood(
-    u: Float[Tensor, "n bits"], others: Float[Tensor, "m bits"], similar: Float[Tensor, "n m"]
+    u: Float[Tensor, "n bits"], others: Float[Tensor, "m bits"], similar: Float[Tensor, "n m"], balanced: bool
 ) -> Float[Tensor, ""]:
     """Return the mean negative log-likelihood of pairs, ``log(1 + exp(t)) - s t`` with ``t = <u_i, u_j> / 2``.
 
     This is the likelihood of LFH (Zhang et al., SIGIR 2014), used by DPSH and DSDH.
+
+    Args:
+        u: Outputs of the batch.
+        others: Outputs that the batch is paired with.
+        similar: 1 for pairs that share a label, else 0.
+        balanced: Whether half of the weight is on similar pairs, however few they are, and half on the others. With ten
+            classes nine of ten pairs are dissimilar, so an unweighted mean hardly notices images that lose their class.
     """
-    return _NegativeLogLikelihood.apply((u / 2) @ others.T, similar)
+    weights = _half_each(similar) if balanced else None
+    return _NegativeLogLikelihood.apply((u / 2) @ others.T, similar, weights)
+
+
+def _half_each(similar: Float[Tensor, "n m"]) -> Float[Tensor, "n m"]:
+    """Return weights with a mean of 1: half of their sum is on similar pairs, and half on the others."""
+    share = similar.mean()
+    return torch.where(similar > 0, 0.5 / share, 0.5 / (1 - share))
 
 
 def balanced_mean(values: Float[Tensor, "n n"], similar: Float[Tensor, "n n"]) -> Float[Tensor, ""]:
@@ -51,7 +65,7 @@ def balanced_mean(values: Float[Tensor, "n n"], similar: Float[Tensor, "n n"]) -
 
 
 class _NegativeLogLikelihood(torch.autograd.Function):
-    """Mean of ``log(1 + exp(t)) - s t``, whose gradient is ``sigmoid(t) - s`` divided by the number of pairs.
+    """Weighted mean of ``log(1 + exp(t)) - s t``, whose gradient is ``sigmoid(t) - s`` by the number of pairs.
 
     ``log(1 + exp(t)) = max(t, 0) - log(sigmoid(|t|))`` is finite for every t. On the CPU this takes less than half the
     time of torch's softplus and the tensors that it saves for the gradient. With pairs against a whole training set,
@@ -59,13 +73,18 @@ class _NegativeLogLikelihood(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, theta: Tensor, similar: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, theta: Tensor, similar: Tensor, weights: Tensor | None) -> Tensor:  # type: ignore[override]
         similar = similar.to(theta.dtype)
-        ctx.save_for_backward(theta.sigmoid().sub_(similar))
+        slope = theta.sigmoid().sub_(similar)
         hinge = theta.clamp(min=0).sub_(similar * theta)  # per pair: the difference of two sums would lose digits
-        return hinge.mean() - theta.abs().sigmoid_().log_().mean()
+        rest = theta.abs().sigmoid_().log_()
+        if weights is not None:
+            for part in (slope, hinge, rest):
+                part.mul_(weights)
+        ctx.save_for_backward(slope)
+        return hinge.mean() - rest.mean()
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
         (slope,) = ctx.saved_tensors
-        return slope * (gradient / slope.numel()), None
+        return slope * (gradient / slope.numel()), None, None

@@ -28,28 +28,44 @@ def by_hand(u, others, pairs):
 def test_pair_likelihood_is_that_of_the_loop():
     u, others = outputs(5, 6), outputs(8, 6, seed=1)
     pairs = (torch.rand(5, 8, generator=torch.Generator().manual_seed(2)) < 0.4).float()
-    assert pair_likelihood(u, others, pairs).item() == pytest.approx(by_hand(u, others, pairs), rel=1e-12)
+    assert pair_likelihood(u, others, pairs, balanced=False).item() == pytest.approx(
+        by_hand(u, others, pairs), rel=1e-12
+    )
 
 
 def test_theta_has_the_factor_one_half():
     # One public version and several ports leave the factor out: this loss is then log(1 + e^2), not log(1 + e).
     u = torch.tensor([[1.0, 1.0]])
-    assert pair_likelihood(u, u, torch.zeros(1, 1)).item() == pytest.approx(math.log(1 + math.e))
+    assert pair_likelihood(u, u, torch.zeros(1, 1), balanced=False).item() == pytest.approx(math.log(1 + math.e))
 
 
-def test_pair_likelihood_has_the_gradient_of_finite_differences():
+def test_balanced_pairs_are_half_the_mean_of_each_kind():
+    u, others = outputs(5, 6), outputs(8, 6, seed=1)
+    pairs = torch.zeros(5, 8)
+    pairs[0, :3] = 1
+    kinds = {True: [], False: []}
+    for i in range(5):
+        for j in range(8):
+            kinds[bool(pairs[i, j])].append(by_hand(u[i : i + 1], others[j : j + 1], pairs[i : i + 1, j : j + 1]))
+    expected = sum(sum(values) / len(values) for values in kinds.values()) / 2
+    assert pair_likelihood(u, others, pairs, balanced=True).item() == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("balanced", [False, True])
+def test_pair_likelihood_has_the_gradient_of_finite_differences(balanced):
     u, others = outputs(3, 4).requires_grad_(), outputs(5, 4, seed=1).requires_grad_()
-    pairs = (torch.rand(3, 5, generator=torch.Generator().manual_seed(2)) < 0.5).float()
-    assert torch.autograd.gradcheck(lambda a, b: pair_likelihood(a, b, pairs), (u, others))
+    pairs = (torch.rand(3, 5, generator=torch.Generator().manual_seed(2)) < 0.5).double()
+    assert torch.autograd.gradcheck(lambda a, b: pair_likelihood(a, b, pairs, balanced), (u, others))
 
 
 @pytest.mark.parametrize("pairs", [torch.ones(4, 6), torch.zeros(4, 6)], ids=["all similar", "none similar"])
 @pytest.mark.parametrize("scale", [1.0, 1e4])
-def test_one_sided_batches_and_huge_outputs_stay_finite(pairs, scale):
+@pytest.mark.parametrize("balanced", [False, True])
+def test_one_sided_batches_and_huge_outputs_stay_finite(pairs, scale, balanced):
     # log(1 + exp(t)) overflows to inf at t = 89 in single precision, and its gradient is inf / inf: training would show
     # NaN after some epochs. Clamping t instead would leave no gradient outside the clamp.
     u = (scale * outputs(4, 8)).float().requires_grad_()
-    loss = pair_likelihood(u, (scale * outputs(6, 8, seed=1)).float(), pairs)
+    loss = pair_likelihood(u, (scale * outputs(6, 8, seed=1)).float(), pairs, balanced)
     loss.backward()
     assert torch.isfinite(loss)
     assert torch.isfinite(u.grad).all()
@@ -59,14 +75,14 @@ def test_one_sided_batches_and_huge_outputs_stay_finite(pairs, scale):
 def test_a_wrong_pair_pulls_however_wrong_it_is():
     # With t clamped at 50 the gradient would be zero here, so the pair could never be corrected.
     u, other = torch.full((1, 4), 20.0, requires_grad=True), torch.full((1, 4), 20.0)
-    pair_likelihood(u, other, torch.zeros(1, 1)).backward()
+    pair_likelihood(u, other, torch.zeros(1, 1), balanced=False).backward()
     assert u.grad.flatten().tolist() == [10.0] * 4  # sigmoid(400) u_j / 2
 
 
 def test_identical_rows_are_a_batch_like_any_other():
     u = outputs(1, 6).repeat(4, 1)
     pairs = torch.eye(4)
-    assert pair_likelihood(u, u, pairs).item() == pytest.approx(by_hand(u, u, pairs), rel=1e-12)
+    assert pair_likelihood(u, u, pairs, balanced=False).item() == pytest.approx(by_hand(u, u, pairs), rel=1e-12)
 
 
 def test_both_kinds_of_pairs_have_the_same_weight_and_the_diagonal_none():

@@ -10,16 +10,16 @@ the centre ``c`` of an image's class, bit by bit. The centres are rows of a Hada
 centre of an image with several labels has the majority of their centres in each bit. Bits with as many +1 as -1 are
 taken from one random code. Centres and random code are drawn from the seed before training and are in the checkpoint.
 
-Both terms are means over images and bits. In the paper the quantization term is a sum over bits, and the first is a mean,
-so the paper's lambda is ``bits`` times as large here.
+Both terms are means over images and bits. In the paper the quantization term is a sum over bits, and the first is a
+mean, so the paper's lambda is ``bits`` times as large here.
 
 Where we differ: since ``h = sigmoid(2 u)``, the first term is computed as ``log(1 + exp(-2 c u))``, which is finite for
 every u. The paper draws each bit of a centre by itself if there is no Hadamard matrix of this size or it has too few
 rows. ``codebook=random`` does so, but by default centres are searched that are farther apart. The smallest distance of
 two centres is logged as ``codes/smallest_distance``. The paper's quantization term is ``log cosh(|z| - 1)``, which is
-half the square near a code; this is the square of the authors' code. The paper draws tied bits at random. Here they come
-from one code for all images, so that images with the same labels have the same centre. Images without a label have no
-centre, so only their quantization counts. The network and the optimizer are modern ones; the paper used AlexNet and
+half the square near a code; this is the square of the authors' code. The paper draws tied bits at random. Here they
+come from one code for all images, so that images with the same labels have the same centre. Images without a label have
+no centre, so only their quantization counts. The network and the optimizer are modern ones; the paper used AlexNet and
 ResNet-50.
 """
 

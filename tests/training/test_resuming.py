@@ -470,6 +470,9 @@ def test_a_head_is_trained_again(train, whole, deephash, tmp_path, monkeypatch):
         ("method=dtsh",),
         ("method=dhn", "+trainer.accumulate_grad_batches=3"),
         ("method=lfh_deep",),
+        ("method=csq",),
+        ("method=orthohash",),
+        ("method=cibhash",),
     ],
     ids=lambda settings: settings[0],
 )

@@ -17,11 +17,11 @@ The first term is the NT-Xent loss of SimCLR, with the cosine as similarity. A v
 terms are means over images and views, so ``kl_weight`` is the paper's beta.
 
 Where we differ: the paper's views are random crops, colours and blurs of an image, and this augmentation decides the
-result. A frozen backbone computes its features once. On them the two views differ by dropout of the features
-(``augment.dropout``), which keeps far less of what a crop would change, so results on frozen features are not those of
-the paper. On images (``model.frozen=false``) they are crops and colours. ``stochastic=false`` takes epsilon = 1/2 while
-training, too, as in the authors' code. The network and the optimizer are modern ones; the paper used a frozen VGG-16
-and learned two layers above it.
+result. A frozen backbone computes its features once. On them the two views differ by dropout of the features, with the
+shares ``augment.dropout``. This leaves other things unchanged than a crop does, so results on frozen features are not
+those of the paper. On images (``model.frozen=false``) the views are crops and colours, without blur.
+``stochastic=false`` takes epsilon = 1/2 while training, too, as in the authors' code. The network and the optimizer are
+modern ones; the paper used a frozen VGG-16 and learned two layers above it.
 """
 
 import torch

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 
-def signs(u: Float[Tensor, "n bits"]) -> Float[Tensor, "n bits"]:
+def signs(u: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """Return binary codes of +1 and -1. Zero becomes +1, as in ``codes.binarize``; ``torch.sign`` would give 0."""
     return torch.where(u >= 0, 1.0, -1.0).to(u.dtype)
 

@@ -27,6 +27,11 @@ def test_hadamard_codes_are_half_of_the_bits_apart_at_the_lengths_of_the_papers(
     assert smallest_distance(codes) == bits // 2
 
 
+def test_no_bit_is_the_same_in_all_codes():
+    codes = codebook("hadamard", 10, 48, seed=0)
+    assert (codes.std(dim=0) > 0).all()
+
+
 @pytest.mark.parametrize(("classes", "bits"), [(10, 18), (100, 16), (30, 12)])
 def test_without_enough_rows_a_search_is_better_than_chance(classes, bits):
     searched, drawn = ([codebook(kind, classes, bits, seed) for seed in range(5)] for kind in ("hadamard", "random"))

@@ -34,6 +34,11 @@ def pair_likelihood(
     return _NegativeLogLikelihood.apply((u / 2) @ others.T, similar)
 
 
+def cubic_quantization(u: Float[Tensor, "n bits"]) -> Float[Tensor, ""]:
+    """Return the mean of ``| |u| - 1 |^3`` over images and bits, the penalty of GreedyHash. At 0 it pulls to +1."""
+    return (signs(u.detach()) * u - 1).abs().pow(3).mean()
+
+
 class _NegativeLogLikelihood(torch.autograd.Function):
     """Mean of ``log(1 + exp(t)) - s t``, whose gradient is ``sigmoid(t) - s`` divided by the number of pairs.
 

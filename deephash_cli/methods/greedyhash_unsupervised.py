@@ -1,9 +1,20 @@
-"""GreedyHash without labels: the unsupervised variant of GreedyHash (Su, Zhang, Han and Tian, NeurIPS 2018).
+"""GreedyHash unsupervised: Fast Optimization for Accurate Hash Coding in CNN (Su, Zhang, Han and Tian, NeurIPS 2018).
 
 https://papers.nips.cc/paper/2018/hash/13f3cf8c531952d72e5847c4183e6910-Abstract.html
 
     J = mean over pairs ( cos(b_i, b_j) - cos(f_i, f_j) )^2 + alpha mean over images and bits | |u| - 1 |^3
     b = sgn(u),   dJ/du := dJ/db
+
+This is the variant of GreedyHash that needs no labels: the codes are to have the cosines that the backbone's features f
+have. As with labels, the gradient of the code is given to the network's output ``u`` as it is, and the second term
+keeps ``u`` near its code. f are the features themselves, not those that ``model.network.standardize`` makes of them.
+
+Where we differ: the pairs are all pairs of two images of a batch, not only those of an image of its first half with one
+of its second half. The mean over pairs has the same gradient in expectation and less noise. The paper's features come
+from a pretrained VGG16 that does not learn, so they are a fixed target. This method freezes the backbone for the same
+reason, and its features are computed once. With ``model.frozen=false`` the target of a step are the features that the
+backbone has in this step, and the gradient flows through the codes alone. Then the target moves as the backbone learns.
+At u = 0, where ``|u|`` has no derivative, the penalty pulls to +1. The network and the optimizer are modern ones.
 """
 
 from jaxtyping import Float
@@ -21,25 +32,31 @@ class GreedyHashUnsupervisedLoss(nn.Module):
 
     Args:
         quantization_weight: Weight alpha of the penalty.
-        centre: Whether the mean of the batch is subtracted from the features.
     """
 
-    def __init__(self, quantization_weight: float, centre: bool):
+    def __init__(self, quantization_weight: float):
         super().__init__()
         self.quantization_weight = quantization_weight
-        self.centre = centre
 
     def forward(self, u: Float[Tensor, "n bits"], features: Float[Tensor, "n d"]) -> dict[str, Tensor]:
-        """Return the loss terms."""
-        target = features - features.mean(dim=0) if self.centre else features
+        """Return the loss terms.
+
+        Args:
+            u: Outputs of the batch.
+            features: Features of the same images, without a gradient.
+        """
         return {
-            "similarity": cosine_error(straight_through(u), target),
+            "similarity": cosine_error(straight_through(u), features),
             "quantization": self.quantization_weight * cubic_quantization(u),
         }
 
 
 class GreedyHashUnsupervised(HashingModule):
-    """Train a network with the unsupervised loss of GreedyHash."""
+    """Train a network with the unsupervised loss of GreedyHash.
+
+    Args:
+        **settings: Arguments of ``HashingModule``.
+    """
 
     supervision = "none"
     compares_features = True

@@ -9,7 +9,9 @@ from torch import Tensor
 from deephash_cli.methods.parts.losses import signs
 
 
-def straight_through(u: Float[Tensor, "*shape"], codes: Float[Tensor, "*shape"] | None = None) -> Float[Tensor, "*shape"]:
+def straight_through(
+    u: Float[Tensor, "*shape"], codes: Float[Tensor, "*shape"] | None = None
+) -> Float[Tensor, "*shape"]:
     """Return codes, whose gradient becomes that of ``u`` unchanged (Bengio et al., arXiv:1308.3432).
 
     The values are those of the codes exactly; ``u + (codes - u).detach()`` would differ by rounding.

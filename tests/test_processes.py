@@ -80,7 +80,20 @@ def test_buffers_codes_and_classifier_are_those_of_one_process(deephash, tmp_pat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["dpsh", "dtsh", "dhn", "lfh_deep", "dsdh nested=[5]"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        "dpsh",
+        "dtsh",
+        "dhn",
+        "lfh_deep",
+        "dsdh nested=[5]",
+        "greedyhash nested=[5]",
+        "greedyhash_unsupervised",
+        "bihalf nested=[5]",
+        "sdc",
+    ],
+)
 def test_every_deep_method_is_that_of_one_process(deephash, tmp_path, vectors, method):
     settings = (*f"method={method}".split(), "trainer.max_epochs=3", "loader.batch_size=33", "validation.queries=7")
     assert_same(*together_and_alone(deephash, tmp_path, *vectors, *settings))

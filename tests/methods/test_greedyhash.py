@@ -108,5 +108,6 @@ def test_the_classifier_starts_from_the_seed_and_is_in_the_checkpoint():
 
 
 def test_codes_of_clustered_data_find_their_cluster():
+    torch.manual_seed(0)
     clustered = module(torch.eye(4).repeat_interleave(30, dim=0))
     assert accuracy_on_clusters(clustered, nn.Linear(8, BITS)) > 0.9  # chance is 0.25

@@ -1,16 +1,10 @@
 """Cosines of the pairs of a batch, against loops."""
 
-import math
-
 import pytest
 import torch
+from fitting import cosine
 
 from deephash_cli.methods.parts.cosines import cosine_error, pair_cosines
-
-
-def cosine(a, b):
-    a, b = a.tolist(), b.tolist()
-    return sum(x * y for x, y in zip(a, b, strict=True)) / (math.hypot(*a) * math.hypot(*b))
 
 
 def normal(*shape, seed=0):

@@ -1,4 +1,4 @@
-"""Bi-half Net: Deep Unsupervised Image Hashing by Maximizing Bit Entropy (Li and van Gemert, AAAI 2021).
+"""BiHalf: Deep Unsupervised Image Hashing by Maximizing Bit Entropy (Li and van Gemert, AAAI 2021).
 
 https://arxiv.org/abs/2012.12334
 
@@ -6,7 +6,7 @@ https://arxiv.org/abs/2012.12334
     b_k = +1 for the upper half of the batch's outputs u_k, -1 for the lower half, for each bit k
     dJ/du := dJ/db + gamma (u - b) / (n bits)
 
-A bit tells most if it is +1 for half of the images. So while the network learns, a bit is not the sign of its output
+A bit tells most if it is +1 for half of the images. So while Bi-half Net learns, a bit is not the sign of its output
 ``u``: of the n images of a batch, the half with the larger outputs gets +1. Among all codes with two equal halves, this
 one is nearest to the outputs (it is the optimal transport to them). The codes are to have the cosines that the
 backbone's features f have, as in the unsupervised variant of GreedyHash.

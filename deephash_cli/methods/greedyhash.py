@@ -1,4 +1,4 @@
-"""GreedyHash: Fast Optimization for Accurate Hash Coding in CNN (Su, Zhang, Han and Tian, NeurIPS 2018).
+"""GreedyHash: Greedy Hash: Towards Fast Optimization for Accurate Hash Coding in CNN (Su et al., NeurIPS 2018).
 
 https://papers.nips.cc/paper/2018/hash/13f3cf8c531952d72e5847c4183e6910-Abstract.html
 

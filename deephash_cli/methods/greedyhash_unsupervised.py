@@ -1,4 +1,4 @@
-"""GreedyHash unsupervised: Fast Optimization for Accurate Hash Coding in CNN (Su, Zhang, Han and Tian, NeurIPS 2018).
+"""GREEDYHASH_UNSUPERVISED: the objective without labels of Greedy Hash (Su, Zhang, Han and Tian, NeurIPS 2018).
 
 https://papers.nips.cc/paper/2018/hash/13f3cf8c531952d72e5847c4183e6910-Abstract.html
 

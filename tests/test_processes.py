@@ -112,6 +112,16 @@ def test_images_heads_and_averages_too(deephash, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_backbone_that_learns_gives_each_process_the_features_of_all_images(deephash, tmp_path):
+    settings = (
+        "dataset=image_folder", f"dataset.root={write_photos(tmp_path / 'photos')}", "model=small_cnn",
+        "model.image_size=16", "model.frozen=false", "model.network.frozen_norm=true", "augment=none", "method=bihalf",
+        "loader.batch_size=15", "trainer.max_epochs=2", "validation.queries=6", "optimizer=sgd",
+    )  # fmt: skip
+    assert_same(*together_and_alone(deephash, tmp_path, *settings))
+
+
+@pytest.mark.slow
 def test_a_sweep_works_in_processes_and_classic_methods_do_not(deephash, tmp_path, vectors):
     result = deephash(
         "train",

@@ -116,7 +116,7 @@ def test_a_backbone_that_learns_gives_each_process_the_features_of_all_images(de
     settings = (
         "dataset=image_folder", f"dataset.root={write_photos(tmp_path / 'photos')}", "model=small_cnn",
         "model.image_size=16", "model.frozen=false", "model.network.frozen_norm=true", "augment=none", "method=bihalf",
-        "loader.batch_size=15", "trainer.max_epochs=2", "validation.queries=6", "optimizer=sgd",
+        "loader.batch_size=13", "trainer.max_epochs=2", "validation.queries=6", "optimizer=sgd",
     )  # fmt: skip
     assert_same(*together_and_alone(deephash, tmp_path, *settings))
 

@@ -61,7 +61,7 @@ def test_the_penalty_has_the_gradient_of_finite_differences():
 @pytest.mark.parametrize("scale", [0.0, 1.0, 1e4])
 @pytest.mark.parametrize("features", [torch.zeros(5, 9), torch.ones(5, 9), normal(5, 9).float()])
 def test_degenerate_batches_have_a_finite_value_and_gradient(features, scale, n):
-    # The last batch of an epoch may be a single image, which has no pair.
+    # A single image has no pair, and the mean over none is NaN. Features without any difference have no order.
     u = normal(n, BITS, scale=scale).float().requires_grad_()
     total = sum(GreedyHashUnsupervisedLoss(0.1)(u, features[:n]).values())
     total.backward()

@@ -1,5 +1,7 @@
 """Methods on features without a backbone: what their tests share."""
 
+import math
+
 import numpy as np
 import torch
 from torch import nn
@@ -88,6 +90,12 @@ def clusters(n, width, classes, seed=0, spread=0.5):
     numbers = np.arange(n) % classes
     centres = np.random.default_rng(1).standard_normal((classes, width))
     return centres[numbers] + spread * rng.standard_normal((n, width)), np.eye(classes)[numbers]
+
+
+def cosine(a, b):
+    """Of two lists or rows of a tensor, in a loop."""
+    a, b = ([float(value) for value in row] for row in (a, b))
+    return sum(x * y for x, y in zip(a, b, strict=True)) / (math.hypot(*a) * math.hypot(*b))
 
 
 def mean_average_precision(u, labels):

@@ -81,7 +81,7 @@ def test_buffers_codes_and_classifier_are_those_of_one_process(deephash, tmp_pat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", [*LEARNED, "dsdh nested=[5]"])
+@pytest.mark.parametrize("method", [*LEARNED, "dsdh nested=[5]", "greedyhash nested=[5]", "bihalf nested=[5]"])
 def test_every_deep_method_is_that_of_one_process(deephash, tmp_path, vectors, method):
     settings = (*f"method={method}".split(), "trainer.max_epochs=3", "loader.batch_size=33", "validation.queries=7")
     if method == "cibhash":  # each process draws the random changes of its own images
@@ -97,6 +97,16 @@ def test_images_heads_and_averages_too(deephash, tmp_path):
         "model.network.frozen_norm=true", "model.network.standardize=true", "augment=none", "ema.decay=0.9",
         "module.buffer_init=first_pass", "loader.batch_size=16", "trainer.max_epochs=2", "validation.queries=6",
         "optimizer=sgd",  # AdamW takes full-size steps even if a gradient is only rounding error
+    )  # fmt: skip
+    assert_same(*together_and_alone(deephash, tmp_path, *settings))
+
+
+@pytest.mark.slow
+def test_a_backbone_that_learns_gives_each_process_the_features_of_all_images(deephash, tmp_path):
+    settings = (
+        "dataset=image_folder", f"dataset.root={write_photos(tmp_path / 'photos')}", "model=small_cnn",
+        "model.image_size=16", "model.frozen=false", "model.network.frozen_norm=true", "augment=none", "method=bihalf",
+        "loader.batch_size=13", "trainer.max_epochs=2", "validation.queries=6", "optimizer=sgd",
     )  # fmt: skip
     assert_same(*together_and_alone(deephash, tmp_path, *settings))
 

@@ -42,7 +42,7 @@ COMPOSED = tuple(verb for verb in verbs.names() if verbs.is_composed(verb))
 # Choices with which deephash train has keys that it does not have by default.
 CONTEXTS = (
     (), *[(f"dataset={name}",) for name in ("image_folder", "csv", "vectors", "cifar10")],
-    ("method=klsh",), ("model=alexnet",), ("dataset=vectors", "model=vectors"),
+    ("method=klsh",), ("method=dpn",), ("model=alexnet",), ("dataset=vectors", "model=vectors"),
 )  # fmt: skip
 # What a reader puts in the place of <...>; any other is the name of a file or folder.
 SAMPLES = {"number": "1", "name": "fashion_mini", "target": "parquet", "method": "itq", "any": "1"}

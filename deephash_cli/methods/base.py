@@ -92,6 +92,8 @@ class HashingModule(Hasher):
     transductive: ClassVar[bool] = False
     # Number of images of an epoch, drawn at random, and number of epochs for which a draw is kept; None for all.
     epoch_sample: tuple[int, int] | None = None
+    # Whether the loss compares the backbone's features, which it then gets as the batch's inputs.
+    compares_features: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -124,6 +126,8 @@ class HashingModule(Hasher):
             u: Continuous codes of the images of the step, ``(n, bits)``; for a method with two views ``(n, 2, bits)``.
             batch: The labels and indices of those images. With several processes, each computes the outputs for its
                 part of the images and the loss for all of them, so ``batch.inputs`` are those of this process alone.
+                If the method has ``compares_features``, they are instead the backbone's features of all images, without
+                a gradient: ``(n, d)``, or ``(n, 2, d)`` with two views.
         """
 
     def learned_codes(self) -> Float[Tensor, "n bits"]:
@@ -160,13 +164,16 @@ class HashingModule(Hasher):
         Raises:
             DivergedError: If the loss is NaN or infinite; raised before it can reach the weights.
         """
-        u = processes.of_all(self._outputs(batch.inputs))
+        features = self._features(batch.inputs)
+        u = processes.of_all(self._by_image(self.network(features)))
         if processes.count() > 1:
             indices = processes.of_all(batch.indices)
             batch = Batch(batch.inputs, self.train_labels[indices], indices)
+        if self.compares_features:
+            batch = batch._replace(inputs=_single(processes.of_all(self._by_image(features.detach()))))
         self._seed_step(0)  # a loss draws the same random numbers in every process
         with torch.autocast(u.device.type, enabled=False):  # half-precision inner products lose digits
-            terms = self.losses(u.to(torch.promote_types(u.dtype, torch.float32)), batch)
+            terms = self.losses(_single(u), batch)
         total = torch.stack(list(terms.values())).sum()
         if not torch.isfinite(total):
             parts = ", ".join(f"{name} {value.item():.4g}" for name, value in terms.items())
@@ -178,12 +185,17 @@ class HashingModule(Hasher):
             self.epoch_sums[name] = self.epoch_sums.get(name, 0) + len(u) * value.detach()
         return total * processes.count()  # DDP averages gradients, but each process holds only its share of the sum
 
-    def _outputs(self, inputs: Tensor) -> Float[Tensor, "n *views bits"]:
-        """Return the continuous codes of a batch, or those of two views of each of its images."""
-        if self.views == 1:
-            return self.network(inputs if inputs.ndim == 2 else self.augment(inputs))
-        # Both in one pass, so that batch normalization sees all of them
-        return torch.stack(self.network(torch.cat(self.augment(inputs))).chunk(2), dim=1)
+    def _features(self, inputs: Tensor) -> Float[Tensor, "m d"]:
+        """Return the backbone's features of a batch: those of its first views, then those of its second views."""
+        if self.views == 2:
+            inputs = torch.cat(self.augment(inputs))  # in one pass, so that batch normalization sees all of them
+        elif inputs.ndim > 2:
+            inputs = self.augment(inputs)
+        return inputs if inputs.ndim == 2 else self.network.features(inputs)
+
+    def _by_image(self, rows: Float[Tensor, "m d"]) -> Float[Tensor, "n *views d"]:
+        """Bring the two views of each image together, if there are two."""
+        return rows if self.views == 1 else torch.stack(rows.chunk(2), dim=1)
 
     def _own_weights(self) -> list[nn.Parameter]:
         """Return the weights that are the method's and not the network's."""
@@ -312,6 +324,11 @@ class ShallowHasher(Hasher):
 
     def configure_optimizers(self) -> None:
         """Return None: no parameter is learned by gradient."""
+
+
+def _single(x: Tensor) -> Tensor:
+    """Return numbers of half precision in single precision, and others as they are."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _groups(weights: Iterable[nn.Parameter], **options: Any) -> list[dict[str, Any]]:

@@ -105,6 +105,6 @@ def divergence(u: Float[Tensor, "n 2 bits"], others: Float[Tensor, "n 2 bits"]) 
 
     Args:
         u: Logarithms of the odds of +1 of the first distribution.
-        others: Those of the second distribution.
+        others: Those logarithms for the second distribution.
     """
     return (u.sigmoid() * (u - others) + logsigmoid(-u) - logsigmoid(-others)).sum(dim=-1)

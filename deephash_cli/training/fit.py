@@ -25,7 +25,7 @@ from deephash_cli.data import inspection
 from deephash_cli.data.dataset import RetrievalDataset, Vectors
 from deephash_cli.data.features import Features
 from deephash_cli.data.image_folder import describe_left_out
-from deephash_cli.data.loaders import EpochSampler, lost_workers_explained
+from deephash_cli.data.loaders import EpochSampler, Loader, lost_workers_explained
 from deephash_cli.data.protocol import Split, fitting_sample, hold_out_validation
 from deephash_cli.errors import (
     ArtifactError,
@@ -40,7 +40,7 @@ from deephash_cli.errors import (
 from deephash_cli.failures import explain, explained
 from deephash_cli.files import sha256_file, write_json, write_text
 from deephash_cli.hiding import hide
-from deephash_cli.methods.base import HashingModule
+from deephash_cli.methods.base import Hasher, HashingModule
 from deephash_cli.models import HashingNetwork, readable
 from deephash_cli.retrieval import scoring
 from deephash_cli.retrieval.caveats import caveats
@@ -260,11 +260,7 @@ def fit(folder: Path, job: Job, dashboard: Logger | None) -> None:
         source = Source(job.dataset, job.network, trainer.strategy.root_device, loading, computing)
         if config.head.epochs and not job.network.frozen and not start.checkpoint:
             module.load_state_dict(_learn_head(folder, job, source, train_rows))
-        training = (
-            source.shuffled(train_rows, config.seed, start.done, module.epoch_sample)
-            if isinstance(module, HashingModule)
-            else source.at_once(fit_rows)
-        )
+        training = _batches(source, module, fit_rows, config.seed, start.done)
         validation = None
         if len(validation_rows):
             validation = [source.in_order(processes.own_share(rows)) for rows in (validation_rows, train_rows)]
@@ -299,21 +295,31 @@ def _chosen(folder: Path, is_validated: bool) -> Path:
     return last
 
 
+def _batches(source: Source, module: Hasher, rows: Int[np.ndarray, "n"], seed: int, done: tuple[int, int]) -> Loader:
+    """Return the batches that a method trains on: shuffled ones, or all rows at once if it is fitted in one step."""
+    if isinstance(module, HashingModule):
+        return source.shuffled(rows, seed, done, module.epoch_sample)
+    return source.at_once(rows)
+
+
 def _learned(
     module: HashingModule, database: CodeSet, rows: Int[np.ndarray, "n"], train_rows: Int[np.ndarray, "m"]
 ) -> CodeSet:
     """Replace the codes of the network by those that a method has learned, for the rows that it was trained on."""
-    packed, known = np.array(database.packed), np.isin(rows, train_rows)
-    codes = pack((module.learned_codes() > 0).cpu().numpy())
-    packed[known] = codes[np.searchsorted(train_rows, rows[known])]
-    return replace(database, packed=packed, u=None)
+    known = np.isin(rows, train_rows)
+    codes = module.learned_codes().cpu().numpy()[np.searchsorted(train_rows, rows[known])]
+    packed, u = np.array(database.packed), database.u
+    packed[known] = pack(codes > 0)
+    if u is not None:
+        u[known] = codes
+    return replace(database, packed=packed, u=u)
 
 
 def _write_codes(
     folder: Path, query: CodeSet, database: CodeSet, provenance: dict[str, Any], source: Source, split: Split
 ) -> None:
     """Write the codes with their provenance, and where the features are that they were made from, if they are kept."""
-    if database.u is None and not provenance["provenance"].get("transductive"):
+    if database.u is None:
         say(
             f"the continuous codes of {database.n} database items take more than {_MOST_CONTINUOUS / 1e6:.0f} MB, so "
             "they are not kept, and deephash eval cannot say what binarizing them lost"

@@ -72,7 +72,8 @@ class Nested(HashingModule):
     supervision: ClassVar = "none"  # each of the methods has looked at the labels
 
     def __init__(self, methods: Mapping[int, HashingModule], **settings):
-        self.views = next(iter(methods.values())).views  # type: ignore[misc]
+        first = next(iter(methods.values()))
+        self.views, self.compares_features = first.views, first.compares_features  # type: ignore[misc]
         super().__init__(loss=nn.Identity(), **settings)
         self.methods = dict(methods)
         for bits, method in self.methods.items():

@@ -30,6 +30,23 @@ class OneView(Agreement):
     views = 1
 
 
+class Comparison(HashingModule):
+    """Record the features of the images of a step."""
+
+    supervision = "none"
+    compares_features = True
+
+    def losses(self, u, batch):
+        self.seen = batch.inputs
+        return {"sum": u.sum()}
+
+
+class TwoComparisons(Comparison):
+    """The same for two views."""
+
+    views = 2
+
+
 class Scale(nn.Module):
     """A weight that is not the network's."""
 
@@ -38,8 +55,8 @@ class Scale(nn.Module):
         self.weight = nn.Parameter(torch.tensor(2.0))
 
 
-def step(module):
-    x = torch.randn(8, 5)
+def step(module, x=None):
+    x = torch.randn(8, 5) if x is None else x
     module.trainer = type("Trainer", (), {"global_step": 0})()
     return x, module.training_step(Batch(x, LABELS, torch.arange(8)), 0)
 
@@ -67,3 +84,26 @@ def test_the_number_of_views_must_fit_the_method():
     two = Views(nn.Identity(), nn.Identity(), [0.0, 0.0])
     with pytest.raises(ConfigError, match="OneView learns from one view of each image"):
         learned(OneView, network_on(5, 4), Scale(), LABELS, augment=two)
+
+
+def test_a_loss_that_compares_features_sees_those_of_the_backbone_for_images_too():
+    backbone = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 5))
+    backbone.num_features = 5
+    network = network_on(5, 4)
+    network.backbone = backbone
+    module = learned(Comparison, network, nn.Identity(), LABELS)
+    images = torch.randint(256, (8, 3, 8, 8), dtype=torch.uint8)
+    step(module, images)
+    assert torch.equal(module.seen, network.features(images))
+    assert not module.seen.requires_grad  # a target that learns would come to meet the codes
+    x, _ = step(module)
+    assert torch.equal(module.seen, x)
+
+
+def test_features_of_both_views_are_those_of_the_images():
+    module = learned(TwoComparisons, network_on(5, 4), nn.Identity(), LABELS)
+    module.augment = Views(nn.Identity(), nn.Identity(), [0.0, 0.5])
+    x, _ = step(module)
+    assert module.seen.shape == (8, 2, 5)
+    assert torch.equal(module.seen[:, 0], x)
+    assert not torch.equal(module.seen[:, 1], x)

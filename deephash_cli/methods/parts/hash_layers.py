@@ -35,9 +35,9 @@ class FeatureScaling(nn.Module):
         self.scale: Tensor
 
     def fit(self, x: Float[Tensor, "n d"]) -> None:
-        """Store the mean and standard deviation of the training set. A feature that is constant there becomes 0."""
+        """Store what the scaling needs of the training set. A feature that is constant there becomes 0."""
+        std, mean = torch.std_mean(x.double(), dim=0, correction=0)
         if self.scaling in ("standard", "centred_unit"):
-            std, mean = torch.std_mean(x.double(), dim=0, correction=0)
             self.mean.copy_(mean)
         if self.scaling == "standard":
             self.scale.copy_(torch.where(std > 1e-6, 1 / std, 0.0))

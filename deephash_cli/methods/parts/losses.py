@@ -64,6 +64,11 @@ def balanced_mean(values: Float[Tensor, "n n"], similar: Float[Tensor, "n n"]) -
     return torch.stack([(kind * values).sum() / kind.sum().clamp(min=1) for kind in kinds]).sum()
 
 
+def cubic_quantization(u: Float[Tensor, "n bits"]) -> Float[Tensor, ""]:
+    """Return the mean of ``| |u| - 1 |^3`` over images and bits, the penalty of GreedyHash. At 0 it pulls to +1."""
+    return (signs(u.detach()) * u - 1).abs().pow(3).mean()
+
+
 class _NegativeLogLikelihood(torch.autograd.Function):
     """Weighted mean of ``log(1 + exp(t)) - s t``, whose gradient is ``sigmoid(t) - s`` by the number of pairs.
 

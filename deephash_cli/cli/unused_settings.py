@@ -77,7 +77,7 @@ def refuse_nested(config: Any) -> None:
 
 
 def _facts(chosen: Any) -> Facts:
-    """Return what the source of the method of a configuration says; nothing if the configuration names no class."""
+    """Return what the source of a configuration's method says; without a class, nothing is known."""
     from omegaconf import OmegaConf
 
     target = OmegaConf.select(chosen, "module._target_")

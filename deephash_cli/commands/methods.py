@@ -72,6 +72,7 @@ class Entry:
         inputs: Kind of training data: ``images`` if it trains a network, on images or on features; ``features`` if it
             is fitted on the features of a frozen backbone.
         multi_label: Whether its paper covers several labels; methods that use no labels do.
+        transductive: Whether it trains on the whole database with its labels.
         file: Path of the source file, or a note that there is none.
         text: Docstring of that file below the title: equation, how it is optimised, what differs from the paper.
         settings: YAML text of the method, and of its loss if that has a file, by file name.
@@ -85,6 +86,7 @@ class Entry:
     supervision: str
     inputs: str
     multi_label: bool
+    transductive: bool
     file: str
     text: str
     settings: dict[str, str]
@@ -136,7 +138,7 @@ def _entry(file: Path) -> Entry:
         shown = f"there is no module {module_name}"
     else:
         shown = (source.relative_to(PACKAGE.parent) if source.is_relative_to(PACKAGE.parent) else source).as_posix()
-    known = (facts.supervision, facts.inputs, facts.multi_label)
+    known = (facts.supervision, facts.inputs, facts.multi_label, facts.transductive)
     return Entry(file.stem, title, authors, venue, year, *known, shown, body.strip("\n"), settings)
 
 
@@ -191,10 +193,13 @@ def show_table(config_dir: Path | None, filters: Sequence[str] = ()) -> None:
     for entry in sorted(entries, key=lambda entry: (entry.year, entry.name)):
         supervision = "no labels" if entry.supervision == "none" else entry.supervision
         trained_on = "both" if entry.inputs == "images" else entry.inputs
+        supervision += " ‡" if entry.transductive else ""
         paper = f"{entry.paper or entry.file} ({entry.venue})".removesuffix(f" ({UNKNOWN})")
         table.add_row(*map(escape, (entry.year, entry.name, supervision, trained_on, paper)))
     show(table)
     say("both: on images, or on features: those of a frozen model, or your own vectors with dataset=vectors")
+    if any(entry.transductive for entry in entries):
+        say("‡: transductive, trained on the whole database with its labels")
     say("deephash methods <method> prints its authors, file, equation, settings, and what differs from the paper")
 
 

@@ -1,4 +1,4 @@
-"""CIBHASH: Unsupervised Hashing with Contrastive Information Bottleneck (Qiu et al., IJCAI 2021).
+"""CIBHash: Unsupervised Hashing with Contrastive Information Bottleneck (Qiu et al., IJCAI 2021).
 
 https://arxiv.org/abs/2105.06138
 

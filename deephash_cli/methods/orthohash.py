@@ -1,4 +1,4 @@
-"""ORTHOHASH: One Loss for All (Hoe et al., NeurIPS 2021).
+"""OrthoHash: One Loss for All (Hoe et al., NeurIPS 2021).
 
 https://arxiv.org/abs/2109.14449
 

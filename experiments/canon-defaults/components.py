@@ -1,4 +1,7 @@
-"""Write 256 principal components of features, turned by a random rotation: python components.py <folder of deephash features>"""
+"""Write 256 principal components of features, turned by a random rotation.
+
+python components.py <folder that deephash features wrote>
+"""
 
 import sys
 from pathlib import Path

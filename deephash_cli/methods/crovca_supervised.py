@@ -1,4 +1,4 @@
-"""CROVCA with labels: Image Hashing via Cross-View Code Alignment (Moummad et al., arXiv 2025).
+"""CROVCA_SUPERVISED: Image Hashing via Cross-View Code Alignment, with labels (Moummad et al., arXiv 2025).
 
 https://arxiv.org/abs/2510.27584
 

@@ -1,6 +1,6 @@
 """DHD: Deep Hash Distillation for Image Retrieval (Jang, Gu, Ko, Kang and Cho, ECCV 2022).
 
-https://arxiv.org/abs/2112.08816
+https://doi.org/10.1007/978-3-031-19781-9_21
 
     J = mean over images of
         - sum over classes c [ y_c / |y|_1 log p_c ] + lambda_1 (1 - cos(h_s, h_w)) + lambda_2 q(h_w)
@@ -14,13 +14,13 @@ point to the proxies of its classes. The strong copy learns to point where the w
 this term and gets no gradient from it (self-distillation). The last term draws each value to the nearer of two
 Gaussians at -1 and +1, whose values are the likelihoods of the two bits.
 
-All terms are means over images, so the weights are the paper's.
+All terms are means over images, and the last one over bits, too. So no weight depends on the batch size or code length.
 
 Where we differ: which copy the first and the last term are computed from, and the values of lambda_1, lambda_2 and
 sigma, are from memory of the paper, not checked. tau is published for AlexNet at 64 bits. Images without a label have
-no first term. The gain of the method is mostly that of the augmentation: ``loss.distillation_weight=0`` tells how much
-of it is the distillation. On images (``model.frozen=false``) the copies are those of ``augment=weak_strong``. A frozen
-backbone computes its features once. On them the copies differ by dropout of the features, with the shares
+no first term. How much of a gain is that of the augmentation alone is told by ``loss.distillation_weight=0``, with the
+strong changes in the first view. On images (``model.frozen=false``) the copies are those of ``augment=weak_strong``. A
+frozen backbone computes its features once. On them the copies differ by dropout of the features, with the shares
 ``augment.dropout``, so results on frozen features are not those of the paper. The network and the optimizer are modern
 ones.
 """
@@ -32,6 +32,7 @@ from torch.nn.functional import cosine_similarity, normalize
 
 from deephash_cli.data.loaders import Batch
 from deephash_cli.methods.base import HashingModule
+from deephash_cli.methods.parts.losses import class_entropy
 
 
 class DHDLoss(nn.Module):
@@ -73,11 +74,9 @@ class DHDLoss(nn.Module):
             labels: Multi-hot labels of the images. Those without any do not count in the classification.
         """
         log_p = (normalize(weak) @ normalize(proxies).T / self.temperature).log_softmax(dim=1)
-        count = labels.sum(dim=1, keepdim=True)
-        each = -(labels / count.clamp(min=1) * log_p).sum(dim=1)
         distance = 1 - cosine_similarity(strong, weak.detach())
         return {
-            "classification": each.sum() / (count > 0).sum().clamp(min=1),
+            "classification": class_entropy(log_p, labels),
             "distillation": self.distillation_weight * distance.mean(),
             "quantization": self.quantization_weight * gaussian_quantization(weak, self.sigma),
         }

@@ -15,11 +15,11 @@ The terms do not grow with the batch size or the code length: the first is a mea
 
 Where we differ: the partners of an image are all images of the batch that share a label with it, instead of one that is
 drawn. The expected value of the loss is the same, and no image outside the batch is needed. With several labels, one
-shared label is enough. An image without a label, or without a partner in the batch, counts in R only. lambda, epsilon
-and the length 1 of Z's rows are not taken from the paper. They are usual for coding rates, and lambda was chosen on
-validation queries. To convert a weight of R itself, multiply it by K. The paper trains for 5 epochs, on features or
-with low-rank changes of the backbone's weights (LoRA); here the whole backbone learns or none of it. The hidden layer
-is that of the model, and the optimizer is that of the other methods.
+shared label is enough. An image without a label, or without a partner in the batch, counts in R only. The values of
+lambda and epsilon, and the length 1 of Z's rows, are not taken from the paper: the two values were chosen on validation
+queries. To convert a weight of R itself, multiply it by K. If lambda is too small, bits become copies of each other.
+The paper trains for 5 epochs, on features or with low-rank changes of the backbone's weights (LoRA); here the whole
+backbone learns or none of it. The hidden layer is that of the model, and the optimizer is that of the other methods.
 """
 
 from jaxtyping import Float

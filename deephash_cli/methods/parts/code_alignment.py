@@ -58,7 +58,7 @@ def coding_rate(u: Float[Tensor, "m bits"], epsilon: float) -> Float[Tensor, ""]
     """Return the coding rate ``1/2 log det(I + bits / (m epsilon^2) Z'Z)`` in nats; the rows of Z have length 1.
 
     It is 0 for outputs of 0 and at most ``bits/2 log(1 + 1/epsilon^2)``, which outputs reach that spread equally in all
-    directions. ``m`` outputs of the same direction have about ``1/2 log(1 + bits/epsilon^2)``.
+    directions. Outputs of the same direction have ``1/2 log(1 + bits/epsilon^2)``.
 
     Args:
         u: Outputs, whose lengths do not matter.

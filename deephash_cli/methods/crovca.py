@@ -14,14 +14,13 @@ from the images alone; ``crovca_supervised`` is the same loss with labels.
 
 The terms do not grow with the batch size or the code length: the first is a mean, and R is divided by K.
 
-Where we differ: The values of lambda and epsilon, and the length 1 of Z's rows, are not taken from the paper: the two
+Where we differ: the values of lambda and epsilon, and the length 1 of Z's rows, are not taken from the paper: the two
 values were chosen on validation queries. To convert a weight of R itself, multiply it by K. If lambda is too small,
-bits become copies of each other. Z has the rows of both views. The paper's views are random crops and colours, whose
-features are computed each time. Here a frozen backbone computes its features once, and on them the two views differ by
-dropout of the features, with the shares ``augment.dropout``. On images (``model.frozen=false``) the views are crops and
-colours. The paper trains for 5 epochs, on features or with low-rank changes of the backbone's weights (LoRA); here the
-whole backbone learns or none of it. The hidden layer is that of the model, and the optimizer is that of the other
-methods.
+bits become copies of each other. Z has the rows of both views. The paper's views are changed copies of an image. A
+frozen backbone computes its features once, and on them the two views differ by dropout of the features, with the shares
+``augment.dropout``. On images (``model.frozen=false``) the views are crops and colours. The paper trains for 5 epochs,
+on features or with low-rank changes of the backbone's weights (LoRA); here the whole backbone learns or none of it. The
+hidden layer is that of the model, and the optimizer is that of the other methods.
 """
 
 import torch

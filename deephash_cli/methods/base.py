@@ -107,9 +107,11 @@ class HashingModule(Hasher):
         super().__init__(**settings)
         if isinstance(augment, Views) != (self.views == 2):
             raise ConfigError(
-                f"{type(self).__name__} compares two views of each image: leave out augment, or use augment=two_views"
+                f"{type(self).__name__} compares two views of each image: leave out augment, or use augment=two_views "
+                "or augment=weak_strong"
                 if self.views == 2
-                else f"{type(self).__name__} learns from one view of each image: augment=two_views is for other methods"
+                else f"{type(self).__name__} learns from one view of each image: augment=two_views and "
+                "augment=weak_strong are for other methods"
             )
         self.loss = loss
         self.augment = augment

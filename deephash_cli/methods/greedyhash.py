@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from deephash_cli.data.loaders import Batch
 from deephash_cli.methods.base import HashingModule
-from deephash_cli.methods.parts.losses import cubic_quantization
+from deephash_cli.methods.parts.losses import class_entropy, cubic_quantization
 from deephash_cli.methods.parts.straight_through import straight_through
 
 
@@ -52,10 +52,8 @@ class GreedyHashLoss(nn.Module):
             logits: What the classifier says of their signs.
             labels: Multi-hot labels. Images without any do not count in the classification.
         """
-        count = labels.sum(dim=1, keepdim=True)
-        entropies = -(labels / count.clamp(min=1) * logits.log_softmax(dim=1)).sum(dim=1)
         return {
-            "classification": entropies.sum() / (count > 0).sum().clamp(min=1),
+            "classification": class_entropy(logits.log_softmax(dim=1), labels),
             "quantization": self.quantization_weight * cubic_quantization(u),
         }
 

@@ -27,6 +27,7 @@ from torch.nn.functional import normalize
 from deephash_cli.data.loaders import Batch
 from deephash_cli.methods.base import HashingModule
 from deephash_cli.methods.parts import codebooks
+from deephash_cli.methods.parts.losses import class_entropy
 
 
 class OrthoHashLoss(nn.Module):
@@ -59,9 +60,7 @@ class OrthoHashLoss(nn.Module):
         """
         cosines = normalize(u) @ normalize(codes).T
         log_p = (self.scale * (cosines - self.margin * labels)).log_softmax(dim=1)
-        count = labels.sum(dim=1, keepdim=True)
-        each = -(labels / count.clamp(min=1) * log_p).sum(dim=1)
-        return {"classification": each.sum() / (count > 0).sum().clamp(min=1)}
+        return {"classification": class_entropy(log_p, labels)}
 
 
 class OrthoHash(HashingModule):

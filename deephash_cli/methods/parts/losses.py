@@ -69,6 +69,20 @@ def cubic_quantization(u: Float[Tensor, "n bits"]) -> Float[Tensor, ""]:
     return (signs(u.detach()) * u - 1).abs().pow(3).mean()
 
 
+def class_entropy(log_p: Float[Tensor, "n classes"], labels: Float[Tensor, "n classes"]) -> Float[Tensor, ""]:
+    """Return the cross-entropy of classes, as a mean over the images that have a label.
+
+    The labels of an image have equal shares of its target, ``y / |y|_1``.
+
+    Args:
+        log_p: Logarithms of the probabilities of the classes.
+        labels: Multi-hot labels. Images without any do not count; if no image has one, the value is 0.
+    """
+    count = labels.sum(dim=1, keepdim=True)
+    each = -(labels / count.clamp(min=1) * log_p).sum(dim=1)
+    return each.sum() / (count > 0).sum().clamp(min=1)
+
+
 class _NegativeLogLikelihood(torch.autograd.Function):
     """Weighted mean of ``log(1 + exp(t)) - s t``, whose gradient is ``sigmoid(t) - s`` by the number of pairs.
 

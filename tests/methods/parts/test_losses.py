@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from deephash_cli.methods.parts.losses import balanced_mean, pair_likelihood, signs, similar
+from deephash_cli.methods.parts.losses import balanced_mean, class_entropy, pair_likelihood, signs, similar
 from deephash_cli.retrieval.codes import binarize
 
 
@@ -102,6 +102,14 @@ def test_a_kind_without_pairs_has_no_weight():
     for pairs in (torch.zeros(3, 3), torch.eye(3), torch.ones(3, 3)):
         assert balanced_mean(values, pairs).item() == pytest.approx(2)
     assert balanced_mean(values[:1, :1], torch.ones(1, 1)).item() == 0
+
+
+def test_labels_of_an_image_share_its_target_and_images_without_one_do_not_count():
+    log_p = torch.tensor([[0.7, 0.2, 0.1], [0.5, 0.3, 0.2], [0.1, 0.1, 0.8]]).log()
+    labels = torch.tensor([[0.0, 1, 0], [1, 0, 1], [0, 0, 0]])
+    expected = (-math.log(0.2) - (math.log(0.5) + math.log(0.2)) / 2) / 2
+    assert class_entropy(log_p, labels).item() == pytest.approx(expected)
+    assert class_entropy(log_p, 0 * labels).item() == 0
 
 
 def test_signs_have_two_values():

@@ -53,7 +53,7 @@ def logged(folder, name):
     return [line[name] for line in lines if name in line]
 
 
-def assert_same(two, one):
+def assert_same(two, one, least=0.5):
     """Compare buffers, weights, losses, codes and metrics, up to differences from the order of sums."""
     ours, expected = state(two), state(one)
     assert ours.keys() == expected.keys()
@@ -66,7 +66,7 @@ def assert_same(two, one):
         assert np.array_equal(mine.packed, its.packed)
         assert np.allclose(mine.u, its.u, rtol=2e-3, atol=1e-3)  # float16, of weights that differ by 1e-4
     measured = [read_json(folder / "metrics.json") for folder in (two, one)]
-    assert measured[0]["map"] == measured[1]["map"] > 0.2  # what five kinds have by chance
+    assert measured[0]["map"] == measured[1]["map"] > least
     assert measured[0]["precision_at_k"] == measured[1]["precision_at_k"]
 
 
@@ -85,9 +85,11 @@ def test_buffers_codes_and_classifier_are_those_of_one_process(deephash, tmp_pat
 def test_every_deep_method_is_that_of_one_process(deephash, tmp_path, vectors, method):
     settings = (*f"method={method}".split(), "trainer.max_epochs=3", "loader.batch_size=33", "validation.queries=7")
     own = (choices.CONF_DIR / "method" / f"{method.split()[0]}.yaml").read_text()
-    if "override /augment" in own:  # each process draws the random changes of its own images
+    has_views = "override /augment" in own
+    if has_views:  # each process draws the random changes of its own images
         settings += ("augment.dropout=[0,0]",)
-    assert_same(*together_and_alone(deephash, tmp_path, *vectors, *settings))
+    # Two equal views teach little: more than the share of each of the five kinds
+    assert_same(*together_and_alone(deephash, tmp_path, *vectors, *settings), least=0.2 if has_views else 0.5)
 
 
 @pytest.mark.slow

@@ -23,10 +23,11 @@ Where we differ: the paper's text was not available when this was written. The e
 summary. The logistic form of the pair term, with the same factor sqrt(K), and the length of the queue are ours. The
 paper solves an optimization problem for its centres. Here, up to 16 bits they are words of a lexicode, which meets the
 bound and often exceeds it. Longer centres are chosen one after the other, each the farthest of many random codes from
-those before it, of which more are drawn until one is at least d apart. ``log(1 - p)`` is computed from the other classes' outputs, because 1 - p is rounded to 0
-for an image that is close to its centre. For an image with several labels, the equation holds as it is: it is near to
-the best if p is shared equally by its classes. An image without a label is in no pair and has no part in the first
-term. The network and the optimizer are modern ones; the paper's is RMSprop.
+those before it, of which more are drawn until one is at least d apart. ``log(1 - p)`` is computed from the other
+classes' outputs, because 1 - p is rounded to 0 for an image that is close to its centre. For an image with several
+labels, the equation is used as it is; its best value is near to equal shares of p for the image's classes. An image
+without a label is in no pair and has no part in the first term. The network and the optimizer are modern ones; the
+paper used RMSprop.
 """
 
 import torch

@@ -62,13 +62,14 @@ def separated(classes: int, bits: int, seed: int) -> Float[Tensor, "classes bits
     """
     rng = np.random.default_rng(seed)
     if bits > _LISTED:
-        return torch.from_numpy(_search(classes, bits, rng, guaranteed_distance(classes, bits))).float()
-    sizes = (_lexicode(bits, distance) for distance in range(bits, 0, -1))
-    words = next((words for words in sizes if len(words) >= classes), np.arange(2**bits))
-    words = rng.permutation(np.resize(words, max(classes, len(words))))[:classes] ^ rng.integers(2**bits)
-    codes = np.where(words[:, None] >> np.arange(bits) & 1, 1.0, -1.0)
+        codes = _search(classes, bits, rng, guaranteed_distance(classes, bits))
+    else:
+        lexicodes = (_lexicode(bits, distance) for distance in range(bits, 0, -1))
+        words = next((words for words in lexicodes if len(words) >= classes), np.arange(2**bits))
+        words = rng.permutation(np.resize(words, max(classes, len(words))))[:classes] ^ rng.integers(2**bits)
+        codes = np.where(words[:, None] >> np.arange(bits) & 1, 1.0, -1.0)
     idle = (codes == codes[0]).all(axis=0)  # a bit that tells nothing; with any other values, distances can only grow
-    codes[:, idle] = rng.choice([-1.0, 1.0], (classes, idle.sum()))
+    codes[:, idle] = rng.permuted(np.resize([-1.0, 1.0], (idle.sum(), classes)), axis=1).T
     return torch.from_numpy(codes).float()
 
 

@@ -81,8 +81,7 @@ def test_the_guaranteed_distance_is_that_of_the_bound(codes, bits, distance):
 
 @pytest.mark.parametrize(
     ("classes", "bits", "distance"),
-    # The parameters of known codes: repetition, even weight, extended Hamming, Reed-Muller and Nordstrom-Robinson's
-    # linear relative
+    # Repetition, even weight, extended Hamming, Reed-Muller, extended BCH, and even weight again
     [(2, 9, 9), (128, 8, 2), (16, 8, 4), (32, 16, 8), (128, 16, 6), (1000, 12, 2)],
 )
 def test_short_separated_codes_reach_the_distance_of_good_linear_codes(classes, bits, distance):
@@ -92,10 +91,12 @@ def test_short_separated_codes_reach_the_distance_of_good_linear_codes(classes, 
     assert (codes.std(dim=0) > 0).all()
 
 
-@pytest.mark.parametrize(("classes", "bits"), [(10, 17), (100, 20), (10, 48)])
+@pytest.mark.parametrize(("classes", "bits"), [(3, 48), (10, 17), (100, 20), (10, 48)])
 def test_long_separated_codes_are_as_far_apart_as_guaranteed(classes, bits):
     for seed in range(3):
-        assert smallest_distance(separated(classes, bits, seed)) >= guaranteed_distance(classes, bits)
+        codes = separated(classes, bits, seed)
+        assert smallest_distance(codes) >= guaranteed_distance(classes, bits)
+        assert (codes.std(dim=0) > 0).all()
 
 
 def test_more_classes_than_codes_share_them_evenly():

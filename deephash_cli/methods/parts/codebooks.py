@@ -53,7 +53,7 @@ def separated(classes: int, bits: int, seed: int) -> Float[Tensor, "classes bits
 
     Up to 16 bits, they are words of the lexicode with the largest distance that has enough words. Longer codes are
     chosen one after the other, each the farthest of many random codes from those before it, of which more are drawn
-    until one is far enough. The same arguments give the same codes.
+    until one is far enough; two of them are each other's negatives. The same arguments give the same codes.
 
     Args:
         classes: Number of classes. If there are more of them than codes, some share a code.
@@ -61,8 +61,10 @@ def separated(classes: int, bits: int, seed: int) -> Float[Tensor, "classes bits
         seed: Seed of all random draws, and of the order of the words.
     """
     rng = np.random.default_rng(seed)
-    if bits > _LISTED:
+    if bits > _LISTED and classes > 2:
         codes = _search(classes, bits, rng, guaranteed_distance(classes, bits))
+    elif bits > _LISTED:  # random draws would not find the only code that is far enough
+        codes = np.array([[1.0], [-1.0]])[:classes] * rng.choice([-1.0, 1.0], bits)
     else:
         lexicodes = (_lexicode(bits, distance) for distance in range(bits, 0, -1))
         words = next((words for words in lexicodes if len(words) >= classes), np.arange(2**bits))

@@ -91,7 +91,7 @@ def test_short_separated_codes_reach_the_distance_of_good_linear_codes(classes, 
     assert (codes.std(dim=0) > 0).all()
 
 
-@pytest.mark.parametrize(("classes", "bits"), [(3, 48), (10, 17), (100, 20), (10, 48)])
+@pytest.mark.parametrize(("classes", "bits"), [(2, 48), (3, 48), (10, 17), (100, 20), (10, 48)])
 def test_long_separated_codes_are_as_far_apart_as_guaranteed(classes, bits):
     for seed in range(3):
         codes = separated(classes, bits, seed)

@@ -187,6 +187,16 @@ def test_a_class_is_as_similar_to_a_code_as_its_images_are(labels):
         assert crh.assignment[head].tolist() == greedy_assignment(similarity).tolist()
 
 
+def test_a_class_with_many_images_does_not_come_first():
+    # Sums instead of means would give it the code, although its images are less similar.
+    crh = at(SINGLE, epoch=1)
+    word = crh.codebook[5]
+    crh.class_sums[0, : len(word)] = word * 3 / 2  # half of what its three images would have
+    crh.class_sums[2, : len(word)] = word
+    crh.on_train_epoch_start()
+    assert crh.assignment[0, 2] == 5
+
+
 def test_classes_are_assigned_in_the_first_epochs_and_then_in_some():
     changing = []
     for epoch in range(13):

@@ -81,7 +81,10 @@ def test_buffers_codes_and_classifier_are_those_of_one_process(deephash, tmp_pat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", [*LEARNED, "dsdh nested=[5]", "greedyhash nested=[5]", "bihalf nested=[5]"])
+@pytest.mark.parametrize(
+    "method",
+    [*LEARNED, "dsdh nested=[5]", "greedyhash nested=[5]", "bihalf nested=[5]", "mdsh module.pairs_from_epoch=1"],
+)
 def test_every_deep_method_is_that_of_one_process(deephash, tmp_path, vectors, method):
     settings = (*f"method={method}".split(), "trainer.max_epochs=3", "loader.batch_size=33", "validation.queries=7")
     own = (choices.CONF_DIR / "method" / f"{method.split()[0]}.yaml").read_text()

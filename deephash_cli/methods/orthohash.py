@@ -22,12 +22,11 @@ The network and the optimizer are modern ones; the paper used AlexNet.
 
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import normalize
 
 from deephash_cli.data.loaders import Batch
 from deephash_cli.methods.base import HashingModule
 from deephash_cli.methods.parts import codebooks
-from deephash_cli.methods.parts.losses import class_entropy
+from deephash_cli.methods.parts.losses import margin_softmax
 
 
 class OrthoHashLoss(nn.Module):
@@ -58,9 +57,7 @@ class OrthoHashLoss(nn.Module):
             codes: Code of each class, of +1 and -1.
             labels: Multi-hot labels of the batch. Rows without a label do not count.
         """
-        cosines = normalize(u) @ normalize(codes).T
-        log_p = (self.scale * (cosines - self.margin * labels)).log_softmax(dim=1)
-        return {"classification": class_entropy(log_p, labels)}
+        return {"classification": margin_softmax(u, codes, labels, self.scale, self.margin)}
 
 
 class OrthoHash(HashingModule):

@@ -1,15 +1,19 @@
 """Codes that stand for classes: one of +1 and -1 for each class, far from all others, which a network then learns."""
 
+from itertools import accumulate
+from math import comb
+
 import numpy as np
 import scipy.linalg
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from deephash_cli.methods.parts.losses import signs
 
 KINDS = ("hadamard", "search", "random")
 _TRIES = 100  # codes that the search draws for each class
+_LISTED = 16  # up to this code length, all codes are listed to find the best ones
 
 
 def codebook(kind: str, classes: int, bits: int, seed: int) -> Float[Tensor, "classes bits"]:
@@ -42,6 +46,48 @@ def codebook(kind: str, classes: int, bits: int, seed: int) -> Float[Tensor, "cl
         # Negatives come last: as few as possible, because a code and its negative are decided by the same direction
         codes = np.concatenate([rng.permutation(rows), -rng.permutation(rows)])[:classes]
     return torch.from_numpy(codes).float()
+
+
+def separated(classes: int, bits: int, seed: int) -> Float[Tensor, "classes bits"]:
+    """Make a code of +1 and -1 for each class, any two of which are at least ``guaranteed_distance`` apart.
+
+    Up to 16 bits, they are words of the lexicode with the largest distance that has enough words. Longer codes are
+    chosen one after the other, each the farthest of many random codes from those before it, of which more are drawn
+    until one is far enough; two of them are each other's negatives. The same arguments give the same codes.
+
+    Args:
+        classes: Number of classes. If there are more of them than codes, some share a code.
+        bits: Code length.
+        seed: Seed of all random draws, and of the order of the words.
+    """
+    rng = np.random.default_rng(seed)
+    if bits > _LISTED and classes > 2:
+        codes = _search(classes, bits, rng, guaranteed_distance(classes, bits))
+    elif bits > _LISTED:  # random draws would not find the only code that is far enough
+        codes = np.array([[1.0], [-1.0]])[:classes] * rng.choice([-1.0, 1.0], bits)
+    else:
+        lexicodes = (_lexicode(bits, distance) for distance in range(bits, 0, -1))
+        words = next((words for words in lexicodes if len(words) >= classes), np.arange(2**bits))
+        words = rng.permutation(np.resize(words, max(classes, len(words))))[:classes] ^ rng.integers(2**bits)
+        codes = np.where(words[:, None] >> np.arange(bits) & 1, 1.0, -1.0)
+    idle = (codes == codes[0]).all(axis=0)  # a bit that tells nothing; with any other values, distances can only grow
+    codes[:, idle] = rng.permuted(np.resize([-1.0, 1.0], (idle.sum(), classes)), axis=1).T
+    return torch.from_numpy(codes).float()
+
+
+def guaranteed_distance(codes: int, bits: int) -> int:
+    """Return the largest distance that so many codes certainly can have from each other; 0 if there are too few codes.
+
+    It is the largest d of the Gilbert-Varshamov bound, ``(codes - 1) V(d - 1) < 2^bits``, where V(r) is the number of
+    codes within distance r of a code: as long as the chosen codes do not cover all codes to that distance, there is one
+    more.
+
+    Args:
+        codes: Number of codes.
+        bits: Code length.
+    """
+    volumes = accumulate(comb(bits, radius) for radius in range(bits))
+    return sum((codes - 1) * volume < 2**bits for volume in volumes)
 
 
 def smallest_distance(codes: Float[Tensor, "classes bits"]) -> int:
@@ -102,6 +148,20 @@ def hadamard(size: int) -> Float[np.ndarray, "size size"] | None:
     return None
 
 
+def _lexicode(bits: int, distance: int) -> Int64[np.ndarray, " words"]:
+    """Return the numbers of the words that one gets by taking each that is far enough from all that are taken.
+
+    They are closed under exclusive or (Conway and Sloane, 1986), so each new word doubles them.
+    """
+    every = np.arange(2**bits)
+    nearest, words = np.bitwise_count(every), np.zeros(1, int)
+    while (nearest >= distance).any():
+        new = (nearest >= distance).argmax()
+        words = np.concatenate([words, words ^ new])
+        nearest = np.minimum(nearest, nearest[every ^ new])
+    return words
+
+
 def _legendre(prime: int) -> Float[np.ndarray, "q q"]:
     """Return Jacobsthal's matrix: 1 where the row less the column is a square modulo the prime, 0 on the diagonal."""
     squares = np.zeros(prime)
@@ -114,11 +174,21 @@ def _is_prime(number: int) -> bool:
     return number > 1 and all(number % divisor for divisor in range(2, int(number**0.5) + 1))
 
 
-def _search(classes: int, bits: int, rng: np.random.Generator) -> Float[np.ndarray, "classes bits"]:
-    """Choose codes one after the other, each the farthest of many random codes from all that are chosen."""
+def _search(classes: int, bits: int, rng: np.random.Generator, least: int = 0) -> Float[np.ndarray, "classes bits"]:
+    """Choose codes one after the other, each the farthest of many random codes from all that are chosen.
+
+    Args:
+        classes: Number of codes.
+        bits: Code length.
+        rng: Source of the random codes.
+        least: Smallest distance that is far enough: more codes are drawn until one has it.
+    """
     codes = np.empty((classes, bits))
     for chosen in range(classes):
-        drawn = rng.choice([-1.0, 1.0], (_TRIES, bits))
-        largest = (drawn @ codes[:chosen].T).max(axis=1, initial=-bits)
+        while True:
+            drawn = rng.choice([-1.0, 1.0], (_TRIES, bits))
+            largest = (drawn @ codes[:chosen].T).max(axis=1, initial=-bits)
+            if (bits - largest.min()) / 2 >= least:
+                break
         codes[chosen] = drawn[largest.argmin()]
     return codes

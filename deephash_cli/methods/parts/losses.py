@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import normalize
 
 
 def signs(u: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -62,6 +63,28 @@ def balanced_mean(values: Float[Tensor, "n n"], similar: Float[Tensor, "n n"]) -
     others = 1 - torch.eye(len(values), dtype=values.dtype, device=values.device)
     kinds = (similar * others, (1 - similar) * others)
     return torch.stack([(kind * values).sum() / kind.sum().clamp(min=1) for kind in kinds]).sum()
+
+
+def margin_softmax(
+    u: Float[Tensor, "n bits"],
+    codes: Float[Tensor, "classes bits"],
+    labels: Float[Tensor, "n classes"],
+    scale: float,
+    margin: float,
+) -> Float[Tensor, ""]:
+    """Return the mean cross-entropy of ``softmax(s (cos(u, o_c) - m y_c))`` with the targets ``y / |y|_1``.
+
+    This is the loss of OrthoHash (Hoe et al., NeurIPS 2021), also used by CRH.
+
+    Args:
+        u: Outputs of the batch.
+        codes: Code o_c of each class, of +1 and -1.
+        labels: Multi-hot labels y of the batch. Rows without a label do not count.
+        scale: Factor s of the cosines.
+        margin: Margin m, subtracted from the cosines of an image's own classes.
+    """
+    cosines = normalize(u) @ normalize(codes).T
+    return class_entropy((scale * (cosines - margin * labels)).log_softmax(dim=1), labels)
 
 
 def cubic_quantization(u: Float[Tensor, "n bits"]) -> Float[Tensor, ""]:

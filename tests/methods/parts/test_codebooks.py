@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from deephash_cli.methods.parts.codebooks import code_of_labels, codebook, hadamard, smallest_distance
+from deephash_cli.methods.parts.codebooks import (
+    code_of_labels,
+    codebook,
+    guaranteed_distance,
+    hadamard,
+    separated,
+    smallest_distance,
+)
 
 
 @pytest.mark.parametrize("size", [1, 2, 4, 8, 12, 16, 20, 24, 28, 32, 36, 40, 44, 48, 60, 64, 76, 96, 128, 256])
@@ -61,3 +68,44 @@ def test_several_labels_vote_ties_are_those_given_and_no_label_is_no_code():
 def test_an_unknown_kind_is_refused():
     with pytest.raises(ValueError, match=r"codes of classes must be hadamard, search or random, got 'x'"):
         codebook("x", 2, 4, 0)
+
+
+@pytest.mark.parametrize(
+    ("codes", "bits", "distance"),
+    # 9 balls of radius 3 have 9 * 299 of the 4096 codes of 12 bits, and those of radius 4 have 9 * 794
+    [(10, 12, 4), (32, 5, 1), (33, 5, 0), (2, 8, 8), (1, 8, 8), (17, 5, 1), (16, 5, 1)],
+)
+def test_the_guaranteed_distance_is_that_of_the_bound(codes, bits, distance):
+    assert guaranteed_distance(codes, bits) == distance
+
+
+@pytest.mark.parametrize(
+    ("classes", "bits", "distance"),
+    # Repetition, even weight, extended Hamming, Reed-Muller, extended BCH, and even weight again
+    [(2, 9, 9), (128, 8, 2), (16, 8, 4), (32, 16, 8), (128, 16, 6), (1000, 12, 2)],
+)
+def test_short_separated_codes_reach_the_distance_of_good_linear_codes(classes, bits, distance):
+    codes = separated(classes, bits, seed=0)
+    assert codes.shape == (classes, bits)
+    assert smallest_distance(codes) >= distance >= guaranteed_distance(classes, bits)
+    assert (codes.std(dim=0) > 0).all()
+
+
+@pytest.mark.parametrize(("classes", "bits"), [(2, 48), (3, 48), (10, 17), (100, 20), (10, 48)])
+def test_long_separated_codes_are_as_far_apart_as_guaranteed(classes, bits):
+    for seed in range(3):
+        codes = separated(classes, bits, seed)
+        assert smallest_distance(codes) >= guaranteed_distance(classes, bits)
+        assert (codes.std(dim=0) > 0).all()
+
+
+def test_more_classes_than_codes_share_them_evenly():
+    codes = separated(10, 3, seed=0)
+    counts = torch.unique(codes, dim=0, return_counts=True)[1]
+    assert sorted(counts.tolist()) == [1, 1, 1, 1, 1, 1, 2, 2]
+
+
+@pytest.mark.parametrize("bits", [12, 20])
+def test_the_seed_decides_separated_codes(bits):
+    assert torch.equal(separated(5, bits, 1), separated(5, bits, 1))
+    assert not torch.equal(separated(5, bits, 1), separated(5, bits, 2))

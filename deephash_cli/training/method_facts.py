@@ -38,6 +38,9 @@ class Facts(NamedTuple):
     transductive: bool = False
 
 
+_ATTRIBUTES = set(Facts._fields) - {"inputs"}
+
+
 def facts_of(module: str, class_name: str) -> Facts:
     """Return what a class says about itself or inherits, read from the sources without importing them.
 
@@ -51,8 +54,8 @@ def facts_of(module: str, class_name: str) -> Facts:
         for statement in node.body:
             target = statement.targets[0] if isinstance(statement, ast.Assign) else getattr(statement, "target", None)
             value = getattr(statement, "value", None)
-            if isinstance(target, ast.Name) and target.id in Facts._fields and value is not None:
-                found.setdefault(target.id, ast.literal_eval(value))
+            if isinstance(target, ast.Name) and target.id in _ATTRIBUTES and isinstance(value, ast.Constant):
+                found.setdefault(target.id, value.value)
     return Facts(**{"inputs": inputs, **found}) if "supervision" in found else Facts()
 
 

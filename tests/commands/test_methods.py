@@ -128,7 +128,8 @@ def test_what_a_method_learns_from_and_on_is_inherited(tmp_path, monkeypatch):
         ("namesake", "class ShallowHasher:\n    supervision = 'pairs'\nStart = None\n"),
     ):
         ancestor = "ShallowHasher" if name == "namesake" else "Start"
-        (tmp_path / f"{name}.py").write_text(f"{base}\nclass {name.title()}({ancestor}):\n    pass\n")
+        body = "    inputs = views = max(1, 2)\n"  # other names and values than ours are nobody's business
+        (tmp_path / f"{name}.py").write_text(f"{base}\nclass {name.title()}({ancestor}):\n{body}")
         yaml = f"# @package _global_\nmodule:\n  _target_: {name}.{name.title()}\n"
         (tmp_path / "method" / f"{name}.yaml").write_text(yaml)
     monkeypatch.syspath_prepend(tmp_path)

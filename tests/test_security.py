@@ -451,9 +451,12 @@ def test_every_verb_that_reads_run_folders_refuses_such_a_configuration(
     monkeypatch.setenv("WANDB_MODE", "offline")
     folder = write_run("runs/evil")
     (folder / runs.CONFIG).write_bytes(content if isinstance(content, bytes) else content.encode())
-    started = time.monotonic()
-    result = deephash(verb, "runs", *options)
-    assert time.monotonic() - started < 1
+    for _ in range(2):  # the first command of a process also imports what it needs
+        started = time.monotonic()
+        result = deephash(verb, "runs", *options)
+        if (took := time.monotonic() - started) < 1:
+            break
+    assert took < 1
     assert result.code == code, result
     assert "runs/evil/config.yaml" in result.err
     assert reason in result.err

@@ -209,15 +209,7 @@ def run_hydra(verb: str, arguments: list[str], task: Callable[[Any], Any] = lamb
     """
     import hydra
 
-    before = sys.argv
-    sys.argv = [before[0], *arguments]
-    try:
-        hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name=verb)(task)()
-    except SystemExit as exit_:
-        return exit_.code if isinstance(exit_.code, int) else 1
-    finally:
-        sys.argv = before
-    return 0
+    return _exit_code(arguments, hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name=verb)(task))
 
 
 def run_composed(verb: str, config: Any, arguments: list[str], task: Callable[[Any], Any]) -> int:
@@ -241,15 +233,25 @@ def run_composed(verb: str, config: Any, arguments: list[str], task: Callable[[A
             configure_log(config.hydra.hydra_logging, config.hydra.verbose)
             return config
 
+    def run() -> None:
+        try:
+            hydra = Composed.create_main_hydra2(verb, create_config_search_path(str(CONF_DIR)))
+            run_and_report(lambda: hydra.run(config_name=verb, task_function=task, overrides=[]))
+        finally:
+            GlobalHydra.instance().clear()
+
+    return _exit_code(arguments, run)
+
+
+def _exit_code(arguments: list[str], run: Callable[[], Any]) -> int:
+    """Run Hydra while ``sys.argv`` has these arguments, and return the exit code."""
     before = sys.argv
     sys.argv = [before[0], *arguments]
     try:
-        hydra = Composed.create_main_hydra2(verb, create_config_search_path(str(CONF_DIR)))
-        run_and_report(lambda: hydra.run(config_name=verb, task_function=task, overrides=[]))
+        run()
     except SystemExit as exit_:
         return exit_.code if isinstance(exit_.code, int) else 1
     finally:
-        GlobalHydra.instance().clear()
         sys.argv = before
     return 0
 

@@ -139,9 +139,8 @@ class HashingModule(Hasher):
     def on_fit_start(self) -> None:
         """Set training mode: Lightning keeps the current mode, and the network may have been encoding before."""
         self.train()
-        for (
-            weight
-        ) in self._own_weights():  # each process computes their whole gradient, and training_step multiplies it
+        # Each process has the whole gradient of these weights, and training_step multiplies it
+        for weight in self._own_weights():
             weight.register_hook(lambda gradient: gradient / processes.count())
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:

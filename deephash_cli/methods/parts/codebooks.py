@@ -40,9 +40,8 @@ def codebook(kind: str, classes: int, bits: int, seed: int) -> Float[Tensor, "cl
     elif rows is None or classes > 2 * bits:
         codes = _search(classes, bits, rng)
     else:
-        rows = rows * rng.choice(
-            [-1.0, 1.0], (bits, 1)
-        )  # a Hadamard matrix has a column of 1s: a bit that tells nothing
+        # A Hadamard matrix has a column of 1s, which would be a bit that tells nothing
+        rows = rows * rng.choice([-1.0, 1.0], (bits, 1))
         # Negatives come last: as few as possible, because a code and its negative are decided by the same direction
         codes = np.concatenate([rng.permutation(rows), -rng.permutation(rows)])[:classes]
     return torch.from_numpy(codes).float()

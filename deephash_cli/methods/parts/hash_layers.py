@@ -36,9 +36,10 @@ class FeatureScaling(nn.Module):
 
     def fit(self, x: Float[Tensor, "n d"]) -> None:
         """Store what the scaling needs of the training set. A feature that is constant there becomes 0."""
+        if self.scaling in ("none", "unit"):
+            return
         std, mean = torch.std_mean(x.double(), dim=0, correction=0)
-        if self.scaling in ("standard", "centred_unit"):
-            self.mean.copy_(mean)
+        self.mean.copy_(mean)
         if self.scaling == "standard":
             self.scale.copy_(torch.where(std > 1e-6, 1 / std, 0.0))
 

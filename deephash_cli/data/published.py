@@ -1,0 +1,78 @@
+"""Find the files of a published data set, say what is missing, and check how much is there."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from deephash_cli.data.location import candidate_folders, listed
+from deephash_cli.errors import DataError
+
+
+@dataclass(frozen=True)
+class Item:
+    """A file or folder of a published data set.
+
+    Attributes:
+        path: Path in the data set's folder, such as ``annotations/instances_train2014.json``.
+        size: Size as people say it, such as "13 GB".
+        source: Address, or the page with the form, from which it comes.
+    """
+
+    path: str
+    size: str
+    source: str
+
+
+def find(name: str, title: str, root: str | Path | None, items: Sequence[Item], can_download: bool) -> Path:
+    """Return the first of the usual folders that has every item.
+
+    Args:
+        name: Name of the data set, as in ``dataset=<name>``.
+        title: Name of the data set for people.
+        root: Folder that the user gives; None searches the usual folders.
+        items: Files and folders that are needed.
+        can_download: Whether ``dataset.download=true`` fetches them.
+
+    Raises:
+        DataError: If no folder has all of them. It names the first one that is missing in the folder that has most.
+    """
+    folders = candidate_folders(name, root)
+    missing = {folder: [item for item in items if not (folder / item.path).exists()] for folder in folders}
+    best = min(folders, key=lambda folder: len(missing[folder]))
+    if not missing[best]:
+        return best
+    first, others = missing[best][0], len(missing[best]) - 1
+    place = f"in {listed(folders)}" if len(missing[best]) == len(items) else f"in {best}"
+    more = f" and {others} more of its {len(items)} files and folders are" if others else " is"
+    fetch = ", or set dataset.download=true" if can_download else ""
+    raise DataError(
+        f"{first.path} ({first.size}) of {title}{more} not {place}: get it from {first.source}, put it there or set "
+        f"dataset.root=<folder>{fetch}"
+    )
+
+
+def require_counts(title: str, found: Mapping[str, int], published: Mapping[str, int], incomplete: bool) -> str:
+    """Compare the numbers of images with the published ones.
+
+    Args:
+        title: Name of the data set for people.
+        found: Number of images of each part.
+        published: The published number of each part.
+        incomplete: Whether other numbers are accepted.
+
+    Returns:
+        A remark for people if the numbers differ; empty if they are the published ones.
+
+    Raises:
+        DataError: If the numbers differ and are not accepted.
+    """
+    differ = [f"{found[part]:,} {part} of {count:,}" for part, count in published.items() if found[part] != count]
+    if not differ:
+        return ""
+    counts = ", ".join(differ)
+    if not incomplete:
+        raise DataError(
+            f"{title} is not complete: found {counts}; get the missing files, or set dataset.incomplete=true to go on "
+            "with what is there, which gives numbers that cannot be compared with published ones"
+        )
+    return f"not complete: {counts}"

@@ -1,10 +1,10 @@
 """Compare training and encoding with the same network in a bare PyTorch loop. See README.md here.
 
-Each row is printed as Markdown. Ours and the bare loop take turns in one process, on the same images and batches.
+Each row is printed as Markdown. Ours and the bare loop take turns in one process, on the same images and batches. On a
+GPU the bare loop has all inputs and labels there before the clock starts.
 """
 
 import argparse
-import contextlib
 import os
 import platform
 import statistics
@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 from pytorch_lightning import Callback, Trainer
 
@@ -21,7 +22,7 @@ from deephash_cli.cli.checking import check
 from deephash_cli.data.loaders import EpochSampler
 from deephash_cli.methods.base import BufferedModule
 from deephash_cli.training.fit import Job, prepare
-from deephash_cli.training.inputs import Loading, Source
+from deephash_cli.training.inputs import Computing, Loading, Source
 from deephash_cli.training.instantiate import build_module
 from deephash_cli.training.targets import build
 from deephash_cli.training.trainer import make_trainer
@@ -61,10 +62,16 @@ class Case:
         self.job: Job = prepare(config)
         self.timer = EpochTime()
         trainer = self._new_trainer()
-        self.source = Source(self.job.dataset, self.job.network, trainer.strategy.root_device, Loading(**config.loader))
+        self.device = trainer.strategy.root_device
+        loading, computing = Loading(**config.loader), Computing(**config.features)
+        self.source = Source(self.job.dataset, self.job.network, self.device, loading, computing)
         self.rows = self.job.split.train[:train_images]
         self.encoded = self.job.split.database[:encoded]
-        self.bare = self._new_module()
+        whole = np.arange(len(self.job.dataset))
+        is_cuda = self.device.type == "cuda"
+        self.there = torch.from_numpy(self.source.inputs.batch(whole)).to(self.device) if is_cuda else None
+        self.precision = trainer.precision_plugin.forward_context
+        self.bare = self._new_module().to(self.device)
         self.optimizer = self._optimizer_of(self.bare)
 
     def _new_trainer(self) -> Trainer:
@@ -73,7 +80,7 @@ class Case:
     def _new_module(self) -> BufferedModule:
         torch.manual_seed(0)
         network = build(self.config.model.network, bits=self.config.bits)
-        return build_module(self.config, network, self.source.labels[self.rows])
+        return build_module(self.config, network, self.source.labels[self.rows].float())
 
     def _optimizer_of(self, module: BufferedModule) -> torch.optim.Optimizer:
         new, old = list(module.network.new_layers()), list(module.network.backbone.parameters())
@@ -89,34 +96,49 @@ class Case:
     def train_bare(self) -> float:
         """Train one epoch as somebody would by hand (batches, augmentation, buffer, loss, step); return its seconds."""
         module, config = self.bare.train(), self.config
-        labels = self.source.labels[self.rows]
+        labels = self.source.labels[self.rows].float().to(self.device)
+        self._wait()
         began = time.perf_counter()
         for positions in EpochSampler(len(self.rows), config.loader.batch_size, 0):
-            inputs = torch.from_numpy(self.source.inputs.batch(self.rows[positions]))
+            inputs = self._inputs(self.rows[positions])
             batch_labels = labels[positions]
-            u = module.network(inputs if inputs.ndim == 2 else module.augment(inputs))
+            with self.precision():
+                u = module.network(inputs if inputs.ndim == 2 else module.augment(inputs)).float()
             module.u_buffer[positions] = u.detach()
             similar = (batch_labels @ labels.T > 0).float()
             loss = sum(module.loss(u, module.u_buffer, similar, two_sided=False).values())
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
+        self._wait()
         return time.perf_counter() - began
 
     def encode_ours(self) -> float:
         """Encode images to packed codes, and return the seconds."""
         began = time.perf_counter()
-        self.source.codes(self.encoded, contextlib.nullcontext)
+        self.source.codes(self.encoded, self.precision)
         return time.perf_counter() - began
 
     def encode_bare(self) -> float:
         """Run only the forward pass, without codes, labels and names, and return the seconds."""
         network, size = self.job.network.eval(), self.config.loader.eval_batch_size
+        self._wait()
         began = time.perf_counter()
-        with torch.inference_mode():
+        with torch.inference_mode(), self.precision():
             for start in range(0, len(self.encoded), size):
-                network(torch.from_numpy(self.source.inputs.batch(self.encoded[start : start + size])))
+                network(self._inputs(self.encoded[start : start + size]))
+        self._wait()
         return time.perf_counter() - began
+
+    def _inputs(self, rows: np.ndarray) -> torch.Tensor:
+        """Return the images or features of some rows: on a GPU they are there already."""
+        if self.there is None:
+            return torch.from_numpy(self.source.inputs.batch(rows))
+        return self.there[torch.from_numpy(rows).to(self.device)]
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
 
 
 def in_turns(ours: Callable[[], float], bare: Callable[[], float], images: int, rounds: int) -> str:

@@ -20,7 +20,8 @@ from deephash_cli.errors import ArtifactError, DeephashError, command, first_lin
 from deephash_cli.models import PRECISIONS, HashingNetwork, NoBackbone, computed_features, packed_codes
 from deephash_cli.retrieval import codes_folder
 from deephash_cli.training import checkpoints
-from deephash_cli.training.instantiate import build_module, is_learned, network_without_weights
+from deephash_cli.training.method_facts import is_learned
+from deephash_cli.training.rebuilding import network_without_weights
 from deephash_cli.training.trust import require_trusted
 
 _HALF = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
@@ -241,9 +242,11 @@ def _network(run: Path, record: Mapping[str, Any], settings: dict[str, Any], vec
         node = settings["model"]["network"]
         network = network_without_weights(node, bits, record.get("backbone"), None if vectors is None else str(vectors))
         config = cast(DictConfig, OmegaConf.create(runs.escape(settings)))
-        if not is_learned(config):  # a fitted method puts its own hash layer into the network
-            network = build_module(config, network, labels).network
-        return network
+        if is_learned(str(settings["module"]["_target_"])):
+            return network
+        from deephash_cli.training.instantiate import build_module  # imports Lightning, which takes a second
+
+        return build_module(config, network, labels).network  # a fitted method puts its own hash layer into it
     except KeyError as error:
         raise ArtifactError(f"{run / runs.CONFIG} is not the configuration of a run: {error} is missing") from error
     except DeephashError:

@@ -48,10 +48,11 @@ from deephash_cli.retrieval.codes import CodeSet, pack
 from deephash_cli.retrieval.codes_folder import save_codes
 from deephash_cli.retrieval.scoring import CLASSES
 from deephash_cli.runs import outputs, records
-from deephash_cli.training import checkpoints, gallery, loggers, pretraining, resuming
+from deephash_cli.training import checkpoints, gallery, loggers, pretraining, resuming, saving
 from deephash_cli.training.datasets import prepare_data
 from deephash_cli.training.inputs import Computing, Loading, Source
-from deephash_cli.training.instantiate import build_module, is_learned, is_transductive, network_without_weights
+from deephash_cli.training.instantiate import build_module, is_learned, is_transductive
+from deephash_cli.training.rebuilding import network_without_weights
 from deephash_cli.training.targets import as_yaml, build
 from deephash_cli.training.trainer import check_trainer, make_trainer, run_trainer
 from deephash_cli.training.trust import paths_in, require_no_download, require_trusted
@@ -225,7 +226,7 @@ def fit(folder: Path, job: Job, dashboard: Logger | None) -> None:
     start = _start(folder, config, owner)
     if job.is_blank:
         job = _with_weights(job, start.checkpoint, owner)
-    keeping = checkpoints.EpochCheckpoints(
+    keeping = saving.EpochCheckpoints(
         folder / runs.CHECKPOINTS,
         config.checkpoint.every_n_epochs,
         config.checkpoint.every_seconds,

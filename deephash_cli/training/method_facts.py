@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 UNKNOWN = "-"
 _FITTED = "deephash_cli.methods.base.ShallowHasher"  # base class of the methods that are fitted on features
+_LEARNED = "deephash_cli.methods.base.HashingModule"  # base class of those that learn by gradient
 
 
 def source_of(module: str) -> Path | None:
@@ -57,6 +58,25 @@ def facts_of(module: str, class_name: str) -> Facts:
             if isinstance(target, ast.Name) and target.id in _ATTRIBUTES and isinstance(value, ast.Constant):
                 found.setdefault(target.id, value.value)
     return Facts(**{"inputs": inputs, **found}) if "supervision" in found else Facts()
+
+
+def is_learned(target: str) -> bool:
+    """Return whether the source of a class says that it is a method that learns by gradient.
+
+    Args:
+        target: Full name of the class.
+    """
+    return is_kind_of(target, _LEARNED)
+
+
+def is_defined(target: str) -> bool:
+    """Return whether the source of a module defines a class, read from the source without importing it.
+
+    Args:
+        target: Full name of the class.
+    """
+    module, _, class_name = target.rpartition(".")
+    return any(name == target for name, _ in _ancestry(module, class_name, frozenset()))
 
 
 def is_kind_of(target: str, other: str) -> bool:

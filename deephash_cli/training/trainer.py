@@ -20,7 +20,7 @@ from deephash_cli import console, processes
 from deephash_cli.errors import ConfigError, first_line, hint
 from deephash_cli.failures import explained
 from deephash_cli.methods.base import Hasher
-from deephash_cli.training import checkpoints
+from deephash_cli.training import checkpoints, saving
 from deephash_cli.training.targets import build, target_of
 
 # So many processes may train on any CPU, to try training on several devices without having them.
@@ -55,7 +55,7 @@ def make_trainer(
             callbacks=[*callbacks, _OwnSignals()],
             default_root_dir=folder,
             # processes.team starts the processes on every kind of cluster, so Lightning must not detect one
-            plugins=[checkpoints.VerifiedCheckpointIO(owner), LightningEnvironment()],
+            plugins=[saving.VerifiedCheckpointIO(owner), LightningEnvironment()],
             check_val_every_n_epoch=config.validation.every_n_epochs,
             **changes,
             enable_checkpointing=False,  # EpochCheckpoints saves them

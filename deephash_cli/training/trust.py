@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from hydra.utils import get_object
 
 from deephash_cli.errors import ConfigError, command, one_line, short
+from deephash_cli.training.method_facts import is_defined
 
 _LAYERS = ("torch.nn.*",)
 _IMAGE_STEPS = ("deephash_cli.data.augment.*", "torch.nn.*", "torchvision.transforms.*")
@@ -156,6 +157,8 @@ def _is_class_of(package: str, target: str) -> bool:
     """Whether a name is that of a public class which is defined in a package: torch.nn.modules.module.os is not."""
     if not _within(target, package) or any(part.startswith("_") for part in target.split(".")):
         return False
+    if _package(target) == "deephash_cli" and is_defined(target):  # not imported: Lightning would take a second
+        return True
     try:
         found = get_object(target)
     except Exception:  # the module cannot be imported, does not have the name, or Hydra blocks it

@@ -28,7 +28,7 @@ from deephash_cli.retrieval import codes_folder, external_codes, indexes
 from deephash_cli.retrieval.codes import CodeSet
 from deephash_cli.runs import gallery, listing, records, results
 from deephash_cli.runs import wandb as dashboards
-from deephash_cli.training import checkpoints
+from deephash_cli.training import checkpoints, saving
 
 FAST, ALL, CHUNK = 50, 5050, 1000
 N, BITS = 24, 12
@@ -175,7 +175,7 @@ def place() -> None:
     database = codes_folder.open_side(Path("c"), "database")
     indexes.save(indexes.build("hnsw", packed, BITS, SETTINGS["hnsw"]), Path("i.faiss"), database)
     network = {"state_dict": {"weight": torch.zeros(3, 4), "steps": torch.tensor(3)}, "epoch": 2, "callbacks": {}}
-    checkpoints.VerifiedCheckpointIO().save_checkpoint(network, "k.ckpt")
+    saving.VerifiedCheckpointIO().save_checkpoint(network, "k.ckpt")
     names = [f"{number}.png" for number in range(8)]
     for number, name in enumerate(names):
         Image.new("RGB", (8, 8), (30 * number, 0, 0)).save(name)

@@ -20,8 +20,9 @@ from deephash_cli.data.protocol import load_split
 from deephash_cli.files import read_json
 from deephash_cli.methods.base import HashingModule
 from deephash_cli.retrieval.codes_folder import load_codes, open_side
-from deephash_cli.training.checkpoints import LAST, VerifiedCheckpointIO, read_checkpoint
+from deephash_cli.training.checkpoints import LAST, read_checkpoint
 from deephash_cli.training.instantiate import build_module
+from deephash_cli.training.saving import VerifiedCheckpointIO
 from deephash_cli.training.targets import build
 
 SETTINGS = (*QUICK, "bits=12", "loader.batch_size=16", "trainer.max_epochs=10", "model.backbone_lr=0.001")

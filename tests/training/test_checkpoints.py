@@ -17,9 +17,7 @@ from deephash_cli.training import checkpoints
 from deephash_cli.training.checkpoints import (
     LAST,
     PREVIOUS,
-    EpochCheckpoints,
     Owner,
-    VerifiedCheckpointIO,
     WrongCheckpointError,
     epochs_and_steps,
     newest_valid,
@@ -27,6 +25,7 @@ from deephash_cli.training.checkpoints import (
     require_fitting,
     verify_checkpoint,
 )
+from deephash_cli.training.saving import EpochCheckpoints, VerifiedCheckpointIO
 from deephash_cli.training.targets import build
 
 CONTENT = {"state_dict": {"weight": torch.arange(6.0).reshape(2, 3)}, "epoch": 3, "callbacks": {"x": {"best": 0.5}}}

@@ -55,6 +55,8 @@ WORDS: dict[str, tuple[str, ...]] = {
     "kind": tuple(modules("retrieval/indexes")),
     "zero_hits": ("zero", "skip"),
     "metrics.zero_hits": ("zero", "skip"),
+    "similar": ("one", "all"),
+    "metrics.similar": ("one", "all"),
     "side": ("database", "query"),
     "to": (*modules("commands/export/codes"), *modules("commands/export/network")),
     "features.precision": ("fp32", "bf16"),

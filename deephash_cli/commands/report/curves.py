@@ -146,7 +146,7 @@ def _pair(tables: Sequence[Any]) -> list[list[float]] | None:
 
 
 def _distances(members: Sequence[Result]) -> list[list[float]] | None:
-    """Return the share of pairs at each distance, for pairs that share a label and for the others, or None."""
+    """Return the share of pairs at each distance, for similar pairs and for the others, or None."""
     shares = []
     for side in ("relevant", "other"):
         counts = [found for result in members if (found := _inside(result, "distances", side)) and sum(found) > 0]

@@ -9,6 +9,7 @@ RANGES: dict[str, tuple[float, float | None]] = {
     "bits": (1, LONGEST),
     "seed": (0, 2**31 - 1),
     "dataset.split_seed": (0, 2**31 - 1),
+    "dataset.images": (100, 1_000_000),
     "trial": (2, None),
     "trainer.max_epochs": (1, None),
     "trainer.num_nodes": (1, None),

@@ -55,6 +55,5 @@ def are_similar(
         of_query: Multi-hot labels of the query.
         similar: Key of ``SIMILAR``.
     """
-    if similar == ONE:
-        return (labels & of_query).any(axis=1)
-    return (labels == of_query).all(axis=1) & of_query.any()
+    shared = np.any(labels & of_query, axis=1)
+    return np.asarray(shared if similar == ONE else shared & np.all(labels == of_query, axis=1))

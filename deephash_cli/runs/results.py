@@ -198,7 +198,7 @@ class Section:
 
     @property
     def title(self) -> str:
-        """Data set, split, its digest, sizes, what counts as similar if not the usual, and the model if all have one."""
+        """Data set, split, its digest, sizes, what is similar if that is unusual, and the model if all have one."""
         split = f"split {self.split['name']} {self.split['sha256'][:12]}"
         sizes = f"{self.queries} queries, {self.database} database items"
         rule = ", all labels must agree" if self.similar == similarity.ALL else ""

@@ -42,7 +42,7 @@ def show(metrics: Mapping[str, Any]) -> None:
         "map_best": "relevant items first in ties",
         "map_worst": "relevant items last in ties",
         "map_asymmetric": "real-valued queries, binary database",
-        "wap": "labels shared so far, mean over the relevant ranks",
+        "wap": "mean ACG at the relevant ranks",
         "empty_ball_rate": "queries with no item within the radius",
         "unique_code_ratio": "different codes per database item",
     }

@@ -4,10 +4,14 @@ import hashlib
 
 import numpy as np
 import pytest
+from conftest import QUICK
 
 from deephash_cli.data.fashion_mnist import fashion_mini
 from deephash_cli.data.fashion_mosaic import fashion_mosaic
 from deephash_cli.data.protocol import make_split
+from deephash_cli.files import read_json
+from deephash_cli.retrieval import similarity
+from deephash_cli.retrieval.codes_folder import load_codes
 
 PIXELS = "f223fea944391a7e48fa9ebe7a92521c4abfd6bb04f0941abce7a2f10200b80f"
 LABELS = "d83f6acd645a89f54d5c195a88b418fcf1f4c5226d86dd69e1008565b0459fde"
@@ -63,3 +67,28 @@ def test_other_numbers_of_mosaics(images):
     assert (data.ids[0], data.ids[-1]) == ("mosaic/00000", f"mosaic/{images - 1:05d}")
     assert len(split.query) == images // 10
     assert len(split.query) + len(split.database) == images
+
+
+@pytest.mark.parametrize("method", ["dpsh", "csq", "itq"])
+def test_methods_train_on_them_whatever_is_similar(method, deephash, tmp_path):
+    """Everything that is measured, the validation and the pictures follow the setting; see also test_every_method."""
+    data = ("dataset=fashion_mosaic", "dataset.images=200", "metrics.similar=all")
+    learned = ("validation.queries=10", "trainer.max_epochs=2") if method != "itq" else ()
+    arguments = ("train", f"method={method}", *QUICK, *data, *learned, "logger=none", f"run_dir={tmp_path / 'run'}")
+    result = deephash(*arguments)
+    assert (result.code, result.surprises) == (0, "")
+    metrics = read_json(tmp_path / "run" / "metrics.json")
+    query, database, manifest = load_codes(tmp_path / "run" / "codes")
+    assert (manifest["evaluation"]["similar"], manifest["evaluation"]["map_at"]) == ("all", [5000])
+    assert metrics["policies"]["similar"] == similarity.SIMILAR["all"]
+    same = (query.labels[:, None] == database.labels).all(axis=2)
+    assert sum(metrics["distances"]["relevant"]) == same.sum()
+    for entry in read_json(tmp_path / "run" / "retrieval.json")["queries"]:
+        assert all(found["relevant"] == (found["labels"] == entry["labels"]) for found in entry["results"])
+    again = deephash("eval", f"run={tmp_path / 'run'}", f"output={tmp_path / 'again.json'}")
+    assert (again.code, again.surprises) == (0, "")
+    found = read_json(tmp_path / "again.json")
+    assert {**found, "ceiling": None} == {**metrics, "ceiling": None}
+    other = deephash("train", f"resume={tmp_path / 'run'}", "metrics.similar=one")
+    assert other.code == 2
+    assert "metrics.similar" in other.err

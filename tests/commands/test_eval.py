@@ -224,7 +224,7 @@ def test_what_counts_as_similar(deephash, tmp_path, kept, typed, must_agree):
     last = (1 / 2 + 1 / 3 + 1 / 4) / 3  # one of the three is relevant
     by_rows = [three, 0, last, 1] if must_agree else [1, three, 1, 1]
     assert metrics["map"] == pytest.approx(np.mean(by_rows))
-    lines = re.findall(r"│ (cat|dog) +│ +(\d) │ (0\.\d{4}) │", result.out)
+    lines = re.findall(r"│ (cat|dog) +│ +(\d) │ ([01]\.\d{4}) │", result.out)
     classes = {"cat": by_rows[:2], "dog": [by_rows[0], *by_rows[2:]]}
     expected = {name: (str(len(values)), f"{np.mean(values):.4f}") for name, values in classes.items()}
     assert {name: (count, value) for name, count, value in lines} == expected

@@ -148,8 +148,9 @@ def test_the_configuration_of_eval():
     assert (config.pop("bit_order"), config.pop("byte_type")) == ("little", "uint8")
     assert config.pop("overwrite") is False
     assert config.pop("prefix") is False
+    assert config.pop("per_class") is False
     files = ("query", "database", "query_labels", "database_labels")
-    keys = ("run", "codes", *files, "code_bits", "bits", "output", "ks", "map_at", "radius", "zero_hits")
+    keys = ("run", "codes", *files, "code_bits", "bits", "output", "ks", "map_at", "radius", "zero_hits", "similar")
     assert config == dict.fromkeys(keys)
 
 

@@ -93,7 +93,7 @@ def checked(verb: str, overrides: Sequence[str], config_dir: str | None, multiru
             raise ConfigError(f"{override.key_or_group} must be a name, got {override.get_value_string()}")
         elif verb == "eval" and (key := override.key_or_group).startswith("metrics"):
             # eval composes this group only for its default values; metrics.ks would be a second name for ks.
-            raise ConfigError(f"deephash eval has no {key}; it has ks, map_at, radius and zero_hits")
+            raise ConfigError(f"deephash eval has no {key}; it has ks, map_at, radius, zero_hits and similar")
         if multirun and override.is_sweep_override():
             key = override.input_line.split("=", 1)[0] if override.input_line else override.get_key_element()
             value = override.value()

@@ -198,6 +198,7 @@ def _records(sections: Sequence[Section], metrics: Sequence[str]) -> list[dict[s
             "licence": row.backbone and row.backbone.licence,
             "pretrained_on_classes": row.backbone and row.backbone.on_classes,
             "transductive": row.is_transductive,
+            "similar": section.similar,
         }
         for section in sections
         for row in section.rows

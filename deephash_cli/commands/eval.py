@@ -15,7 +15,7 @@ from deephash_cli.retrieval import external_codes as foreign
 from deephash_cli.retrieval import scoring
 from deephash_cli.retrieval.caveats import caveats
 from deephash_cli.retrieval.codes_folder import MANIFEST
-from deephash_cli.retrieval.metrics_table import show
+from deephash_cli.retrieval.metrics_table import show, show_classes
 from deephash_cli.retrieval.scoring import SETTINGS, score
 from deephash_cli.runs.outputs import settle
 
@@ -60,6 +60,8 @@ def run(config: DictConfig) -> dict[str, Any]:
     else:
         metrics = score(Path(config.codes), overrides, kept, with_features=True)
     show(metrics)
+    if config.per_class:
+        show_classes(metrics)
     if metrics.get("ceiling", {}).get("map_features", 0) is None:
         say("map_features is not known: the features are not in the cache; a run that needs them computes them again")
     for sentence in caveats(metrics):

@@ -19,7 +19,7 @@ from rich.table import Table
 from deephash_cli.console import say, show, warn
 from deephash_cli.errors import ConfigError
 from deephash_cli.files import is_device, write_json
-from deephash_cli.retrieval import indexes, ranking, rescoring
+from deephash_cli.retrieval import indexes, ranking, rescoring, similarity
 from deephash_cli.retrieval.codes_folder import Database, open_continuous, open_side, read_manifest
 from deephash_cli.runs import codes_folder
 from deephash_cli.runs.outputs import settle, unused
@@ -187,7 +187,8 @@ def _compare_rescored(
     scores = {name: ranking.rescore(u, database.packed, np.zeros_like(at), at, k)[0] for name, at in found.items()}
     result: dict[str, Any] = {"k": k, "shortlist": shortlist}
     result["recall"] = {name: float((some >= scores["exact"][:, -1:]).mean()) for name, some in scores.items()}
-    relevant = {name: _relevant(at, asked.labels, database.labels) for name, at in found.items()}
+    similar = similarity.of_manifest(database.manifest)
+    relevant = {name: _relevant(at, asked.labels, database.labels, similar) for name, at in found.items()}
     for metric, of in ((f"precision_at_{k}", np.mean), (f"map_at_{k}_stable", _mean_average_precision)):
         has_labels = asked.labels.shape[1] > 0
         result[metric] = {name: float(of(hits)) for name, hits in relevant.items()} if has_labels else None
@@ -208,10 +209,12 @@ def _relevant(
     positions: Int64[np.ndarray, "q k"],
     queries: UInt8[np.ndarray, "q classes"],
     database: UInt8[np.ndarray, "n classes"],
+    similar: str,
 ) -> Bool[np.ndarray, "q k"]:
-    """Return whether each result shares a label with its query. Missing results do not."""
-    shared = np.stack([(database[at] & labels).any(axis=1) for at, labels in zip(positions, queries, strict=True)])
-    return shared & (positions != indexes.MISSING)
+    """Return whether each result is similar to its query. Missing results are not."""
+    pairs = zip(positions, queries, strict=True)
+    found = np.stack([similarity.are_similar(database[at], labels, similar) for at, labels in pairs])
+    return found & (positions != indexes.MISSING)
 
 
 def _mean_average_precision(relevant: Bool[np.ndarray, "q k"]) -> float:

@@ -18,7 +18,7 @@ from deephash_cli.data.decoding import decode
 from deephash_cli.errors import ArtifactError, DeephashError
 from deephash_cli.inference.encoder import Encoder, load_encoder
 from deephash_cli.models import packed_codes
-from deephash_cli.retrieval import codes_folder, indexes, rescoring
+from deephash_cli.retrieval import codes_folder, indexes, rescoring, similarity
 from deephash_cli.retrieval.by_prefix import ByPrefix
 from deephash_cli.retrieval.codes_folder import Database, open_side
 from deephash_cli.training.targets import build
@@ -34,7 +34,7 @@ class Hit:
         position: Row of the image in the database.
         distance: Hamming distance, in bits, between its code and the query's.
         labels: Names of its classes.
-        relevant: Whether it shares a label with the query; None if one of the two has no labels.
+        relevant: Whether it is similar to the query, as the codes are evaluated; None if one of the two has no labels.
         score: Inner product of the query's continuous code with its code as -1 and +1, by which the results are ranked;
             None if they are ranked by distance.
     """
@@ -102,6 +102,7 @@ class Searcher:
         self.bits, self.n = database.bits, database.n
         provenance = database.manifest["provenance"]
         self.class_names = class_names(database)
+        self._similar = similarity.of_manifest(database.manifest)
         searched = provenance.get("encoded") or provenance.get("dataset")
         self.title = f"{provenance.get('method')}, {self.bits} bits, {searched}"
 
@@ -185,7 +186,9 @@ class Searcher:
 
     def _hit(self, query: Query, position: int, distance: int, score: float | None) -> Hit:
         labels = label_names(self.class_names, self.database, position)
-        relevant = bool(set(labels) & set(query.labels)) if labels and query.labels else None
+        of_query = set(query.labels)
+        is_similar = set(labels) == of_query if self._similar == similarity.ALL else bool(set(labels) & of_query)
+        relevant = is_similar if labels and query.labels else None
         return Hit(self.database.ids[position], position, distance, labels, relevant, score)
 
 

@@ -25,6 +25,7 @@ def evaluate(
     map_at: Sequence[int] = (),
     radius: int | None = None,
     zero_hits: str | None = None,
+    similar: str | None = None,
 ) -> dict[str, Any]:
     """Return every metric of ``metrics.json`` for codes and labels in memory.
 
@@ -44,6 +45,8 @@ def evaluate(
         map_at: Ranks R for ``map_at_<R>``.
         radius: Radius of the Hamming ball, in bits; None for that of ``conf/metrics/default.yaml``.
         zero_hits: ``zero`` or ``skip`` for queries without a relevant item; None for the default there.
+        similar: ``one`` if an item is relevant that shares a label with the query, ``all`` if only an item with exactly
+            the same labels is; None for the default there.
 
     Raises:
         ArtifactError: If an array holds something else, or the arrays do not fit each other.
@@ -62,4 +65,5 @@ def evaluate(
         map_at=map_at,
         radius=defaults["radius"] if radius is None else radius,
         zero_hits=zero_hits or defaults["zero_hits"],
+        similar=similar or defaults["similar"],
     )

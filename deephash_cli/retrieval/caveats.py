@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from deephash_cli.retrieval import scoring
+from deephash_cli.retrieval import scoring, similarity
 
 # A mean of n values between 0 and 1 has a standard error of at most 0.5 / sqrt(n). With fewer than 100 queries the
 # first decimal of a mAP is uncertain: 1.96 standard errors can be more than 0.1.
@@ -63,13 +63,15 @@ def _of_labels(metrics: Mapping[str, Any]) -> list[str]:
     pairs = {side: sum(counts) for side, counts in metrics.get("distances", {}).items()}
     if not pairs:
         return []
+    agree = metrics["policies"].get("similar") == similarity.SIMILAR[similarity.ALL]
+    shares = "has the same labels as" if agree else "shares a label with"
     if not pairs["other"]:
         return [
-            "every database item shares a label with every query, as in data of a single class: precision and mAP are "
-            "1 for any codes"
+            f"every database item {shares} every query, as in data of a single class: precision and mAP are 1 for any "
+            "codes"
         ]
     if not pairs["relevant"]:
-        return ["no database item shares a label with any query: every score is 0 for any codes"]
+        return [f"no database item {shares} any query: every score is 0 for any codes"]
     return []
 
 

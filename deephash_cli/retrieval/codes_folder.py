@@ -383,6 +383,7 @@ _KINDS: dict[str, Callable[[Any], bool]] = {
         isinstance(value, list) and all(isinstance(name, str) for name in value) and len(set(value)) == len(value)
     ),
     "zero or skip": lambda value: value in ("zero", "skip"),
+    "one or all": lambda value: value in ("one", "all"),
 }
 # Kind of each entry that a command reads. Every entry may be missing here; a command says which ones it needs.
 _ENTRIES = {
@@ -411,6 +412,7 @@ _ENTRIES = {
     "evaluation.map_at": "a list of whole numbers from 1",
     "evaluation.radius": "a whole number of at least 0",
     "evaluation.zero_hits": "zero or skip",
+    "evaluation.similar": "one or all",
     "evaluation.nested": "a list of whole numbers from 1",
     "source": "an object",
     "source.root": "text",

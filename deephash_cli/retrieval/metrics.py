@@ -144,13 +144,11 @@ def average_precision_at(h: Histograms, r: int, denominator: Denominator = "hits
     """
     if denominator not in get_args(Denominator):
         raise ValueError(f"denominator must be one of {', '.join(get_args(Denominator))}, got {denominator!r}")
+    if denominator == "hits":
+        return _expected_at(h, r, h.precisions_within, h.hits_within - h.relevant, np.ones(h.total.shape))
     cut = _cut(h.total, h.within, [r])
     complete, relevant = np.take(_shifted(h.precisions_within), cut.group), np.take(h.relevant, cut.group)
     hits = np.take(h.hits_within, cut.group) - relevant
-    if denominator == "hits":
-        columns = (complete, hits, cut.nearer, cut.size, relevant, cut.inside)
-        blocks = [slice(start, start + _QUERIES) for start in range(0, max(len(hits), 1), _QUERIES)]
-        return np.concatenate([_expected_over_hits(*(column[block] for column in columns)) for block in blocks])
     sums = (complete + _tie_terms(cut.nearer, hits, cut.size, relevant, cut.inside))[:, 0]
     all_relevant = h.hits_within[:, -1]
     return _over(sums, np.minimum(all_relevant, r) if denominator == "min" else all_relevant)
@@ -320,6 +318,44 @@ def acg_at(shared: Int64[np.ndarray, "q distances grades"], ks: Sequence[int]) -
     labels = np.einsum("qdg,g->qd", shared, np.arange(shared.shape[2]))
     within, labels_within = np.cumsum(total, axis=1), np.cumsum(labels, axis=1)
     return _expected_among_first(total, within, labels, labels_within, ks) / np.array(ks, np.float64)
+
+
+def wap(shared: Int64[np.ndarray, "q distances grades"]) -> Float64[np.ndarray, " q"]:
+    """Weighted average precision over the whole ranking, in expectation over all orders of the ties.
+
+    The mean over the ranks of the relevant items of the average number of labels that the items up to this rank share
+    with the query (ACG). Relevant items share at least one label. Zhao, Huang, Wang and Tan, "Deep semantic ranking
+    based hashing for multi-label image retrieval", CVPR 2015. If no two images share two labels, it is average
+    precision.
+
+    Args:
+        shared: Number of items at each distance that share exactly 0, 1, 2, ... labels with each query.
+
+    >>> wap(np.array([[[0, 0, 1], [1, 1, 0]]]))  # ranks 1 and 3, or 1 and 2: (2 + (1 + 3/2) / 2) / 2
+    array([1.625])
+    """
+    of = _Weighted(shared)
+    return _over(of.sums_within[:, -1], of.h.hits_within[:, -1])
+
+
+def wap_at(shared: Int64[np.ndarray, "q distances grades"], r: int) -> Float64[np.ndarray, " q"]:
+    """Weighted average precision of the first ``r`` ranks, in expectation over all orders of the ties.
+
+    Divides by the number of relevant items among the first ``r``, as `average_precision_at` does by default. If there
+    is none, the value is 0. A database smaller than ``r`` is ranked whole.
+
+    Args:
+        shared: Number of items at each distance that share exactly 0, 1, 2, ... labels with each query.
+        r: Cut-off, in ranks.
+
+    Raises:
+        ValueError: If ``r`` is below 1.
+
+    >>> wap_at(np.array([[[0, 0, 1], [1, 1, 0]]]), 2)  # 2, or (2 + 3/2) / 2
+    array([1.875])
+    """
+    of = _Weighted(shared)
+    return _expected_at(of.h, r, of.sums_within, of.labels_nearer, of.mean_labels)
 
 
 def bootstrap_interval(
@@ -504,6 +540,47 @@ def _average_precision_of_runs(h: Histograms, nearer: np.ndarray) -> np.ndarray:
     return _over(np.ascontiguousarray(terms).sum(axis=1), h.hits_within[:, -1])
 
 
+class _Weighted:
+    """What weighted average precision is computed from.
+
+    Attributes:
+        h: Histograms of the items that share a label with the query.
+        labels_nearer: Number of labels that the items nearer than each distance share with the query, (q, distances).
+        mean_labels: Mean number of labels that the relevant items at each distance share with the query.
+        sums_within: Expected sum of ACG at the ranks of the relevant items in the Hamming ball of each radius.
+    """
+
+    def __init__(self, shared: np.ndarray):
+        self.h = Histograms.of_shared(shared)
+        labels = np.einsum("qdg,g->qd", shared, np.arange(shared.shape[2]))
+        self.labels_nearer = np.cumsum(labels, axis=1) - labels
+        self.mean_labels = np.where(self.h.relevant > 0, _over(labels, self.h.relevant), 1.0)
+        total, nearer = self.h.total, self.h.within - self.h.total
+        terms = _tie_terms(nearer, self.labels_nearer, total, self.h.relevant, total, self.mean_labels)
+        self.sums_within = np.cumsum(terms, axis=1)
+
+
+def _expected_at(
+    h: Histograms, r: int, sums_within: np.ndarray, gains_nearer: np.ndarray, mean_gains: np.ndarray
+) -> np.ndarray:
+    """Expectation of (sum over the hits among the first ``r`` of the mean gain so far) / (number of these hits), (q,).
+
+    Args:
+        h: Histograms of the queries.
+        r: Cut-off, in ranks.
+        sums_within: Expected sum over the hits in the Hamming ball of each radius, (q, distances).
+        gains_nearer: Sum of the gains of the items nearer than each distance, (q, distances).
+        mean_gains: Mean gain of the relevant items at each distance, (q, distances).
+    """
+    cut = _cut(h.total, h.within, [r])
+    relevant = np.take(h.relevant, cut.group)
+    hits = np.take(h.hits_within, cut.group) - relevant
+    complete, gains, gain = (np.take(of, cut.group) for of in (_shifted(sums_within), gains_nearer, mean_gains))
+    columns = (complete, hits, cut.nearer, cut.size, relevant, cut.inside, gains, gain)
+    blocks = [slice(start, start + _QUERIES) for start in range(0, max(len(hits), 1), _QUERIES)]
+    return np.concatenate([_expected_over_hits(*(column[block] for column in columns)) for block in blocks])
+
+
 def _expected_over_hits(
     complete: np.ndarray,
     hits: np.ndarray,
@@ -511,20 +588,23 @@ def _expected_over_hits(
     size: np.ndarray,
     relevant: np.ndarray,
     inside: np.ndarray,
+    gains: np.ndarray,
+    gain: np.ndarray,
 ) -> np.ndarray:
-    """Expectation of (sum of precisions at hits) / (number of hits) when the cut makes both random.
+    """Expectation of (sum of mean gains at hits) / (number of hits) when the cut makes both random.
 
     All arguments are (q, 1). Let h be the number of ``relevant`` items of the cut group that fall before the cut; it
     is hypergeometric. Given h, these items are spread over the ``inside`` places before the cut as over a group of
-    that size, which adds a h + b h (h - 1) to the sum of precisions: see ``_tie_terms``.
+    that size, which adds a h + b h (h - 1) to the sum: see ``_tie_terms``. Which of the relevant items fall before the
+    cut does not depend on h, so each of them has the mean ``gain`` of all.
 
     The sum starts at the most likely h and goes outwards. Each weight is computed as a fraction of its neighbour's,
     until it is negligible: without factorials or logarithms, nothing can overflow. Past the last possible h the
     fraction is 0.
     """
     reciprocals, places = _harmonic(nearer, inside), np.maximum(inside, 1)
-    a = (hits + 1) * reciprocals / places
-    b = (inside - (nearer + 1) * reciprocals) / (places * np.maximum(inside - 1, 1))
+    a = (gains + gain) * reciprocals / places
+    b = gain * (inside - (nearer + 1) * reciprocals) / (places * np.maximum(inside - 1, 1))
 
     def value(rows: np.ndarray, h: np.ndarray) -> np.ndarray:
         return _over(complete[rows] + h * (a[rows] + b[rows] * (h - 1)), hits[rows] + h)
@@ -568,7 +648,12 @@ def _discounted_gains(rankings: Sequence[tuple[np.ndarray, np.ndarray]], ks: Seq
 
 
 def _tie_terms(
-    nearer: np.ndarray, hits: np.ndarray, size: np.ndarray, relevant: np.ndarray, ranks: np.ndarray
+    nearer: np.ndarray,
+    hits: np.ndarray,
+    size: np.ndarray,
+    relevant: np.ndarray,
+    ranks: np.ndarray,
+    gain: np.ndarray | int = 1,
 ) -> np.ndarray:
     """Expected sum of precisions at relevant items over the first ``ranks`` places of a group of ties.
 
@@ -578,9 +663,12 @@ def _tie_terms(
         p/n * sum over t = 1..ranks of [P + 1 + c (t - 1)] / (A + t),   c = (p - 1)/(n - 1),
 
     and (P + 1 + c (t - 1)) / (A + t) = c + (P + 1 - c (A + 1)) / (A + t) leaves a sum of reciprocals.
+
+    If each hit has a gain other than 1, P is the sum of the gains before the group. A hit of the group adds the mean
+    gain g of its relevant items, whatever its own gain is: P + 1 becomes P + g, and c becomes g c.
     """
-    c = (relevant - 1) / np.maximum(size - 1, 1)
-    sums = c * ranks + (hits + 1 - c * (nearer + 1)) * _harmonic(nearer, ranks)
+    c = gain * (relevant - 1) / np.maximum(size - 1, 1)
+    sums = c * ranks + (hits + gain - c * (nearer + 1)) * _harmonic(nearer, ranks)
     return relevant / np.maximum(size, 1) * sums
 
 

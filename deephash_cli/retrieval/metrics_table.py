@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from deephash_cli import console
@@ -41,6 +42,7 @@ def show(metrics: Mapping[str, Any]) -> None:
         "map_best": "relevant items first in ties",
         "map_worst": "relevant items last in ties",
         "map_asymmetric": "real-valued queries, binary database",
+        "wap": "mean ACG at the relevant ranks",
         "empty_ball_rate": "queries with no item within the radius",
         "unique_code_ratio": "different codes per database item",
     }
@@ -67,3 +69,20 @@ def show(metrics: Mapping[str, Any]) -> None:
         console.say(note)
     elif metrics["queries_without_relevant"]:
         console.say(f"{metrics['queries_without_relevant']} queries: {metrics['policies']['zero_hits']}")
+
+
+def show_classes(metrics: Mapping[str, Any]) -> None:
+    """Print the mAP of the queries that carry each class, highest first. Classes without queries are left out."""
+    if not metrics.get("per_class"):
+        console.say(f"no table of classes: there are no labels, or more than {scoring.CLASSES} classes")
+        return
+    maps, queries = metrics["per_class"]["map"], metrics["per_class"]["queries"]
+    names = metrics.get("class_names") or metrics.get("source", {}).get("classes") or range(len(maps))
+    table = Table("class")
+    for heading in ("queries", "mAP"):
+        table.add_column(heading, justify="right")
+    lines = [line for line in zip(names, queries, maps, strict=True) if line[1]]
+    for name, count, value in sorted(lines, key=lambda line: -line[2]):
+        table.add_row(escape(str(name)), str(count), f"{value:.4f}")
+    several = sum(queries) > metrics["queries"]
+    console.show(table, f"mAP of each class{': a query counts for each of its labels' if several else ''}")

@@ -1,6 +1,7 @@
 """Compute all retrieval metrics of queries and a database, as one dictionary that can be written as JSON."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -9,7 +10,7 @@ from jaxtyping import Float64, Int64
 
 from deephash_cli.console import warn
 from deephash_cli.errors import ArtifactError, ConfigError, DataError
-from deephash_cli.retrieval import asymmetric, ceiling, metrics, ranking, scoring
+from deephash_cli.retrieval import asymmetric, ceiling, metrics, ranking, scoring, similarity
 from deephash_cli.retrieval.codes import RANK_LIMIT, CodeSet, prefix, require_comparable
 from deephash_cli.retrieval.codes_folder import MANIFEST, load_codes, require_entries
 
@@ -35,11 +36,15 @@ POLICIES = {
         "ndcg_at_k: gain 2^s - 1 for s shared labels, discount 1/log2(1 + rank), divided by the best order of the "
         "database; acg_at_k: mean s among the first k"
     ),
+    "wap": (
+        "wap: mean over the ranks of the items that share a label of acg_at_k at this rank; wap_at_R divides by the "
+        "number of these items among the first R"
+    ),
     "k_beyond_database": "precision_at_k and acg_at_k divide by k even where the database is smaller than k",
     "self_match": "a database item with the id of the query is left out of that query's ranking",
     "confidence": "percentile bootstrap over queries, seed 0",
 }
-BESIDE = ("asymmetric", "ceiling")  # policies of numbers that not all runs have; they decide no other number
+BESIDE = ("asymmetric", "ceiling", "wap")  # policies of numbers that not all runs have; they decide no other number
 WITHOUT_LABELS = "there are no labels, so nothing is known to be relevant: only the codes themselves are described"
 FIRST = ("map", "map_stable", "map_best", "map_worst", "map_asymmetric")
 BY_K = ("precision_at_k", "recall_at_k", "ndcg_at_k", "acg_at_k", "precision_at_k_asymmetric")
@@ -50,10 +55,11 @@ _HUGE = 1e300  # JSON can hold whole numbers that are larger than any float
 HARDEST = 10
 CLASSES = 1000  # largest number of classes for which there is a table by class
 
-SETTINGS = ("ks", "map_at", "radius", "zero_hits")  # settings of an evaluation; early manifests have no zero_hits
+SETTINGS = ("ks", "map_at", "radius", "zero_hits", "similar")  # settings of an evaluation
+_DEFAULTS = {"zero_hits": "zero", "similar": similarity.ONE}  # what manifests of earlier versions mean that lack them
 _NEEDED = (
     *(f"provenance.{name}" for name in ("method", "module", "model", "dataset", "split.name", "split.sha256", "seed")),
-    *(f"evaluation.{name}" for name in SETTINGS if name != "zero_hits"),
+    *(f"evaluation.{name}" for name in SETTINGS if name not in _DEFAULTS),
 )  # entries that a manifest must have for an evaluation
 
 
@@ -64,6 +70,7 @@ def evaluate(
     map_at: Sequence[int],
     radius: int,
     zero_hits: str = "zero",
+    similar: str = similarity.ONE,
     threads: int | None = None,
     features: ceiling.Vectors | None = None,
 ) -> dict[str, Any]:
@@ -81,24 +88,29 @@ def evaluate(
         map_at: Ranks R for ``map_at_<R>``.
         radius: Radius of the Hamming ball, in bits, for the metrics ``_within_<radius>`` and ``empty_ball_rate``.
         zero_hits: Treatment of queries without a relevant item in the database, a key of ``ZERO_HITS``.
+        similar: What makes an item relevant to a query, a key of ``similarity.SIMILAR``. NDCG, ACG and WAP, which are
+            graded, count shared labels in any case.
         threads: Number of threads, as for `ranking.count`; ``None`` for its default.
         features: Features that the continuous codes were made from, for ``map_features``; ``None`` to leave it out.
 
     Raises:
         ArtifactError: If the two sides differ in code length, kind of labels or number of classes.
-        ConfigError: If a rank is below 1, if the radius is negative, or if ``zero_hits`` is unknown.
+        ConfigError: If a rank is below 1, if the radius is negative, or if ``zero_hits`` or ``similar`` is unknown.
         DataError: If a side is empty, or if no query has a relevant item with ``zero_hits="skip"``.
     """
-    _require_measurable(query, database, ks, map_at, radius, zero_hits)
+    _require_measurable(query, database, ks, map_at, radius, {"zero_hits": zero_hits, "similar": similar})
     if query.labels.shape[1:] == (0,):
         return {**_statistics(database), **_counts(query, database), "policies": {"labels": WITHOUT_LABELS}}
     ks, map_at = sorted(set(ks)), sorted(set(map_at))
     curve = metrics.curve_ranks(database.n)
 
-    sides = (query.packed, database.packed, query.bits, query.labels, database.labels)
-    own = self_matches(query, database)
-    counts = ranking.count(*sides, exclude=own, cuts=map_at, threads=threads)
-    values = _per_query(counts, ks, map_at, radius, curve)
+    codes, own = (query.packed, database.packed, query.bits), self_matches(query, database)
+    labels = query.labels, database.labels
+    query, database = _related(query, database, similar)
+    counts = ranking.count(*codes, query.labels, database.labels, exclude=own, cuts=map_at, threads=threads)
+    # One pass over all pairs counts both, unless an item can share a label without being relevant
+    graded = None if query.labels is labels[0] else ranking.count(*codes, *labels, exclude=own, threads=threads)
+    values = _per_query(counts, graded, ks, map_at, radius, curve)
     if query.u is not None:
         values |= asymmetric.per_query(query, database, own, ks, map_at, threads)
     relevant, distances = values.pop("relevant"), {side: values.pop(f"{side}_by_distance") for side in SIDES}
@@ -125,15 +137,28 @@ def evaluate(
         "pr_by_radius": {"radius": list(range(query.bits + 1)), **_curve(means, "by_radius")},
         "pr_by_rank": {"rank": curve, **_curve(means, "by_rank")},
         "distances": {side: by_distance[counted].sum(axis=0).tolist() for side, by_distance in distances.items()},
-        "per_class": _per_class(values["map"][counted], query.labels[counted]),
+        "per_class": _per_class(values["map"][counted], labels[0][counted]),
         "hardest_queries": _hardest(query, values["map"], relevant),
         **_statistics(database),
         **_counts(query, database),
         "queries_without_relevant": int((relevant == 0).sum()),
         "k_beyond_database": [int(k) for k in ks if k > database.n],
         **found,
-        "policies": {**POLICIES, "zero_hits": ZERO_HITS[zero_hits], **rules},
+        "policies": {
+            **POLICIES,
+            "zero_hits": ZERO_HITS[zero_hits],
+            "similar": similarity.SIMILAR[similar],
+            **rules,
+        },
     }
+
+
+def _related(query: CodeSet, database: CodeSet, similar: str) -> tuple[CodeSet, CodeSet]:
+    """Return both sides with labels such that an item shares a label with a query exactly if the two are similar."""
+    of_query, of_database = similarity.as_shared(query.labels, database.labels, similar)
+    if of_query is query.labels:
+        return query, database
+    return replace(query, labels=of_query), replace(database, labels=of_database)
 
 
 def _curve(means: Mapping[str, Any], along: str) -> dict[str, list[float]]:
@@ -154,7 +179,12 @@ def _place(name: str) -> int:
 
 
 def _require_measurable(
-    query: CodeSet, database: CodeSet, ks: Sequence[int], map_at: Sequence[int], radius: int, zero_hits: str
+    query: CodeSet,
+    database: CodeSet,
+    ks: Sequence[int],
+    map_at: Sequence[int],
+    radius: int,
+    words: Mapping[str, str],
 ) -> None:
     """Refuse what `evaluate` cannot measure; it names the errors."""
     require_comparable(query, database)
@@ -167,8 +197,9 @@ def _require_measurable(
                 raise ConfigError(f"{name} must be between 1 and the database size {database.n}, got {rank}")
     if radius < 0:
         raise ConfigError(f"radius must be between 0 and the code length {query.bits}, got {radius}")
-    if zero_hits not in ZERO_HITS:
-        raise ConfigError(f"zero_hits must be {' or '.join(ZERO_HITS)}, got {zero_hits}")
+    for (name, word), known in zip(words.items(), (ZERO_HITS, similarity.SIMILAR), strict=True):
+        if word not in known:
+            raise ConfigError(f"{name} must be {' or '.join(known)}, got {word}")
 
 
 def _hardest(query: CodeSet, average_precisions: np.ndarray, relevant: np.ndarray) -> list[dict[str, Any]]:
@@ -271,12 +302,27 @@ def _per_class(average_precisions: np.ndarray, labels: np.ndarray) -> dict[str, 
 
 
 def _per_query(
-    counts: Iterable[ranking.Counts], ks: Sequence[int], map_at: Sequence[int], radius: int, curve: Sequence[int]
+    counts: Iterable[ranking.Counts],
+    graded: Iterable[ranking.Counts] | None,
+    ks: Sequence[int],
+    map_at: Sequence[int],
+    radius: int,
+    curve: Sequence[int],
 ) -> dict[str, np.ndarray]:
-    """Every metric for every query, as arrays (q,), (q, cut-offs) or (q, distances)."""
+    """Every metric for every query, as arrays (q,), (q, cut-offs) or (q, distances).
+
+    Args:
+        counts: Counts for labels that an item shares with a query exactly if it is relevant.
+        graded: Counts for the labels of the images; None if they are the same labels.
+        ks: Cut-offs k.
+        map_at: Cut-offs R.
+        radius: Radius of the Hamming ball.
+        curve: Ranks of the curve of precision and recall.
+    """
     ranks = [*ks, *curve]
     parts = []
-    for part in counts:
+    for part, of_labels in ((part, part) for part in counts) if graded is None else zip(counts, graded, strict=True):
+        shared = of_labels.shared
         h = metrics.Histograms.of_shared(part.shared)
         precision, recall = metrics.precision_at(h, ranks), metrics.recall_at(h, ranks)
         stable = part.precision_sums / np.maximum(part.hits, 1)
@@ -294,6 +340,8 @@ def _per_query(
             values[f"map_at_{r}_stable"] = stable[:, i]
             values[f"map_at_{r}_min"] = metrics.average_precision_at(h, r, "min")
             values[f"map_at_{r}_relevant"] = metrics.average_precision_at(h, r, "relevant")
+        values["wap"] = metrics.wap(shared)
+        values |= {f"wap_at_{r}": metrics.wap_at(shared, r) for r in map_at}
         values |= {
             f"map_within_{radius}": metrics.average_precision_within(h, radius),
             f"precision_within_{radius}": metrics.precision_within(h, radius),
@@ -301,8 +349,8 @@ def _per_query(
             "empty_ball_rate": metrics.empty_ball(h, radius),
             "precision_at_k": precision[:, : len(ks)],
             "recall_at_k": recall[:, : len(ks)],
-            "ndcg_at_k": metrics.ndcg_at(part.shared, ks),
-            "acg_at_k": metrics.acg_at(part.shared, ks),
+            "ndcg_at_k": metrics.ndcg_at(shared, ks),
+            "acg_at_k": metrics.acg_at(shared, ks),
             "precision_by_radius": metrics.precision_by_radius(h),
             "recall_by_radius": metrics.recall_by_radius(h),
             "precision_by_rank": precision[:, len(ks) :],
@@ -319,8 +367,8 @@ def score(
 
     Args:
         folder: A codes folder.
-        overrides: Values of ``ks``, ``map_at``, ``radius`` and ``zero_hits`` that replace those in the manifest. A
-            value of ``None`` keeps that of the manifest.
+        overrides: Values of ``ks``, ``map_at``, ``radius``, ``zero_hits`` and ``similar`` that replace those in the
+            manifest. A value of ``None`` keeps that of the manifest.
         bits: Number of first bits to evaluate, as codes of this length; None evaluates all bits, and beside them each
             length that was trained to be a code by itself, under ``nested``.
         with_features: Whether to compute ``map_features``, which takes seconds, for codes that were made from features
@@ -333,7 +381,7 @@ def score(
     """
     query, database, manifest = load_codes(folder)
     require_entries(folder, manifest, _NEEDED)
-    settings = settle({"zero_hits": "zero", **manifest["evaluation"]}, overrides)
+    settings = settle(manifest["evaluation"], overrides)
     lengths = manifest["evaluation"].get("nested", [])
 
     def of_first(kept: int) -> dict[str, Any]:
@@ -363,5 +411,5 @@ def score(
 
 def settle(settings: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings of an evaluation, replaced by the overrides that are not None."""
-    chosen = {**settings, **{name: value for name, value in overrides.items() if value is not None}}
+    chosen = {**_DEFAULTS, **settings, **{name: value for name, value in overrides.items() if value is not None}}
     return {name: chosen[name] for name in SETTINGS}

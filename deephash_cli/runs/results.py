@@ -12,7 +12,7 @@ from typing import Any
 
 from deephash_cli import runs
 from deephash_cli.errors import ArtifactError, ConfigError, DeephashError, command, hint, one_line, short
-from deephash_cli.retrieval import scoring
+from deephash_cli.retrieval import scoring, similarity
 from deephash_cli.retrieval.codes import BITS_LIMIT, is_count
 from deephash_cli.runs import listing, records
 from deephash_cli.runs.backbones import LEGEND, MARK, Backbone, backbone_of
@@ -91,6 +91,12 @@ class Result:
         """The settings and the version that runs share if they differ only in code length and seed."""
         same = {name: value for name, value in runs.comparable(self.settings).items() if not runs.belongs(name, VARIED)}
         return {**same, "version": self.metrics["versions"].get("deephash")}
+
+    @property
+    def rules(self) -> dict[str, Any]:
+        """The policies that decide numbers which all runs have; runs can be compared if they are the same."""
+        rules = {"similar": similarity.SIMILAR[similarity.ONE], **self.metrics["policies"]}  # early runs do not say it
+        return {name: rule for name, rule in rules.items() if name not in scoring.BESIDE}
 
     @functools.cached_property
     def backbone(self) -> Backbone | None:
@@ -192,10 +198,17 @@ class Section:
 
     @property
     def title(self) -> str:
-        """Data set, split, its digest, numbers of queries and database items, and the model if all rows have one."""
+        """Data set, split, its digest, sizes, what is similar if that is unusual, and the model if all have one."""
         split = f"split {self.split['name']} {self.split['sha256'][:12]}"
         sizes = f"{self.queries} queries, {self.database} database items"
-        return _line(f"{self.dataset}, {split}: {sizes}{f', model {self.model}' if self.model else ''}")
+        rule = ", all labels must agree" if self.similar == similarity.ALL else ""
+        return _line(f"{self.dataset}, {split}: {sizes}{rule}{f', model {self.model}' if self.model else ''}")
+
+    @property
+    def similar(self) -> str:
+        """What made an item relevant to a query, a key of ``similarity.SIMILAR``."""
+        rule = self.rows[0].results[0].rules["similar"]
+        return similarity.ALL if rule == similarity.SIMILAR[similarity.ALL] else similarity.ONE
 
     @property
     def backbones(self) -> list[Backbone]:
@@ -392,8 +405,7 @@ def sections(results: Iterable[Result]) -> list[Section]:
     groups: dict[str, list[Result]] = {}
     for result in (part for run in results for part in run.lengths):
         metrics = result.metrics
-        policies = {name: rule for name, rule in metrics["policies"].items() if name not in scoring.BESIDE}
-        rule = json.dumps([metrics["dataset"], metrics["split"]["sha256"], policies], sort_keys=True)
+        rule = json.dumps([metrics["dataset"], metrics["split"]["sha256"], result.rules], sort_keys=True)
         groups.setdefault(rule, []).append(result)
     made = [_section(members) for members in groups.values()]
     return sorted(made, key=lambda section: section.title)

@@ -34,8 +34,8 @@ INCIDENTAL = (
 # Settings that a resumed run may change: those above, those of how long and on which devices it trains, and what to do
 # about unreadable images or data that are not there, because the split tells whether the images are the same.
 RESUMABLE = (
-    *INCIDENTAL, "trainer", "checkpoint", "metrics", "bad_images", "fit_rows", "dataset.download",
-    "dataset.source.download",
+    *INCIDENTAL, "trainer", "checkpoint", "metrics.ks", "metrics.radius", "metrics.zero_hits", "bad_images", "fit_rows",
+    "dataset.download", "dataset.source.download",
 )  # fmt: skip
 # Settings that later versions added, with the value that does what earlier versions did: a run without them is equal to
 # a run with these values.
@@ -44,7 +44,7 @@ _ADDED = {
     "features.batch_size": None, "model.network.crop": 1.0, "model.network.crop_mode": "square",
     "model.network.interpolation": "bilinear", "model.dynamic_img_size": False,
     "model.network.backbone.dynamic_img_size": False, "model.network.output_norm": False, "augment.grey": 0.0,
-    "loss.balanced": False,
+    "loss.balanced": False, "metrics.similar": "one",
 }  # fmt: skip
 _CONFIG_LIMIT = 2**20  # bytes
 _CONFIG_DEPTH = 100

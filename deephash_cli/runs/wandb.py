@@ -337,7 +337,7 @@ def _tables(metrics: Mapping[str, Any]) -> dict[str, Any]:
         shown["eval/distances"] = wandb.plot.line_series(
             list(range(len(distances["relevant"]))),
             [distances["relevant"], distances["other"]],
-            keys=["share a label", "share no label"],
+            keys=["similar", "others"],
             title="pairs at each distance",
             xname="distance",
         )

@@ -42,7 +42,7 @@ from deephash_cli.files import sha256_file, write_json, write_text
 from deephash_cli.hiding import hide
 from deephash_cli.methods.base import Hasher, HashingModule
 from deephash_cli.models import HashingNetwork, readable
-from deephash_cli.retrieval import scoring
+from deephash_cli.retrieval import scoring, similarity
 from deephash_cli.retrieval.caveats import caveats
 from deephash_cli.retrieval.codes import CodeSet, pack
 from deephash_cli.retrieval.codes_folder import save_codes
@@ -237,7 +237,7 @@ def fit(folder: Path, job: Job, dashboard: Logger | None) -> None:
         folder,
         lambda: [loggers.RecordLogger(folder / runs.STEPS, start.steps), *([dashboard] if dashboard else [])],
         [
-            *([Validation()] if len(validation_rows) else []),
+            *([Validation(similarity.setting(config.metrics))] if len(validation_rows) else []),
             loggers.EpochReport(),
             *([EMAWeightAveraging(decay=config.ema.decay)] if config.ema.decay else []),
             keeping,
@@ -642,6 +642,7 @@ def _provenance(job: Job, epochs: int, checkpoint: Path, best: float) -> dict[st
             "map_at": list(config.dataset.map_at),
             "radius": config.metrics.radius,
             "zero_hits": config.metrics.zero_hits,
+            "similar": similarity.setting(config.metrics),
             **({"nested": sorted(config.nested)} if config.get("nested") else {}),
         },
     }

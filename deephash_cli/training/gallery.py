@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 
 from deephash_cli import runs
 from deephash_cli.data.dataset import ImageFiles, RetrievalDataset, Vectors, to_rgb
-from deephash_cli.retrieval import metrics, ranking, scoring
+from deephash_cli.retrieval import metrics, ranking, scoring, similarity
 from deephash_cli.retrieval.codes import CodeSet
 from deephash_cli.retrieval.codes_folder import load_codes
 from deephash_cli.runs import gallery as run_gallery
@@ -27,7 +27,7 @@ def write(folder: Path, dataset: RetrievalDataset, hardest: Sequence[str]) -> No
     """Search for some queries with the codes of a run, and write the results into the run folder.
 
     ``retrieval.json`` has the queries and their results, nearest first, with ids, names of labels, distances and
-    whether a result shares a label with its query. ``retrieval.webp`` has their images in a grid with one row for each
+    whether a result is relevant to its query. ``retrieval.webp`` has their images in a grid with one row for each
     query, the query itself first. No file is written if the data set has no images, or if there are no results.
 
     Args:
@@ -42,14 +42,15 @@ def write(folder: Path, dataset: RetrievalDataset, hardest: Sequence[str]) -> No
     """
     if isinstance(dataset.images, Vectors):
         return
-    query, database, _ = load_codes(folder / runs.CODES)
+    query, database, manifest = load_codes(folder / runs.CODES)
+    similar = similarity.of_manifest(manifest)
     chosen = _choose(_ids(query), hardest)
     own = scoring.self_matches(query, database)[chosen]
     k = min(RESULTS, database.n - int((own >= 0).any()))
     if k == 0:
         return
     distances, positions = ranking.nearest(query.packed[chosen], database.packed, query.bits, k + 1)
-    precisions = _average_precisions(query, database, chosen, own)
+    precisions = _average_precisions(query, database, chosen, own, similar)
     row_of = {name: row for row, name in enumerate(dataset.ids)}
 
     def described(name: str) -> dict[str, Any]:
@@ -64,10 +65,11 @@ def write(folder: Path, dataset: RetrievalDataset, hardest: Sequence[str]) -> No
             for position, distance in zip(positions[number].tolist(), distances[number].tolist(), strict=True)
             if position != own[number]
         ][:k]
-        shares = (dataset.labels[[row_of[result] for result, _ in found]] & dataset.labels[row_of[name]]).any(axis=1)
+        labels = dataset.labels[[row_of[result] for result, _ in found]]
+        relevant = similarity.are_similar(labels, dataset.labels[row_of[name]], similar)
         results = [
             {**described(result), "distance": distance, "relevant": bool(is_right) if precisions else None}
-            for (result, distance), is_right in zip(found, shares, strict=True)
+            for (result, distance), is_right in zip(found, relevant, strict=True)
         ]
         kind = "hardest" if name in hardest[:HARDEST] else "drawn"
         precision = precisions[number] if precisions else None
@@ -91,12 +93,13 @@ def _choose(ids: Sequence[str], hardest: Sequence[str]) -> Int64[np.ndarray, " q
 
 
 def _average_precisions(
-    query: CodeSet, database: CodeSet, rows: Int64[np.ndarray, " q"], own: Int64[np.ndarray, " q"]
+    query: CodeSet, database: CodeSet, rows: Int64[np.ndarray, " q"], own: Int64[np.ndarray, " q"], similar: str
 ) -> list[float]:
     """Compute the average precision of each of these queries; an empty list if there are no labels."""
     if query.labels.shape[1] == 0:
         return []
-    sides = (query.packed[rows], database.packed, query.bits, query.labels[rows], database.labels)
+    labels = similarity.as_shared(query.labels[rows], database.labels, similar)
+    sides = (query.packed[rows], database.packed, query.bits, *labels)
     shared = np.concatenate([part.shared for part in ranking.count(*sides, exclude=own)])
     return metrics.average_precision(metrics.Histograms.of_shared(shared)).tolist()
 

@@ -20,6 +20,7 @@ _ALLOWED = {
     "dataset.source": (
         "deephash_cli.data.cifar10.cifar10", "deephash_cli.data.csv_table.csv_table",
         "deephash_cli.data.fashion_mnist.fashion_mini", "deephash_cli.data.fashion_mnist.fashion_mnist",
+        "deephash_cli.data.fashion_mosaic.fashion_mosaic",
         "deephash_cli.data.image_folder.folder_of_images", "deephash_cli.data.image_folder.image_folder",
         "deephash_cli.data.image_list.image_list", "deephash_cli.data.vectors.vectors",
     ),

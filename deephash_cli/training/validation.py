@@ -9,7 +9,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from deephash_cli import processes
 from deephash_cli.data.loaders import Batch
 from deephash_cli.methods.base import Hasher
-from deephash_cli.retrieval import metrics, ranking
+from deephash_cli.retrieval import metrics, ranking, similarity
 from deephash_cli.training import gpu_counts
 
 
@@ -17,10 +17,14 @@ class Validation(Callback):
     """Log ``validation/map``, the tie-aware mAP of the held-out queries in the training set, after each validation.
 
     The first validation loader has the queries, the second the training set.
+
+    Args:
+        similar: What makes an image relevant to a query, a key of ``similarity.SIMILAR``.
     """
 
-    def __init__(self):
+    def __init__(self, similar: str):
         super().__init__()
+        self._similar = similar
         self._sides: tuple[list[tuple[np.ndarray, np.ndarray]], ...] = ([], [])
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -47,8 +51,9 @@ class Validation(Callback):
         self._sides = ([], [])
         value = 0.0
         if processes.rank() == 0:
-            sides = (queries, database, pl_module.network.bits, query_labels, labels)
-            if pl_module.device.type == "cuda":
+            labels = similarity.as_shared(query_labels, labels, self._similar)
+            sides = (queries, database, pl_module.network.bits, *labels)
+            if pl_module.device.type == "cuda" and labels[0].ndim == 2:
                 shared = gpu_counts.count(*sides, device=pl_module.device)
             else:
                 shared = np.concatenate([part.shared for part in ranking.count(*sides)])

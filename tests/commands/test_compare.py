@@ -12,6 +12,7 @@ from synthetic import backbone, write_run
 
 from deephash_cli import runs
 from deephash_cli.console import console
+from deephash_cli.retrieval import similarity
 from deephash_cli.runs import results
 
 
@@ -98,7 +99,8 @@ def test_a_setting_that_only_some_have_is_named_where_it_is():
 
 def test_runs_with_and_without_continuous_codes_share_a_table(deephash):
     """Runs of earlier versions have no policy of the asymmetric distance; their other numbers are the same ones."""
-    rules = {"ties": "exact", "asymmetric": "by inner product", "ceiling": "by cosine"}
+    rules = {"ties": "exact", "asymmetric": "by inner product", "ceiling": "by cosine", "wap": "by ACG"}
+    rules["similar"] = similarity.SIMILAR["one"]
     more = {"map_asymmetric": 0.75, "ceiling": {"map_outputs": 0.875, "lost_by_binarizing": 0.375, "queries": 9}}
     write_run("runs/old")
     write_run("runs/new", method="dsdh", metrics={"policies": rules, **more})
@@ -117,6 +119,7 @@ def test_runs_with_and_without_continuous_codes_share_a_table(deephash):
         {"split": "b" * 64},
         {"metrics": {"dataset": "tools"}},
         {"metrics": {"policies": {"ties": "by accident"}}},
+        {"metrics": {"policies": {"ties": "exact", "similar": similarity.SIMILAR["all"]}}},
     ],
 )
 def test_what_cannot_be_compared_is_in_another_table(deephash, other):
@@ -125,6 +128,16 @@ def test_what_cannot_be_compared_is_in_another_table(deephash, other):
     result = deephash("compare", "runs")
     assert result.out.count("12 bits") == 2
     assert "2 tables: runs on different splits, or measured by different rules, cannot be compared" in result.out
+
+
+def test_a_table_says_if_all_labels_must_agree(deephash):
+    write_run("runs/a")
+    write_run("runs/b", seed=1, metrics={"policies": {"ties": "exact", "similar": similarity.SIMILAR["all"]}})
+    assert deephash("compare", "runs").out.count("database items, all labels must agree") == 1
+    rows = read_csv(deephash("compare", "runs", "--format", "csv").out)
+    assert sorted(row["similar"] for row in rows) == ["all", "one"]
+    assert deephash("report", "runs", "-o", "it.html").code == 0
+    assert "Measured by different rules than another section of this split: similar." in Path("it.html").read_text()
 
 
 def test_what_is_left_out_is_named_with_its_reason(deephash):

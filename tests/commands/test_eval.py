@@ -16,7 +16,7 @@ from conftest import QUICK, write_photos
 from deephash_cli import runs
 from deephash_cli.cli import main as cli
 from deephash_cli.files import read_sealed
-from deephash_cli.retrieval import ceiling
+from deephash_cli.retrieval import ceiling, similarity
 from deephash_cli.retrieval.codes import CodeSet, pack, unpack
 from deephash_cli.retrieval.codes_folder import load_codes, save_codes
 
@@ -196,19 +196,7 @@ def test_codes_of_unknown_origin_are_refused_in_one_sentence(deephash, tmp_path)
 ])  # fmt: skip
 def test_what_becomes_of_queries_without_a_relevant_item(deephash, tmp_path, kept, typed, left_out):
     """The command decides, otherwise the manifest; a manifest from before this setting existed does not have it."""
-    codes = np.eye(4, 8, dtype=bool)
-    query = CodeSet(pack(codes), 8, np.array([[1, 0], [1, 0], [0, 1], [0, 1]], np.uint8), list("abcd"))
-    database = CodeSet(pack(codes), 8, np.array([[1, 0]] * 4, np.uint8), list("efgh"))
-    facts = {
-        "method": "m",
-        "module": {},
-        "model": "m",
-        "dataset": "d",
-        "split": {"name": "s", "sha256": "0"},
-        "seed": 0,
-    }
-    evaluation = {"ks": [1], "map_at": [], "radius": 2, **({"zero_hits": kept} if kept else {})}
-    save_codes(tmp_path / "codes", query, database, {"provenance": facts, "evaluation": evaluation})
+    write_codes(tmp_path / "codes", [[1, 0], [1, 0], [0, 1], [0, 1]], [[1, 0]] * 4, zero_hits=kept)
     arguments = [f"zero_hits={typed}"] if typed else []
     result = deephash("eval", f"codes={tmp_path / 'codes'}", "output=m.json", *arguments)
     assert result.code == 0, result
@@ -219,11 +207,58 @@ def test_what_becomes_of_queries_without_a_relevant_item(deephash, tmp_path, kep
     assert "source" not in metrics
 
 
+@pytest.mark.parametrize(("kept", "typed", "must_agree"), [
+    (None, None, False), ("one", None, False), ("all", None, True), (None, "all", True), ("all", "one", False),
+])  # fmt: skip
+def test_what_counts_as_similar(deephash, tmp_path, kept, typed, must_agree):
+    """The command decides, otherwise the manifest; a manifest from before this setting existed does not have it."""
+    write_codes(tmp_path / "codes", [[1, 1], [1, 0], [0, 1], [0, 1]], [[1, 1], [1, 1], [1, 1], [0, 1]], similar=kept)
+    arguments = [f"similar={typed}"] if typed else []
+    result = deephash("eval", f"codes={tmp_path / 'codes'}", "output=m.json", "per_class=true", *arguments)
+    assert result.code == 0, result
+    metrics = json.loads(Path("m.json").read_text())
+    assert metrics["queries_without_relevant"] == int(must_agree)
+    assert metrics["policies"]["similar"] == similarity.SIMILAR["all" if must_agree else "one"]
+    # The item in the row of a query has its code, and the other three are at distance 2.
+    three = (1 + ((1 + 1) + (1 + 3 / 4) + (2 / 3 + 3 / 4)) / 3) / 3  # the nearest item and two of three are relevant
+    last = (1 / 2 + 1 / 3 + 1 / 4) / 3  # one of the three is relevant
+    by_rows = [three, 0, last, 1] if must_agree else [1, three, 1, 1]
+    assert metrics["map"] == pytest.approx(np.mean(by_rows))
+    lines = re.findall(r"│ (cat|dog) +│ +(\d) │ ([01]\.\d{4}) │", result.out)
+    classes = {"cat": by_rows[:2], "dog": [by_rows[0], *by_rows[2:]]}
+    expected = {name: (str(len(values)), f"{np.mean(values):.4f}") for name, values in classes.items()}
+    assert {name: (count, value) for name, count, value in lines} == expected
+    assert [float(value) for *_, value in lines] == sorted((float(value) for *_, value in lines), reverse=True)
+    assert "mAP of each class: a query counts for each of its labels" in result.out
+
+
+def write_codes(folder, query_labels, database_labels, **evaluation):
+    """A codes folder of four queries, each with the code of one of four items. Settings that are None are left out."""
+    sides = [
+        CodeSet(pack(np.eye(4, 8, dtype=bool)), 8, np.array(labels, np.uint8), list(names))
+        for labels, names in ((query_labels, "abcd"), (database_labels, "efgh"))
+    ]
+    facts = {
+        "method": "m",
+        "module": {},
+        "model": "m",
+        "dataset": "d",
+        "split": {"name": "s", "sha256": "0"},
+        "seed": 0,
+        "class_names": ["cat", "dog"],
+    }
+    evaluation = {name: value for name, value in evaluation.items() if value is not None}
+    evaluation = {"ks": [1], "map_at": [], "radius": 2, **evaluation}
+    save_codes(folder, *sides, {"provenance": facts, "evaluation": evaluation})
+
+
 @pytest.mark.parametrize(
     "change",
     [
         {"zero_hits": "ignore"},
         {"zero_hits": []},
+        {"similar": "some"},
+        {"similar": {}},
         {"ks": 5},
         {"ks": [0]},
         {"ks": [10**30]},

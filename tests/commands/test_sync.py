@@ -236,7 +236,7 @@ def test_tables_and_charts_have_what_the_metrics_have(logged):
     at_k = table(logged, "at_k_table")
     assert [str(row[0]) for row in at_k["data"]] == list(metrics["precision_at_k"])
     distances = table(logged, "distances_table")["data"]
-    for kind, key in (("relevant", "share a label"), ("other", "share no label")):
+    for kind, key in (("relevant", "similar"), ("other", "others")):
         assert [row[2] for row in distances if row[1] == key] == metrics["distances"][kind]
     assert [row[1] for row in table(logged, "bit_balance_table")["data"]] == metrics["bit_balance"]["ones"]
     row = dict(zip(*(lambda content: (content["columns"], content["data"][0]))(table(logged, "results")), strict=True))

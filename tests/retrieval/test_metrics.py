@@ -67,6 +67,11 @@ def slow_acg(ranking, k):
     return sum(ranking[:k]) / k
 
 
+def slow_wap(ranking, r):
+    terms = [slow_acg(ranking, rank) for rank, grade in enumerate(ranking[:r], start=1) if grade > 0]
+    return sum(terms) / len(terms) if terms else 0.0
+
+
 # Databases of one query: for each distance, the grades of the items there.
 
 
@@ -135,6 +140,9 @@ def test_against_every_order(case):
     for r, denominator in itertools.product(ks, DENOMINATORS):
         value = expected(lambda order, r=r, d=denominator: slow_ap_at(order, r, d), orders)
         assert metrics.average_precision_at(h, r, denominator)[0] == pytest.approx(value, **EXACT), (r, denominator)
+    by_loops = [expected(lambda order, r=r: slow_wap(order, r), orders) for r in ks]
+    assert [metrics.wap_at(shared, r)[0] for r in ks] == pytest.approx(by_loops, **EXACT)
+    assert metrics.wap(shared)[0] == pytest.approx(by_loops[-1], **EXACT)
 
     for radius in range(len(groups) + 2):
         inside = sum(map(len, groups[: radius + 1]))
@@ -181,7 +189,12 @@ OF_HISTOGRAMS = {
     "average_precision_within": partial(metrics.average_precision_within, radius=20),
     "empty_ball": partial(metrics.empty_ball, radius=2),
 }
-OF_SHARED = {"ndcg_at": partial(metrics.ndcg_at, ks=KS), "acg_at": partial(metrics.acg_at, ks=KS)}
+OF_SHARED = {
+    "ndcg_at": partial(metrics.ndcg_at, ks=KS),
+    "acg_at": partial(metrics.acg_at, ks=KS),
+    "wap": metrics.wap,
+    **{f"wap_at {r}": partial(metrics.wap_at, r=r) for r in (3, 1000, 50_000)},
+}
 EVERY_METRIC = {  # each as a function of the histogram of shared labels
     **{
         name: lambda shared, metric=metric: metric(Histograms.of_shared(shared))
@@ -355,6 +368,14 @@ def test_rank_beyond_the_database():
         assert metrics.acg_at(shared, [k])[0, 0] == pytest.approx(4 / k, rel=1e-15)
 
 
+def test_with_one_label_each_weighted_average_precision_is_average_precision():
+    shared = many_queries(grades=2)
+    h = Histograms.of_shared(shared)
+    np.testing.assert_array_equal(metrics.wap(shared), metrics.average_precision(h))
+    for r in (1, 1000):
+        np.testing.assert_array_equal(metrics.wap_at(shared, r), metrics.average_precision_at(h, r))
+
+
 def test_shared_labels_count_as_relevance():
     h = Histograms.of_shared(np.array([[[4, 1, 2], [0, 0, 0], [3, 0, 0]]]))
     assert h.total.tolist() == [[7, 0, 3]]
@@ -501,12 +522,12 @@ def test_bounds_enclose_the_expectation(groups):
 
 @given(st.lists(st.lists(st.integers(0, 300), min_size=4, max_size=4), min_size=1, max_size=49))
 @settings(deadline=None)
-def test_every_metric_lies_between_zero_and_one(grades):
+def test_every_metric_lies_between_zero_and_the_most_that_an_item_is_worth(grades):
     shared = np.array([grades])
     for name, metric in EVERY_METRIC.items():
         values = metric(shared)
         assert (values >= 0).all(), name
-        assert (values <= (3 if name == "acg_at" else 1) + 1e-12).all(), name
+        assert (values <= (3 if name.startswith(("acg", "wap")) else 1) + 1e-12).all(), name
 
 
 @given(SIDES, st.booleans())

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from deephash_cli.cli import limits
 from deephash_cli.errors import ArtifactError, ConfigError, DataError
-from deephash_cli.retrieval import asymmetric, ranking, scoring
+from deephash_cli.retrieval import asymmetric, ranking, scoring, similarity
 from deephash_cli.retrieval.codes import CodeSet, pack
 from deephash_cli.retrieval.codes_folder import load_codes, save_codes
 from deephash_cli.retrieval.kernels import vectorized
@@ -64,6 +64,9 @@ def test_keys_and_types():
         "map_best",
         "map_worst",
         *(f"map_at_{r}{kind}" for r in (5, 20) for kind in ("", "_stable", "_min", "_relevant")),
+        "wap",
+        "wap_at_5",
+        "wap_at_20",
         "map_within_2",
         "precision_within_2",
         "recall_within_2",
@@ -243,6 +246,43 @@ def test_values_against_loops(multi):
     assert result["map_worst"] <= result["map_stable"] <= result["map_best"]
 
 
+def test_what_is_similar_decides_everything_but_the_graded_numbers():
+    """With one class for each set of labels, an item shares it exactly if its labels are the same."""
+    query, database = sides(q=12, multi=True, classes=3)
+    query.labels[3] = database.labels[5] = 0  # no label is not a set of labels that could be the same
+    query, database = with_u(query), with_u(database, 1)
+    sets = []
+    for side in (query, database):
+        numbers = side.labels @ np.array([1, 2, 4])
+        sets.append(CodeSet(side.packed, side.bits, np.where(numbers, numbers, -1), side.ids, side.u))
+    one, every, expected = (
+        evaluate(query, database, **OPTIONS),
+        evaluate(query, database, **OPTIONS, similar="all"),
+        evaluate(*sets, **OPTIONS),
+    )
+    graded = ("wap", "wap_at_5", "wap_at_20", "ndcg_at_k", "acg_at_k")
+    assert [every[name] for name in graded] == [one[name] for name in graded] != [expected[name] for name in graded]
+    assert every["policies"] == {**expected["policies"], "similar": similarity.SIMILAR["all"]}
+    per_class = every["per_class"]
+    assert per_class["queries"] == query.labels.sum(axis=0).tolist()
+    for column in range(3):
+        (rows,) = np.nonzero(query.labels[:, column])
+        alone = [evaluate(reordered(sets[0], [row]), sets[1], **OPTIONS)["map"] for row in rows]
+        assert per_class["map"][column] == pytest.approx(np.mean(alone), rel=1e-12)
+    own = (*graded, "policies", "per_class")
+    assert {name: value for name, value in every.items() if name not in own} == {
+        name: value for name, value in expected.items() if name not in own
+    }
+    assert every["map"] < one["map"]
+
+
+def test_with_one_label_each_there_is_one_kind_of_similar():
+    query, database = sides()
+    one, every = (evaluate(query, database, **OPTIONS, similar=similar) for similar in similarity.SIMILAR)
+    assert {**one, "policies": {}} == {**every, "policies": {}}
+    assert (one["wap"], one["wap_at_5"]) == (one["map"], one["map_at_5"])
+
+
 def test_map_is_the_mean_of_map_stable_over_shuffles():
     query, database = sides(bits=3)
     rng = np.random.default_rng(0)
@@ -382,6 +422,7 @@ def test_nothing_asked_beyond_the_basics():
 
 def test_the_command_line_knows_the_same_words():
     assert limits.WORDS["zero_hits"] == limits.WORDS["metrics.zero_hits"] == tuple(scoring.ZERO_HITS)
+    assert limits.WORDS["similar"] == limits.WORDS["metrics.similar"] == tuple(similarity.SIMILAR)
 
 
 def test_refusals():
@@ -391,6 +432,7 @@ def test_refusals():
         ({"map_at": [-1]}, "the R of map_at must be between 1 and the database size 40, got -1"),
         ({"radius": -1}, "radius must be between 0 and the code length 12, got -1"),
         ({"zero_hits": "drop"}, "zero_hits must be zero or skip, got drop"),
+        ({"similar": "some"}, "similar must be one or all, got some"),
     ):
         with pytest.raises(ConfigError, match=message):
             evaluate(query, database, **{**OPTIONS, **options})

@@ -383,6 +383,9 @@ def test_a_fingerprint_does_not_depend_on_the_order_but_on_the_version(monkeypat
 def test_settings_that_later_versions_added_leave_the_fingerprints_of_earlier_runs_as_they_were():
     added = {"trial": None, "bad_images": "stop", "fit_rows": 500_000, "nested": []}
     assert runs.fingerprint({**SETTINGS, **added}) == runs.fingerprint(SETTINGS)
+    strict = changed("metrics.similar", "all")
+    assert runs.fingerprint(changed("metrics.similar", "one")) == runs.fingerprint(SETTINGS) != runs.fingerprint(strict)
+    assert runs.forbidden_changes(SETTINGS, strict)  # it chooses the best epoch
     assert runs.forbidden_changes(SETTINGS, {**SETTINGS, **added}) == []
     assert runs.fingerprint({**SETTINGS, **added, "trial": 300}) != runs.fingerprint(SETTINGS)
 

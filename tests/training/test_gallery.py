@@ -6,7 +6,7 @@ from PIL import Image
 
 from deephash_cli.data.dataset import ImageArray, ImageFiles, RetrievalDataset, Vectors
 from deephash_cli.files import read_json
-from deephash_cli.retrieval import metrics, ranking
+from deephash_cli.retrieval import metrics, ranking, scoring
 from deephash_cli.retrieval.codes import CodeSet, pack, unpack
 from deephash_cli.retrieval.codes_folder import save_codes
 from deephash_cli.training import gallery
@@ -31,13 +31,13 @@ def images():
     return ImageArray(np.broadcast_to((np.arange(N) * 5).astype(np.uint8)[:, None, None, None], (N, 3, 20, 16)))
 
 
-def write(folder, dataset, query, database, hardest=(), bits=8):
+def write(folder, dataset, query, database, hardest=(), bits=8, **evaluation):
     codes = np.random.default_rng(0).random((N, bits)) < 0.5
     sides = [
         CodeSet(pack(codes[rows]), bits, dataset.labels[rows], [dataset.ids[row] for row in rows])
         for rows in (np.array(query), np.array(database))
     ]
-    save_codes(folder / "codes", *sides, {})
+    save_codes(folder / "codes", *sides, {"evaluation": evaluation})
     gallery.write(folder, dataset, hardest)
     return sides
 
@@ -74,6 +74,19 @@ def test_results_are_the_nearest_and_the_pictures_are_theirs(tmp_path, images, l
         assert entry["average_precision"] == expected
         centres = picture[number * 16 + 8, 8::16, 0]
         assert centres == pytest.approx(5 * np.array([row, *(20 + order)]), abs=6)  # WebP changes colours slightly
+
+
+def test_all_labels_must_agree_if_the_codes_are_evaluated_so(tmp_path, images, labels):
+    dataset = dataset_of(images, labels)
+    query, database = write(tmp_path, dataset, range(20), range(20, N), similar="all")
+    result = scoring.evaluate(query, database, ks=[], map_at=[], radius=2, similar="all")
+    hardest = {entry["query"]: entry["average_precision"] for entry in result["hardest_queries"]}
+    shown = read_json(tmp_path / "retrieval.json")["queries"]
+    assert hardest.keys() & {entry["id"] for entry in shown}
+    for entry in shown:
+        assert entry["average_precision"] == hardest.get(entry["id"], entry["average_precision"])
+        for result in entry["results"]:
+            assert result["relevant"] == (result["labels"] == entry["labels"] != [])
 
 
 def test_a_query_that_is_in_the_database_does_not_find_itself(tmp_path, images, labels):

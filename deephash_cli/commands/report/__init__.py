@@ -238,7 +238,9 @@ def _versions(found: Sequence[Result]) -> dict[str, list[str]]:
 def _otherwise(section: Section, others: Sequence[Section]) -> list[str]:
     """Return the evaluation rules that distinguish a section from others of the same data set and split."""
     rules = [
-        other.rows[0].results[0].metrics["policies"] for other in (section, *others) if other.title == section.title
+        other.rows[0].results[0].rules
+        for other in (section, *others)
+        if (other.dataset, other.split["sha256"]) == (section.dataset, section.split["sha256"])
     ]
     return sorted(
         name for name in set().union(*rules) if any(rule.get(name) != rules[0].get(name) for rule in rules[1:])

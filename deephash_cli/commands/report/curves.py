@@ -11,6 +11,7 @@ from typing import Any
 from deephash_cli import runs
 from deephash_cli.console import warn
 from deephash_cli.errors import ArtifactError, first_line
+from deephash_cli.retrieval.codes import is_count
 from deephash_cli.retrieval.scoring import is_number
 from deephash_cli.runs import records, results
 from deephash_cli.runs.results import Result, Section
@@ -71,6 +72,16 @@ def class_names(section: Section) -> list[str]:
         if isinstance(names, list) and all(map(records.is_name, names)):
             return names[:CLASSES]
     return []
+
+
+def class_queries(section: Section, width: int) -> list[int] | None:
+    """Return the number of queries of each of ``width`` classes, from the first run that has them; None if none has."""
+    for result in (result for row in section.rows for result in row.results):
+        table = result.metrics.get("per_class")
+        queries = table.get("queries") if isinstance(table, dict) else None
+        if isinstance(queries, list) and len(queries) == width and all(map(is_count, queries)):
+            return queries
+    return None
 
 
 def numbers(value: Any) -> list[float] | None:
@@ -146,7 +157,7 @@ def _pair(tables: Sequence[Any]) -> list[list[float]] | None:
 
 
 def _distances(members: Sequence[Result]) -> list[list[float]] | None:
-    """Return the share of pairs at each distance, for pairs that share a label and for the others, or None."""
+    """Return the share of pairs at each distance, for similar pairs and for the others, or None."""
     shares = []
     for side in ("relevant", "other"):
         counts = [found for result in members if (found := _inside(result, "distances", side)) and sum(found) > 0]

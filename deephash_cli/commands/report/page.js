@@ -256,7 +256,7 @@
       if (name === "distances") {
         const group = here.find((group) => group.row === Number(this.row.value) && group.distances);
         const labels = group ? group.distances[0].map((_, distance) => distance) : [];
-        const sides = [["pairs that share a label", "s0"], ["other pairs", "s1"]];
+        const sides = [["similar pairs", "s0"], ["other pairs", "s1"]];
         const datasets = group ? sides.map(([label, hue], side) => ({
           label, data: group.distances[side], backgroundColor: colour(hue) + (side ? "66" : "bb"), borderColor: colour(hue),
           borderWidth: side ? 1.5 : 0, categoryPercentage: 1, barPercentage: 1, grouped: false,

@@ -1,5 +1,6 @@
 """The tables of a report: the contents of their lines and cells."""
 
+import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,7 +145,7 @@ def _lines(section: Section) -> Iterator[tuple[Row, int, Sequence[Result]]]:
 
 
 def of_classes(section: Section) -> Table:
-    """Return the table of the mean AP of each class; runs with many classes are omitted."""
+    """Return the table of the mean AP of each class, the highest first; runs with many classes are omitted."""
     found = [(row, bits, curves.classes(members) or []) for row, bits, members in _lines(section)]
     width = max((len(values) for *_, values in found if len(values) <= _CLASSES), default=0)
     lines = [
@@ -153,4 +154,10 @@ def of_classes(section: Section) -> Table:
         if 0 < len(values) <= width
     ]
     names = curves.class_names(section)
-    return Table([*names[:width], *(f"class {number}" for number in range(len(names), width))], lines)
+    names = [*names[:width], *(f"class {number}" for number in range(len(names), width))]
+    queries = curves.class_queries(section, width)
+    headings = [f"{name} ({count})" for name, count in zip(names, queries, strict=True)] if queries else names
+    columns = [[cell.mean for cell in column if cell] for column in zip(*(cells for *_, cells in lines), strict=True)]
+    order = sorted(range(width), key=lambda at: -statistics.fmean(columns[at] or [0.0]))
+    ordered = [(row, bits, [cells[at] for at in order]) for row, bits, cells in lines]
+    return Table([headings[at] for at in order], ordered)

@@ -115,7 +115,7 @@ def test_every_example_in_the_help_is_a_command_that_is_understood():
             assert arguments.parse(verb, rest)
             continue
         parsed = launch.parse_options(verb, rest)
-        overrides, _ = launch.take_dataset(verb, [text for text in parsed.overrides if "<" not in text], None)
+        overrides, _ = launch.take_datasets(verb, [text for text in parsed.overrides if "<" not in text], None)
         checking.check(verb, overrides, None, multirun=bool(parsed.multirun))
 
 

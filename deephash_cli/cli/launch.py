@@ -77,11 +77,11 @@ def take_datasets(verb: str, overrides: list[str], config_dir: str | None) -> tu
         overrides = name_words(overrides, config_dir)
     chosen = [text for text in overrides if text.startswith(("dataset=", "dataset."))]
     rest = [text for text in overrides if text not in chosen]
+    if verb == "data" and chosen and not any(text.startswith("dataset=") for text in chosen):
+        raise ConfigError(f"{chosen[0].partition('=')[0]} is a setting of a data set: name the data set before it")
     node = check("train", chosen, config_dir, multirun=False).dataset if chosen else None
     if verb == "encode":
         return rest, [node.source] if node is not None else []
-    if chosen and not any(text.startswith("dataset=") for text in chosen):
-        raise ConfigError(f"{chosen[0].partition('=')[0]}= is a setting of a data set: name it, as in deephash train")
     known = dataset_names(config_dir)
     others = [text for text in rest if text.removeprefix("against=") in known and text.startswith("against=")]
     against = check("train", [f"dataset={others[-1].removeprefix('against=')}"], config_dir, False) if others else None

@@ -15,8 +15,14 @@ ROLES = ("query", "train", "database")
 NEAR = 2  # largest Hamming distance of two difference hashes of 64 bits that count as near
 _SHOWN = 5  # examples of a finding
 _SENTENCES = 100  # sentences of readers that are listed
-_WORDS = {"query": "queries", "train": "training images", "database": "images of the database"}
-_ONE = {"query": "query", "train": "training image", "database": "image of the database"}
+_WORDS = {
+    "query": ("query", "queries"),
+    "train": ("training image", "training images"),
+    "database": ("image of the database", "images of the database"),
+    "image": ("image", "images"),
+    "content": ("content", "contents"),
+    "class": ("class", "classes"),
+}
 _LABELLED = ("query", "train")  # parts in which an image without a label is a fault
 
 Grade = Literal["fault", "fact"]
@@ -105,7 +111,7 @@ def examine(found: Division, prints: Fingerprints | None) -> dict[str, Any]:
     for sentence in found.faults[:_SENTENCES]:
         findings.add("fault", "reading", 1, sentence)
     unlisted = len(found.faults) - _SENTENCES
-    findings.add("fault", "reading", max(0, unlisted), f"more sentences of this kind: {unlisted}")
+    findings.add("fault", "reading", max(0, unlisted), f"{unlisted} more sentences of this kind")
     described = {
         "audit": found.title,
         "split": dict(found.split),
@@ -117,12 +123,14 @@ def examine(found: Division, prints: Fingerprints | None) -> dict[str, Any]:
         "per_class": _per_class(found),
     }
     _look_at_labels(found, described["parts"], findings)
-    findings.add("fact", "unused", described["unused"], f"images in no part: {described['unused']}")
+    findings.add(
+        "fact", "unused", described["unused"], f"{_some(described['unused'], 'image', 'is', 'are')} in no part"
+    )
     if prints is not None:
         for position, reason in prints.unreadable[:_SHOWN]:
             findings.add("fault", "unreadable", 1, f"image {found.ids[int(prints.rows[position])]} {reason}")
         more = len(prints.unreadable) - _SHOWN
-        findings.add("fault", "unreadable", max(0, more), f"more images that cannot be read: {more}")
+        findings.add("fault", "unreadable", max(0, more), f"{more} more of the images cannot be read")
         described["duplicates"] = _duplicates(found, prints, findings)
         if prints.hashes is not None:
             described["near_duplicates"] = _near_duplicates(found, prints, findings)
@@ -155,9 +163,9 @@ def _part(found: Division, role: str) -> dict[str, Any]:
     return described
 
 
-def _some(count: int, role: str, one: str, many: str) -> str:
+def _some(count: int, what: str, one: str, many: str) -> str:
     """Return the start of a sentence about some images of a part, up to its verb, such as "1 query has"."""
-    return f"{count} {_ONE[role]} {one}" if count == 1 else f"{count} {_WORDS[role]} {many}"
+    return f"{count} {_WORDS[what][count != 1]} {one if count == 1 else many}"
 
 
 def _class_name(found: Division, column: int) -> str:
@@ -182,7 +190,7 @@ def _overlap(found: Division, findings: _Findings) -> dict[str, int]:
         name = f"{one}_in_{other}"
         counts[name] = len(both)
         grade: Grade = "fault" if name == "query_in_train" else "fact"
-        text = f"{_some(len(both), one, 'is', 'are')} also among the {_WORDS[other]}"
+        text = f"{_some(len(both), one, 'is', 'are')} also among the {_WORDS[other][1]}"
         findings.add(grade, name, len(both), text, both if name != "train_in_database" else ())
     return counts
 
@@ -197,7 +205,7 @@ def _look_at_labels(found: Division, parts: Mapping[str, Any], findings: _Findin
         findings.add(grade, f"{role}_without_label", count, f"{_some(count, role, 'has', 'have')} no label", bare)
         sizes = found.labels[rows].sum(axis=0, dtype=np.int64)
         empty = [_class_name(found, int(column)) for column in np.flatnonzero(sizes == 0)]
-        text = f"classes without {_WORDS[role]}: {len(empty)}"
+        text = f"{_some(len(empty), 'class', 'has', 'have')} no {_WORDS[role][1]}"
         findings.add("fact", f"classes_without_{role}", len(empty), text, examples=empty[:_SHOWN])
 
 
@@ -211,7 +219,7 @@ def _duplicates(found: Division, prints: Fingerprints, findings: _Findings) -> d
         "repeated": int(len(rows) - len(sizes)),
         "within": {role: int(own.sum() - len(np.unique(groups[own]))) for role, own in member.items()},
     }
-    text = f"images that repeat the content of another one: {described['repeated']}"
+    text = f"{_some(described['repeated'], 'image', 'repeats', 'repeat')} the content of another one"
     order = np.argsort(groups, kind="stable")
     repeats = order[1:][groups[order][1:] == groups[order][:-1]]
     findings.add("fact", "duplicates", described["repeated"], text, examples=_pairs(found, prints, repeats, groups))
@@ -222,13 +230,13 @@ def _duplicates(found: Division, prints: Fingerprints, findings: _Findings) -> d
         both = np.flatnonzero(member[one] & (there > 0))
         described[f"{one}_{other}"] = len(both)
         grade: Grade = "fault" if one == "query" else "fact"
-        text = f"{_some(len(both), one, 'has', 'have')} the content of another one among the {_WORDS[other]}"
+        text = f"{_some(len(both), one, 'has', 'have')} the content of another one among the {_WORDS[other][1]}"
         findings.add(grade, f"duplicates_{one}_{other}", len(both), text, rows[both])
     described["conflicts"] = 0
     if found.labels is not None and found.labels.shape[1]:
         conflicts = _conflicts(groups, found.labels[rows])
         described["conflicts"] = len(conflicts)
-        text = f"contents that occur with different labels: {len(conflicts)}"
+        text = f"{_some(len(conflicts), 'content', 'occurs', 'occur')} with different labels"
         first = order[np.searchsorted(groups[order], conflicts)]
         findings.add("fault", "conflicting_labels", len(conflicts), text, rows[first])
     return described
@@ -270,8 +278,8 @@ def _near_duplicates(found: Division, prints: Fingerprints, findings: _Findings)
         for role in queries:
             queries[role] += bool(member["query"][position] and member[role][others].any())
     text = (
-        f"images that look like another one: {images} (pairs with difference hashes of {HASH_BITS} bits at a Hamming "
-        f"distance of at most {NEAR}: {pairs})"
+        f"{_some(images, 'image', 'looks', 'look')} like another one: the difference hashes of {pairs} pairs have a "
+        f"Hamming distance of at most {NEAR} of {HASH_BITS} bits"
     )
     findings.add("fact", "near_duplicates", images, text, examples=examples)
     for role, count in queries.items():
@@ -279,7 +287,7 @@ def _near_duplicates(found: Division, prints: Fingerprints, findings: _Findings)
             "fact",
             f"near_query_{role}",
             count,
-            f"{_some(count, 'query', 'looks', 'look')} like one of the {_WORDS[role]}",
+            f"{_some(count, 'query', 'looks', 'look')} like one of the {_WORDS[role][1]}",
         )
     return {
         "hash": f"difference hash of {HASH_BITS} bits, Hamming distance of at most {NEAR}",
@@ -304,19 +312,23 @@ def _codes(found: Division, findings: _Findings) -> dict[str, int]:
 def differences(first: Division, second: Division) -> dict[str, Any]:
     """Say how two divisions differ, as a dictionary that can be written as JSON. Rows are told apart by their ids.
 
+    Only the parts that both have are compared: codes, for instance, have no training set.
+
     Returns:
-        ``same_digest``; ``only_in_first`` and ``only_in_second``, the number of ids that the other does not have in
-        any part; ``parts`` with these two numbers and the common one for each part; ``moved``, the number of ids that
-        both have, in other parts; ``different_labels``, the number of ids with other labels, None if they cannot be
-        compared, with the reason in ``labels``; and ``examples`` of each.
+        ``same_digest``: whether their digests are equal, None if one is not known. ``only_in_first`` and
+        ``only_in_second``: the number of ids that the other does not have in any of these parts. ``parts``: these two
+        numbers and the common one for each part. ``moved``: the number of ids that both have, in other parts.
+        ``different_labels``: the number of ids with other labels; None if labels cannot be compared. ``labels``: how
+        they were compared, or why not. ``examples``: some ids of each kind.
     """
-    places = [_places(division) for division in (first, second)]
+    roles = [role for role in ROLES if role in first.parts and role in second.parts]
+    places = [_places(division, roles) for division in (first, second)]
     both = places[0].keys() & places[1].keys()
     only = [sorted(place.keys() - both) for place in places]
     moved = sorted(name for name in both if places[0][name][1] != places[1][name][1])
     parts = {}
-    for role in [role for role in ROLES if role in first.parts or role in second.parts]:
-        own = [{name for name, (_, roles) in place.items() if role in roles} for place in places]
+    for role in roles:
+        own = [{name for name, (_, member_of) in place.items() if role in member_of} for place in places]
         parts[role] = {
             "common": len(own[0] & own[1]),
             "only_in_first": len(own[0] - own[1]),
@@ -345,12 +357,12 @@ def differences(first: Division, second: Division) -> dict[str, Any]:
     }
 
 
-def _places(division: Division) -> dict[str, tuple[int, tuple[str, ...]]]:
-    """Return the row of each id that is in a part, and the parts that it is in."""
-    member = {role: division.members(role) for role in ROLES}
+def _places(division: Division, roles: Sequence[str]) -> dict[str, tuple[int, tuple[str, ...]]]:
+    """Return the row of each id that is in one of some parts, and those of them that it is in."""
+    member = {role: division.members(role) for role in roles}
+    rows = np.flatnonzero(np.any([*member.values()], axis=0))
     return {
-        composed(division.ids[int(row)]): (int(row), tuple(role for role in ROLES if member[role][row]))
-        for row in division.used
+        composed(division.ids[row]): (row, tuple(role for role in roles if member[role][row])) for row in rows.tolist()
     }
 
 

@@ -167,6 +167,8 @@ def test_help_into_a_pipe_that_closes_ends_quietly():
         ("deephash ev", "eval"),
         ("deephash x", ""),
         ("deephash methods it", "itq"),
+        ("deephash data a", "audit"),
+        ("deephash data audit fashion_mi", "fashion_mini"),
     ],
 )
 def test_completion_of_verbs(deephash, monkeypatch, line, answer):

@@ -14,11 +14,23 @@ from deephash_cli.data.leniency import faults_kept
 from deephash_cli.data.list_files import write_lists
 from deephash_cli.data.protocol import Split, make_split, read_split, save_split, split_of_ids
 from deephash_cli.errors import ConfigError, DataError, short
-from deephash_cli.files import atomic_folder, is_device, write_json
+from deephash_cli.files import atomic_folder, is_device, write_json, write_text
 from deephash_cli.runs.outputs import EXPORTED, seal_exported, settle, settle_folder
 from deephash_cli.training.targets import build
 
 _VERB = "data split"
+_README = """\
+A division of {dataset} ({name}) as list files: on each line an id, and a 0 or 1 for each class.
+
+train.txt      training images
+test.txt       queries
+database.txt   images that are searched
+classes.txt    the names of the columns, one per line
+
+The ids of each part have the SHA-256 {sha256}. To check it, with this folder as <folder>:
+
+    deephash data split {dataset} lists=<folder> sha256={sha256}
+"""
 _LEAST = 12  # digits of a digest, as many as tables show
 
 
@@ -71,6 +83,7 @@ def run(config: DictConfig, dataset: DictConfig | None, against: DictConfig | No
         with atomic_folder(output, replace=config.overwrite) as made:
             write_lists(made, data, split)
             facts = {"verb": _VERB, "dataset": data.name, "split": {**reading.facts_of(split), **split.flags}}
+            write_text(made / "README.txt", _README.format(dataset=data.name, name=split.name, sha256=split.sha256))
             write_json(made / EXPORTED, facts)
             seal_exported(made)
     say(f"split: {config.output}")

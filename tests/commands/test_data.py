@@ -25,8 +25,10 @@ def lists(tmp_path):
     """A folder of list files without a fault, and their images, which are too large to be held in memory."""
     folder = tmp_path / "lists"
     (folder / "im").mkdir(parents=True)
-    for number in range(14):  # of which two are in no list
+    for number in range(14):  # of which two are in no list, as are two copies
         smooth(number).save(folder / "im" / f"{number}.png")
+    for number, copy in enumerate(("copy.png", "copy1.png")):
+        shutil.copy(folder / "im" / f"{number}.png", folder / "im" / copy)
     line = "im/{}.png 1 0 0\n", "im/{}.png 0 1 1\n", "im/{}.png 0 0 1\n"
     for name, numbers in {"train": range(6), "test": range(6, 9), "database": (*range(6), 9, 10, 11)}.items():
         (folder / f"{name}.txt").write_text("".join(line[number % 3].format(number) for number in numbers))
@@ -86,8 +88,6 @@ PLANTED = {
 @pytest.mark.parametrize("planted", PLANTED)
 def test_each_planted_fault_is_found_and_named(deephash, tmp_path, lists, planted):
     (name, line), expected, sentence = PLANTED[planted]
-    for number, name in enumerate(("copy.png", "copy1.png")):
-        shutil.copy(lists / "im" / f"{number}.png", lists / "im" / name)
     with (lists / f"{name}.txt").open("a") as file:
         file.write(line)
     result, _, faults, _ = audited(deephash, tmp_path, str(lists), code=3)
@@ -98,8 +98,6 @@ def test_each_planted_fault_is_found_and_named(deephash, tmp_path, lists, plante
 
 def test_all_planted_faults_are_found_together(deephash, tmp_path, lists):
     """The words of a data set do the same as a folder of lists."""
-    for number, name in enumerate(("copy.png", "copy1.png")):
-        shutil.copy(lists / "im" / f"{number}.png", lists / "im" / name)
     smooth(5).resize((60, 60)).save(lists / "im" / "near.jpg", quality=60)
     for (name, line), *_ in PLANTED.values():
         with (lists / f"{name}.txt").open("a") as file:

@@ -1,6 +1,7 @@
 """What an audit counts, beside counting with loops; and how images are recognized."""
 
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +20,10 @@ def smooth(number, side=64):
     rng = np.random.default_rng(number)
     small = Image.fromarray(rng.integers(0, 256, (5, 6), np.uint8))
     return small.resize((side, side), Image.Resampling.BICUBIC).convert("RGB")
+
+
+def files(folder, *names):
+    return ImageFiles([Path(name) for name in names], folder)
 
 
 def random_division(seed):
@@ -48,10 +53,8 @@ def test_every_count_is_that_of_a_loop(seed):
         assert duplicates[f"{one}_{other}"] == len(inside)
         overlap = {row for row in rows if row in division.parts[one] and row in division.parts[other]}
         assert found["overlap"][f"{one}_in_{other}"] == len(overlap)
-    kinds_of_labels = [
-        {tuple(division.labels[row]) for row in own if division.labels[row].any()} for own in same.values()
-    ]
-    assert duplicates["conflicts"] == sum(len(own) > 1 for own in kinds_of_labels)
+    known = [{tuple(division.labels[row]) for row in own if division.labels[row].any()} for own in same.values()]
+    assert duplicates["conflicts"] == sum(len(own) > 1 for own in known)
     hashes = [difference_hash(Image.fromarray(images.images[row, 0])) for row in range(40)]
     near = [
         (a, b) for a, b in itertools.combinations(rows, 2)
@@ -71,9 +74,8 @@ def test_a_shrunk_and_compressed_image_is_near_and_another_one_is_not(tmp_path):
     for number in range(6):
         smooth(number).save(tmp_path / f"{number}.png")
     smooth(0).resize((50, 50)).save(tmp_path / "near.jpg", quality=60)
-    names = [*(f"{number}.png" for number in range(6)), "near.jpg"]
-    files = ImageFiles(names, tmp_path)
-    prints = fingerprints(files, np.arange(7), near=True)
+    images = files(tmp_path, *(f"{number}.png" for number in range(6)), "near.jpg")
+    prints = fingerprints(images, np.arange(7), near=True)
     assert [others.tolist() for others in prints.near(2)] == [[6], [], [], [], [], [], [0]]
     assert len(np.unique(prints.groups())) == 7
     mirrored = difference_hash(smooth(0).transpose(Image.Transpose.FLIP_LEFT_RIGHT))
@@ -83,10 +85,10 @@ def test_a_shrunk_and_compressed_image_is_near_and_another_one_is_not(tmp_path):
 def test_equal_bytes_equal_pixels_and_equal_vectors_have_one_group(tmp_path):
     for name in ("a.png", "b.png", "c.png"):
         smooth(name == "c.png").save(tmp_path / name)
-    files = fingerprints(ImageFiles(["a.png", "b.png", "c.png"], tmp_path), np.arange(3), near=False)
+    images = fingerprints(files(tmp_path, "a.png", "b.png", "c.png"), np.arange(3), near=False)
     pixels = fingerprints(ImageArray(np.array([[[[1]]], [[[1]]], [[[2]]]], np.uint8)), np.arange(3), near=False)
     vectors = fingerprints(Vectors(np.array([[0.1], [0.1], [0.2]], np.float64)), np.arange(3), near=True)
-    for prints in (files, pixels, vectors):
+    for prints in (images, pixels, vectors):
         assert prints.groups().tolist() in ([0, 0, 1], [1, 1, 0])
         assert prints.hashes is None
 
@@ -94,9 +96,8 @@ def test_equal_bytes_equal_pixels_and_equal_vectors_have_one_group(tmp_path):
 def test_files_that_cannot_be_read_are_named_and_are_no_duplicates(tmp_path):
     (tmp_path / "empty.png").touch()
     (tmp_path / "empty2.png").touch()
-    prints = fingerprints(
-        ImageFiles(["gone.png", "gone2.png", "empty.png", "empty2.png"], tmp_path), np.arange(4), True
-    )
+    images = files(tmp_path, "gone.png", "gone2.png", "empty.png", "empty2.png")
+    prints = fingerprints(images, np.arange(4), near=True)
     assert [position for position, _ in prints.unreadable] == [0, 1, 2, 3]
     assert prints.unreadable[0][1] == "cannot be read: No such file or directory"
     assert len(np.unique(prints.groups())) == 4

@@ -115,7 +115,7 @@ def name_words(words: Sequence[str], config_dir: str | None) -> list[str]:
         raise ConfigError(f"unknown action {action!r}{hint(action, WORDS['action'])}; deephash data has {actions}")
     if len(given) > 1:
         more = "; to compare it with another one, write against=<data set or path>" * (action == "audit")
-        raise ConfigError(f"deephash data {action} takes one data set or path, got {' and '.join(given)}{more}")
+        raise ConfigError(f"{action} takes one data set or path, got {' and '.join(given)}{more}")
     for word in given:
         known = dataset_names(config_dir)
         if word not in known and not _exists(word):

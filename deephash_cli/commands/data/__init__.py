@@ -27,5 +27,5 @@ def run(config: DictConfig, dataset: DictConfig | None = None, against: DictConf
         raise ConfigError("deephash data needs its second word: deephash data audit, or deephash data split")
     for name, action in _OF_ONE.items():
         if config[name] not in (None, False) and action != config.action:
-            raise ConfigError(f"{name}= belongs to deephash data {action}, not to {config.action}: leave it out")
+            raise ConfigError(f"{name}= belongs to the action {action}, not to {config.action}: leave it out")
     _ACTIONS[config.action](config, dataset, against)

@@ -81,7 +81,9 @@ def test_every_command_is_understood(words):
         return
     flags = [word for word in rest if word.startswith("-")]
     normal = [arguments.normalize(word, verb) for word in rest]
-    settings, _ = launch.take_dataset(verb, [word for word in normal if "=" in word and "<" not in word], None)
+    settings, _ = launch.take_datasets(
+        verb, [word for word in normal if ("=" in word or verb == "data") and "<" not in word], None
+    )
     assert set(flags) <= {"-m", "--help", "--cfg", "--check"}
     checking.check(verb, settings, None, multirun="-m" in flags)
 

@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from deephash_cli.choices import group_names
+from deephash_cli.choices import choices, group_names
 from deephash_cli.cli import verbs
-from deephash_cli.cli.limits import PATHS, TEXTS
-from deephash_cli.errors import ConfigError
+from deephash_cli.cli.limits import PATHS, TEXTS, WORDS
+from deephash_cli.errors import ConfigError, hint
 from deephash_cli.hiding import hide
 from deephash_cli.runs.settings import escape, unescape
 
@@ -91,6 +91,46 @@ def normalize(argument: str, verb: str = "train", multirun: bool = False) -> str
         quoted = quote_sweep(name, value) if multirun else quote_text(name, value)
         return argument.removesuffix(value) + quoted
     return quote_bits(argument.lstrip("+") if equals and name in group_names() else argument)
+
+
+def name_words(words: Sequence[str], config_dir: str | None) -> list[str]:
+    """Turn the words behind ``deephash data`` that are no settings into settings.
+
+    The first word is the action. The second one is the name of a data set, or the path of what to look at.
+
+    Args:
+        words: The words behind the verb, already passed through ``normalize``.
+        config_dir: The user's own configuration folder; None if there is none.
+
+    Raises:
+        ConfigError: If there is no such action, data set or path, or there are more than two such words.
+    """
+    plain = [word for word in words if "=" not in word]
+    settings = [word for word in words if "=" in word]
+    if not plain:
+        return settings
+    action, *given = plain
+    if action not in WORDS["action"]:
+        actions = " and ".join(WORDS["action"])
+        raise ConfigError(f"unknown action {action!r}{hint(action, WORDS['action'])}; deephash data has {actions}")
+    if len(given) > 1:
+        more = "; to compare it with another one, write against=<data set or path>" * (action == "audit")
+        raise ConfigError(f"{action} takes one data set or path, got {' and '.join(given)}{more}")
+    for word in given:
+        known = dataset_names(config_dir)
+        if word not in known and not _exists(word):
+            raise ConfigError(
+                f"{word!r} is neither a data set nor a file or folder{hint(word, known)}; the data sets are: "
+                f"{', '.join(known)}"
+            )
+        settings.insert(0, f"dataset={word}" if word in known else f"input={quote_text('input', word)}")
+    return [f"action={action}", *settings]
+
+
+def dataset_names(config_dir: str | None) -> list[str]:
+    """Return the names of the data sets: those of deephash, and those in the user's own configuration folder."""
+    own = [] if config_dir is None else sorted(file.stem for file in (Path(config_dir) / "dataset").glob("*.yaml"))
+    return [*choices("dataset"), *own]
 
 
 def quote_text(key: str, value: str) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 from deephash_cli.choices import CONF_DIR
 from deephash_cli.cli import verbs
-from deephash_cli.cli.arguments import normalize, refuser, value_of
+from deephash_cli.cli.arguments import dataset_names, name_words, normalize, refuser, value_of
 from deephash_cli.cli.checking import check, checked, first_job
 from deephash_cli.cli.hydra_keys import refuse_without_sweep
 from deephash_cli.errors import ArtifactError, ConfigError, DeephashError, Stopped, SweepError, print_error
@@ -35,7 +35,7 @@ def launch(verb: str, typed: Sequence[str]) -> int:
     if parsed.multirun and not any(override.startswith("group=") for override in overrides):
         relevant = sorted(o for o in overrides if not o.startswith(("logger", "resume=", "hydra", "runs=")))
         overrides.append(f"group=sweep-{hashlib.sha256(' '.join(relevant).encode()).hexdigest()[:8]}")
-    overrides, source = take_dataset(verb, overrides, parsed.config_dir)
+    overrides, nodes = take_datasets(verb, overrides, parsed.config_dir)
     options = [argument for argument in arguments if argument not in parsed.overrides and argument != "--"]
     if parsed.hydra_help:
         return run_hydra(verb, options)
@@ -52,23 +52,40 @@ def launch(verb: str, typed: Sequence[str]) -> int:
     with stopping():
         if parsed.multirun:
             return _sweep(Path(config.runs), config.group, overrides, options)
-        return run_composed(verb, config, [*overrides, *options], _task(verb, *([source] if source else [])))
+        return run_composed(verb, config, [*overrides, *options], _task(verb, *nodes))
 
 
-def take_dataset(verb: str, overrides: list[str], config_dir: str | None) -> tuple[list[str], Any]:
-    """Split the overrides of ``encode`` into those for the data set, which ``train`` defines, and the rest.
+def take_datasets(verb: str, overrides: list[str], config_dir: str | None) -> tuple[list[str], list[Any]]:
+    """Split the overrides of ``encode`` and ``data`` into those for a data set, which ``train`` defines, and the rest.
 
     Args:
-        verb: The verb; for any verb other than ``encode``, all overrides are the rest.
+        verb: The verb; for any other verb, all overrides are the rest.
         overrides: Overrides, already passed through ``normalize``.
         config_dir: The user's own configuration folder; None if there is none.
 
     Returns:
-        The rest, and the node that builds the data set; None if no data set is given.
+        The rest, and what the verb is called with beside its configuration: for ``encode`` the node that builds the
+        data set, for ``data`` the node of the data set and that of the one to compare with, each of which is None if
+        it is not given. The list is empty if no data set is given.
+
+    Raises:
+        ConfigError: If the settings of a data set are wrong, or a word behind ``data`` has no meaning.
     """
-    chosen = [text for text in overrides if verb == "encode" and text.startswith(("dataset=", "dataset."))]
-    source = check("train", chosen, config_dir, multirun=False).dataset.source if chosen else None
-    return [text for text in overrides if text not in chosen], source
+    if verb not in ("encode", "data"):
+        return overrides, []
+    if verb == "data":
+        overrides = name_words(overrides, config_dir)
+    chosen = [text for text in overrides if text.startswith(("dataset=", "dataset."))]
+    rest = [text for text in overrides if text not in chosen]
+    if verb == "data" and chosen and not any(text.startswith("dataset=") for text in chosen):
+        raise ConfigError(f"{chosen[0].partition('=')[0]} is a setting of a data set: name the data set before it")
+    node = check("train", chosen, config_dir, multirun=False).dataset if chosen else None
+    if verb == "encode":
+        return rest, [node.source] if node is not None else []
+    known = dataset_names(config_dir)
+    others = [text for text in rest if text.removeprefix("against=") in known and text.startswith("against=")]
+    against = check("train", [f"dataset={others[-1].removeprefix('against=')}"], config_dir, False) if others else None
+    return [text for text in rest if text not in others], [node, against and against.dataset]
 
 
 def parse_options(verb: str, arguments: list[str]) -> argparse.Namespace:

@@ -68,6 +68,7 @@ WORDS: dict[str, tuple[str, ...]] = {
     "launcher": ("local", "ray"),
     "rescore": ("asymmetric",),
     "dtype": ("float16", "float32"),
+    "action": ("audit", "split"),
 }  # fmt: skip
 # Settings that are lists of whole numbers, with the lowest number that is allowed in each.
 LISTS = {"nested": 1, "metrics.ks": 1, "dataset.map_at": 1, "ks": 1, "map_at": 1, "shards": 0}
@@ -76,10 +77,10 @@ PATHS = (
     "run_dir", "runs", "resume", "dataset.root", "dataset.file", "dataset.split_file", "dataset.train", "dataset.query",
     "dataset.database", "dataset.vectors", "dataset.labels", "dataset.ids", "run", "codes", "output", "query",
     "database", "query_labels", "database_labels", "input", "root", "picture", "index", "check_output", "model.weights",
-    "model.timm_name",
+    "model.timm_name", "against", "lists",
 )  # fmt: skip
 # Settings that must be text; most have no default that would show it.
-TEXTS = (*PATHS, "group", "dataset.name", "dataset.protocol", "logger.project", "logger.entity", "table")
+TEXTS = (*PATHS, "group", "dataset.name", "dataset.protocol", "logger.project", "logger.entity", "table", "sha256")
 # Settings that every configuration with their group must have, even if the user's own file sets them to null.
 NEEDED = (
     "dataset.name", "dataset.protocol", "dataset.source", "dataset.map_at", "metrics.ks", "metrics.radius",

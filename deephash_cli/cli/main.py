@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from deephash_cli import __version__
 from deephash_cli.choices import choices
 from deephash_cli.cli import streams, verbs
-from deephash_cli.cli.limits import LONGEST, TEXTS
+from deephash_cli.cli.limits import LONGEST, TEXTS, WORDS
 from deephash_cli.errors import ArtifactError, ConfigError, DeephashError, Stopped, hint, print_error
 from deephash_cli.failures import explained
 
@@ -26,6 +26,7 @@ EXAMPLES = """\
   deephash index run=runs/<folder> kind=hnsw --check        a faiss index, with its recall and speed
   deephash export run=runs/<folder> to=faiss output=out     codes or a network for other programs
   deephash features dataset=cifar10 output=features         a backbone's features as .npy files for any program
+  deephash data audit cifar10                               what is in a split: labels, overlap, duplicates
   deephash compare runs                                     methods by code length: mean and deviation over seeds
   deephash report runs -o report.html                       tables, charts and images of your runs in one HTML file
   deephash runs                                             list your runs and their status
@@ -94,7 +95,7 @@ def _run(arguments: Sequence[str]) -> int:
     verb, rest = arguments[0], list(arguments[1:])
     if verb not in verbs.names():
         raise ConfigError(f"unknown verb {verb!r}{hint(verb, verbs.names())}; verbs: {', '.join(verbs.names())}")
-    if any(argument in ("-h", "--help") for argument in rest):
+    if any(argument in ("-h", "--help") for argument in rest) or (verb == "data" and not rest):
         print_verb_help(verb)
         return 0
     if "--version" in rest:
@@ -145,9 +146,10 @@ def complete(arguments: Sequence[str]) -> int:
             prefix = words[1] if len(words) == 2 else ""
             _print(" ".join(verb for verb in verbs.names() if verb.startswith(prefix)))
             return 0
-        if words[1] == "methods":
+        if words[1] in ("methods", "data"):
             started = "" if line.endswith(" ") else words[-1]
-            _print(" ".join(name for name in choices("method") if name.startswith(started)))
+            names = choices("method") if words[1] == "methods" else [*WORDS["action"], *choices("dataset")]
+            _print(" ".join(name for name in names if name.startswith(started)))
             return 0
         if words[1] not in verbs.names() or not verbs.is_composed(words[1]):
             return 0

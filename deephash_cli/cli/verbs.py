@@ -13,8 +13,8 @@ from deephash_cli.choices import CONF_DIR, group_names, modules
 _HELP = Path(__file__).resolve().parent / "help"
 # The order in which a newcomer needs the verbs; a verb that is not listed comes after these.
 _ORDER = (
-    "train", "eval", "encode", "search", "index", "export", "features", "serve", "compare", "report", "runs", "verify",
-    "sync", "methods",
+    "train", "eval", "encode", "search", "index", "export", "features", "data", "serve", "compare", "report", "runs",
+    "verify", "sync", "methods",
 )  # fmt: skip
 
 
@@ -31,7 +31,7 @@ def is_composed(verb: str) -> bool:
 
 def groups(verb: str) -> list[str]:
     """Return the groups of the configuration that may be chosen for a verb, sorted."""
-    return group_names() if verb == "train" else ["dataset", "model"] if verb == "features" else []
+    return group_names() if verb == "train" else {"features": ["dataset", "model"], "data": ["dataset"]}.get(verb, [])
 
 
 def help_text(verb: str) -> str:

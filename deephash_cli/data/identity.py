@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextvars import ContextVar
 from pathlib import Path
 
+from deephash_cli.data.leniency import is_lenient, refuse
 from deephash_cli.data.text import lines
 from deephash_cli.errors import DataError, short
 
@@ -116,10 +117,11 @@ class ImageNames:
             DataError: If an image is named twice, or a path is not that of a file that can be read. A file that does
                 not exist is not an error yet: see ``require_all``.
         """
-        rows: dict[int, int] = {}  # the position in the list at which each row is named
+        rows = [self._row(path, place) for path, place in zip(paths, places, strict=True)]
+        first: dict[int, int] = {}  # the position in the list at which each row is named
         again: list[tuple[int, int]] = []
-        for position, (path, place) in enumerate(zip(paths, places, strict=True)):
-            before = rows.setdefault(self._row(path, place), position)
+        for position, row in enumerate(rows):
+            before = first.setdefault(row, position)
             if before != position:
                 again.append((before, position))
         if again:
@@ -127,10 +129,12 @@ class ImageNames:
             line = places[before].rpartition(":")[2]
             same = "" if paths[before] == paths[position] else f", where it is called {short(paths[before])}"
             more = f" ({len(again) - 1} more lines name an image again)" if len(again) > 1 else ""
-            raise DataError(
-                f"{places[position]}: {short(paths[position])} is already in line {line}{same}; {remedy}{more}"
+            refuse(
+                DataError(
+                    f"{places[position]}: {short(paths[position])} is already in line {line}{same}; {remedy}{more}"
+                )
             )
-        return list(rows)
+        return rows
 
     def _row(self, path: str, place: str) -> int:
         if path in self._row_of_path:
@@ -164,8 +168,8 @@ class ImageNames:
         Raises:
             DataError: If some do not exist; within ``missing_images_kept`` if none exists.
         """
-        if not self.missing or (_KEPT.get() and len(self.missing) < len(self.ids)):
-            return
+        if not self.missing or is_lenient() or (_KEPT.get() and len(self.missing) < len(self.ids)):
+            return  # an audit names them when it reads the images
         some = ", ".join(short(path) for path in self.missing[:5]) + (", ..." if len(self.missing) > 5 else "")
         hint = f" (the first is in {self._first_missing}){hint}"
         count = f"{source}: {len(self.missing)} of the images named do not exist"

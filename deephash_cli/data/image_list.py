@@ -6,6 +6,8 @@ with the number of the class.
 """
 
 import os
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +17,7 @@ from deephash_cli.data.dataset import ImageFiles, RetrievalDataset
 from deephash_cli.data.decoding import endings
 from deephash_cli.data.identity import ImageNames, shown
 from deephash_cli.data.labels import from_columns, is_number
+from deephash_cli.data.leniency import is_lenient, refuse
 from deephash_cli.data.small_images import in_memory_if_small
 from deephash_cli.data.text import lines
 from deephash_cli.errors import DataError, short
@@ -44,6 +47,8 @@ def image_list(root: str | Path | None, train: str | None, query: str | None, da
         if given[role] is None:
             raise DataError(f"an image list needs dataset.{role}=<file>, each line {_LINE}")
     lists = {role: _read(_find(role, name, folder), folder) for role, name in given.items() if name is not None}
+    if is_lenient():
+        lists = _of_one_width(lists)
     images = ImageNames(folder)
     rows = {
         role: images.rows(
@@ -68,9 +73,11 @@ def image_list(root: str | Path | None, train: str | None, query: str | None, da
         if before == position:
             labels[number] = read.labels[position]
         elif not np.array_equal(labels[number], read.labels[position]):
-            raise DataError(
-                f"{entries[position].place}: {entries[position].path} has different labels in {entries[before].place}; "
-                "make them equal"
+            refuse(
+                DataError(
+                    f"{entries[position].place}: {entries[position].path} has different labels in "
+                    f"{entries[before].place}; make them equal"
+                )
             )
     return RetrievalDataset(
         name="image_list",
@@ -78,9 +85,22 @@ def image_list(root: str | Path | None, train: str | None, query: str | None, da
         labels=labels,
         class_names=read.class_names,
         images=in_memory_if_small(ImageFiles([Path(path) for path in images.ids], folder)),
-        official={role: np.array(own, dtype=np.int64) for role, own in rows.items()},
+        official={role: np.array([*dict.fromkeys(own)], dtype=np.int64) for role, own in rows.items()},
         reading=(read.how,),
     )
+
+
+def paths_in(path: Path, root: Path) -> list[str]:
+    """Return the paths in a list file, as they are written.
+
+    Args:
+        path: The list file.
+        root: Folder that the paths start from; it decides what a path with spaces is.
+
+    Raises:
+        DataError: If the list is missing or malformed.
+    """
+    return [entry.path for entry in _read(path, root).entries]
 
 
 class _Entry(NamedTuple):
@@ -118,6 +138,23 @@ def _read(path: Path, root: Path) -> _List:
         if not entry.columns:
             raise DataError(f"{entry.place}: no labels after the path; a line must be {_LINE}")
     return _List(header, found)
+
+
+def _of_one_width(lists: Mapping[str, _List]) -> dict[str, _List]:
+    """Leave out the lines that have another number of label columns than most lines have."""
+    width = Counter(len(entry.columns) for found in lists.values() for entry in found.entries).most_common(1)[0][0]
+    kept = {}
+    for role, found in lists.items():
+        fitting = [entry for entry in found.entries if len(entry.columns) == width]
+        if wrong := [entry for entry in found.entries if len(entry.columns) != width]:
+            refuse(
+                DataError(
+                    f"{wrong[0].place}: expected {width} label columns, as in most lines, got {len(wrong[0].columns)}; "
+                    f"lines of the {role} list with another number of columns: {len(wrong)}"
+                )
+            )
+        kept[role] = _List(found.header, fitting)
+    return kept
 
 
 def _parse(line: str, place: str, root: Path) -> tuple[str, list[str]]:

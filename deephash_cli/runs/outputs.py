@@ -49,6 +49,8 @@ _STARTS = {
         rb"dataset,split,split_sha256,method,",
         *(re.escape(mark.encode()) for mark in MARKS.values()),
     ),
+    "data audit": (rb'\{\n  "audit": ',),
+    "data split": (rb'\{\n  "format": "deephash-split",\n',),
     "report": (rb'\s*<!DOCTYPE html>\n(?s:.*)<meta name="generator" content="deephash ',),
 }
 # Names in a run folder and in a codes folder that only the commands that make these folders may write.
@@ -167,7 +169,8 @@ def seal_exported(folder: Path) -> str:
 
 def exporter(folder: Path) -> str:
     """Return the verb that made an exported folder, by its ``source.json``."""
-    return "features" if _entry(folder / EXPORTED, "verb") == "features" else "export"
+    verb = _entry(folder / EXPORTED, "verb")
+    return verb if verb in ("features", "data split") else "export"
 
 
 def unused(path: Path) -> Path:

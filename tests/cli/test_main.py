@@ -115,7 +115,7 @@ def test_every_example_in_the_help_is_a_command_that_is_understood():
             assert arguments.parse(verb, rest)
             continue
         parsed = launch.parse_options(verb, rest)
-        overrides, _ = launch.take_dataset(verb, [text for text in parsed.overrides if "<" not in text], None)
+        overrides, _ = launch.take_datasets(verb, [text for text in parsed.overrides if "<" not in text], None)
         checking.check(verb, overrides, None, multirun=bool(parsed.multirun))
 
 
@@ -167,6 +167,8 @@ def test_help_into_a_pipe_that_closes_ends_quietly():
         ("deephash ev", "eval"),
         ("deephash x", ""),
         ("deephash methods it", "itq"),
+        ("deephash data a", "audit"),
+        ("deephash data audit fashion_mi", "fashion_mini"),
     ],
 )
 def test_completion_of_verbs(deephash, monkeypatch, line, answer):

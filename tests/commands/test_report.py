@@ -235,6 +235,25 @@ def test_real_values_have_a_table(make):
     assert row[-3:] == ["0.6250± 0.0000", "0.8750± 0.1768", "0.2500± 0.0000"]
 
 
+def test_the_records_say_what_is_in_the_division(make):
+    split = {
+        "name": "s1", "sha256": "b" * 64, "unlabelled_rows": {"query": 3, "train": 0, "database": "odd"},
+        "database_contains_train": True, "query_in_database": 0, "duplicate_images": None, "label_kind": "multi",
+    }  # fmt: skip
+    folder = write_run("runs/one", metrics={"split": split})
+    (folder / "split.json").write_text(json.dumps({"counts": {"query": 100, "train": 50, "database": 900}}, indent=2))
+    _, text, _ = make("runs")
+    facts = dict(re.findall("<dt>([^<]*)</dt><dd>([^<]*)</dd>", text.split("<h3>Data</h3>")[1].split("</dl>")[0]))
+    assert facts == {
+        "queries": "100 images, 3 without a label", "training images": "50 images, 0 without a label",
+        "database": "900 images", "labels": "several for some images", "training images in the database": "yes",
+        "queries in the database": "0", "SHA-256 of the division": "b" * 64,
+    }  # fmt: skip
+    write_run("older/one")
+    _, text, _ = make("older")
+    assert "<dt>training images</dt>" not in text
+
+
 def test_codes_that_look_collapsed_are_marked(make):
     balance = {"mean_deviation": 0.3, "max_deviation": 0.5}
     write_run("runs/a", metrics={"bit_balance": balance})

@@ -223,6 +223,7 @@ def _section(section: Section, others: Sequence[Section], metric: str, paths: Se
         "real_values": tables.of_real_values(section),
         "codes": tables.of_codes(section),
         "classes": tables.of_classes(section),
+        "data": tables.of_data(section),
     }
 
 

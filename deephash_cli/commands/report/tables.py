@@ -1,5 +1,6 @@
 """The tables of a report: the contents of their lines and cells."""
 
+import contextlib
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,6 +9,8 @@ from typing import Any
 
 from deephash_cli import runs
 from deephash_cli.commands.report import curves, published
+from deephash_cli.data.protocol import training_size
+from deephash_cli.errors import ArtifactError
 from deephash_cli.retrieval.scoring import is_number
 from deephash_cli.runs import results
 from deephash_cli.runs.results import Cell, Result, Row, Section
@@ -120,6 +123,33 @@ def of_real_values(section: Section) -> Table:
 def of_codes(section: Section) -> Table:
     """Return the table of statistics of the codes themselves."""
     return _of_metrics(section, _CODES)
+
+
+def of_data(section: Section) -> dict[str, str]:
+    """Return what the records of a section's runs say about its division, as far as they say it."""
+    split, first = section.split, next(result for row in section.rows for result in row.results)
+    bare = split.get("unlabelled_rows")
+    bare = bare if isinstance(bare, Mapping) else {}
+    sizes: dict[str, Any] = {"query": section.queries, "train": None, "database": section.database}
+    with contextlib.suppress(ArtifactError):
+        sizes["train"] = training_size(first.folder / runs.SPLIT)
+    titles = {"query": "queries", "train": "training images", "database": "database"}
+    facts = {}
+    for role, title in titles.items():
+        parts = [] if sizes[role] is None else [f"{sizes[role]} images"]
+        parts += [f"{bare[role]} without a label"] if is_number(bare.get(role)) else []
+        facts |= {title: ", ".join(parts)} if parts else {}
+    kinds = {"single": "one for each image", "multi": "several for some images", "none": "none"}
+    more = {
+        "labels": kinds.get(str(split.get("label_kind"))),
+        "training images in the database": {"True": "yes", "False": "not all"}.get(
+            str(split.get("database_contains_train"))
+        ),
+        "queries in the database": split.get("query_in_database"),
+        "images that repeat another one": split.get("duplicate_images"),
+        "SHA-256 of the division": split["sha256"],
+    }
+    return facts | {name: str(value) for name, value in more.items() if value is not None}
 
 
 def _in_some_run(section: Section, names: Mapping[str, str]) -> dict[str, str]:

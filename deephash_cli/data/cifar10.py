@@ -6,6 +6,7 @@ Krizhevsky, 2009, "Learning multiple layers of features from tiny images".
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Int64, UInt8
 
 from deephash_cli.data.dataset import ImageArray, ImageFiles, RetrievalDataset, multi_hot
 from deephash_cli.data.decoding import ENDINGS
@@ -57,7 +58,7 @@ def _from_batches(folder: Path) -> RetrievalDataset:
     ids, pixels, classes = [], [], []
     sizes = {}
     for part, names in _BATCHES.items():
-        parts = [_read_batch(folder / name) for name in names]
+        parts = [read_batch(folder / name, "labels", 10, "CIFAR-10") for name in names]
         sizes[part] = sum(len(part_classes) for _, part_classes in parts)
         ids += [f"{part}/{number:05d}" for number in range(sizes[part])]
         pixels += [part_pixels for part_pixels, _ in parts]
@@ -66,10 +67,27 @@ def _from_batches(folder: Path) -> RetrievalDataset:
     return _pool(ids, np.concatenate(classes), images, sizes["train"])
 
 
-def _read_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    content = read_pickle(path, _MAX_BATCH_BYTES)
+def read_batch(
+    path: Path, key: str, classes: int, title: str, max_bytes: int = _MAX_BATCH_BYTES
+) -> tuple[UInt8[np.ndarray, "n 3 32 32"], Int64[np.ndarray, " n"]]:
+    """Read one of the published files of CIFAR-10 or CIFAR-100.
+
+    Args:
+        path: The file, a pickle.
+        key: Name of the labels in it.
+        classes: Number of classes.
+        title: Name of the data set for people.
+        max_bytes: Largest size of the file accepted, in bytes.
+
+    Returns:
+        The images, and the number of the class of each.
+
+    Raises:
+        DataError: If the file is missing or has other content.
+    """
+    content = read_pickle(path, max_bytes)
     pixels = content.get("data") if isinstance(content, dict) else None
-    labels = content.get("labels") if isinstance(content, dict) else None
+    labels = content.get(key) if isinstance(content, dict) else None
     if not (
         isinstance(pixels, np.ndarray)
         and pixels.dtype == np.uint8
@@ -77,11 +95,11 @@ def _read_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
         and pixels.shape[1] == 3072
         and isinstance(labels, list)
         and len(labels) == len(pixels)
-        and all(type(label) is int and 0 <= label <= 9 for label in labels)
+        and all(type(label) is int and 0 <= label < classes for label in labels)
     ):
         raise DataError(
-            f"{path} is not a batch of CIFAR-10: expected rows of 3072 bytes and one label from 0 to 9 for each; "
-            "get the file from its authors"
+            f"{path} is not a batch of {title}: expected rows of 3072 bytes and one label from 0 to {classes - 1} for "
+            "each; get the file from its authors"
         )
     return pixels.reshape(-1, 3, 32, 32), np.array(labels, dtype=np.int64)
 

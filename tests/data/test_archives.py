@@ -29,9 +29,9 @@ def zip_of(path, *members):
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as content:
         for name, change in members:
             info = zipfile.ZipInfo(name)
-            for key, value in change.items():
+            for key, value in () if isinstance(change, bytes) else change.items():
                 setattr(info, key, value)
-            content.writestr(info, b"abc")
+            content.writestr(info, change if isinstance(change, bytes) else b"abc")
     return path
 
 

@@ -228,9 +228,7 @@ def test_auto_takes_the_own_division_then_the_usual_protocol_then_holdout():
     parts["database"] = parts.pop("train")
     dataset = dataclasses.replace(made(labels, parts), usual="imagenet100")
     assert make_split("auto", dataset, 0).name == "imagenet100"
-    with pytest.raises(
-        DataError, match=r"names no train images, .*; use dataset\.protocol=imagenet100$"
-    ):
+    with pytest.raises(DataError, match=r"names no train images, .*; use dataset\.protocol=imagenet100$"):
         make_split("official", dataset, 0)
 
 
@@ -297,9 +295,7 @@ def test_classes_too_small(protocol, sizes, sentence):
 
 def test_imagenet100_counts_the_images_of_the_training_part_alone():
     dataset = made(multi_hot(np.arange(400) % 2, 2), {"query": range(200), "database": range(200, 400)})
-    with pytest.raises(
-        DataError, match="class 'c0' has 100 images to train on but protocol imagenet100 takes 130"
-    ):
+    with pytest.raises(DataError, match="class 'c0' has 100 images to train on but protocol imagenet100 takes 130"):
         make_split("imagenet100", dataset, 0)
 
 

@@ -9,8 +9,7 @@ import numpy as np
 
 from deephash_cli.data.dataset import ImageArray, ImageFiles, RetrievalDataset, multi_hot
 from deephash_cli.data.decoding import ENDINGS
-from deephash_cli.data.download import download as fetch
-from deephash_cli.data.download import extract_tar
+from deephash_cli.data.download import Archive, fetch_archives
 from deephash_cli.data.location import candidate_folders, download_folder, listed
 from deephash_cli.data.restricted_pickle import read_pickle
 from deephash_cli.data.small_images import in_memory_if_small
@@ -20,7 +19,8 @@ CLASS_NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "
 
 _BATCHES = {"train": [f"data_batch_{number}" for number in range(1, 6)], "test": ["test_batch"]}
 _MAX_BATCH_BYTES = 64 * 2**20  # the published batches have 31 MB
-_MAX_ARCHIVE_BYTES = 200 * 2**20  # the published archive has 170 MB
+_ARCHIVE_BYTES = 170498071
+_MAX_FILES, _MAX_BYTES = 20, 400 * 2**20  # the published archive has 9 files with 186 MB
 
 
 def cifar10(root: str | Path | None, download: bool) -> RetrievalDataset:
@@ -113,7 +113,6 @@ def _pool(ids: list[str], classes: np.ndarray, images: ImageArray | ImageFiles, 
 def _fetch(folder: Path) -> Path:
     from torchvision.datasets import CIFAR10  # has the address and checksum; importing it takes a second
 
-    archive = folder / CIFAR10.filename
-    fetch(CIFAR10.url, archive, CIFAR10.tgz_md5, max_bytes=_MAX_ARCHIVE_BYTES)
-    extract_tar(archive, folder, max_files=20, max_bytes=2 * _MAX_ARCHIVE_BYTES)
+    archive = Archive(CIFAR10.url, _ARCHIVE_BYTES, CIFAR10.tgz_md5, _MAX_FILES, _MAX_BYTES)
+    fetch_archives([archive], folder)
     return folder / CIFAR10.base_folder

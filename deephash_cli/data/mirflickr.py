@@ -67,9 +67,10 @@ def mirflickr(
     """
     published.require_choice("dataset.labels", labels, tuple(LABELS))
     concepts = LABELS[labels]
+    names = [concept.replace("_", " ") for concept in concepts]
     if lists is not None:
         title = f"{_TITLE} with dataset.labels={labels}"
-        return from_lists("mirflickr", title, lists, root, [concepts], LISTED, incomplete, most="people")
+        return from_lists("mirflickr", title, lists, root, [names], LISTED, incomplete, most="people")
     items = [published.Item("mirflickr", "3 GB", _IMAGES.url)]
     items += [
         published.Item(f"annotations/{concept}.txt", "up to 60 kB", _ANNOTATIONS.url, f"{_OTHER_FOLDER}/{concept}.txt")
@@ -82,7 +83,7 @@ def mirflickr(
         name="mirflickr",
         ids=paths,
         labels=np.stack([_images_of(folder, concept, count) for concept in concepts], axis=1),
-        class_names=[concept.replace("_", " ") for concept in concepts],
+        class_names=names,
         images=ImageFiles([Path(path) for path in paths], folder / "mirflickr"),
         reading=(f"{labels} labels",),
         usual="mirflickr",

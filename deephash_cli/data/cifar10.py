@@ -20,8 +20,14 @@ CLASS_NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "
 
 _BATCHES = {"train": [f"data_batch_{number}" for number in range(1, 6)], "test": ["test_batch"]}
 _MAX_BATCH_BYTES = 64 * 2**20  # the published batches have 31 MB
-_ARCHIVE_BYTES = 170498071
-_MAX_FILES, _MAX_BYTES = 20, 400 * 2**20  # the published archive has 9 files with 186 MB
+_TOP = "cifar-10-batches-py"
+_ARCHIVE = Archive(
+    "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
+    size=170_498_071,
+    md5="c58f30108f718f92721af3b95e74349a",
+    max_files=20,
+    max_bytes=400 * 10**6,
+)
 
 
 def cifar10(root: str | Path | None, download: bool) -> RetrievalDataset:
@@ -40,7 +46,7 @@ def cifar10(root: str | Path | None, download: bool) -> RetrievalDataset:
     """
     folders = candidate_folders("cifar10", root)
     for folder in folders:
-        for batches in (folder / "cifar-10-batches-py", folder):
+        for batches in (folder / _TOP, folder):
             if all((batches / name).is_file() for names in _BATCHES.values() for name in names):
                 return _from_batches(batches)
         if all((folder / part / name).is_dir() for part in _BATCHES for name in CLASS_NAMES):
@@ -51,7 +57,9 @@ def cifar10(root: str | Path | None, download: bool) -> RetrievalDataset:
             f"folders (train/airplane, ..., test/truck) in {listed(folders)}; set dataset.root=<folder>, or "
             "dataset.download=true to fetch it (170 MB)"
         )
-    return _from_batches(_fetch(download_folder("cifar10", root)))
+    place = download_folder("cifar10", root)
+    fetch_archives([_ARCHIVE], place)
+    return _from_batches(place / _TOP)
 
 
 def _from_batches(folder: Path) -> RetrievalDataset:
@@ -126,11 +134,3 @@ def _from_folders(root: Path) -> RetrievalDataset:
 def _pool(ids: list[str], classes: np.ndarray, images: ImageArray | ImageFiles, train: int) -> RetrievalDataset:
     official = {"train": np.arange(train), "query": np.arange(train, len(ids)), "database": np.arange(train)}
     return RetrievalDataset("cifar10", ids, multi_hot(classes, 10), CLASS_NAMES, images, official)
-
-
-def _fetch(folder: Path) -> Path:
-    from torchvision.datasets import CIFAR10  # has the address and checksum; importing it takes a second
-
-    archive = Archive(CIFAR10.url, _ARCHIVE_BYTES, CIFAR10.tgz_md5, _MAX_FILES, _MAX_BYTES)
-    fetch_archives([archive], folder)
-    return folder / CIFAR10.base_folder

@@ -79,14 +79,20 @@ def reason(error: OSError, path: Path, size: int | None = None) -> str:
     text = error.strerror or str(error)
     if error.errno not in (errno.ENOSPC, errno.EDQUOT):
         return text
-    known = [] if size is None else [f"{_megabytes(size)} are needed"]
+    known = [] if size is None else [f"{megabytes(size)} are needed"]
     with contextlib.suppress(OSError, StopIteration):
-        existing = next(above for above in (path, *path.absolute().parents) if above.exists())
-        known.append(f"{_megabytes(shutil.disk_usage(existing).free)} are free")
+        known.append(f"{megabytes(free_space(path))} are free")
     return f"{text} ({', '.join(known)})" if known else text
 
 
-def _megabytes(count: int) -> str:
+def free_space(path: Path) -> int:
+    """Return how many bytes are free on the disk of a file or folder, which need not exist yet."""
+    existing = next(above for above in (path, *path.absolute().parents) if above.exists())
+    return shutil.disk_usage(existing).free
+
+
+def megabytes(count: int) -> str:
+    """Return a number of bytes as people read it, such as "3.1 MB"."""
     return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
 
 
@@ -175,7 +181,7 @@ def _temporary_file(path: Path) -> tuple[int, Path]:
 
 
 @contextlib.contextmanager
-def _temporary_folder(path: Path) -> Iterator[Path]:
+def temporary_folder(path: Path) -> Iterator[Path]:
     """Make a folder beside ``path`` and lock it while the context is open, so that nobody takes it for a leftover."""
     while True:
         made = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
@@ -234,7 +240,7 @@ def atomic_folder(path: Path, replace: bool = False) -> Iterator[Path]:
         if path.exists() and not (path.is_dir() and (replace or not any(path.iterdir()))):
             raise ConfigError(f"{path} already exists: choose another folder, or remove it")
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _temporary_folder(path) as temporary:
+        with temporary_folder(path) as temporary:
             yield temporary
             for file in temporary.iterdir():
                 with file.open("rb") as content:

@@ -220,6 +220,7 @@ class RetrievalDataset:
             data set.
         left_out: Files beside the images that are not read, each with its path and a reason.
         unreadable: Ids of image files that cannot be read and were taken out of the data set, each with a reason.
+        usual: Name of the protocol that the data set's papers use; None if there is none.
 
     Raises:
         DataError: If there is no image, lengths differ, ids repeat or span lines, ids or class names look the same
@@ -235,6 +236,7 @@ class RetrievalDataset:
     reading: tuple[str, ...] | None = None
     left_out: Sequence[tuple[str, str]] = ()
     unreadable: Sequence[tuple[str, str]] = ()
+    usual: str | None = None
 
     def __post_init__(self) -> None:
         count = len(self.ids)
@@ -269,6 +271,11 @@ class RetrievalDataset:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def has_own_division(self) -> bool:
+        """Whether ``official`` is a whole division, and not only parts from which the usual protocol draws."""
+        return self.official is not None and (self.usual is None or "train" in self.official)
 
     def subset(self, rows: Int64[np.ndarray, " m"]) -> "RetrievalDataset":
         """Return a data set of some rows, in that order; of the authors' division, the part that is in it.

@@ -23,6 +23,7 @@ from deephash_cli.data.text import lines
 from deephash_cli.errors import DataError, short
 
 _LINE = "a path and a 0 or 1 for each class, or a path and a class number"
+_TRIED = 10  # lines of a list that are tried to find where its images are on this machine
 
 
 def image_list(root: str | Path | None, train: str | None, query: str | None, database: str | None) -> RetrievalDataset:
@@ -46,7 +47,22 @@ def image_list(root: str | Path | None, train: str | None, query: str | None, da
     for role in ("train", "query"):
         if given[role] is None:
             raise DataError(f"an image list needs dataset.{role}=<file>, each line {_LINE}")
-    lists = {role: _read(_find(role, name, folder), folder) for role, name in given.items() if name is not None}
+    return read_lists({role: _find(role, name, folder) for role, name in given.items() if name is not None}, folder)
+
+
+def read_lists(files: Mapping[str, Path], folder: Path, moved: bool = False) -> RetrievalDataset:
+    """Load the images named in list files, as ``image_list`` does.
+
+    Args:
+        files: The list of each part: ``train``, ``query`` and, optionally, ``database``.
+        folder: Folder that the paths in the lists start from.
+        moved: Whether the lists may name folders of the machine on which they were written: the beginning of their
+            paths is left out if only the rest exists below ``folder``.
+
+    Raises:
+        DataError: If a list is malformed, or names images that do not exist.
+    """
+    lists = {role: _read(file, folder, moved) for role, file in files.items()}
     if is_lenient():
         lists = _of_one_width(lists)
     images = ImageNames(folder)
@@ -123,7 +139,7 @@ def _find(role: str, name: str, root: Path) -> Path:
     raise DataError(f"dataset.{role}={short(name)} is not a file: found neither {tried}")
 
 
-def _read(path: Path, root: Path) -> _List:
+def _read(path: Path, root: Path, moved: bool) -> _List:
     found = [
         _Entry(*_parse(line, f"{path}:{number}", root), f"{path}:{number}")
         for number, line in enumerate(lines(path), 1)
@@ -137,7 +153,19 @@ def _read(path: Path, root: Path) -> _List:
     for entry in found:
         if not entry.columns:
             raise DataError(f"{entry.place}: no labels after the path; a line must be {_LINE}")
-    return _List(header, found)
+    return _List(header, _at_home(found, root) if moved else found)
+
+
+def _at_home(entries: list[_Entry], root: Path) -> list[_Entry]:
+    """Leave out the beginning that the paths of a list have in common, if only the rest of them exists below a root."""
+    for entry in entries[:_TRIED]:
+        if (root / entry.path).exists():
+            break
+        ends = [number + 1 for number, character in enumerate(entry.path) if character in "/\\"]
+        beginning = next((entry.path[:end] for end in ends if (root / entry.path[end:]).is_file()), "")
+        if beginning:
+            return [other._replace(path=other.path.removeprefix(beginning)) for other in entries]
+    return entries
 
 
 def _of_one_width(lists: Mapping[str, _List]) -> dict[str, _List]:

@@ -11,9 +11,19 @@ to distort results.
                   for choosing settings: as in the test, nothing was trained on its queries, but it is not the test
     s2            1000 queries per class; all other images are trained on and searched
     official      the data set's own division
-    auto          official if the data set has a division of its own, otherwise holdout; a split has the name of the two
     holdout       a tenth of each class are queries, or a tenth of all images if there are no labels; all other images
                   are trained on and searched
+    nuswide_21    class by class 100 new queries, then class by class 500 new training images; the database is
+                  everything except the queries, so it contains the training images
+    nuswide_81    5,000 queries and 10,000 training images at random; the database is everything except the queries
+    coco          the numbers of nuswide_81
+    mirflickr     1,000 queries and 4,000 training images at random; the database is all other images
+    voc2012       the numbers of mirflickr
+    imagenet100   the queries are the official validation images, and 130 images of each class are trained on; the
+                  database is the whole official training part, so it contains the training images
+    imagenet100_10k  the same with 100 training images of each class
+    auto          official if the data set has a division of its own, otherwise the protocol that its papers use, if
+                  there is one, otherwise holdout; a split has the name of the one that was taken
 """
 
 import difflib
@@ -91,7 +101,7 @@ def make_split(protocol: str, dataset: RetrievalDataset, seed: int) -> Split:
     """Divide a data set by a named protocol. The same arguments give the same rows on every machine.
 
     Args:
-        protocol: Name of the protocol, such as ``s1``; ``auto`` chooses between ``official`` and ``holdout``.
+        protocol: Name of the protocol, such as ``s1``; ``auto`` chooses one for the data set.
         dataset: Data set to divide.
         seed: Seed of the generator, at least 0; ``official`` does not use it.
 
@@ -100,7 +110,7 @@ def make_split(protocol: str, dataset: RetrievalDataset, seed: int) -> Split:
         DataError: If the data set does not suit the protocol: a class is too small, or it has no division of its own.
     """
     if protocol == _AUTO:
-        protocol = "holdout" if dataset.official is None else "official"
+        protocol = "official" if dataset.has_own_division else dataset.usual or "holdout"
     if protocol not in _PROTOCOLS:
         known = [*_PROTOCOLS, _AUTO]
         near = difflib.get_close_matches(protocol, known, n=1, cutoff=0.4)
@@ -374,16 +384,69 @@ def _holdout(dataset: RetrievalDataset, order: _Rows, name: str) -> tuple[_Rows,
 
 def _official(dataset: RetrievalDataset, order: _Rows, name: str) -> tuple[_Rows, _Rows, _Rows]:  # noqa: ARG001
     parts = dataset.official
+    hint = f"use dataset.protocol={dataset.usual}" if dataset.usual else _HINT
     if parts is None:
         raise DataError(
-            f"data set {dataset.name} has no division of its own, so protocol {name} cannot be used; {_HINT}"
+            f"data set {dataset.name} has no division of its own, so protocol {name} cannot be used; {hint}"
         )
     for role in ("query", "train"):
         if role not in parts:
             raise DataError(
-                f"data set {dataset.name} names no {role} images, so protocol {name} cannot be used; {_HINT}"
+                f"data set {dataset.name} names no {role} images, so protocol {name} cannot be used; {hint}"
             )
     return parts["query"], parts["train"], parts.get("database", parts["train"])
+
+
+def _new_of_each_class(dataset: RetrievalDataset, order: _Rows, name: str) -> tuple[_Rows, _Rows, _Rows]:
+    takes = f"protocol {name} takes 100 new queries and 500 new training images per class"
+    _check_class_sizes(dataset, 600, takes)
+    free = np.ones(len(dataset), dtype=bool)
+    query = _draw(dataset, order, [100] * len(dataset.class_names), free, takes, each_new=True)
+    train = _draw(dataset, order, [500] * len(dataset.class_names), ~query, takes, each_new=True)
+    return np.flatnonzero(query), np.flatnonzero(train), np.flatnonzero(~query)
+
+
+def _at_random(queries: int, training: int, apart: bool) -> _Divide:
+    """Return a protocol that takes images at random, whatever their labels are.
+
+    Args:
+        queries: Number of queries.
+        training: Number of training images.
+        apart: Whether the training images are left out of the database.
+    """
+
+    def divide(dataset: RetrievalDataset, order: _Rows, name: str) -> tuple[_Rows, _Rows, _Rows]:
+        if len(order) < queries + training + apart:
+            raise DataError(
+                f"data set {dataset.name} has {len(order):,} images but protocol {name} takes {queries:,} queries and "
+                f"{training:,} training images{' beside the database' if apart else ''}; {_HINT}"
+            )
+        query, train, rest = np.split(order, [queries, queries + training])
+        return np.sort(query), np.sort(train), np.sort(rest if apart else order[queries:])
+
+    return divide
+
+
+def _of_official_parts(per_class: int) -> _Divide:
+    """Return a protocol whose queries and database are official parts, with training images drawn from the latter."""
+
+    def divide(dataset: RetrievalDataset, order: _Rows, name: str) -> tuple[_Rows, _Rows, _Rows]:
+        parts = dataset.official or {}
+        searched = parts.get("database", parts.get("train"))
+        if "query" not in parts or searched is None:
+            raise DataError(
+                f"protocol {name} takes the official validation images as queries and trains on images of the "
+                f"official training part, but data set {dataset.name} does not have both; {_HINT}"
+            )
+        takes = f"protocol {name} takes {per_class} training images per class"
+        _check_class_sizes(dataset, per_class, takes, searched)
+        free = np.zeros(len(dataset), dtype=bool)
+        free[searched] = True
+        free[parts["query"]] = False
+        train = _draw(dataset, order, [per_class] * len(dataset.class_names), free, takes)
+        return parts["query"], np.flatnonzero(train), searched
+
+    return divide
 
 
 _PROTOCOLS = {
@@ -393,6 +456,13 @@ _PROTOCOLS = {
     "s2": _Protocol(1, _s2),
     "official": _Protocol(1, _official, draws=False),
     "holdout": _Protocol(1, _holdout),
+    "nuswide_21": _Protocol(1, _new_of_each_class),
+    "nuswide_81": _Protocol(1, _at_random(5_000, 10_000, apart=False)),
+    "coco": _Protocol(1, _at_random(5_000, 10_000, apart=False)),
+    "mirflickr": _Protocol(1, _at_random(1_000, 4_000, apart=True)),
+    "voc2012": _Protocol(1, _at_random(1_000, 4_000, apart=True)),
+    "imagenet100": _Protocol(1, _of_official_parts(130)),
+    "imagenet100_10k": _Protocol(1, _of_official_parts(100)),
 }
 
 
@@ -405,28 +475,36 @@ def _permutation(count: int, *key: int) -> _Rows:
     return np.argsort(np.random.default_rng(key).bit_generator.random_raw(count), kind="stable").astype(np.int64)
 
 
-def _check_class_sizes(dataset: RetrievalDataset, needed: int, takes: str) -> None:
+def _check_class_sizes(dataset: RetrievalDataset, needed: int, takes: str, among: _Rows | None = None) -> None:
+    """Check that each class has the images that a protocol needs, in the whole data set or among some rows."""
     if not dataset.class_names:
         raise DataError(
             f"data set {dataset.name} has no labels but {takes}; use dataset.protocol=holdout, which then takes a "
             "tenth of all images as queries"
         )
-    for name, size in zip(dataset.class_names, dataset.labels.sum(axis=0, dtype=np.int64).tolist(), strict=True):
+    labels, images = (dataset.labels, "images") if among is None else (dataset.labels[among], "images to train on")
+    for name, size in zip(dataset.class_names, labels.sum(axis=0, dtype=np.int64).tolist(), strict=True):
         if size < needed:
-            raise DataError(f"class {name!r} has {size} images but {takes}; {_HINT}")
+            raise DataError(f"class {name!r} has {size} {images} but {takes}; {_HINT}")
 
 
 def _draw(
-    dataset: RetrievalDataset, order: _Rows, quotas: list[int], free: Bool[np.ndarray, " n"], takes: str
+    dataset: RetrievalDataset,
+    order: _Rows,
+    quotas: list[int],
+    free: Bool[np.ndarray, " n"],
+    takes: str,
+    each_new: bool = False,
 ) -> Bool[np.ndarray, " n"]:
     """Choose among the free rows so that each class reaches its quota, class by class in ``order``.
 
-    A row with several labels counts for each of them, so a class may get more than its quota, but never less.
+    A row with several labels counts for each of them, so a class may get more than its quota, but never less. With
+    ``each_new`` a row counts only for the class that it was chosen for, so the quotas add up to the number of rows.
     """
     labels = dataset.labels.astype(bool)
     chosen = np.zeros(len(order), dtype=bool)
     for column, quota in enumerate(quotas):
-        needed = quota - int(labels[chosen, column].sum())
+        needed = quota if each_new else quota - int(labels[chosen, column].sum())
         if needed <= 0:
             continue
         candidates = order[(labels[:, column] & free & ~chosen)[order]]

@@ -50,4 +50,4 @@ def _origin(dataset: RetrievalDataset, split: Split, split_file: str | None) -> 
     if split.name == "official":
         return f"divided by {own}"
     drawn = f"drawn by dataset.protocol={split.name}"
-    return drawn + (f", so {own} is not used" if dataset.official is not None else "")
+    return drawn + (f", so {own} is not used" if dataset.has_own_division else "")

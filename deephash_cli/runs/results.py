@@ -22,7 +22,7 @@ from deephash_cli.runs.listing import LeftOut
 # title of its section gives the data set and the split. The choice of metrics does not change the codes.
 VARIED = (
     "bits", "seed", "metrics", "dataset.root", "dataset.source", "dataset.download", "dataset.protocol",
-    "dataset.split_file",
+    "dataset.split_file", "dataset.lists", "dataset.classes", "dataset.incomplete",
     *runs.INCIDENTAL,
 )  # fmt: skip
 _NEEDED: dict[str, Callable[[Any], bool]] = {

@@ -1,7 +1,6 @@
 """Loaders: what they accept and what they refuse, with which message. All data are made here or are in the package."""
 
 import gzip
-import io
 import os
 import pickle
 import shutil
@@ -14,14 +13,13 @@ import pytest
 from conftest import write_photos
 from PIL import Image
 
-from deephash_cli.data import cifar10 as cifar10_module
 from deephash_cli.data import decoding
+from deephash_cli.data import download as download_module
 from deephash_cli.data import fashion_mnist as fashion_mnist_module
 from deephash_cli.data import image_folder as image_folder_module
 from deephash_cli.data.cifar10 import CLASS_NAMES, cifar10
 from deephash_cli.data.csv_table import csv_table
 from deephash_cli.data.dataset import ImageArray, ImageFiles, RetrievalDataset, multi_hot
-from deephash_cli.data.download import download, extract_tar
 from deephash_cli.data.fashion_mnist import fashion_mini, fashion_mnist, read_idx
 from deephash_cli.data.image_folder import describe_left_out, folder_of_images, image_folder
 from deephash_cli.data.image_list import image_list
@@ -402,95 +400,13 @@ def test_cifar10_download(tmp_path, monkeypatch):
     with tarfile.open(tmp_path / "server.tar.gz", "w:gz") as tar:
         tar.add(tmp_path / "server" / "cifar-10-batches-py", "cifar-10-batches-py")
 
-    def served(url, path, md5, max_bytes):
+    def served(url, path, md5, max_bytes, size):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes((tmp_path / "server.tar.gz").read_bytes())
 
-    monkeypatch.setattr(cifar10_module, "fetch", served)
+    monkeypatch.setattr(download_module, "download", served)
     assert len(cifar10(None, download=True)) == 18
     assert len(cifar10(None, download=False)) == 18
-
-
-# Archives and downloads
-
-
-def tar_of(path, *members):
-    with tarfile.open(path, "w:gz") as tar:
-        for name, change in members:
-            info = tarfile.TarInfo(name)
-            info.size = 3
-            for key, value in change.items():
-                setattr(info, key, value)
-            tar.addfile(info, io.BytesIO(b"abc") if info.size == 3 else None)
-    return path
-
-
-def test_plain_archive(tmp_path):
-    tar_of(tmp_path / "a.tar.gz", ("top/one", {}), ("top/below/two", {}))
-    (tmp_path / "out" / "top").mkdir(parents=True)
-    (tmp_path / "out" / "top" / "kept").write_text("mine")
-    extract_tar(tmp_path / "a.tar.gz", tmp_path / "out", 10, 100)
-    assert (tmp_path / "out" / "top" / "below" / "two").read_bytes() == b"abc"
-    assert (tmp_path / "out" / "top" / "kept").read_text() == "mine"
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["top"]
-
-
-EVIL = {
-    "parent": ("../evil", {}),
-    "deep_parent": ("a/../../evil", {}),
-    "absolute": ("/tmp/evil", {}),
-    "windows": ("..\\evil", {}),
-    "drive": ("c:evil", {}),
-    "symlink": ("link", {"type": tarfile.SYMTYPE, "linkname": "/etc/passwd", "size": 0}),
-    "hardlink": ("link", {"type": tarfile.LNKTYPE, "linkname": "../evil", "size": 0}),
-    "fifo": ("pipe", {"type": tarfile.FIFOTYPE, "size": 0}),
-    "device": ("device", {"type": tarfile.CHRTYPE, "size": 0}),
-}
-
-
-@pytest.mark.parametrize("kind", EVIL)
-def test_evil_archives_write_nothing(tmp_path, kind):
-    tar_of(tmp_path / "evil.tar.gz", ("good", {}), EVIL[kind])
-    with pytest.raises(DataError) as caught:
-        extract_tar(tmp_path / "evil.tar.gz", tmp_path / "x" / "out", 10, 100)
-    one_sentence(caught, "it was not unpacked: get the archive from its authors")
-    assert [path.name for path in tmp_path.iterdir()] == ["evil.tar.gz"]
-
-
-def test_archives_that_are_too_large_or_damaged(tmp_path):
-    path = tar_of(tmp_path / "a.tar.gz", ("one", {}), ("two", {}))
-    with pytest.raises(DataError, match="more than the 1 files or 100 bytes"):
-        extract_tar(path, tmp_path / "out", 1, 100)
-    with pytest.raises(DataError, match="more than the 10 files or 5 bytes"):
-        extract_tar(path, tmp_path / "out", 10, 5)
-    for content in (b"", b"<html>", path.read_bytes()[:60]):
-        (tmp_path / "bad.tar.gz").write_bytes(content)
-        with pytest.raises(DataError, match=r"bad\.tar\.gz could not be unpacked"):
-            extract_tar(tmp_path / "bad.tar.gz", tmp_path / "out", 10, 100)
-    assert not (tmp_path / "out").exists()
-
-
-MD5_OF_ABC = "900150983cd24fb0d6963f7d28e17f72"
-
-
-def test_download(tmp_path):
-    (tmp_path / "served").write_bytes(b"abc")
-    url = (tmp_path / "served").as_uri()
-    target = tmp_path / "new" / "file"
-    download(url, target, MD5_OF_ABC, 10)
-    assert target.read_bytes() == b"abc"
-    download("http://127.0.0.1:9/unreachable", target, MD5_OF_ABC, 10)  # exists: nothing to fetch
-    for arguments, sentence in [
-        ((url, tmp_path / "a", "0" * 32, 10), "sent 3 bytes with MD5 9001"),
-        ((url, tmp_path / "a", MD5_OF_ABC, 2), "sent more than the 2 bytes expected"),
-        ((url + "x", tmp_path / "a", MD5_OF_ABC, 2), "could not download"),
-        (("http://127.0.0.1:9/", tmp_path / "a", MD5_OF_ABC, 2), "Connection refused"),
-    ]:
-        with pytest.raises(DataError) as caught:
-            download(*arguments)
-        one_sentence(caught, sentence)
-        assert not (tmp_path / "a").exists()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "served"]
 
 
 # Image folders

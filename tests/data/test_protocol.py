@@ -1,5 +1,6 @@
 """Splits: sizes, disjointness, determinism, what is refused and what is reported."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -159,6 +160,78 @@ def test_multi_label_greedy_is_what_a_loop_gives():
     assert make_split("s1_disjoint", dataset, 7).query.tolist() == sorted(int(row) for row in query)
 
 
+def test_nuswide_21_takes_exactly_100_and_500_new_images_of_each_class():
+    dataset = multi(count=9000)
+    order = np.argsort(np.random.default_rng([7, 1]).bit_generator.random_raw(9000), kind="stable").tolist()
+    taken, parts = set(), []
+    for quota in (100, 500):
+        part = []
+        for column in range(6):
+            new = [row for row in order if dataset.labels[row, column] and row not in taken][:quota]
+            part += new
+            taken.update(new)
+        parts.append(sorted(part))
+    split = make_split("nuswide_21", dataset, 7)
+    assert [split.query.tolist(), split.train.tolist()] == parts
+    assert (len(split.query), len(split.train), len(split.database)) == (600, 3000, 8400)
+    assert split.flags["database_contains_train"]
+    assert split.flags["query_in_database"] == 0
+
+
+def test_nuswide_21_has_the_published_counts():
+    split = make_split("nuswide_21", single(*[600] * 20, 700), 0)
+    assert (len(split.query), len(split.train), len(split.database)) == (2100, 10_500, 10_600)
+
+
+@pytest.mark.parametrize(
+    ("protocol", "images", "query", "train", "database"),
+    [
+        ("nuswide_81", 16_000, 5000, 10_000, 11_000),
+        ("coco", 16_000, 5000, 10_000, 11_000),
+        ("mirflickr", 25_000, 1000, 4000, 20_000),
+        ("voc2012", 11_540, 1000, 4000, 6540),
+    ],
+)
+def test_protocols_that_draw_at_random(protocol, images, query, train, database):
+    dataset = multi(count=images)
+    split = make_split(protocol, dataset, 0)
+    assert (len(split.query), len(split.train), len(split.database)) == (query, train, database)
+    apart = protocol in ("mirflickr", "voc2012")
+    assert split.flags["database_contains_train"] is not apart
+    everything = np.concatenate([split.query, split.database, *([split.train] if apart else [])])
+    assert np.array_equal(np.sort(everything), np.arange(images))
+    assert make_split(protocol, dataset, 0) == split
+    assert make_split(protocol, dataset, 1).sha256 != split.sha256
+
+
+@pytest.mark.parametrize(("protocol", "per_class"), [("imagenet100", 130), ("imagenet100_10k", 100)])
+def test_imagenet100_searches_the_official_training_part(protocol, per_class):
+    rows = np.arange(450)
+    labels = multi_hot(rows % 3, 3)
+    dataset = made(labels, {"query": rows[:30], "database": rows[30:]})
+    split = make_split(protocol, dataset, 0)
+    assert split.query.tolist() == list(range(30))
+    assert class_counts(dataset, split.train) == [per_class] * 3
+    assert np.array_equal(split.database, rows[30:])
+    assert split.flags["database_contains_train"]
+    same = made(labels, {"query": rows[:30], "train": rows[30:]})
+    assert make_split(protocol, same, 0) == split
+
+
+def test_auto_takes_the_own_division_then_the_usual_protocol_then_holdout():
+    labels, parts = multi_hot(np.arange(450) % 3, 3), {"query": range(30), "train": range(30, 450)}
+    usual = dataclasses.replace(made(labels), usual="mirflickr")
+    assert make_split("auto", made(labels), 0).name == "holdout"
+    with pytest.raises(DataError, match="protocol mirflickr takes"):
+        make_split("auto", usual, 0)
+    assert make_split("auto", dataclasses.replace(made(labels, parts), usual="mirflickr"), 0).name == "official"
+    parts["database"] = parts.pop("train")
+    dataset = dataclasses.replace(made(labels, parts), usual="imagenet100")
+    assert make_split("auto", dataset, 0).name == "imagenet100"
+    with pytest.raises(DataError, match=r"names no train images, .*; use dataset\.protocol=imagenet100$"):
+        make_split("official", dataset, 0)
+
+
 def test_holdout_of_small_classes():
     dataset = single(1, 2, 9, 10, 11, 21)
     split = make_split("holdout", dataset, 0)
@@ -204,12 +277,26 @@ def test_flags_report_overlap_unlabelled_and_duplicates():
         ("holdout", (1, 1), "data set made has no class with two images, so protocol holdout finds no query; add "
          "images"),
         ("official", (5, 5), "data set made has no division of its own, so protocol official cannot be used; use "),
+        ("nuswide_21", (700, 83), "class 'c1' has 83 images but protocol nuswide_21 takes 100 new queries and 500 new "
+         "training images per class; use dataset.protocol=holdout"),
+        ("nuswide_81", (7000, 7999), "data set made has 14,999 images but protocol nuswide_81 takes 5,000 queries and "
+         "10,000 training images; use dataset.protocol=holdout"),
+        ("mirflickr", (2000, 3000), "data set made has 5,000 images but protocol mirflickr takes 1,000 queries and "
+         "4,000 training images beside the database; use dataset.protocol=holdout"),
+        ("imagenet100", (200, 200), "protocol imagenet100 takes the official validation images as queries and trains "
+         "on images of the official training part, but data set made does not have both; use "),
     ],
 )  # fmt: skip
 def test_classes_too_small(protocol, sizes, sentence):
     with pytest.raises(DataError) as caught:
         make_split(protocol, single(*sizes), 0)
     assert str(caught.value).startswith(sentence)
+
+
+def test_imagenet100_counts_the_images_of_the_training_part_alone():
+    dataset = made(multi_hot(np.arange(400) % 2, 2), {"query": range(200), "database": range(200, 400)})
+    with pytest.raises(DataError, match="class 'c0' has 100 images to train on but protocol imagenet100 takes 130"):
+        make_split("imagenet100", dataset, 0)
 
 
 def test_multi_label_quota_that_other_labels_used_up():
@@ -252,9 +339,9 @@ def test_unknown_protocol_lists_those_that_exist(mini):
         make_split("holdut", mini, 0)
     assert str(caught.value) == (
         "dataset.protocol=holdut does not exist; choose from s1, s1_disjoint, s1_validation, s2, official, holdout, "
-        "auto; did you mean holdout?"
+        "nuswide_21, nuswide_81, coco, mirflickr, voc2012, imagenet100, imagenet100_10k, auto; did you mean holdout?"
     )
-    with pytest.raises(ConfigError, match=r"choose from s1, s1_disjoint, s1_validation, s2, official, holdout, auto$"):
+    with pytest.raises(ConfigError, match=r"choose from s1, s1_disjoint, .*, imagenet100, imagenet100_10k, auto$"):
         make_split("zzzzzz", mini, 0)
 
 

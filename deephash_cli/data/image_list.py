@@ -116,7 +116,7 @@ def paths_in(path: Path, root: Path) -> list[str]:
     Raises:
         DataError: If the list is missing or malformed.
     """
-    return [entry.path for entry in _read(path, root).entries]
+    return [entry.path for entry in _read(path, root, moved=False).entries]
 
 
 class _Entry(NamedTuple):

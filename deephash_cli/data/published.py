@@ -57,10 +57,12 @@ def find(name: str, title: str, root: str | Path | None, items: Sequence[Item], 
     first, others = missing[best][0], len(missing[best]) - 1
     place = f"in {listed(folders)}" if len(missing[best]) == len(items) else f"in {best}"
     more = f" and {others} more of its {len(items)} files and folders are" if others else " is"
-    fetch = ", or set dataset.download=true" if can_download else ""
+    fetch = (
+        f", or set dataset.download=true to have it fetched into {download_folder(name, root)}" if can_download else ""
+    )
     raise DataError(
-        f"{first.path} ({first.size}) of {title}{more} not {place}: get it from {first.source}, put it there or set "
-        f"dataset.root=<folder>{fetch}"
+        f"{first.path} ({first.size}) of {title}{more} not {place}: get it from {first.source}, "
+        f"{'unpack' if can_download else 'put'} it there or set dataset.root=<folder>{fetch}"
     )
 
 

@@ -42,8 +42,8 @@ def test_the_sentence_about_what_is_missing(tmp_path):
         found(tmp_path)
     assert str(caught.value) == (
         f"top/list.txt (2 kB) of The Toys and 1 more of its 2 files and folders are not in {tmp_path}: get it from "
-        "https://example.org/a.zip, unpack it there or set dataset.root=<folder>, or set dataset.download=true to have it "
-        f"fetched into {tmp_path}"
+        "https://example.org/a.zip, unpack it there or set dataset.root=<folder>, or set dataset.download=true to have "
+        f"it fetched into {tmp_path}"
     )
     layouts.text(tmp_path / "top" / "list.txt")
     with pytest.raises(DataError, match=rf"^top/images \(3 GB\) of The Toys is not in {tmp_path}: "):

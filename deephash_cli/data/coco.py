@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from deephash_cli.data.dataset import ImageFiles, RetrievalDataset
-from deephash_cli.data.published import Item, existing, find, require_counts
+from deephash_cli.data.download import Archive
+from deephash_cli.data.published import Item, existing, find_or_fetch, require_counts
 from deephash_cli.data.small_images import in_memory_if_small
 from deephash_cli.data.usual_lists import from_lists
 from deephash_cli.errors import ArtifactError, DataError, short
@@ -36,6 +37,11 @@ _TITLE = "MS-COCO 2014"
 _PARTS = ("train2014", "val2014")
 _ADDRESS = "http://images.cocodataset.org"
 _ANNOTATIONS = f"{_ADDRESS}/annotations/annotations_trainval2014.zip"
+_ARCHIVES = (
+    Archive(_ANNOTATIONS, 252_872_794, "0a379cfc70b0e71301e0f377548639bd", max_files=20, max_bytes=2 * 10**9),
+    Archive(f"{_ADDRESS}/zips/train2014.zip", 13_510_573_713, "0da8c0bd3d6becc4dcb32757491aca88", 100_000, 20 * 10**9),
+    Archive(f"{_ADDRESS}/zips/val2014.zip", 6_645_013_297, "a3d79f5ed8d289b7a7554ce06a5782b3", 50_000, 10 * 10**9),
+)
 _ITEMS = (
     Item("annotations/instances_train2014.json", "330 MB", f"{_ANNOTATIONS} (253 MB)"),
     Item("annotations/instances_val2014.json", "160 MB", f"{_ANNOTATIONS} (253 MB)"),
@@ -46,12 +52,13 @@ _MOST_BYTES = 2**30  # of a file of annotations
 _KEPT = frozenset({"images", "annotations", "categories", "id", "image_id", "category_id", "file_name", "name"})
 
 
-def coco(root: str | Path | None, lists: str | Path | None, incomplete: bool) -> RetrievalDataset:
+def coco(root: str | Path | None, lists: str | Path | None, download: bool, incomplete: bool) -> RetrievalDataset:
     """Load the training and validation images of 2014 that have at least one object, as one pool.
 
     Args:
         root: Folder that holds ``annotations``, ``train2014`` and ``val2014``; None searches the usual folders.
         lists: Folder with the usual lists, which are then read instead of the annotations; None for none.
+        download: Whether to download the three archives (20 GB) if the files are not found.
         incomplete: Whether fewer images than published are accepted.
 
     Raises:
@@ -60,7 +67,7 @@ def coco(root: str | Path | None, lists: str | Path | None, incomplete: bool) ->
     if lists is not None:
         orders = [CATEGORIES, tuple(sorted(CATEGORIES))]
         return from_lists("coco", _TITLE, lists, root, orders, LISTED, incomplete, most="person")
-    folder = find("coco", _TITLE, root, _ITEMS, can_download=False)
+    folder = find_or_fetch("coco", _TITLE, root, _ITEMS, _ARCHIVES, download)
     names: list[str] = []
     ids, labels = [], []
     for part in _PARTS:

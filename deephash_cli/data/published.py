@@ -22,7 +22,8 @@ class Item:
     Attributes:
         path: Path in the data set's folder, such as ``annotations/instances_train2014.json``.
         size: Size as people say it, such as "13 GB".
-        source: Address, or the page with the form, from which it comes.
+        source: Where it comes from: the address of its archive, perhaps with the size of the archive behind it, or the
+            page with the form.
         or_path: Another path at which it may be; empty if there is none.
     """
 
@@ -57,17 +58,19 @@ def find(name: str, title: str, root: str | Path | None, items: Sequence[Item], 
     first, others = missing[best][0], len(missing[best]) - 1
     place = f"in {listed(folders)}" if len(missing[best]) == len(items) else f"in {best}"
     more = f" and {others} more of its {len(items)} files and folders are" if others else " is"
-    fetch = ", or set dataset.download=true" if can_download else ""
+    fetch = (
+        f", or set dataset.download=true to have it fetched into {download_folder(name, root)}" if can_download else ""
+    )
     raise DataError(
-        f"{first.path} ({first.size}) of {title}{more} not {place}: get it from {first.source}, put it there or set "
-        f"dataset.root=<folder>{fetch}"
+        f"{first.path} ({first.size}) of {title}{more} not {place}: get it from {first.source}, "
+        f"{'unpack' if can_download else 'put'} it there or set dataset.root=<folder>{fetch}"
     )
 
 
 def find_or_fetch(
     name: str, title: str, root: str | Path | None, items: Sequence[Item], archives: Sequence[Archive], download: bool
 ) -> Path:
-    """Return the first of the usual folders that has every item; if none has, download them if the user wants it.
+    """Return the first of the usual folders that has every item; if none has, download what is missing if wanted.
 
     Args:
         name: Name of the data set, as in ``dataset=<name>``.
@@ -81,7 +84,9 @@ def find_or_fetch(
         DataError: If no folder has all items and they are not downloaded, or if that fails.
     """
     if download and not any(all(item.is_in(folder) for item in items) for folder in _folders(name, root, items)):
-        fetch_archives(archives, download_folder(name, root))
+        folder = download_folder(name, root)
+        sources = [item.source for item in items if not item.is_in(folder)]
+        fetch_archives([part for part in archives if any(source.startswith(part.url) for source in sources)], folder)
     return find(name, title, root, items, can_download=True)
 
 

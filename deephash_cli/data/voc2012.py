@@ -84,7 +84,7 @@ def voc2012(
         labels=(found >= (_DIFFICULT if difficult else _PRESENT)).astype(np.uint8),
         class_names=list(CLASS_NAMES),
         images=ImageFiles([Path(path) for path in paths], folder),
-        reading=(f"{unsure} images have nothing but difficult objects" if unsure else "",),
+        reading=(f"difficult objects {'count' if difficult else 'do not count'}, images with no others: {unsure:,}",),
         usual="voc2012",
     )
     return published.complete(dataset, _TITLE, COUNTS, incomplete, folder)

@@ -62,5 +62,7 @@ def test_missing_and_incomplete(root, monkeypatch):
         load(root)
     assert load(root, incomplete=True).reading == ("not complete: 6 training images of 7",)
     (root / "cifar-100-python" / "meta").unlink()
-    with pytest.raises(DataError, match=r"^cifar-100-python/meta \(2 kB\) of CIFAR-100 is not in .*\(169 MB\), put it"):
+    with pytest.raises(
+        DataError, match=r"^cifar-100-python/meta \(2 kB\) of CIFAR-100 is not in .*\(169 MB\), unpack it"
+    ):
         load(root)

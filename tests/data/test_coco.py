@@ -51,7 +51,7 @@ def root(tmp_path):
 
 
 def load(root, lists=None, incomplete=False):
-    return coco(root, lists, incomplete)
+    return coco(root, lists, download=False, incomplete=incomplete)
 
 
 def refused(root, *parts, **settings):

@@ -13,9 +13,9 @@ from deephash_cli.errors import ConfigError, DataError
 
 ITEMS = [
     published.Item("top/list.txt", "2 kB", "https://example.org/a.zip"),
-    published.Item("top/images", "3 GB", "https://example.org/a.zip"),
+    published.Item("top/images", "3 GB", "https://example.org/b.zip (2 GB)"),
 ]
-ARCHIVES = [Archive("https://example.org/a.zip", None, None, 9, 999)]
+ARCHIVES = [Archive(f"https://example.org/{name}.zip", None, None, 9, 999) for name in "ab"]
 
 
 def found(root, download=False):
@@ -24,17 +24,16 @@ def found(root, download=False):
 
 @pytest.fixture
 def fetched(monkeypatch):
-    """Instead of a download, the files appear; folders to which they came."""
-    folders = []
+    """Instead of a download, the files appear. The folders to which they came, and the names of the archives."""
+    calls = []
 
     def fetch(archives, folder):
-        assert archives == ARCHIVES
-        folders.append(folder)
+        calls.append((folder, [archive.url[-5:] for archive in archives]))
         (folder / "top" / "images").mkdir(parents=True)
         layouts.text(folder / "top" / "list.txt")
 
     monkeypatch.setattr(published, "fetch_archives", fetch)
-    return folders
+    return calls
 
 
 def test_the_sentence_about_what_is_missing(tmp_path):
@@ -42,7 +41,8 @@ def test_the_sentence_about_what_is_missing(tmp_path):
         found(tmp_path)
     assert str(caught.value) == (
         f"top/list.txt (2 kB) of The Toys and 1 more of its 2 files and folders are not in {tmp_path}: get it from "
-        "https://example.org/a.zip, put it there or set dataset.root=<folder>, or set dataset.download=true"
+        "https://example.org/a.zip, unpack it there or set dataset.root=<folder>, or set dataset.download=true to have "
+        f"it fetched into {tmp_path}"
     )
     layouts.text(tmp_path / "top" / "list.txt")
     with pytest.raises(DataError, match=rf"^top/images \(3 GB\) of The Toys is not in {tmp_path}: "):
@@ -51,8 +51,15 @@ def test_the_sentence_about_what_is_missing(tmp_path):
 
 def test_a_download_goes_to_the_root_or_the_cache_and_happens_once(tmp_path, fetched):
     assert found(tmp_path, download=True) == found(tmp_path, download=True) == tmp_path
-    assert found(None, download=True) == found(None) == fetched[1]
-    assert len(fetched) == 2
+    cache = found(None, download=True)
+    assert cache == found(None)
+    assert fetched == [(tmp_path, ["a.zip", "b.zip"]), (cache, ["a.zip", "b.zip"])]
+
+
+def test_only_the_archives_that_have_something_missing_are_downloaded(tmp_path, fetched):
+    layouts.text(tmp_path / "top" / "list.txt")
+    assert found(tmp_path, download=True) == tmp_path
+    assert fetched == [(tmp_path, ["b.zip"])]
 
 
 @pytest.mark.parametrize("inside", [".", "top"])

@@ -33,7 +33,7 @@ def test_the_official_layout(root, labels):
     assert data.class_names == list(CLASS_NAMES)
     assert labelled(data) == [{"cat"}, {"dog"}, set(), {"aeroplane", "person"}]
     assert data.images.batch(np.arange(4), 8)[:, 0, 0, 0].tolist() == [0, 1, 2, 3]
-    assert (data.reading, data.usual) == (("1 images have nothing but difficult objects",), "voc2012")
+    assert (data.reading, data.usual) == (("difficult objects do not count, images with no others: 1",), "voc2012")
     data = load(root, labels=labels, difficult=True)
     assert labelled(data) == [{"cat"}, {"dog", "person"}, {"person"}, {"aeroplane", "person"}]
 

@@ -14,11 +14,12 @@ from typing import IO, NamedTuple
 
 from deephash_cli.console import progress
 from deephash_cli.errors import DataError, short
-from deephash_cli.files import free_space, megabytes, remove_leftovers, temporary_folder
+from deephash_cli.files import free_space, megabytes, reason, remove_leftovers, temporary_folder
 
 _BLOCK = 1 << 20
 _LARGEST_HEADER = 1 << 24  # bytes that a tar archive may have Python read at once; a name has a few hundred
 _GZIP, _ZIP = b"\x1f\x8b", b"PK"
+_DAMAGED = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError)
 _ENCRYPTED = 1  # bit in the flags of a member of a zip archive
 
 
@@ -64,15 +65,11 @@ def extract(archive: Path, folder: Path, max_files: int, max_bytes: int) -> None
                     _move(temporary, folder)
                 finally:
                     shutil.rmtree(temporary, ignore_errors=True)
-    except (
-        tarfile.TarError,
-        zipfile.BadZipFile,
-        zlib.error,
-        OSError,
-        EOFError,
-        ValueError,
-        NotImplementedError,
-    ) as error:
+    except (*_DAMAGED, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # of the system, and not of a damaged archive
+            raise DataError(
+                f"{archive} could not be unpacked into {folder}: {reason(error, folder)}; correct that and try again"
+            ) from error
         raise DataError(f"{archive} could not be unpacked ({error}); delete it and download it again") from error
 
 

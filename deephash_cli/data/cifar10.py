@@ -6,6 +6,7 @@ Krizhevsky, 2009, "Learning multiple layers of features from tiny images".
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Int64, UInt8
 
 from deephash_cli.data.dataset import ImageArray, ImageFiles, RetrievalDataset, multi_hot
 from deephash_cli.data.decoding import ENDINGS
@@ -19,8 +20,14 @@ CLASS_NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "
 
 _BATCHES = {"train": [f"data_batch_{number}" for number in range(1, 6)], "test": ["test_batch"]}
 _MAX_BATCH_BYTES = 64 * 2**20  # the published batches have 31 MB
-_ARCHIVE_BYTES = 170498071
-_MAX_FILES, _MAX_BYTES = 20, 400 * 2**20  # the published archive has 9 files with 186 MB
+_TOP = "cifar-10-batches-py"
+_ARCHIVE = Archive(
+    "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
+    size=170_498_071,
+    md5="c58f30108f718f92721af3b95e74349a",
+    max_files=20,
+    max_bytes=400 * 10**6,
+)
 
 
 def cifar10(root: str | Path | None, download: bool) -> RetrievalDataset:
@@ -39,7 +46,7 @@ def cifar10(root: str | Path | None, download: bool) -> RetrievalDataset:
     """
     folders = candidate_folders("cifar10", root)
     for folder in folders:
-        for batches in (folder / "cifar-10-batches-py", folder):
+        for batches in (folder / _TOP, folder):
             if all((batches / name).is_file() for names in _BATCHES.values() for name in names):
                 return _from_batches(batches)
         if all((folder / part / name).is_dir() for part in _BATCHES for name in CLASS_NAMES):
@@ -50,14 +57,16 @@ def cifar10(root: str | Path | None, download: bool) -> RetrievalDataset:
             f"folders (train/airplane, ..., test/truck) in {listed(folders)}; set dataset.root=<folder>, or "
             "dataset.download=true to fetch it (170 MB)"
         )
-    return _from_batches(_fetch(download_folder("cifar10", root)))
+    place = download_folder("cifar10", root)
+    fetch_archives([_ARCHIVE], place)
+    return _from_batches(place / _TOP)
 
 
 def _from_batches(folder: Path) -> RetrievalDataset:
     ids, pixels, classes = [], [], []
     sizes = {}
     for part, names in _BATCHES.items():
-        parts = [_read_batch(folder / name) for name in names]
+        parts = [read_batch(folder / name, "labels", 10, "CIFAR-10") for name in names]
         sizes[part] = sum(len(part_classes) for _, part_classes in parts)
         ids += [f"{part}/{number:05d}" for number in range(sizes[part])]
         pixels += [part_pixels for part_pixels, _ in parts]
@@ -66,10 +75,27 @@ def _from_batches(folder: Path) -> RetrievalDataset:
     return _pool(ids, np.concatenate(classes), images, sizes["train"])
 
 
-def _read_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    content = read_pickle(path, _MAX_BATCH_BYTES)
+def read_batch(
+    path: Path, key: str, classes: int, title: str, max_bytes: int = _MAX_BATCH_BYTES
+) -> tuple[UInt8[np.ndarray, "n 3 32 32"], Int64[np.ndarray, " n"]]:
+    """Read one of the published files of CIFAR-10 or CIFAR-100.
+
+    Args:
+        path: The file, a pickle.
+        key: Name of the labels in it.
+        classes: Number of classes.
+        title: Name of the data set for people.
+        max_bytes: Largest size of the file accepted, in bytes.
+
+    Returns:
+        The images, and the number of the class of each.
+
+    Raises:
+        DataError: If the file is missing or has other content.
+    """
+    content = read_pickle(path, max_bytes)
     pixels = content.get("data") if isinstance(content, dict) else None
-    labels = content.get("labels") if isinstance(content, dict) else None
+    labels = content.get(key) if isinstance(content, dict) else None
     if not (
         isinstance(pixels, np.ndarray)
         and pixels.dtype == np.uint8
@@ -77,11 +103,11 @@ def _read_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
         and pixels.shape[1] == 3072
         and isinstance(labels, list)
         and len(labels) == len(pixels)
-        and all(type(label) is int and 0 <= label <= 9 for label in labels)
+        and all(type(label) is int and 0 <= label < classes for label in labels)
     ):
         raise DataError(
-            f"{path} is not a batch of CIFAR-10: expected rows of 3072 bytes and one label from 0 to 9 for each; "
-            "get the file from its authors"
+            f"{path} is not a batch of {title}: expected rows of 3072 bytes and one label from 0 to {classes - 1} for "
+            "each; get the file from its authors"
         )
     return pixels.reshape(-1, 3, 32, 32), np.array(labels, dtype=np.int64)
 
@@ -108,11 +134,3 @@ def _from_folders(root: Path) -> RetrievalDataset:
 def _pool(ids: list[str], classes: np.ndarray, images: ImageArray | ImageFiles, train: int) -> RetrievalDataset:
     official = {"train": np.arange(train), "query": np.arange(train, len(ids)), "database": np.arange(train)}
     return RetrievalDataset("cifar10", ids, multi_hot(classes, 10), CLASS_NAMES, images, official)
-
-
-def _fetch(folder: Path) -> Path:
-    from torchvision.datasets import CIFAR10  # has the address and checksum; importing it takes a second
-
-    archive = Archive(CIFAR10.url, _ARCHIVE_BYTES, CIFAR10.tgz_md5, _MAX_FILES, _MAX_BYTES)
-    fetch_archives([archive], folder)
-    return folder / CIFAR10.base_folder

@@ -17,11 +17,13 @@ _IMAGE_STEPS = ("deephash_cli.data.augment.*", "torch.nn.*", "torchvision.transf
 # stands for the public classes that are defined in a package, every other one for itself.
 _ALLOWED = {
     "dataset.source": (
-        "deephash_cli.data.cifar10.cifar10", "deephash_cli.data.coco.coco", "deephash_cli.data.csv_table.csv_table",
+        "deephash_cli.data.cifar10.cifar10", "deephash_cli.data.cifar100.cifar100", "deephash_cli.data.coco.coco",
+        "deephash_cli.data.csv_table.csv_table", "deephash_cli.data.cub200.cub200",
         "deephash_cli.data.fashion_mnist.fashion_mini", "deephash_cli.data.fashion_mnist.fashion_mnist",
-        "deephash_cli.data.image_folder.folder_of_images", "deephash_cli.data.image_folder.image_folder",
-        "deephash_cli.data.image_list.image_list", "deephash_cli.data.imagenet100.imagenet100",
-        "deephash_cli.data.nuswide.nuswide", "deephash_cli.data.vectors.vectors",
+        "deephash_cli.data.food101.food101", "deephash_cli.data.image_folder.folder_of_images",
+        "deephash_cli.data.image_folder.image_folder", "deephash_cli.data.image_list.image_list",
+        "deephash_cli.data.imagenet100.imagenet100", "deephash_cli.data.mirflickr.mirflickr",
+        "deephash_cli.data.nuswide.nuswide", "deephash_cli.data.vectors.vectors", "deephash_cli.data.voc2012.voc2012",
     ),
     "model.network": ("deephash_cli.models.HashingNetwork",),
     "model.network.": (
@@ -49,7 +51,8 @@ _ALLOWED = {
 # Arguments of the loaders of data sets, and of backbones, that are paths.
 _PATHS = ("root", "file", "train", "query", "database", "labels", "ids", "lists", "classes", "split_file", "weights")
 _SOURCES = ("local-dir:", "hf-hub:")  # before the folder or the repository in the name of a network of timm
-_NO_PATHS = ("folders", "none", "packaged")  # words that some of these take instead of a path
+# Words that some of these take instead of a path.
+_NO_PATHS = ("folders", "none", "packaged", "fine", "coarse", "potential", "all38", "lists", "annotations")
 
 _LONGEST = 1000  # letters of a path that are shown
 

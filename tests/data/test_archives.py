@@ -29,9 +29,9 @@ def zip_of(path, *members):
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as content:
         for name, change in members:
             info = zipfile.ZipInfo(name)
-            for key, value in change.items():
+            for key, value in () if isinstance(change, bytes) else change.items():
                 setattr(info, key, value)
-            content.writestr(info, b"abc")
+            content.writestr(info, change if isinstance(change, bytes) else b"abc")
     return path
 
 
@@ -149,6 +149,13 @@ def test_a_tar_bomb_in_a_header(tmp_path):
     (tmp_path / "a.tar.gz").write_bytes(gzip.compress(name.tobuf(tarfile.GNU_FORMAT) + b"\0" * 10_000))
     with pytest.raises(DataError, match="it has a header of 8589934592 bytes"):
         extract(tmp_path / "a.tar.gz", tmp_path / "out", 10, 100)
+
+
+def test_a_folder_that_cannot_be_made(tmp_path):
+    path = tar_of(tmp_path / "a.tar.gz", ("one", {}))
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(DataError, match=r"a\.tar\.gz could not be unpacked into .*out: File exists; correct that"):
+        extract(path, tmp_path / "out", 10, 100)
 
 
 def test_a_full_disk(tmp_path, monkeypatch):

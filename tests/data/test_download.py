@@ -9,6 +9,7 @@ import time
 import pytest
 from test_archives import tar_of, zip_of
 
+from deephash_cli.data import cifar10, cifar100, food101, voc2012
 from deephash_cli.data import download as download_module
 from deephash_cli.data.download import Archive, download, fetch_archives
 from deephash_cli.errors import DataError
@@ -259,6 +260,15 @@ def test_two_processes_download_one_file(server, tmp_path):
     second.join(timeout=20)
     assert server.asked == []
     assert names(tmp_path) == ["file"]
+
+
+def test_the_archives_are_those_that_torchvision_knows():
+    from torchvision.datasets import CIFAR10, CIFAR100, Food101, voc  # importing it takes a second
+
+    ours = [module._ARCHIVE for module in (cifar10, cifar100, food101, voc2012)]
+    of_voc = voc.DATASET_YEAR_DICT["2012"]
+    theirs = [*((known.url, known.tgz_md5) for known in (CIFAR10, CIFAR100)), (Food101._URL, Food101._MD5)]
+    assert [(archive.url, archive.md5) for archive in ours] == [*theirs, (of_voc["url"], of_voc["md5"])]
 
 
 def test_archives_are_fetched_and_unpacked(server, tmp_path):

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from deephash_cli.inference.encoder import Encoder
 
 # Data sets whose images are kept in their own size, smaller than the network's input: the network enlarges them.
-_SMALL = {"cifar10": 32, "fashion_mini": 28, "fashion_mnist": 28}
+_SMALL = {"cifar10": 32, "cifar100": 32, "fashion_mini": 28, "fashion_mnist": 28}
 # Allowed difference of continuous codes in another program. A bit may differ if its value is closer to 0 than this.
 _CLOSE = 1e-2
 _TAIL = """

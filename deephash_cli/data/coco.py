@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 
 from deephash_cli.data.dataset import ImageFiles, RetrievalDataset
-from deephash_cli.data.published import Item, existing, find, require_counts
+from deephash_cli.data.download import Archive
+from deephash_cli.data.location import download_folder
+from deephash_cli.data.published import Item, complete, find_or_fetch
 from deephash_cli.data.small_images import in_memory_if_small
 from deephash_cli.data.usual_lists import from_lists
 from deephash_cli.errors import ArtifactError, DataError, short
@@ -29,7 +31,7 @@ CATEGORIES = (
     "tv", "laptop", "mouse", "remote", "keyboard", "cell phone", "microwave", "oven", "toaster", "sink",
     "refrigerator", "book", "clock", "vase", "scissors", "teddy bear", "hair drier", "toothbrush",
 )  # fmt: skip
-COUNTS = {"categories": 80, "images with an object": 122_218}
+COUNTS = {"all": 122_218}
 LISTED = {"train": (10_000,), "query": (5_000,), "database": (117_218,)}
 
 _TITLE = "MS-COCO 2014"
@@ -42,16 +44,23 @@ _ITEMS = (
     Item("train2014", "13 GB", f"{_ADDRESS}/zips/train2014.zip"),
     Item("val2014", "6 GB", f"{_ADDRESS}/zips/val2014.zip"),
 )
+# The archive that has each of the items.
+ARCHIVES = (
+    *(Archive(_ANNOTATIONS, 252_872_794, "0a379cfc70b0e71301e0f377548639bd", 20, 2 * 10**9) for _ in range(2)),
+    Archive(_ITEMS[2].source, None, "0da8c0bd3d6becc4dcb32757491aca88", 100_000, 20 * 10**9),
+    Archive(_ITEMS[3].source, None, "a3d79f5ed8d289b7a7554ce06a5782b3", 50_000, 10 * 10**9),
+)
 _MOST_BYTES = 2**30  # of a file of annotations
 _KEPT = frozenset({"images", "annotations", "categories", "id", "image_id", "category_id", "file_name", "name"})
 
 
-def coco(root: str | Path | None, lists: str | Path | None, incomplete: bool) -> RetrievalDataset:
+def coco(root: str | Path | None, lists: str | Path | None, download: bool, incomplete: bool) -> RetrievalDataset:
     """Load the training and validation images of 2014 that have at least one object, as one pool.
 
     Args:
         root: Folder that holds ``annotations``, ``train2014`` and ``val2014``; None searches the usual folders.
         lists: Folder with the usual lists, which are then read instead of the annotations; None for none.
+        download: Whether to download the archives (20 GB), or those of them whose files are missing.
         incomplete: Whether fewer images than published are accepted.
 
     Raises:
@@ -60,7 +69,9 @@ def coco(root: str | Path | None, lists: str | Path | None, incomplete: bool) ->
     if lists is not None:
         orders = [CATEGORIES, tuple(sorted(CATEGORIES))]
         return from_lists("coco", _TITLE, lists, root, orders, LISTED, incomplete, most="person")
-    folder = find("coco", _TITLE, root, _ITEMS, can_download=False)
+    place = download_folder("coco", root)
+    missing = [archive for item, archive in zip(_ITEMS, ARCHIVES, strict=True) if not item.is_in(place)]
+    folder = find_or_fetch("coco", _TITLE, root, _ITEMS, list(dict.fromkeys(missing)), download)
     names: list[str] = []
     ids, labels = [], []
     for part in _PARTS:
@@ -76,20 +87,16 @@ def coco(root: str | Path | None, lists: str | Path | None, incomplete: bool) ->
         used = np.flatnonzero(of_file.any(axis=1))
         ids += [f"{part}/{files[row]}" for row in used]
         labels.append(of_file[used])
-    is_there = existing(folder, ids)
-    found = {"categories": len(names), "images with an object": int(is_there.sum())}
-    remark = require_counts(_TITLE, found, COUNTS, incomplete)
-    rows = np.flatnonzero(is_there)
-    ids = [ids[row] for row in rows]
-    return RetrievalDataset(
+    dataset = RetrievalDataset(
         name="coco",
         ids=ids,
-        labels=np.concatenate(labels)[rows],
+        labels=np.concatenate(labels),
         class_names=names,
         images=in_memory_if_small(ImageFiles([Path(identifier) for identifier in ids], folder)),
-        reading=(remark,),
+        reading=(),
         usual="coco",
     )
+    return complete(dataset, _TITLE, COUNTS, incomplete, folder)
 
 
 def _read(path: Path) -> dict[str, list[dict[str, Any]]]:

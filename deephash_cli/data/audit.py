@@ -123,9 +123,8 @@ def examine(found: Division, prints: Fingerprints | None) -> dict[str, Any]:
         "per_class": _per_class(found),
     }
     _look_at_labels(found, described["parts"], findings)
-    findings.add(
-        "fact", "unused", described["unused"], f"{_some(described['unused'], 'image', 'is', 'are')} in no part"
-    )
+    unused = described["unused"]
+    findings.add("fact", "unused", unused, f"{_some(unused, 'image', 'is', 'are')} in no part")
     if prints is not None:
         for position, reason in prints.unreadable[:_SHOWN]:
             findings.add("fault", "unreadable", 1, f"image {found.ids[int(prints.rows[position])]} {reason}")
@@ -283,12 +282,8 @@ def _near_duplicates(found: Division, prints: Fingerprints, findings: _Findings)
     )
     findings.add("fact", "near_duplicates", images, text, examples=examples)
     for role, count in queries.items():
-        findings.add(
-            "fact",
-            f"near_query_{role}",
-            count,
-            f"{_some(count, 'query', 'looks', 'look')} like one of the {_WORDS[role][1]}",
-        )
+        text = f"{_some(count, 'query', 'looks', 'look')} like one of the {_WORDS[role][1]}"
+        findings.add("fact", f"near_query_{role}", count, text)
     return {
         "hash": f"difference hash of {HASH_BITS} bits, Hamming distance of at most {NEAR}",
         "pairs": pairs,

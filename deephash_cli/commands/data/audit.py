@@ -39,11 +39,7 @@ def run(config: DictConfig, dataset: DictConfig | None, against: DictConfig | No
     if (dataset is None) == (config.input is None):
         got = "neither" if dataset is None else "both"
         raise ConfigError(f"deephash data audit needs a data set or a folder or file to look at, got {got}")
-    inputs = {
-        "input=": config.input,
-        "against=": config.against,
-        **({} if dataset is None else {f"dataset.{name}=": dataset.get(name) for name in ("root", "split_file")}),
-    }
+    inputs = reading.inputs_of(config, dataset)
     (output,) = settle("data audit", {"output=": config.output}, inputs, config.overwrite)
     source = reading.read(dataset, config.input, config.root)
     described = audit.examine(source.division, _prints(source, config.near_duplicates))

@@ -16,11 +16,9 @@ from deephash_cli.data.image_list import image_list
 from deephash_cli.data.leniency import faults_kept
 from deephash_cli.data.list_files import LISTS
 from deephash_cli.data.protocol import Split, load_split, make_split, read_split
-from deephash_cli.errors import ConfigError
+from deephash_cli.errors import ArtifactError, ConfigError
 from deephash_cli.retrieval import codes_folder
 from deephash_cli.training.targets import build
-
-_SIDES = ("query", "database")
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +68,12 @@ def read(node: DictConfig | None, given: str | None, root: str | None) -> Source
         f"{given} must be a run folder, a codes folder, a split.json, or a folder with {LISTS['train']} and "
         f"{LISTS['query']}, but it is none of them"
     )
+
+
+def inputs_of(config: DictConfig, node: DictConfig | None) -> dict[str, str | None]:
+    """Return the paths that are read, under what is typed before them, so that no output replaces them."""
+    given = {"": config.input, **{f"{name}=": config[name] for name in ("against", "lists")}}
+    return given | {f"dataset.{name}=": value for name, value in (node or {}).items() if isinstance(value, str)}
 
 
 def division_of(dataset: RetrievalDataset, node: DictConfig) -> Split:
@@ -144,39 +148,39 @@ def _of_file(path: Path) -> Division:
 
 def _of_codes(folder: Path) -> Division:
     """Read a folder of codes. An image that is on both sides is one image."""
-    manifest = codes_folder.read_manifest(folder, ())
-    sides = {side: codes_folder.open_side(folder, side) for side in _SIDES if side in manifest}
-    origin = manifest.get("provenance", {})
-    names = origin.get("class_names", ())
+    manifest = codes_folder.read_manifest(folder, ("database",))
+    sides = {side: codes_folder.open_side(folder, side) for side in ("database", "query") if side in manifest}
     rows_of: dict[str, int] = {}
-    parts = {side: np.array([rows_of.setdefault(name, len(rows_of)) for name in found.ids], np.int64)
-             for side, found in sides.items()}  # fmt: skip
-    faults: list[str] = []
-    widths = {side: found.labels.shape[1] for side, found in sides.items()}
-    if len(set(widths.values())) > 1:
-        faults.append(f"the queries have {widths['query']} label columns, the database has {widths['database']}")
-    labels = np.zeros((len(rows_of), max(widths.values())), np.uint8)
-    codes = np.zeros((len(rows_of), max(found.packed.shape[1] for found in sides.values())), np.uint8)
-    for side, found in sides.items():
-        rows = parts[side]
-        known = np.isin(rows, parts["query"]) if side == "database" and "query" in parts else np.zeros(len(rows), bool)
-        before = labels[rows, : widths[side]]
-        if differ := int((before[known] != found.labels[known]).any(axis=1).sum()):
+    rows = {side: [rows_of.setdefault(name, len(rows_of)) for name in found.ids] for side, found in sides.items()}
+    parts = {side: np.array(own, np.int64) for side, own in rows.items()}
+    database = sides["database"]
+    width = max(found.labels.shape[1] for found in sides.values())
+    labels = np.zeros((len(rows_of), width), np.uint8)
+    codes = np.zeros((len(rows_of), database.packed.shape[1]), np.uint8)
+    labels[: database.n, : database.labels.shape[1]], codes[: database.n] = database.labels, database.packed
+    faults = []
+    if (query := sides.get("query")) is not None:
+        if query.labels.shape[1] != database.labels.shape[1]:
+            widths = query.labels.shape[1], database.labels.shape[1]
+            faults.append(f"the queries have {widths[0]} label columns, the database has {widths[1]}")
+        if query.bits != database.bits:
+            raise ArtifactError(f"{folder} has codes of {query.bits} and {database.bits} bits: they are of two runs")
+        both = parts["query"] < database.n
+        known = labels[parts["query"], : query.labels.shape[1]]
+        if differ := int((known[both] != query.labels[both]).any(axis=1).sum()):
             faults.append(f"{differ} images have other labels among the queries than in the database")
-        labels[rows, : widths[side]] = found.labels
-        codes[rows, : found.packed.shape[1]] = found.packed
-    split = {
-        name: value for name, value in origin.get("split", {}).items() if name in ("name", "version", "seed", "sha256")
-    }
+        labels[parts["query"][~both], : query.labels.shape[1]] = query.labels[~both]
+        codes[parts["query"][~both]] = query.packed[~both]
+    origin = manifest.get("provenance", {})
+    split = {name: origin.get("split", {}).get(name) for name in ("name", "version", "seed", "sha256")}
+    what = [str(name) for name in (origin.get("dataset"), split["name"]) if name is not None]
     return Division(
-        title=": ".join(
-            filter(None, (str(folder), ", ".join(map(str, filter(None, (origin.get("dataset"), split.get("name")))))))
-        ),
+        title=f"{folder}: {', '.join(what)}" if what else str(folder),
         ids=list(rows_of),
-        parts={side: np.sort(rows) for side, rows in parts.items()},
+        parts={side: np.sort(parts[side]) for side in ("query", "database") if side in parts},
         labels=labels,
-        class_names=names,
-        split=split,
+        class_names=origin.get("class_names", ()),
+        split={name: value for name, value in split.items() if value is not None},
         codes=codes,
         faults=faults,
     )

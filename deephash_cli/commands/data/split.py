@@ -54,11 +54,7 @@ def run(config: DictConfig, dataset: DictConfig | None, against: DictConfig | No
             "deephash data split needs a data set, with lists=<folder> if lists divide it; or a folder of lists, or a "
             "split.json, alone"
         )
-    inputs = {
-        "lists=": config.lists,
-        "input=": config.input,
-        **({} if dataset is None else {f"dataset.{name}=": dataset.get(name) for name in ("root", "split_file")}),
-    }
+    inputs = reading.inputs_of(config, dataset)
     is_file = config.output is not None and (Path(config.output).suffix == ".json" or is_device(Path(config.output)))
     output = None
     if config.output is not None and is_file:

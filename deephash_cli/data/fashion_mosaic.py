@@ -1,6 +1,6 @@
-"""Mosaics of Fashion-MNIST images: real images of several labels that need no download and no licence of their own.
+"""Mosaics of Fashion-MNIST images: real images of several labels that need no download.
 
-Each image is four of Fashion-MNIST's 10,000 test images in a square, and has the 1 to 4 classes of its tiles. The same
+Each image is four of Fashion-MNIST's 10,000 test images in a square, and has the 1 to 4 classes of its tiles. A given
 number of mosaics is the same data set on every machine.
 """
 

@@ -1,6 +1,6 @@
 """Compute all retrieval metrics of queries and a database, as one dictionary that can be written as JSON."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -57,6 +57,7 @@ CLASSES = 1000  # largest number of classes for which there is a table by class
 
 SETTINGS = ("ks", "map_at", "radius", "zero_hits", "similar")  # settings of an evaluation
 _DEFAULTS = {"zero_hits": "zero", "similar": similarity.ONE}  # what manifests of earlier versions mean that lack them
+_Counted = tuple[ranking.Counts, Int64[np.ndarray, "q distances grades"]]  # of relevant items; by shared labels
 _NEEDED = (
     *(f"provenance.{name}" for name in ("method", "module", "model", "dataset", "split.name", "split.sha256", "seed")),
     *(f"evaluation.{name}" for name in SETTINGS if name not in _DEFAULTS),
@@ -100,17 +101,13 @@ def evaluate(
     """
     _require_measurable(query, database, ks, map_at, radius, {"zero_hits": zero_hits, "similar": similar})
     if query.labels.shape[1:] == (0,):
-        return {**_statistics(database), **_counts(query, database), "policies": {"labels": WITHOUT_LABELS}}
+        return {**_statistics(database), **_sizes(query, database), "policies": {"labels": WITHOUT_LABELS}}
     ks, map_at = sorted(set(ks)), sorted(set(map_at))
     curve = metrics.curve_ranks(database.n)
 
-    codes, own = (query.packed, database.packed, query.bits), self_matches(query, database)
-    labels = query.labels, database.labels
+    own, labels = self_matches(query, database), (query.labels, database.labels)
     query, database = _related(query, database, similar)
-    counts = ranking.count(*codes, query.labels, database.labels, exclude=own, cuts=map_at, threads=threads)
-    # One pass over all pairs counts both, unless an item can share a label without being relevant
-    graded = None if query.labels is labels[0] else ranking.count(*codes, *labels, exclude=own, threads=threads)
-    values = _per_query(counts, graded, ks, map_at, radius, curve)
+    values = _per_query(_counts(query, database, labels, own, map_at, threads), ks, map_at, radius, curve)
     if query.u is not None:
         values |= asymmetric.per_query(query, database, own, ks, map_at, threads)
     relevant, distances = values.pop("relevant"), {side: values.pop(f"{side}_by_distance") for side in SIDES}
@@ -140,16 +137,11 @@ def evaluate(
         "per_class": _per_class(values["map"][counted], labels[0][counted]),
         "hardest_queries": _hardest(query, values["map"], relevant),
         **_statistics(database),
-        **_counts(query, database),
+        **_sizes(query, database),
         "queries_without_relevant": int((relevant == 0).sum()),
         "k_beyond_database": [int(k) for k in ks if k > database.n],
         **found,
-        "policies": {
-            **POLICIES,
-            "zero_hits": ZERO_HITS[zero_hits],
-            "similar": similarity.SIMILAR[similar],
-            **rules,
-        },
+        "policies": {**POLICIES, "zero_hits": ZERO_HITS[zero_hits], "similar": similarity.SIMILAR[similar], **rules},
     }
 
 
@@ -271,7 +263,7 @@ def _statistics(database: CodeSet) -> dict[str, Any]:
     }
 
 
-def _counts(query: CodeSet, database: CodeSet) -> dict[str, int]:
+def _sizes(query: CodeSet, database: CodeSet) -> dict[str, int]:
     return {"queries": query.n, "database": database.n, "bits": query.bits}
 
 
@@ -301,28 +293,43 @@ def _per_class(average_precisions: np.ndarray, labels: np.ndarray) -> dict[str, 
     }
 
 
+def _counts(
+    query: CodeSet,
+    database: CodeSet,
+    labels: tuple[ranking.Labels, ranking.Labels],
+    own: Int64[np.ndarray, " q"],
+    map_at: Sequence[int],
+    threads: int | None,
+) -> Iterator[_Counted]:
+    """Count the relevant items, and all items by shared labels, for some queries at a time.
+
+    Args:
+        query: Queries, with labels that an item shares exactly if it is relevant.
+        database: Database, with such labels.
+        labels: The labels of the images of both sides; the same arrays if an item that shares one is relevant.
+        own: Position in the database of the item that is the query itself, or -1, for each query.
+        map_at: Cut-offs R.
+        threads: Number of threads, as for `ranking.count`.
+    """
+    codes = query.packed, database.packed, query.bits
+    counts = ranking.count(*codes, query.labels, database.labels, exclude=own, cuts=map_at, threads=threads)
+    if labels[0] is query.labels:
+        return ((part, part.shared) for part in counts)
+    graded = ranking.count(*codes, *labels, exclude=own, threads=threads)
+    return ((part, of_labels.shared) for part, of_labels in zip(counts, graded, strict=True))
+
+
 def _per_query(
-    counts: Iterable[ranking.Counts],
-    graded: Iterable[ranking.Counts] | None,
+    counts: Iterable[_Counted],
     ks: Sequence[int],
     map_at: Sequence[int],
     radius: int,
     curve: Sequence[int],
 ) -> dict[str, np.ndarray]:
-    """Every metric for every query, as arrays (q,), (q, cut-offs) or (q, distances).
-
-    Args:
-        counts: Counts for labels that an item shares with a query exactly if it is relevant.
-        graded: Counts for the labels of the images; None if they are the same labels.
-        ks: Cut-offs k.
-        map_at: Cut-offs R.
-        radius: Radius of the Hamming ball.
-        curve: Ranks of the curve of precision and recall.
-    """
+    """Every metric for every query, as arrays (q,), (q, cut-offs) or (q, distances)."""
     ranks = [*ks, *curve]
     parts = []
-    for part, of_labels in ((part, part) for part in counts) if graded is None else zip(counts, graded, strict=True):
-        shared = of_labels.shared
+    for part, shared in counts:
         h = metrics.Histograms.of_shared(part.shared)
         precision, recall = metrics.precision_at(h, ranks), metrics.recall_at(h, ranks)
         stable = part.precision_sums / np.maximum(part.hits, 1)

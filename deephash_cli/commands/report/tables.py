@@ -8,6 +8,7 @@ from typing import Any
 from deephash_cli import runs
 from deephash_cli.commands.report import curves, published
 from deephash_cli.retrieval.scoring import is_number
+from deephash_cli.retrieval.seen_classes import PROTOCOLS
 from deephash_cli.runs import results
 from deephash_cli.runs.results import Cell, Result, Row, Section
 
@@ -52,7 +53,11 @@ def rows(section: Section, metric: str) -> tuple[list[dict[str, Any]], list[str]
         lines.append({
             "label": row.title, "full": row.label, "method": row.method, "cells": line, "published": None
         })  # fmt: skip
-        if metric != "map" or any(later.method == row.method for later in section.rows[number + 1 :]):
+        if (
+            metric != "map"
+            or section.changes
+            or any(later.method == row.method for later in section.rows[number + 1 :])
+        ):
             continue
         for entry in published.beside(row.method, section.dataset, section.split["name"], section.lengths):
             source = f"{entry.source} (secondary)" if entry.secondary else entry.source
@@ -114,6 +119,11 @@ def of_precision(section: Section) -> Table:
 def of_real_values(section: Section) -> Table:
     """Return the table of the mAP with continuous codes or features on one side or both, if some run has them."""
     return _of_metrics(section, _in_some_run(section, _REAL_VALUED))
+
+
+def of_seen_classes(section: Section) -> Table:
+    """Return the table of the mAP of queries of seen and of unseen classes, if some run has unseen classes."""
+    return _of_metrics(section, _in_some_run(section, {name: f"{name}.map" for name in PROTOCOLS}))
 
 
 def of_codes(section: Section) -> Table:

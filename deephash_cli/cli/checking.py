@@ -17,6 +17,7 @@ from deephash_cli.cli.limits import LISTS, LONGEST, NEEDED, OPTIONAL, RANGES, TE
 from deephash_cli.cli.trainer_settings import check_trainer
 from deephash_cli.cli.unused_settings import LEARNING, refuse_nested, refuse_searched, refuse_unused
 from deephash_cli.cli.verbs import groups
+from deephash_cli.data.changes import Changes
 from deephash_cli.errors import ConfigError, command, first_line, hint, short
 from deephash_cli.hiding import has_secret
 
@@ -151,6 +152,7 @@ def _composed(verb: str, variant: Sequence[str], chosen: Sequence[str], fixed: S
     _check_values(config, defaults, variant)
     if verb == "train":
         refuse_nested(config)
+        Changes.of(config.dataset)  # refuses values of other kinds
     return composed
 
 

@@ -10,6 +10,8 @@ RANGES: dict[str, tuple[float, float | None]] = {
     "seed": (0, 2**31 - 1),
     "dataset.split_seed": (0, 2**31 - 1),
     "dataset.images": (100, 1_000_000),
+    "dataset.imbalance": (1, None),
+    "dataset.labelled": (2, None),
     "trial": (2, None),
     "trainer.max_epochs": (1, None),
     "trainer.num_nodes": (1, None),

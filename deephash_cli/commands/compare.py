@@ -135,9 +135,10 @@ def _title(section: Section, metrics: Sequence[str], style: Style) -> str:
 def _caption(section: Section, metrics: Sequence[str]) -> str:
     """Return the sentence below a table: what a cell shows, which cells and rows are marked, how ties are treated."""
     marks = any(map(section.has_best, metrics))
-    rules = dict.fromkeys(results.tie_rule(metric) for metric in metrics)
+    ties = dict.fromkeys(results.tie_rule(metric) for metric in metrics)
+    protocols = dict.fromkeys(rule for metric in metrics if (rule := results.protocol_rule(metric)))
     legend = [section.legend] if section.legend else []
-    return "; ".join((results.CAPTION, *([f"bold: {results.MARKED}"] if marks else []), *rules, *legend))
+    return "; ".join((results.CAPTION, *([f"bold: {results.MARKED}"] if marks else []), *ties, *protocols, *legend))
 
 
 def _columns(section: Section, metrics: Sequence[str]) -> list[str]:
@@ -199,6 +200,7 @@ def _records(sections: Sequence[Section], metrics: Sequence[str]) -> list[dict[s
             "pretrained_on_classes": row.backbone and row.backbone.on_classes,
             "transductive": row.is_transductive,
             "similar": section.similar,
+            "training": "; ".join(section.changes),
         }
         for section in sections
         for row in section.rows

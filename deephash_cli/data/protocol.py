@@ -32,14 +32,16 @@ import json
 import posixpath
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Int64, UInt8
 
+from deephash_cli.data.changes import is_record, unseen_classes
 from deephash_cli.data.dataset import ImageArray, RetrievalDataset
+from deephash_cli.data.drawing import evenly, permutation
 from deephash_cli.data.identity import composed
 from deephash_cli.data.leniency import is_lenient, refuse
 from deephash_cli.errors import ArtifactError, ConfigError, DataError, short
@@ -55,6 +57,7 @@ _HEAD = 2**16  # bytes at the beginning of a split file that are enough for all 
 _LIMIT = 2**32  # bytes of a split file: a hundred million ids
 _LEAST_LIMIT = 8 * 2**20  # bytes that a split file may have, even for a small data set
 _AUTO = "auto"
+_Rows = Int64[np.ndarray, "_"]
 _HINT = "use dataset.protocol=holdout, which takes a tenth of each class as queries"
 
 
@@ -74,6 +77,8 @@ class Split:
             number of queries in the database), ``unlabelled_rows`` (a number for each part), ``duplicate_images`` (the
             number of used rows that repeat the pixels of an earlier one; None unless images are held in memory),
             ``label_kind`` ("single", "multi" or "none").
+        changes: What was changed of the training part after it was divided, as `data.changes` records it; empty if
+            nothing was.
     """
 
     name: str
@@ -84,13 +89,14 @@ class Split:
     database: Int64[np.ndarray, " d"]
     sha256: str
     flags: dict[str, Any]
+    changes: dict[str, Any] = field(default_factory=dict)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Split):
             return NotImplemented
         return (
-            (self.name, self.version, self.seed, self.sha256, self.flags)
-            == (other.name, other.version, other.seed, other.sha256, other.flags)
+            (self.name, self.version, self.seed, self.sha256, self.flags, self.changes)
+            == (other.name, other.version, other.seed, other.sha256, other.flags, other.changes)
         ) and all(np.array_equal(getattr(self, role), getattr(other, role)) for role in _ROLES)
 
     def __hash__(self) -> int:
@@ -119,7 +125,7 @@ def make_split(protocol: str, dataset: RetrievalDataset, seed: int) -> Split:
     if seed < 0:
         raise ConfigError(f"dataset.split_seed must be 0 or more, got {seed}")
     generator = _PROTOCOLS[protocol]
-    order = _permutation(len(dataset), seed, generator.version)
+    order = permutation(len(dataset), seed, generator.version)
     query, train, database = generator.divide(dataset, order, protocol)
     return split_of(dataset, protocol, generator.version, seed if generator.draws else None, query, train, database)
 
@@ -140,6 +146,7 @@ def save_split(path: Path, split: Split, dataset: RetrievalDataset) -> None:
         "sha256": split.sha256,
         "flags": split.flags,
         "counts": {role: len(getattr(split, role)) for role in _ROLES},
+        **({"changes": split.changes} if split.changes else {}),
     }
     # The ids are written a block at a time, in the form of write_json: millions of them would be copied several times.
     with atomic_write(path) as file:
@@ -183,7 +190,7 @@ def load_split(path: Path, dataset: RetrievalDataset) -> Split:
         )
     split = split_of_ids(path, dataset, content["name"], content["version"], content["seed"], content)
     _check_digest(path, content)
-    return split
+    return replace(split, changes=_changes_in(path, content, dataset, split.train))
 
 
 def split_of_ids(
@@ -247,6 +254,20 @@ def _check_digest(path: Path, content: Mapping[str, Any]) -> None:
         )
 
 
+def _changes_in(path: Path, content: Mapping[str, Any], dataset: RetrievalDataset, train: _Rows) -> dict[str, Any]:
+    """Return the changes that a split file records, empty for most; its training part must fit them."""
+    changes = content.get("changes", {})
+    if not is_record(changes):
+        raise DataError(f"{path} has no valid 'changes'; it was damaged or edited by hand")
+    names = unseen_classes(changes)
+    if unknown := [name for name in names if name not in dataset.class_names]:
+        raise DataError(f"{path} has unseen classes that the data set {dataset.name} does not have: {_some(unknown)}")
+    columns = [dataset.class_names.index(name) for name in names]
+    if dataset.labels[train][:, columns].any():
+        raise DataError(f"{path} trains on images of its unseen classes: it was edited, or the labels changed")
+    return changes
+
+
 def _limit(dataset: RetrievalDataset) -> int:
     """Return the largest number of bytes of a file that divides a data set: each id is in each of the parts once.
 
@@ -286,27 +307,13 @@ def hold_out_validation(
         raise ConfigError(
             f"validation.queries={n} needs labels, and data set {dataset.name} has none: omit it, or provide labels"
         )
-    rows = split.train[_permutation(len(split.train), seed, split.version, _VALIDATION)]
-    labels = dataset.labels[rows].astype(bool)
-    left = labels.sum(axis=0)
-    queues = [iter(np.flatnonzero(labels[:, column])) for column in range(labels.shape[1])]
-    taken = np.zeros(labels.shape[1])  # images taken of each class; infinite if it can give no more
-    chosen = np.zeros(len(rows), dtype=bool)
-    for count in range(n):
-        position = None
-        while position is None:
-            column = int(taken.argmin()) if len(taken) else -1
-            if column < 0 or np.isinf(taken[column]):
-                raise DataError(
-                    f"{n} validation queries were asked for, but the training set of {len(rows)} images can give "
-                    f"only {count} and keep one of every class; ask for fewer"
-                )
-            position = next((at for at in queues[column] if not chosen[at] and (left[labels[at]] > 1).all()), None)
-            if position is None:
-                taken[column] = np.inf
-        chosen[position] = True
-        left -= labels[position]
-        taken += labels[position]
+    rows = split.train[permutation(len(split.train), seed, split.version, _VALIDATION)]
+    chosen = evenly(dataset.labels[rows], n, left_of_each=1)
+    if (count := int(chosen.sum())) < n:
+        raise DataError(
+            f"{n} validation queries were asked for, but the training set of {len(rows)} images can give only {count} "
+            "and keep one of every class; ask for fewer"
+        )
     return np.sort(rows[~chosen]), np.sort(rows[chosen])
 
 
@@ -319,11 +326,10 @@ def fitting_sample(rows: Int64[np.ndarray, " t"], most: int, seed: int, version:
         seed: Random seed of the choice, at least 0.
         version: Version of the protocol's generator.
     """
-    return rows if len(rows) <= most else np.sort(rows[_permutation(len(rows), seed, version, _SAMPLE)[:most]])
+    return rows if len(rows) <= most else np.sort(rows[permutation(len(rows), seed, version, _SAMPLE)[:most]])
 
 
 # ``divide`` gets the data set, its rows in random order, and the protocol's name; it returns query, train, database.
-_Rows = Int64[np.ndarray, "_"]
 _Divide = Callable[[RetrievalDataset, np.ndarray, str], tuple[np.ndarray, np.ndarray, np.ndarray]]
 
 
@@ -464,15 +470,6 @@ _PROTOCOLS = {
     "imagenet100": _Protocol(1, _of_official_parts(130)),
     "imagenet100_10k": _Protocol(1, _of_official_parts(100)),
 }
-
-
-def _permutation(count: int, *key: int) -> _Rows:
-    """Return the numbers below ``count`` in an order that depends on ``key`` alone.
-
-    The order comes from sorting the generator's raw output, because NumPy promises that this stream will never change,
-    but does not promise it for ``permutation``.
-    """
-    return np.argsort(np.random.default_rng(key).bit_generator.random_raw(count), kind="stable").astype(np.int64)
 
 
 def _check_class_sizes(dataset: RetrievalDataset, needed: int, takes: str, among: _Rows | None = None) -> None:

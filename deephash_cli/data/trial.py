@@ -1,5 +1,7 @@
 """Reduce a divided data set to a few rows, to see in seconds whether a run works. Its numbers mean nothing."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from deephash_cli.data.dataset import RetrievalDataset
@@ -26,4 +28,5 @@ def reduce(dataset: RetrievalDataset, split: Split, most: int) -> tuple[Retrieva
     rows = np.unique(np.concatenate(parts))
     query, train, database = (np.searchsorted(rows, part) for part in parts)
     small = dataset.subset(rows)
-    return small, split_of(small, f"{split.name}_trial", split.version, split.seed, query, train, database)
+    few = split_of(small, f"{split.name}_trial", split.version, split.seed, query, train, database)
+    return small, replace(few, changes=split.changes)

@@ -23,7 +23,9 @@ def caveats(metrics: Mapping[str, Any]) -> list[str]:
     # A bit that tells nothing apart is named once, among all bits
     parts = {bits: {**part, "bit_balance": {"ones": []}} for bits, part in scoring.nested(metrics).items()}
     shorter = [f"{bits} bits: {said}" for bits, part in parts.items() for said in _of_codes(part)]
-    return [*_of_codes(metrics), *shorter, *_of_labels(metrics), *_of_sizes(metrics)]
+    parts = scoring.by_classes(metrics)
+    by_classes = [f"{name}: {said}" for name, part in parts.items() for said in _of_labels(part)]
+    return [*_of_codes(metrics), *shorter, *_of_labels(metrics), *by_classes, *_of_sizes(metrics)]
 
 
 def _of_codes(metrics: Mapping[str, Any]) -> list[str]:

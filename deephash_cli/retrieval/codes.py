@@ -5,10 +5,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Float16, UInt8
+from jaxtyping import Bool, Float, Float16, Int64, UInt8
 
 from deephash_cli.errors import ArtifactError, ConfigError, short
-from deephash_cli.npy import RowNumbers
+from deephash_cli.npy import RowNumbers, ids_at
 
 BITS_LIMIT = 2**16
 _NAMES = 2**16  # ids that are checked at a time
@@ -111,6 +111,13 @@ class CodeSet:
     def n(self) -> int:
         """Number of images."""
         return len(self.packed)
+
+
+def some(codes: CodeSet, rows: Int64[np.ndarray, " m"]) -> CodeSet:
+    """Return the codes of some rows, in that order, with their labels and ids."""
+    ids = None if codes.ids is None else ids_at(codes.ids, rows)
+    u = None if codes.u is None else codes.u[rows]
+    return replace(codes, packed=codes.packed[rows], labels=codes.labels[rows], ids=ids, u=u)
 
 
 def prefix(codes: CodeSet, bits: int) -> CodeSet:

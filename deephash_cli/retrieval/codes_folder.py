@@ -379,6 +379,7 @@ _KINDS: dict[str, Callable[[Any], bool]] = {
     "a list of whole numbers from 1": lambda value: (
         isinstance(value, list) and all(is_count(rank) and 1 <= rank < RANK_LIMIT for rank in value)
     ),
+    "a list of whole numbers from 0": lambda value: isinstance(value, list) and all(map(is_count, value)),
     "a list of different names": lambda value: (
         isinstance(value, list) and all(isinstance(name, str) for name in value) and len(set(value)) == len(value)
     ),
@@ -414,6 +415,7 @@ _ENTRIES = {
     "evaluation.zero_hits": "zero or skip",
     "evaluation.similar": "one or all",
     "evaluation.nested": "a list of whole numbers from 1",
+    "evaluation.unseen": "a list of whole numbers from 0",
     "source": "an object",
     "source.root": "text",
     "source.dataset": "an object",

@@ -55,6 +55,9 @@ def show(metrics: Mapping[str, Any]) -> None:
     for bits, part in scoring.nested(metrics).items():
         if "map" in part:
             table.add_row(f"map, {bits} bits", f"{part['map']:.4f}", f"the first {bits} bits as a code of their own")
+    for name, part in scoring.by_classes(metrics).items():
+        value = f"{part['map']:.4f}" if "map" in part else "-"
+        table.add_row(f"map, {name}", value, f"{part['queries']} queries, {part['database']} items")
     for name in ("precision_at_k", "recall_at_k"):
         for k in SHOWN_AT:
             if k in metrics.get(name, ()):

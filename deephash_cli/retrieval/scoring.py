@@ -10,7 +10,7 @@ from jaxtyping import Float64, Int64
 
 from deephash_cli.console import warn
 from deephash_cli.errors import ArtifactError, ConfigError, DataError
-from deephash_cli.retrieval import asymmetric, ceiling, metrics, ranking, scoring, similarity
+from deephash_cli.retrieval import asymmetric, ceiling, metrics, ranking, scoring, seen_classes, similarity
 from deephash_cli.retrieval.codes import RANK_LIMIT, CodeSet, prefix, require_comparable
 from deephash_cli.retrieval.codes_folder import MANIFEST, load_codes, require_entries
 
@@ -44,7 +44,8 @@ POLICIES = {
     "self_match": "a database item with the id of the query is left out of that query's ranking",
     "confidence": "percentile bootstrap over queries, seed 0",
 }
-BESIDE = ("asymmetric", "ceiling", "wap")  # policies of numbers that not all runs have; they decide no other number
+# Policies of numbers that not all runs have; they decide no other number
+BESIDE = ("asymmetric", "ceiling", "wap", "by_classes")
 WITHOUT_LABELS = "there are no labels, so nothing is known to be relevant: only the codes themselves are described"
 FIRST = ("map", "map_stable", "map_best", "map_worst", "map_asymmetric")
 BY_K = ("precision_at_k", "recall_at_k", "ndcg_at_k", "acg_at_k", "precision_at_k_asymmetric")
@@ -238,6 +239,28 @@ def nested(metrics: Mapping[str, Any]) -> dict[int, Mapping[str, Any]]:
     return {bits: found[bits] for bits in sorted(found) if bits > 0 and isinstance(found[bits], Mapping)}
 
 
+def by_classes(metrics: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Return the metrics of queries of seen and of unseen classes in a ``metrics.json``, by protocol, if it has them.
+
+    The file may have been edited, so what is not metrics of a protocol is left out.
+    """
+    parts = _inside(metrics, "by_classes")
+    return {name: parts[name] for name in seen_classes.PROTOCOLS if isinstance(parts.get(name), Mapping)}
+
+
+def named_parts(metrics: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Return all metrics in a ``metrics.json``, each part under the form of the names that dashboards give its numbers.
+
+    >>> list(named_parts({"nested": {"16": {}}, "by_classes": {"seen@all": {}}}))
+    ['{}', 'seen@all/{}', '{}_16_bits']
+    """
+    found = {}
+    for ending, whole in {"": metrics, **{f"_{bits}_bits": part for bits, part in nested(metrics).items()}}.items():
+        found[f"{{}}{ending}"] = whole
+        found |= {f"{name}/{{}}{ending}": part for name, part in by_classes(whole).items()}
+    return found
+
+
 def _inside(metrics: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     value = metrics.get(name)
     return value if isinstance(value, Mapping) else {}
@@ -377,7 +400,8 @@ def score(
         overrides: Values of ``ks``, ``map_at``, ``radius``, ``zero_hits`` and ``similar`` that replace those in the
             manifest. A value of ``None`` keeps that of the manifest.
         bits: Number of first bits to evaluate, as codes of this length; None evaluates all bits, and beside them each
-            length that was trained to be a code by itself, under ``nested``.
+            length that was trained to be a code by itself, under ``nested``. If classes were not trained on, each
+            length has the metrics of seen and unseen classes under ``by_classes``.
         with_features: Whether to compute ``map_features``, which takes seconds, for codes that were made from features
             of a frozen backbone. It is None if these are no longer in the cache.
 
@@ -390,9 +414,28 @@ def score(
     require_entries(folder, manifest, _NEEDED)
     settings = settle(manifest["evaluation"], overrides)
     lengths = manifest["evaluation"].get("nested", [])
+    unseen = manifest["evaluation"].get("unseen", [])
+    if unseen and max(unseen) >= query.labels.shape[1]:
+        raise ArtifactError(
+            f"{folder / MANIFEST} has the unseen class {max(unseen)}, but the labels have only {query.labels.shape[1]} "
+            "classes: it was edited by hand"
+        )
+
+    def of_part(query: CodeSet, database: CodeSet) -> dict[str, Any]:
+        try:
+            return scoring.evaluate(query, database, **settings)
+        except DataError:  # no query or item is of these classes, or nothing is relevant and zero_hits=skip
+            return _counts(query, database)
+
+    def of(query: CodeSet, database: CodeSet, features: ceiling.Vectors | None = None) -> dict[str, Any]:
+        found = scoring.evaluate(query, database, **settings, features=features)
+        if not unseen:
+            return found
+        parts = seen_classes.by_classes(query, database, unseen, of_part)
+        return {**found, "by_classes": parts, "policies": {**found["policies"], "by_classes": seen_classes.POLICY}}
 
     def of_first(kept: int) -> dict[str, Any]:
-        return scoring.evaluate(prefix(query, kept), prefix(database, kept), **settings)
+        return of(prefix(query, kept), prefix(database, kept))
 
     if bits is not None:
         metrics = {**of_first(bits), "prefix_of": query.bits}
@@ -403,7 +446,7 @@ def score(
             )
     else:
         features = ceiling.cached_features(folder, manifest) if with_features else None
-        metrics = scoring.evaluate(query, database, **settings, features=features)
+        metrics = of(query, database, features)
         if with_features and "ceiling" in metrics and "features" in manifest["provenance"]:
             metrics["ceiling"].setdefault("map_features", None)
         if lengths:

@@ -10,8 +10,9 @@ from typing import Any
 import yaml
 
 from deephash_cli import runs
+from deephash_cli.data.changes import in_words
 from deephash_cli.errors import ArtifactError, ConfigError, DeephashError, command, first_line, hint, short
-from deephash_cli.retrieval.scoring import is_number
+from deephash_cli.retrieval import scoring
 from deephash_cli.runs import records
 
 COLUMNS = ("status", "method", "dataset", "bits", "seed", "map", "started", "minutes", "run")
@@ -25,7 +26,7 @@ class Listed:
     Attributes:
         columns: Value for each of ``COLUMNS``; None if it is not known.
         settings: Configuration of the run under dotted names.
-        note: Progress of the run, or why it failed.
+        note: Progress of the run, why it failed, or the mAP of queries of seen and of unseen classes.
         age: Value that orders the runs of one folder from the oldest to the newest, see `runs.age`.
     """
 
@@ -100,18 +101,22 @@ def read(folder: Path) -> Listed:
     for name, text in (("dataset.name", dataset), ("dataset.protocol", split)):
         if text is not None and not records.is_name(text):
             raise ArtifactError(f"{folder} has {name}={short(str(text))}, no name: it was edited by hand")
+    place = f"{dataset} {split}" if split else dataset
     columns = {
         "status": status,
         "method": settings.get("method"),
-        "dataset": f"{dataset} {split}" if split else dataset,
+        "dataset": place and ", ".join((place, *in_words(record.get("changes"), with_names=False))),
         "bits": settings.get("bits"),
         "seed": settings.get("seed"),
-        "map": value if isinstance(value, float) and is_number(value) else None,
+        "map": value if isinstance(value, float) and scoring.is_number(value) else None,
         "started": record["started"],
         "minutes": None if seconds is None else round(seconds / 60, 1),
         "run": str(folder),
     }
     note = _clipped(str(record.get("error") or ""))
+    if status == "finished":
+        maps = {name: part.get("map") for name, part in scoring.by_classes(metrics).items()}
+        note = ", ".join(f"{name} {value:.4f}" for name, value in maps.items() if scoring.is_number(value)) or note
     if status in ("running", "interrupted"):
         note = f"epoch {records.epochs(folder)} of {short(str(settings.get('trainer.max_epochs')))}"
     return Listed(columns, settings, note, runs.age(record))

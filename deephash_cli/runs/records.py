@@ -18,7 +18,7 @@ from deephash_cli.runs.folder import METRICS, STEPS
 from deephash_cli.runs.sealing import require_intact
 from deephash_cli.runs.settings import CONFIG, flatten, read_config
 
-_METRICS_LIMIT = 4 * 2**20  # bytes: 4,096 bits and 1,000 classes take one million
+_METRICS_LIMIT = 8 * 2**20  # bytes: 4,096 bits and 1,000 classes take one million, five if some classes are unseen
 _TABLE_LIMIT = 20_000  # entries of a table, such as precision at each k; also lists and objects of a file
 _SETTINGS_LIMIT = 2000  # a run has some hundred
 _TEXT_LIMIT = 500  # characters of a name

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from deephash_cli import runs
+from deephash_cli.data.changes import in_words
 from deephash_cli.errors import ArtifactError, ConfigError, DeephashError, command, hint, one_line, short
 from deephash_cli.retrieval import scoring, similarity
 from deephash_cli.retrieval.codes import BITS_LIMIT, is_count
+from deephash_cli.retrieval.seen_classes import PROTOCOLS
 from deephash_cli.runs import listing, records
 from deephash_cli.runs.backbones import LEGEND, MARK, Backbone, backbone_of
 from deephash_cli.runs.listing import LeftOut
@@ -22,7 +24,8 @@ from deephash_cli.runs.listing import LeftOut
 # title of its section gives the data set and the split. The choice of metrics does not change the codes.
 VARIED = (
     "bits", "seed", "metrics", "dataset.root", "dataset.source", "dataset.download", "dataset.protocol",
-    "dataset.split_file", "dataset.lists", "dataset.classes", "dataset.incomplete",
+    "dataset.split_file", "dataset.lists", "dataset.classes", "dataset.incomplete", "dataset.unseen", "dataset.imbalance",
+    "dataset.labelled",
     *runs.INCIDENTAL,
 )  # fmt: skip
 _NEEDED: dict[str, Callable[[Any], bool]] = {
@@ -104,16 +107,22 @@ class Result:
         return backbone_of(self.metrics)
 
     def value(self, metric: str) -> float | None:
-        """Return a metric, such as ``map`` or ``precision_at_100``, or None if the run does not have it."""
+        """Return a metric, such as ``map``, ``precision_at_100`` or ``unseen@all.map``, or None if the run has none."""
         return self.numbers().get(metric)
 
     def numbers(self) -> dict[str, float]:
-        """Return every metric that is a single number and not a count, by name."""
+        """Return every metric that is a single number and not a count, by name; see `scoring.by_classes`."""
         return self._numbers
 
     @functools.cached_property
     def _numbers(self) -> dict[str, float]:
-        return {name: value for name, value in scoring.numbers(self.metrics).items() if isinstance(value, float)}
+        parts = {"": self.metrics, **{f"{name}.": part for name, part in scoring.by_classes(self.metrics).items()}}
+        return {
+            f"{before}{name}": value
+            for before, part in parts.items()
+            for name, value in scoring.numbers(part).items()
+            if isinstance(value, float)
+        }
 
 
 @dataclass(frozen=True)
@@ -180,7 +189,7 @@ class Section:
 
     Attributes:
         dataset: Name of the data set.
-        split: Name, version and digest of the split.
+        split: Name, version and digest of the split, and what was changed of its training part.
         queries: Number of queries.
         database: Number of items in the database.
         model: Name of the model of all rows; ``None`` if the rows have several.
@@ -198,8 +207,9 @@ class Section:
 
     @property
     def title(self) -> str:
-        """Data set, split, its digest, sizes, what is similar if that is unusual, and the model if all have one."""
-        split = f"split {self.split['name']} {self.split['sha256'][:12]}"
+        """Data set, split, its digest and changes, sizes, what is similar if that is unusual, and the model of all."""
+        changes = f" ({'; '.join(self.changes)})" if self.changes else ""
+        split = f"split {self.split['name']} {self.split['sha256'][:12]}{changes}"
         sizes = f"{self.queries} queries, {self.database} database items"
         rule = ", all labels must agree" if self.similar == similarity.ALL else ""
         return _line(f"{self.dataset}, {split}: {sizes}{rule}{f', model {self.model}' if self.model else ''}")
@@ -209,6 +219,11 @@ class Section:
         """What made an item relevant to a query, a key of ``similarity.SIMILAR``."""
         rule = self.rows[0].results[0].rules["similar"]
         return similarity.ALL if rule == similarity.SIMILAR[similarity.ALL] else similarity.ONE
+
+    @property
+    def changes(self) -> list[str]:
+        """What was changed of the training part of the split, in words; empty for most."""
+        return in_words(self.split.get("changes"))
 
     @property
     def backbones(self) -> list[Backbone]:
@@ -227,7 +242,7 @@ class Section:
 
     def has_best(self, metric: str) -> bool:
         """Return whether cells of a metric are marked as best: there are several rows, and higher is better."""
-        return len(self.rows) > 1 and not metric.startswith(_UNRANKED)
+        return len(self.rows) > 1 and not _of_all(metric).startswith(_UNRANKED)
 
     def best(self, metric: str) -> list[list[bool]]:
         """Return one list per row: whether its cell for each code length is marked as best, by the rule of `best`."""
@@ -393,7 +408,7 @@ def gather(
 
 def _some(names: Iterable[str]) -> str:
     """Advice that names the metrics without a cut-off, and one metric with a cut-off as an example."""
-    plain = [name for name in names if not name.rpartition("_")[2].isdecimal()]
+    plain = [name for name in names if name == _of_all(name) and not name.rpartition("_")[2].isdecimal()]
     return f": choose one of {', '.join(plain)}, or with a cut-off, such as precision_at_100"
 
 
@@ -405,7 +420,8 @@ def sections(results: Iterable[Result]) -> list[Section]:
     groups: dict[str, list[Result]] = {}
     for result in (part for run in results for part in run.lengths):
         metrics = result.metrics
-        rule = json.dumps([metrics["dataset"], metrics["split"]["sha256"], result.rules], sort_keys=True)
+        split = metrics["split"]["sha256"], metrics["split"].get("changes")
+        rule = json.dumps([metrics["dataset"], *split, result.rules], sort_keys=True)
         groups.setdefault(rule, []).append(result)
     made = [_section(members) for members in groups.values()]
     return sorted(made, key=lambda section: section.title)
@@ -515,4 +531,15 @@ def cell(members: Sequence[Result], metric: str) -> Cell | None:
 
 def tie_rule(metric: str) -> str:
     """Return a phrase that says how a metric treats items at the same distance."""
-    return _TIES.get(metric, "ties are averaged over all their orders")
+    return _TIES.get(_of_all(metric), "ties are averaged over all their orders")
+
+
+def protocol_rule(metric: str) -> str | None:
+    """Return a phrase that says which classes a metric is about; None for all queries and the whole database."""
+    protocol = metric.removesuffix(_of_all(metric)).removesuffix(".")
+    return f"{protocol}: {PROTOCOLS[protocol]}" if protocol in PROTOCOLS else None
+
+
+def _of_all(metric: str) -> str:
+    """Return the name of a metric without a protocol for some classes: ``map`` for ``unseen@all.map``."""
+    return metric.rpartition(".")[2]

@@ -44,7 +44,8 @@ _ADDED = {
     "features.batch_size": None, "model.network.crop": 1.0, "model.network.crop_mode": "square",
     "model.network.interpolation": "bilinear", "model.dynamic_img_size": False,
     "model.network.backbone.dynamic_img_size": False, "model.network.output_norm": False, "augment.grey": 0.0,
-    "loss.balanced": False, "metrics.similar": "one",
+    "loss.balanced": False, "metrics.similar": "one", "dataset.unseen": None, "dataset.imbalance": None,
+    "dataset.labelled": None,
 }  # fmt: skip
 _CONFIG_LIMIT = 2**20  # bytes
 _CONFIG_DEPTH = 100

@@ -162,9 +162,8 @@ class Session:
             self._leave()
 
     def _log_numbers(self, metrics: Mapping[str, Any]) -> None:
-        self.run.summary.update({f"eval/{name}": value for name, value in scoring.numbers(metrics).items()})
-        for bits, part in scoring.nested(metrics).items():
-            self.run.summary.update({f"eval/{name}_{bits}_bits": n for name, n in scoring.numbers(part).items()})
+        for form, part in scoring.named_parts(metrics).items():
+            self.run.summary.update({f"eval/{form.format(name)}": n for name, n in scoring.numbers(part).items()})
 
     def _log_over_k(self, metrics: Mapping[str, Any]) -> None:
         for k in metrics.get(_BY_K[0], {}):  # empty without labels

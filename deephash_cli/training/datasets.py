@@ -12,11 +12,13 @@ from omegaconf import DictConfig, OmegaConf
 from deephash_cli.choices import CONF_DIR, choices
 from deephash_cli.console import say, warn
 from deephash_cli.data import inspection, trial
+from deephash_cli.data.changes import Changes, in_words
 from deephash_cli.data.dataset import RetrievalDataset, Vectors
 from deephash_cli.data.identity import missing_images_kept
 from deephash_cli.data.pairs import require_pairs
 from deephash_cli.data.protocol import Split, load_split, make_split
 from deephash_cli.data.summary import summary
+from deephash_cli.data.training_part import reduce_training
 from deephash_cli.errors import ConfigError, DataError
 from deephash_cli.training import caution
 from deephash_cli.training.method_facts import UNKNOWN, facts_of
@@ -47,15 +49,24 @@ def prepare_data(config: DictConfig, unreadable: _Unreadable = None) -> tuple[Re
         ConfigError: If the data set, the model and the method do not fit each other.
         DataError: If the data are missing, damaged, or do not fit the method.
     """
+    changes = Changes.of(config.dataset)
     source = as_yaml(config.dataset.source)
     skipped = unreadable if config.bad_images == "skip" else ()
     dataset = load_dataset(source, skipped)
     module, _, name = str(config.module["_target_"]).rpartition(".")
-    supervision, trained_on = facts_of(module, name)[:2]
+    facts = facts_of(module, name)
+    supervision, trained_on = facts.supervision, facts.inputs
     _require_fitting(config, dataset, supervision)
     fit_rows = config.fit_rows if trained_on == "features" else 0
     _look_at_vectors(source, skipped, fit_rows, OmegaConf.select(config, "module.scaling") == "standard")
-    split = _divide(source, skipped, config.dataset.protocol, config.dataset.split_seed, config.dataset.split_file)
+    place = config.dataset.protocol, config.dataset.split_seed, config.dataset.split_file
+    split = _divide(source, skipped, *place, changes)
+    if split.changes and facts.transductive:
+        raise ConfigError(
+            f"method={config.method} learns from the labels of the whole database, so its training part cannot have "
+            f"{' and '.join(in_words(split.changes))}: choose another method, or leave out "
+            f"{' and '.join(changes.typed) or 'dataset.split_file'}"
+        )
     if config.trial:
         dataset, split = trial.reduce(dataset, split, config.trial)
     if supervision not in ("none", UNKNOWN):
@@ -94,12 +105,22 @@ def load_dataset(source: str, unreadable: _Unreadable = ()) -> RetrievalDataset:
 
 
 @functools.lru_cache(maxsize=1)
-def _divide(source: str, unreadable: _Unreadable, protocol: str, seed: int, file: str | None) -> Split:
-    """Divide a data set. How a user's own data were understood is said once for each division."""
+def _divide(
+    source: str, unreadable: _Unreadable, protocol: str, seed: int, file: str | None, changes: Changes
+) -> Split:
+    """Divide a data set. How a user's own data were understood is said once for each division, and what was changed."""
     dataset = load_dataset(source, unreadable)
     split = load_split(Path(file), dataset) if file else make_split(protocol, dataset, seed)
+    if split.changes and changes.typed:
+        raise ConfigError(
+            f"{file} has a changed training part ({'; '.join(in_words(split.changes))}): leave out "
+            f"{' and '.join(changes.typed)}, or the file"
+        )
+    split = reduce_training(split, dataset, changes, seed)
     if dataset.reading is not None:
         say(summary(dataset, split, file))
+    if split.changes:
+        say(f"{'; '.join(in_words(split.changes))}: {len(split.train)} training images")
     return split
 
 

@@ -22,6 +22,7 @@ from deephash_cli import console, processes, runs
 from deephash_cli.cache import cache_folder
 from deephash_cli.console import say
 from deephash_cli.data import inspection
+from deephash_cli.data.changes import unseen_classes
 from deephash_cli.data.dataset import RetrievalDataset, Vectors
 from deephash_cli.data.features import Features
 from deephash_cli.data.image_folder import describe_left_out
@@ -481,8 +482,8 @@ def _run_folder(config: DictConfig, earlier: Path | None) -> Iterator[runs.Run]:
 def _started(run: runs.Run, job: Job, overrides: Sequence[str]) -> str:
     """Record that a run has started, and return its id."""
     yaml = OmegaConf.to_yaml(OmegaConf.create(runs.escape(job.settings)))
-    backbone = job.network.origin.record()
-    return run.start(yaml, runs.fingerprint(job.settings), overrides, backbone=backbone)
+    facts = {"backbone": job.network.origin.record(), **({"changes": job.split.changes} if job.split.changes else {})}
+    return run.start(yaml, runs.fingerprint(job.settings), overrides, **facts)
 
 
 @contextlib.contextmanager
@@ -609,7 +610,7 @@ def _provenance(job: Job, epochs: int, checkpoint: Path, best: float) -> dict[st
     """Describe where the codes come from and how to evaluate them: everything that ``deephash eval`` needs to know."""
     config, split = job.config, job.split
     validated = checkpoint.name == checkpoints.BEST
-    names = job.dataset.class_names
+    names, unseen = job.dataset.class_names, unseen_classes(split.changes)
     return {
         "provenance": {
             "method": config.method,
@@ -624,6 +625,7 @@ def _provenance(job: Job, epochs: int, checkpoint: Path, best: float) -> dict[st
                 "seed": split.seed,
                 "sha256": split.sha256,
                 **split.flags,
+                **({"changes": split.changes} if split.changes else {}),
             },
             "seed": config.seed,
             "epochs": epochs,
@@ -644,6 +646,7 @@ def _provenance(job: Job, epochs: int, checkpoint: Path, best: float) -> dict[st
             "zero_hits": config.metrics.zero_hits,
             "similar": similarity.setting(config.metrics),
             **({"nested": sorted(config.nested)} if config.get("nested") else {}),
+            **({"unseen": [names.index(name) for name in unseen]} if unseen else {}),
         },
     }
 

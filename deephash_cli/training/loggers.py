@@ -263,11 +263,9 @@ def conclude(logger: Logger | None, metrics: Mapping[str, Any] | None, exit_code
         steps = [logger.session.log_results] if metrics is not None else []
         steps.append(lambda: logger.session.finish(exit_code))
     else:
-        parts = {"": metrics or {}}
-        parts |= {f"_{bits}_bits": dict(part) for bits, part in scoring.nested(metrics or {}).items()}
         numbers: dict[str, float] = {
-            f"eval/{name}{ending}": value
-            for ending, part in parts.items()
+            f"eval/{form.format(name)}": value
+            for form, part in scoring.named_parts(metrics or {}).items()
             for name, value in part.items()
             if isinstance(value, int | float)
         }

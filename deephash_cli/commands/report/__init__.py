@@ -202,7 +202,8 @@ def _section(section: Section, others: Sequence[Section], metric: str, paths: Se
     return {
         "title": section.title,
         "dataset": section.dataset,
-        "split": section.split,
+        "split": {name: value for name, value in section.split.items() if name != "changes"},
+        "changes": section.changes,
         "queries": section.queries,
         "database": section.database,
         "model": section.model,
@@ -221,6 +222,7 @@ def _section(section: Section, others: Sequence[Section], metric: str, paths: Se
         "doubts": any(run["doubt"] for run in listed),
         "precision": tables.of_precision(section),
         "real_values": tables.of_real_values(section),
+        "seen_classes": tables.of_seen_classes(section),
         "codes": tables.of_codes(section),
         "classes": tables.of_classes(section),
         "data": tables.of_data(section),

@@ -12,6 +12,7 @@ from deephash_cli.commands.report import curves, published
 from deephash_cli.data.protocol import training_size
 from deephash_cli.errors import ArtifactError
 from deephash_cli.retrieval.scoring import is_number
+from deephash_cli.retrieval.seen_classes import PROTOCOLS
 from deephash_cli.runs import results
 from deephash_cli.runs.results import Cell, Result, Row, Section
 
@@ -56,7 +57,8 @@ def rows(section: Section, metric: str) -> tuple[list[dict[str, Any]], list[str]
         lines.append({
             "label": row.title, "full": row.label, "method": row.method, "cells": line, "published": None
         })  # fmt: skip
-        if metric != "map" or any(later.method == row.method for later in section.rows[number + 1 :]):
+        is_last = all(later.method != row.method for later in section.rows[number + 1 :])
+        if metric != "map" or section.changes or not is_last:  # published numbers are of whole training parts
             continue
         for entry in published.beside(row.method, section.dataset, section.split["name"], section.lengths):
             source = f"{entry.source} (secondary)" if entry.secondary else entry.source
@@ -118,6 +120,11 @@ def of_precision(section: Section) -> Table:
 def of_real_values(section: Section) -> Table:
     """Return the table of the mAP with continuous codes or features on one side or both, if some run has them."""
     return _of_metrics(section, _in_some_run(section, _REAL_VALUED))
+
+
+def of_seen_classes(section: Section) -> Table:
+    """Return the table of the mAP of queries of seen and of unseen classes, if some run has unseen classes."""
+    return _of_metrics(section, _in_some_run(section, {name: f"{name}.map" for name in PROTOCOLS}))
 
 
 def of_codes(section: Section) -> Table:

@@ -425,7 +425,7 @@ def score(
         try:
             return scoring.evaluate(query, database, **settings)
         except DataError:  # no query or item is of these classes, or nothing is relevant and zero_hits=skip
-            return _counts(query, database)
+            return _sizes(query, database)
 
     def of(query: CodeSet, database: CodeSet, features: ceiling.Vectors | None = None) -> dict[str, Any]:
         found = scoring.evaluate(query, database, **settings, features=features)

@@ -24,8 +24,8 @@ from deephash_cli.runs.listing import LeftOut
 # title of its section gives the data set and the split. The choice of metrics does not change the codes.
 VARIED = (
     "bits", "seed", "metrics", "dataset.root", "dataset.source", "dataset.download", "dataset.protocol",
-    "dataset.split_file", "dataset.lists", "dataset.classes", "dataset.incomplete", "dataset.unseen", "dataset.imbalance",
-    "dataset.labelled",
+    "dataset.split_file", "dataset.lists", "dataset.classes", "dataset.incomplete",
+    "dataset.unseen", "dataset.imbalance", "dataset.labelled",
     *runs.INCIDENTAL,
 )  # fmt: skip
 _NEEDED: dict[str, Callable[[Any], bool]] = {

@@ -18,6 +18,7 @@ from deephash_cli.data.labels import from_columns, is_number
 from deephash_cli.data.small_images import in_memory_if_small
 from deephash_cli.data.text import lines
 from deephash_cli.errors import DataError, short
+from deephash_cli.names import Names
 
 _LINE = "a path and a 0 or 1 for each class, or a path and a class number"
 
@@ -72,12 +73,13 @@ def image_list(root: str | Path | None, train: str | None, query: str | None, da
                 f"{entries[position].place}: {entries[position].path} has different labels in {entries[before].place}; "
                 "make them equal"
             )
+    names = Names(images.ids)
     return RetrievalDataset(
         name="image_list",
-        ids=images.ids,
+        ids=names,
         labels=labels,
         class_names=read.class_names,
-        images=in_memory_if_small(ImageFiles([Path(path) for path in images.ids], folder)),
+        images=in_memory_if_small(ImageFiles(names, folder)),
         official={role: np.array(own, dtype=np.int64) for role, own in rows.items()},
         reading=(read.how,),
     )

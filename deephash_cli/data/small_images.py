@@ -51,9 +51,9 @@ def in_memory_if_small(files: ImageFiles) -> ImageArray | ImageFiles:
 def _common_side(files: ImageFiles) -> int | None:
     """Return the side that a sample of the files has in common, or None if they are not small squares of one size."""
     sides = set()
-    for index in np.unique(np.linspace(0, len(files) - 1, num=_SAMPLE).astype(int)):
+    for index in np.unique(np.linspace(0, len(files) - 1, num=_SAMPLE).astype(int)).tolist():
         try:
-            sides.add(decode(files.root / files.paths[index]).size)
+            sides.add(decode(files.path(index)).size)
         except ImageError:
             return None
     width, height = sides.pop()
@@ -67,7 +67,7 @@ def _decode_all(files: ImageFiles, shape: tuple[int, ...]) -> UInt8[np.ndarray, 
     def fill(start: int) -> bool:
         for index in range(start, min(start + _CHUNK, len(files))):
             try:
-                image = decode(files.root / files.paths[index])
+                image = decode(files.path(index))
             except ImageError:
                 return False
             if (image.height, image.width) != shape[2:]:

@@ -48,6 +48,8 @@ RANGES: dict[str, tuple[float, float | None]] = {
     "max_bytes": (1, None),
     "queries": (1, None),
 }
+# Numeric settings that may be the word auto instead.
+AUTOMATIC = ("loader.num_workers", "num_workers")
 # Settings that take one of a few words.
 WORDS: dict[str, tuple[str, ...]] = {
     "bit_order": ("little", "big"),

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from deephash_cli.console import progress
+from deephash_cli.cores import usable_cores
 from deephash_cli.data.dataset import ImageArray, ImageFiles, RetrievalDataset
 from deephash_cli.data.decoding import FORMATS, ImageError, decode
 from deephash_cli.data.small_images import in_memory_if_small
@@ -43,7 +44,7 @@ def unreadable_images(dataset: RetrievalDataset) -> list[tuple[str, str]]:
     bad = []
     with (
         progress("checking that every image can be read, images", len(images)) as show,
-        ThreadPoolExecutor(max_workers=os.cpu_count()) as pool,
+        ThreadPoolExecutor(max_workers=usable_cores()) as pool,
     ):
         try:
             for row, reason in enumerate(pool.map(check, range(len(images)))):

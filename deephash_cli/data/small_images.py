@@ -1,7 +1,6 @@
 """Decode small image files once, cache their pixels, and hold them in memory."""
 
 import hashlib
-import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from jaxtyping import UInt8
 
 from deephash_cli import npy
 from deephash_cli.cache import cache_folder
+from deephash_cli.cores import usable_cores
 from deephash_cli.data.dataset import ImageArray, ImageFiles
 from deephash_cli.data.decoding import ImageError, decode
 from deephash_cli.errors import ArtifactError
@@ -75,7 +75,7 @@ def _decode_all(files: ImageFiles, shape: tuple[int, ...]) -> UInt8[np.ndarray, 
             pixels[index] = np.asarray(image).transpose(2, 0, 1)
         return True
 
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+    with ThreadPoolExecutor(max_workers=usable_cores()) as pool:
         tasks = [pool.submit(fill, start) for start in range(0, len(files), _CHUNK)]
         try:
             same = all(task.result() for task in tasks)

@@ -11,7 +11,7 @@ _OWN = Path("/proc/self/cgroup")
 def usable_cores() -> int:
     """Return the number of cores that this process may use: by its affinity, and by the limits of its control group."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(cores, math.ceil(_allowed())))
+    return max(1, math.ceil(min(cores, _allowed())))
 
 
 def _allowed() -> float:

@@ -73,9 +73,9 @@ LISTS = {"nested": 1, "metrics.ks": 1, "dataset.map_at": 1, "ks": 1, "map_at": 1
 # Settings that are the path of a file or folder, or may be one. Any name works, in quotes for the shell alone.
 PATHS = (
     "run_dir", "runs", "resume", "dataset.root", "dataset.file", "dataset.split_file", "dataset.train", "dataset.query",
-    "dataset.database", "dataset.vectors", "dataset.labels", "dataset.ids", "run", "codes", "output", "query",
-    "database", "query_labels", "database_labels", "input", "root", "picture", "index", "check_output", "model.weights",
-    "model.timm_name",
+    "dataset.database", "dataset.shards", "dataset.vectors", "dataset.labels", "dataset.ids", "run", "codes", "output",
+    "query", "database", "query_labels", "database_labels", "input", "root", "picture", "index", "check_output",
+    "model.weights", "model.timm_name",
 )  # fmt: skip
 # Settings that must be text; most have no default that would show it.
 TEXTS = (*PATHS, "group", "dataset.name", "dataset.protocol", "logger.project", "logger.entity", "table")

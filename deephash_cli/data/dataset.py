@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Float32, Float64, Int64, Integer, UInt8
 
-from deephash_cli.data.decoding import decode, unreadable, why
+from deephash_cli.data.decoding import Member, decode, unreadable, why
 from deephash_cli.data.identity import alike, composed
 from deephash_cli.data.preprocessing import Preprocessing, central_square
 from deephash_cli.errors import DataError
@@ -83,6 +83,10 @@ class ImageFiles:
         """Return the path of the image at ``row``."""
         return self.root / self.paths[row]
 
+    def source(self, row: int) -> Path | Member:
+        """Return where the image at ``row`` is, for ``decode``."""
+        return self.path(row)
+
     def subset(self, rows: Rows) -> "ImageFiles":
         """Return the files at ``rows``, in that order."""
         return ImageFiles(self.paths.take(rows), self.root, self.form)
@@ -104,7 +108,7 @@ class ImageFiles:
             ValueError: If there is neither a size nor a form, or the size is less than 1.
         """
         form = self._form(size)
-        return form.pixels(decode(self.path(index), at_least=form.resized))
+        return form.pixels(decode(self.source(index), at_least=form.resized))
 
     def batch(self, rows: Rows, size: int | None = None) -> UInt8[np.ndarray, "b 3 size size"]:
         """Load the images at ``rows``, in that order, each as ``load`` returns it.

@@ -53,7 +53,7 @@ def _common_side(files: ImageFiles) -> int | None:
     sides = set()
     for index in np.unique(np.linspace(0, len(files) - 1, num=_SAMPLE).astype(int)).tolist():
         try:
-            sides.add(decode(files.path(index)).size)
+            sides.add(decode(files.source(index)).size)
         except ImageError:
             return None
     width, height = sides.pop()
@@ -67,7 +67,7 @@ def _decode_all(files: ImageFiles, shape: tuple[int, ...]) -> UInt8[np.ndarray, 
     def fill(start: int) -> bool:
         for index in range(start, min(start + _CHUNK, len(files))):
             try:
-                image = decode(files.path(index))
+                image = decode(files.source(index))
             except ImageError:
                 return False
             if (image.height, image.width) != shape[2:]:

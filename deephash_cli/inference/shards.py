@@ -404,7 +404,7 @@ class _Batches(Dataset[Batch]):
         sizes: dict[tuple[int, ...], tuple[list[int], list[Tensor]]] = {}
         for row in rows:
             try:
-                image = prepare(decode(self.images.path(row), at_least=self.form.resized), self.form)
+                image = prepare(decode(self.images.source(row), at_least=self.form.resized), self.form)
             except ImageError as error:
                 bad.append((row, error.reason))
                 continue

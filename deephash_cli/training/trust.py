@@ -21,6 +21,7 @@ _ALLOWED = {
         "deephash_cli.data.fashion_mnist.fashion_mini", "deephash_cli.data.fashion_mnist.fashion_mnist",
         "deephash_cli.data.image_folder.folder_of_images", "deephash_cli.data.image_folder.image_folder",
         "deephash_cli.data.image_list.image_list", "deephash_cli.data.vectors.vectors",
+        "deephash_cli.data.webdataset.webdataset",
     ),
     "model.network": ("deephash_cli.models.HashingNetwork",),
     "model.network.": (

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Int
 
 from deephash_cli.errors import ArtifactError, short
+from deephash_cli.names import Names
 
 _BLOCK = 2**22  # elements that are read at a time
 _HELD = 2**28  # bytes of a mapped file that are brought into memory before its pages are released
@@ -152,8 +153,10 @@ class RowNumbers(Sequence[str]):
 
 
 def ids_at(ids: Sequence[str], rows: Int[np.ndarray, " n"]) -> Sequence[str]:
-    """Return the ids of some rows, in the order of ``rows``: as a list, or as row numbers if the ids are such."""
-    return RowNumbers(ids.rows[rows]) if isinstance(ids, RowNumbers) else [ids[int(row)] for row in rows]
+    """Return the ids of some rows, in the order of ``rows``: as row numbers if the ids are such, otherwise as names."""
+    if isinstance(ids, RowNumbers):
+        return RowNumbers(ids.rows[rows])
+    return ids.take(rows) if isinstance(ids, Names) else Names(ids[int(row)] for row in rows)
 
 
 class Labels(NamedTuple):

@@ -56,6 +56,11 @@ def count() -> int:
     return distributed.get_world_size() if distributed.is_initialized() else 1
 
 
+def count_here() -> int:
+    """Return the number of processes on this machine. Only torchrun starts processes on others."""
+    return int(os.environ["LOCAL_WORLD_SIZE"]) if is_launched() else count()
+
+
 def require_alone(verb: str) -> None:
     """Refuse to run as one of several processes that another program started. Only ``train`` accepts torchrun.
 

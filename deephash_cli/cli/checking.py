@@ -13,7 +13,7 @@ from typing import Any
 from deephash_cli.choices import CONF_DIR, choices, group_names
 from deephash_cli.cli.arguments import normalize, quote, value_of
 from deephash_cli.cli.hydra_keys import explain_choice, refuse_decided
-from deephash_cli.cli.limits import LISTS, LONGEST, NEEDED, OPTIONAL, RANGES, TEXTS, WORDS
+from deephash_cli.cli.limits import AUTOMATIC, LISTS, LONGEST, NEEDED, OPTIONAL, RANGES, TEXTS, WORDS
 from deephash_cli.cli.trainer_settings import check_trainer
 from deephash_cli.cli.unused_settings import LEARNING, refuse_nested, refuse_searched, refuse_unused
 from deephash_cli.cli.verbs import groups
@@ -301,11 +301,12 @@ def _check_values(config: Any, defaults: Any, overrides: Sequence[str]) -> None:
             raise ConfigError(f"{key} must be text, got {short(str(value))}: in a file, put the value in quotes")
     for key, (low, high) in _ranges(config).items():
         value = OmegaConf.select(config, key, throw_on_missing=False)
-        if value is None:
+        if value is None or (key in AUTOMATIC and str(value) == "auto"):
             continue
         limits = f"from {low} to {high}" if high is not None else f"at least {low}"
         default = OmegaConf.select(defaults, key, throw_on_missing=False)
         kind = "a number" if isinstance(default, float) else "a whole number"
+        kind = f"auto or {kind}" if key in AUTOMATIC else kind
         number = isinstance(value, int | float if isinstance(default, float) else int) and not isinstance(value, bool)
         if not number or not low <= value <= (float("inf") if high is None else high):
             raise ConfigError(f"{key} must be {kind}, {limits}, got {short(str(value))}")

@@ -51,6 +51,8 @@ RANGES: dict[str, tuple[float, float | None]] = {
     "max_bytes": (1, None),
     "queries": (1, None),
 }
+# Numeric settings that may be the word auto instead.
+AUTOMATIC = ("loader.num_workers", "num_workers")
 # Settings that take one of a few words.
 WORDS: dict[str, tuple[str, ...]] = {
     "bit_order": ("little", "big"),
@@ -77,10 +79,9 @@ LISTS = {"nested": 1, "metrics.ks": 1, "dataset.map_at": 1, "ks": 1, "map_at": 1
 # Settings that are the path of a file or folder, or may be one. Any name works, in quotes for the shell alone.
 PATHS = (
     "run_dir", "runs", "resume", "dataset.root", "dataset.file", "dataset.split_file", "dataset.train", "dataset.query",
-    "dataset.database", "dataset.vectors", "dataset.labels", "dataset.ids", "dataset.lists", "dataset.classes",
-    "run", "codes", "output", "query",
-    "database", "query_labels", "database_labels", "input", "root", "picture", "index", "check_output", "model.weights",
-    "model.timm_name", "against", "lists",
+    "dataset.database", "dataset.shards", "dataset.vectors", "dataset.labels", "dataset.ids", "dataset.lists",
+    "dataset.classes", "run", "codes", "output", "query", "database", "query_labels", "database_labels", "input", "root",
+    "picture", "index", "check_output", "model.weights", "model.timm_name", "against", "lists",
 )  # fmt: skip
 # Settings that must be text; most have no default that would show it.
 TEXTS = (*PATHS, "group", "dataset.name", "dataset.protocol", "logger.project", "logger.entity", "table", "sha256")

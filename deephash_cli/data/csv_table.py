@@ -16,6 +16,7 @@ from deephash_cli.data.identity import ImageNames, canonical, shown
 from deephash_cli.data.small_images import in_memory_if_small
 from deephash_cli.data.text import read_text
 from deephash_cli.errors import DataError, short
+from deephash_cli.names import Names
 
 _ROLES = ("train", "query", "database")
 _COLUMNS = ("path", "labels", "split")
@@ -61,12 +62,13 @@ def csv_table(root: str | Path | None, file: str | None) -> RetrievalDataset:
     unused = [name for name in table.columns if name not in _COLUMNS]
     _require_no_meaning(path, table, unused)
     official = _official(table) if "split" in table.columns else None
+    names = Names(images.ids)
     return RetrievalDataset(
         name="csv",
-        ids=images.ids,
+        ids=names,
         labels=read.labels,
         class_names=read.class_names,
-        images=in_memory_if_small(ImageFiles([Path(name) for name in images.ids], folder)),
+        images=in_memory_if_small(ImageFiles(names, folder)),
         official=official,
         reading=(read.how, f"not used: column{'s' * (len(unused) > 1)} {', '.join(unused)}" if unused else ""),
     )

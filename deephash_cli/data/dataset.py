@@ -11,10 +11,11 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Float32, Float64, Int64, Integer, UInt8
 
-from deephash_cli.data.decoding import decode, unreadable, why
+from deephash_cli.data.decoding import Member, decode, unreadable, why
 from deephash_cli.data.identity import alike, composed
 from deephash_cli.data.preprocessing import Preprocessing, central_square
 from deephash_cli.errors import DataError
+from deephash_cli.names import Names
 from deephash_cli.npy import Pages, RowNumbers, blocks, ids_at
 
 _ROLES = ("train", "query", "database")
@@ -61,7 +62,7 @@ class ImageFiles:
     channels, CMYK is converted without a colour profile, and only the first frame or page of a file is read.
 
     Attributes:
-        paths: Paths of the files, absolute or relative to ``root``.
+        paths: Paths of the files, absolute or relative to ``root``, as text.
         root: Folder that relative paths start from.
         form: Steps from an image to the square that ``load`` and ``batch`` return if they are called without a size;
             None if each call must give one.
@@ -70,8 +71,8 @@ class ImageFiles:
 
     in_memory = False
 
-    def __init__(self, paths: list[Path], root: Path, form: Preprocessing | None = None) -> None:
-        self.paths = paths
+    def __init__(self, paths: Sequence[str | Path], root: Path, form: Preprocessing | None = None) -> None:
+        self.paths = paths if isinstance(paths, Names) else Names(map(str, paths))
         self.root = root
         self.form = form
 
@@ -82,9 +83,13 @@ class ImageFiles:
         """Return the path of the image at ``row``."""
         return self.root / self.paths[row]
 
+    def source(self, row: int) -> Path | Member:
+        """Return where the image at ``row`` is, for ``decode``."""
+        return self.path(row)
+
     def subset(self, rows: Rows) -> "ImageFiles":
         """Return the files at ``rows``, in that order."""
-        return ImageFiles([self.paths[row] for row in rows], self.root, self.form)
+        return ImageFiles(self.paths.take(rows), self.root, self.form)
 
     def prepared(self, form: Preprocessing) -> "ImageFiles":
         """Return the same files, of which ``batch(rows)`` returns what ``form`` makes of them."""
@@ -103,7 +108,7 @@ class ImageFiles:
             ValueError: If there is neither a size nor a form, or the size is less than 1.
         """
         form = self._form(size)
-        return form.pixels(decode(self.path(index), at_least=form.resized))
+        return form.pixels(decode(self.source(index), at_least=form.resized))
 
     def batch(self, rows: Rows, size: int | None = None) -> UInt8[np.ndarray, "b 3 size size"]:
         """Load the images at ``rows``, in that order, each as ``load`` returns it.
@@ -125,7 +130,7 @@ class ImageFiles:
             DataError: If a file is missing.
         """
         digest = hashlib.sha256()
-        for path in self.paths:
+        for path in map(Path, self.paths):
             try:
                 status = (self.root / path).stat()
             except OSError as error:
@@ -209,7 +214,8 @@ class RetrievalDataset:
 
     Attributes:
         name: Name that the loader gives the data set; it is stored with splits and codes.
-        ids: One id for each image: unique, on one line, and the same on every machine that has the same data.
+        ids: One id for each image: unique, on one line, and the same on every machine that has the same data. They
+            become ``Names``, unless they are row numbers.
         labels: Multi-hot labels (n, classes), even if each image has one class. A row of zeros is an image without a
             label. Zero columns mean a data set without labels, for which only unsupervised methods can make codes.
         class_names: One name for each column of ``labels``.
@@ -261,6 +267,8 @@ class RetrievalDataset:
             raise DataError(f"data set {self.name} has a label {self.labels.max()}; labels are 0 or 1")
         if not isinstance(self.ids, RowNumbers):
             self._check_ids()
+            if not isinstance(self.ids, Names):
+                object.__setattr__(self, "ids", Names(self.ids))
         for role, rows in (self.official or {}).items():
             if role not in _ROLES:
                 raise DataError(f"data set {self.name} has a part {role!r}; the parts are train, query and database")

@@ -6,6 +6,7 @@ import io
 import logging
 import stat
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -56,17 +57,47 @@ class ImageError(DataError):
         self.reason = reason
 
 
+@dataclass(frozen=True)
+class Member:
+    """A file inside an archive that is not compressed.
+
+    Attributes:
+        archive: Path of the archive.
+        offset: Position of the file's first byte in the archive.
+        size: Number of bytes of the file.
+        name: Name of the file for messages.
+    """
+
+    archive: Path
+    offset: int
+    size: int
+    name: str
+
+    def __str__(self) -> str:
+        return self.name
+
+    def read(self) -> bytes:
+        """Return the content of the file.
+
+        Raises:
+            OSError: If the archive cannot be read.
+        """
+        with self.archive.open("rb") as file:
+            file.seek(self.offset)
+            return file.read(self.size)
+
+
 @functools.lru_cache(maxsize=1)
 def endings() -> frozenset[str]:
     """Return the endings of image files, in lower case; HEIC is among them if its package is installed."""
     return ENDINGS | HEIF_ENDINGS if importlib.util.find_spec("pillow_heif") else ENDINGS
 
 
-def decode(source: Path | bytes, at_least: int | None = None) -> Image.Image:
+def decode(source: Path | Member | bytes, at_least: int | None = None) -> Image.Image:
     """Read an image file as RGB, rotated upright. The first frame or page stands for a file with several.
 
     Args:
-        source: Path of the file, or its content as bytes.
+        source: Path of the file, its place in an archive, or its content as bytes.
         at_least: Length in pixels to which the caller will shrink the shorter side; None decodes at full size. A JPEG
             more than twice as large is then decoded at a half, a quarter or an eighth of its size, which is several
             times faster for photographs.
@@ -74,7 +105,7 @@ def decode(source: Path | bytes, at_least: int | None = None) -> Image.Image:
     Raises:
         ImageError: If the file is missing, cannot be decoded, or has more than ``MAX_PIXELS``.
     """
-    path = "that was given" if isinstance(source, bytes) else source
+    path = source if isinstance(source, Path) else str(source) if isinstance(source, Member) else "that was given"
     head = b""
     try:
         with _open(source) as file:
@@ -96,10 +127,12 @@ def decode(source: Path | bytes, at_least: int | None = None) -> Image.Image:
         raise unreadable(path, why(path, error)) from error
 
 
-def _open(source: Path | bytes) -> io.BytesIO | io.BufferedReader:
+def _open(source: Path | Member | bytes) -> io.BytesIO | io.BufferedReader:
     """Open a file, but only if it is a regular one: opening a pipe would wait for ever."""
     if isinstance(source, bytes):
         return io.BytesIO(source)
+    if isinstance(source, Member):
+        return io.BytesIO(source.read())
     kind = stat.S_IFMT(source.stat().st_mode)
     if kind != stat.S_IFREG:
         raise unreadable(source, f"it is {_KINDS.get(kind, 'something else')}, not a file")

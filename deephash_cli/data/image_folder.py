@@ -14,6 +14,7 @@ from deephash_cli.data.decoding import ENDINGS, HEIF_ENDINGS, HEIF_PACKAGE, endi
 from deephash_cli.data.identity import composed, is_same_file
 from deephash_cli.data.small_images import in_memory_if_small
 from deephash_cli.errors import ConfigError, DataError
+from deephash_cli.names import Names
 
 LABELS = ("folders", "none")
 HIDDEN = "is hidden"
@@ -83,16 +84,16 @@ def folder_of_images(root: str | Path | None, labels: str) -> RetrievalDataset:
             )
     paths, of_path, again = _each_file_once(root, paths, of_path)
     left_out += again
-    paths = [path.relative_to(root) for path in paths]
+    ids = Names(path.relative_to(root).as_posix() for path in paths)
     number_of = {name: number for number, name in enumerate(names)}
     return RetrievalDataset(
         name="image_folder",
-        ids=[path.as_posix() for path in paths],
+        ids=ids,
         labels=multi_hot(np.array([number_of[name] for name in of_path]), len(names))
         if names
-        else np.zeros((len(paths), 0), np.uint8),
+        else np.zeros((len(ids), 0), np.uint8),
         class_names=names,
-        images=in_memory_if_small(ImageFiles(paths, root)),
+        images=in_memory_if_small(ImageFiles(ids, root)),
         reading=(),
         left_out=[(path.relative_to(root).as_posix(), reason) for path, reason in left_out],
     )

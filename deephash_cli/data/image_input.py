@@ -9,6 +9,7 @@ from deephash_cli.data.dataset import ImageFiles, RetrievalDataset
 from deephash_cli.data.identity import listed
 from deephash_cli.data.image_folder import images_below
 from deephash_cli.errors import DataError
+from deephash_cli.names import Names
 
 
 def images_at(place: Path, root: Path | None) -> RetrievalDataset:
@@ -29,14 +30,13 @@ def images_at(place: Path, root: Path | None) -> RetrievalDataset:
         if not found:
             raise DataError(f"input={place} holds no image ({len(others)} other files); give a folder with images")
         left_out = [(path.relative_to(place).as_posix(), reason) for path, reason in others]
-        return _unlabelled(place.name, [path.relative_to(place) for path in found], place, left_out)
+        return _unlabelled(place.name, Names(path.relative_to(place).as_posix() for path in found), place, left_out)
     if place.is_file():
         root = root or place.parent
-        return _unlabelled(place.stem, [Path(path) for path in listed(place, root).ids], root)
+        return _unlabelled(place.stem, Names(Path(path).as_posix() for path in listed(place, root).ids), root)
     raise DataError(f"input={place} is neither a file nor a folder")
 
 
-def _unlabelled(name: str, paths: list[Path], root: Path, left_out: Sequence[tuple[str, str]] = ()) -> RetrievalDataset:
-    ids = [path.as_posix() for path in paths]
+def _unlabelled(name: str, ids: Names, root: Path, left_out: Sequence[tuple[str, str]] = ()) -> RetrievalDataset:
     labels = np.zeros((len(ids), 0), np.uint8)
-    return RetrievalDataset(name, ids, labels, [], ImageFiles(paths, root), left_out=left_out)
+    return RetrievalDataset(name, ids, labels, [], ImageFiles(ids, root), left_out=left_out)

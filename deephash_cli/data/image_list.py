@@ -21,6 +21,7 @@ from deephash_cli.data.leniency import is_lenient, refuse
 from deephash_cli.data.small_images import in_memory_if_small
 from deephash_cli.data.text import lines
 from deephash_cli.errors import DataError, short
+from deephash_cli.names import Names
 
 _LINE = "a path and a 0 or 1 for each class, or a path and a class number"
 _TRIED = 10  # lines of a list that are tried to find where its images are on this machine
@@ -95,12 +96,13 @@ def read_lists(files: Mapping[str, Path], folder: Path, moved: bool = False) -> 
                     f"{entries[before].place}; make them equal"
                 )
             )
+    names = Names(images.ids)
     return RetrievalDataset(
         name="image_list",
-        ids=images.ids,
+        ids=names,
         labels=labels,
         class_names=read.class_names,
-        images=in_memory_if_small(ImageFiles([Path(path) for path in images.ids], folder)),
+        images=in_memory_if_small(ImageFiles(names, folder)),
         official={role: np.array([*dict.fromkeys(own)], dtype=np.int64) for role, own in rows.items()},
         reading=(read.how,),
     )

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import io
 import itertools
 import os
 from collections.abc import Collection, Iterator, Sequence
@@ -10,10 +11,12 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from PIL.ImageFile import ImageFile
 
 from deephash_cli.console import progress
+from deephash_cli.cores import usable_cores
 from deephash_cli.data.dataset import ImageArray, ImageFiles, RetrievalDataset
-from deephash_cli.data.decoding import FORMATS, ImageError, decode
+from deephash_cli.data.decoding import FORMATS, ImageError, Member, decode
 from deephash_cli.data.small_images import in_memory_if_small
 from deephash_cli.errors import DataError
 from deephash_cli.files import csv_text, write_text
@@ -35,7 +38,7 @@ def unreadable_images(dataset: RetrievalDataset) -> list[tuple[str, str]]:
 
     def check(row: int) -> str | None:
         try:
-            decode(images.path(row), at_least=1)
+            decode(images.source(row), at_least=1)
         except ImageError as error:
             return error.reason
         return None
@@ -43,7 +46,7 @@ def unreadable_images(dataset: RetrievalDataset) -> list[tuple[str, str]]:
     bad = []
     with (
         progress("checking that every image can be read, images", len(images)) as show,
-        ThreadPoolExecutor(max_workers=os.cpu_count()) as pool,
+        ThreadPoolExecutor(max_workers=usable_cores()) as pool,
     ):
         try:
             for row, reason in enumerate(pool.map(check, range(len(images)))):
@@ -167,7 +170,7 @@ def _tiny(dataset: RetrievalDataset) -> str | None:
     if isinstance(images, ImageArray):
         names = dataset.ids if min(images.images.shape[2:]) < _FEWEST else []
     elif isinstance(images, ImageFiles):
-        names = [name for row, name in enumerate(dataset.ids) if _is_tiny(images.path(row))]
+        names = [name for row, name in enumerate(dataset.ids) if _is_tiny(images.source(row))]
     if not names:
         return None
     some = ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
@@ -177,11 +180,12 @@ def _tiny(dataset: RetrievalDataset) -> str | None:
     )
 
 
-def _is_tiny(path: Path) -> bool:
+def _is_tiny(source: Path | Member) -> bool:
     try:
-        if path.stat().st_size > _SMALL_FILE or not path.is_file():
+        size = source.size if isinstance(source, Member) else source.stat().st_size
+        if size > _SMALL_FILE:
             return False
-        with Image.open(path, formats=FORMATS) as image:
+        with _opened(source) as image:
             return min(image.size) < _FEWEST
     except Exception:  # whatever is wrong with the file is reported when it is decoded
         return False
@@ -195,7 +199,7 @@ def _dark(dataset: RetrievalDataset) -> str | None:
         dark = {row: value for row, value in most.items() if max(most.values()) < _DARK >> 8}
         kind = "images"
     elif isinstance(images, ImageFiles):
-        values = {row: _most_of_16_bits(images.path(row)) for row in rows}
+        values = {row: _most_of_16_bits(images.source(row)) for row in rows}
         dark = {row: value for row, value in values.items() if value is not None and value < _DARK >> 8}
         kind = "images with 16 bits per value"
     else:
@@ -210,15 +214,24 @@ def _dark(dataset: RetrievalDataset) -> str | None:
     )
 
 
-def _most_of_16_bits(path: Path) -> int | None:
+def _opened(source: Path | Member) -> ImageFile:
+    """Open an image without decoding it.
+
+    Raises:
+        OSError: If it is not an ordinary file, or not an image.
+    """
+    if isinstance(source, Path) and not source.is_file():
+        raise FileNotFoundError(source)
+    return Image.open(io.BytesIO(source.read()) if isinstance(source, Member) else source, formats=FORMATS)
+
+
+def _most_of_16_bits(source: Path | Member) -> int | None:
     """Return the largest value of a 16-bit image after decoding; None for other images and unreadable ones."""
     try:
-        if not path.is_file():
-            return None
-        with Image.open(path, formats=FORMATS) as image:
+        with _opened(source) as image:
             # Pillow opens a PNG of three 16-bit channels as RGB, and only the layout of the file tells
             if not (image.mode.startswith("I;16") or any(";16" in str(tile[3]) for tile in image.tile)):
                 return None
-        return int(np.asarray(decode(path)).max())
+        return int(np.asarray(decode(source)).max())
     except Exception:  # whatever is wrong with the file is reported when it is decoded
         return None

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from deephash_cli import console, processes
+from deephash_cli.cores import usable_cores
 from deephash_cli.data.dataset import ImageFiles
 from deephash_cli.errors import ConfigError, DataError, DeephashError
 
@@ -22,6 +23,7 @@ PATIENCE = 600  # seconds; how long to wait for a batch, so that no wait is with
 _SHARED = "/dev/shm"  # where Linux keeps the memory that processes share
 _END = object()
 _FLOAT = 4  # bytes
+_MOST_WORKERS = 16  # more of them rarely decode faster, and each takes memory
 _PREFETCHED = 2  # batches that each worker prepares in advance
 
 
@@ -144,6 +146,16 @@ class EpochSampler(Sampler[list[int]]):
             last = i == len(self) - 1
             batch = order[i * self.batch_size : None if last else (i + 1) * self.batch_size]
             yield processes.share(batch.tolist(), self.part, self.parts)
+
+
+def worker_count(setting: int | str) -> int:
+    """Return the number of worker processes that a setting stands for.
+
+    Args:
+        setting: The number; or ``auto`` for one worker on each core that this process may use, up to 16. The cores are
+            divided among the processes that train on this machine together.
+    """
+    return min(_MOST_WORKERS, max(1, usable_cores() // processes.count_here())) if setting == "auto" else int(setting)
 
 
 @contextlib.contextmanager

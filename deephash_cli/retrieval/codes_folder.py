@@ -7,13 +7,14 @@ import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int64
 
 from deephash_cli.errors import ArtifactError, short
 from deephash_cli.files import atomic_write, read_sealed, sha256_file, write_sealed
+from deephash_cli.names import Names
 from deephash_cli.npy import map_array, read_header
 from deephash_cli.retrieval.codes import (
     BITS_LIMIT,
@@ -245,7 +246,7 @@ def open_side(folder: Path, side: str = "database") -> Database:
     return found
 
 
-class Lines(Sequence[str]):
+class Lines(Names):
     """The lines of a text file, by number. A line is read only when it is asked for; memory holds 8 bytes per line.
 
     Args:
@@ -255,6 +256,8 @@ class Lines(Sequence[str]):
     Raises:
         ArtifactError: If the file has another number of lines, is not UTF-8, or cannot be read.
     """
+
+    _errors = "strict"
 
     def __init__(self, path: Path, count: int):
         self._path = path
@@ -276,48 +279,11 @@ class Lines(Sequence[str]):
         for start in range(0, count, _LINES):
             self._text(start, min(start + _LINES, count))  # so that no line is an error later
 
-    def __len__(self) -> int:
-        return len(self._ends) - 1
-
-    def __eq__(self, other: object) -> bool:
-        """Compare with the lines of another sequence, as lists are compared."""
-        if not isinstance(other, Sequence) or len(self) != len(other):
-            return False
-        return all(one == another for one, another in zip(self, other, strict=True))
-
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[str]: ...
-    def __getitem__(self, index: int | slice) -> str | list[str]:
-        """Return one line, or a list of lines, without their line breaks.
-
-        Raises:
-            IndexError: If there is no line with this number.
-        """
-        if isinstance(index, slice):
-            start, stop, step = index.indices(len(self))
-            return self._between(start, stop) if step == 1 else [self[i] for i in range(start, stop, step)]
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"line {index} of {len(self)}")
-        return self._between(index % len(self), index % len(self) + 1)[0]
-
-    def __iter__(self) -> Iterator[str]:
-        """Yield all lines in order, of which some are in memory at a time."""
-        for start in range(0, len(self), _LINES):
-            yield from self[start : start + _LINES]
-
-    def _between(self, first: int, last: int) -> list[str]:
-        """Return the lines from number ``first`` to the one before ``last``."""
-        return self._text(first, last).split("\n") if first < last else []
-
     def _text(self, first: int, last: int) -> str:
-        """Return the lines from number ``first`` to the one before ``last`` as one text."""
-        content = self._bytes[self._ends[first] : self._ends[last] - 1].tobytes()
         try:
-            return content.decode("utf-8")
+            return super()._text(first, last)
         except UnicodeDecodeError as error:
-            line = first + content.count(b"\n", 0, error.start)
+            line = first + error.object.count(b"\n", 0, error.start)
             raise ArtifactError(f"{self._path} is not UTF-8 text: {error.reason} in line {line + 1}") from error
 
 

@@ -19,6 +19,7 @@ from typing import TypeVar
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int64, Integer, UInt8
 
+from deephash_cli.cores import usable_cores
 from deephash_cli.retrieval.codes import packed_width
 
 Labels = UInt8[np.ndarray, "_ classes"] | Integer[np.ndarray, " _"]
@@ -298,7 +299,7 @@ def usable_threads() -> int:
     """Number of threads to use: OMP_NUM_THREADS, or the number of cores that this process may use."""
     if (limit := os.environ.get("OMP_NUM_THREADS", "")).isdecimal() and int(limit) > 0:
         return int(limit)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return usable_cores()
 
 
 def check_side(side: str, packed: UInt8[np.ndarray, "n bytes"], bits: int) -> None:

@@ -17,7 +17,7 @@ from deephash_cli.cache import features_folder
 from deephash_cli.console import progress, warn, with_speed
 from deephash_cli.data.dataset import ImageFiles, RetrievalDataset, Vectors
 from deephash_cli.data.features import Features, cached_features, feature_key
-from deephash_cli.data.loaders import EpochSampler, Inputs, Loader, Rows, encode_loader, train_loader
+from deephash_cli.data.loaders import EpochSampler, Inputs, Loader, Rows, encode_loader, train_loader, worker_count
 from deephash_cli.errors import short
 from deephash_cli.failures import explained
 from deephash_cli.models import (
@@ -39,14 +39,14 @@ class Loading:
     Attributes:
         batch_size: Number of images in a training step, summed over all processes.
         eval_batch_size: Number of images that each process passes through the network at once when nothing is learned.
-        num_workers: Number of worker processes that decode image files. Images and features in memory need no workers
-            and get none.
+        num_workers: Number of worker processes that decode image files, or ``auto`` for ``loaders.worker_count``.
+            Images and features in memory need no workers and get none.
         pin_memory: Whether batches are copied to memory that a GPU can read directly.
     """
 
     batch_size: int
     eval_batch_size: int
-    num_workers: int
+    num_workers: int | str
     pin_memory: bool
 
 
@@ -114,7 +114,7 @@ class Source:
         self.device = device
         self.loading = loading
         self.computing = computing
-        self._workers = 0 if images.in_memory else loading.num_workers
+        self._workers = 0 if images.in_memory else worker_count(loading.num_workers)
         self.inputs = self.images
         if network.frozen and not isinstance(images, Vectors):  # vectors are features already
             self.inputs = self._features(np.arange(len(dataset)))

@@ -1,7 +1,6 @@
 """Build Lightning's trainer, run it, and say in one sentence what it refuses."""
 
 import inspect
-import os
 import signal
 import threading
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from pytorch_lightning.accelerators import CPUAccelerator
 from pytorch_lightning.loggers import Logger
 
 from deephash_cli import console, processes
+from deephash_cli.cores import usable_cores
 from deephash_cli.errors import ConfigError, first_line, hint
 from deephash_cli.failures import explained
 from deephash_cli.methods.base import Hasher
@@ -156,7 +156,7 @@ def require_cores(trainer: Trainer, setting: str) -> None:
     Raises:
         ConfigError: If there are too many.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_cores()
     if isinstance(trainer.accelerator, CPUAccelerator) and trainer.num_devices > max(_CPU_DEVICES, cores):
         raise ConfigError(f"{setting}={trainer.num_devices} is more than the {cores} cores of this machine: lower it")
 

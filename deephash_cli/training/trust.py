@@ -26,6 +26,7 @@ _ALLOWED = {
         "deephash_cli.data.image_folder.image_folder", "deephash_cli.data.image_list.image_list",
         "deephash_cli.data.imagenet100.imagenet100", "deephash_cli.data.mirflickr.mirflickr",
         "deephash_cli.data.nuswide.nuswide", "deephash_cli.data.vectors.vectors", "deephash_cli.data.voc2012.voc2012",
+        "deephash_cli.data.webdataset.webdataset",
     ),
     "model.network": ("deephash_cli.models.HashingNetwork",),
     "model.network.": (

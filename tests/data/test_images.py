@@ -6,6 +6,7 @@ import os
 import pickle
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -499,3 +500,19 @@ def test_cache_folder_falls_back_to_the_temporary_directory(tmp_path, monkeypatc
     folder.rmdir()
     folder.symlink_to(tmp_path)  # planted by someone else
     assert cache_folder() not in (folder, tmp_path)
+
+
+def test_the_digest_of_files_has_their_paths_sizes_and_times(tmp_path):
+    (tmp_path / "sub").mkdir()
+    paths = ["a.png", "./sub//b.png", "sub/caf\u00e9.png", "\udcff.png", str(tmp_path / "a.png")]
+    for number, path in enumerate(paths):
+        (tmp_path / path).write_bytes(b"x" * (number + 1))
+        os.utime(tmp_path / path, ns=(0, 1000 + number))
+    text = "".join(
+        f"{Path(path).as_posix()}\0{size}\0{time}\n"
+        for path, size, time in zip(paths, (5, 2, 3, 4, 5), (1004, 1001, 1002, 1003, 1004), strict=True)
+    )
+    expected = hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
+    assert ImageFiles(paths, tmp_path).digest() == expected
+    assert ImageFiles([Path(path) for path in paths], tmp_path).digest() == expected
+    assert ImageFiles(paths, tmp_path).subset(np.arange(5)).digest() == expected

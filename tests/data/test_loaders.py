@@ -26,6 +26,7 @@ from deephash_cli.data.loaders import (
     encode_loader,
     lost_workers_explained,
     train_loader,
+    worker_count,
 )
 from deephash_cli.data.preprocessing import central_square
 from deephash_cli.errors import ConfigError, DataError
@@ -120,6 +121,18 @@ def test_worker_processes_give_the_same_batches(rows):
     alone, helped = (list(train_loader(rows, 2, seed=1, num_workers=n, pin_memory=False)) for n in (0, 1))
     for one, other in zip(alone, helped, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("setting", "cores", "launched", "expected"),
+    [("auto", 4, {}, 4), ("auto", 64, {}, 16), ("auto", 8, {"LOCAL_WORLD_SIZE": "4"}, 2),
+     ("auto", 2, {"LOCAL_WORLD_SIZE": "4"}, 1), (0, 4, {}, 0), (40, 4, {"LOCAL_WORLD_SIZE": "4"}, 40)],
+)  # fmt: skip
+def test_workers_by_cores(monkeypatch, setting, cores, launched, expected):
+    monkeypatch.setattr(loaders, "usable_cores", lambda: cores)
+    for name, value in ({"TORCHELASTIC_RUN_ID": "x", **launched} if launched else {}).items():
+        monkeypatch.setenv(name, value)
+    assert worker_count(setting) == expected
 
 
 class Failing(Dataset):

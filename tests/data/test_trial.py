@@ -33,7 +33,7 @@ def test_a_trial_keeps_a_few_rows_of_each_part(kind):
     rows = [int(name) for name in small.ids]
     assert (small.labels == labels[rows]).all()
     if kind == "files":
-        assert [path.stem for path in small.images.paths] == small.ids
+        assert [Path(path).stem for path in small.images.paths] == small.ids
     else:
         assert np.array_equal(small.images.batch(np.arange(len(small))), IMAGES[kind].batch(np.array(rows)))
     assert trial.reduce(dataset, split, 55) == (dataset, split)

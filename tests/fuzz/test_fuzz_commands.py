@@ -64,7 +64,7 @@ VERB_OF = {
 DATASET_OF = {
     "dataset.root": "image_folder", "dataset.file": "csv", "dataset.train": "image_list",
     "dataset.query": "image_list", "dataset.database": "image_list", "dataset.vectors": "vectors",
-    "dataset.labels": "vectors", "dataset.ids": "vectors", "dataset.split_file": "csv",
+    "dataset.labels": "vectors", "dataset.ids": "vectors", "dataset.split_file": "csv", "dataset.shards": "webdataset",
 }  # fmt: skip
 
 

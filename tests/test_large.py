@@ -1,0 +1,132 @@
+"""200,000 image files: workers hold no names of their own, and the loader is as fast as a bare loop."""
+
+import io
+import multiprocessing
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import QUICK
+from photographs import NAMES, photograph
+
+from deephash_cli.data.decoding import decode
+from deephash_cli.data.image_folder import image_folder
+from deephash_cli.data.loaders import Rows, encode_loader
+from deephash_cli.data.preprocessing import Preprocessing
+from deephash_cli.names import Names
+
+FILES, CLASSES, FEW = 200_000, 200, 4000
+WORKERS = 2
+LOOKS = 40  # at the memory of a training, twice a second
+FORM = Preprocessing(64, 0.875, "center", "bilinear", (0.0,) * 3, (1.0,) * 3)
+DECODED = 20_000  # images of each timed pass
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(1800),
+    pytest.mark.skipif(sys.platform != "linux", reason="/proc tells the memory of a process"),
+]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> dict[int, Path]:
+    """Folders of many and of few JPEG files of 96 x 72 pixels, no two of which are equal."""
+    whole = photograph(NAMES[0])
+    originals = []
+    for left in range(0, 500, 5):
+        content = io.BytesIO()
+        whole.crop((left, left // 2, left + 128, left // 2 + 96)).resize((96, 72)).save(content, "JPEG")
+        originals.append(content.getvalue())
+    made = {}
+    for count in (FEW, FILES):
+        made[count] = tmp_path_factory.mktemp("files")
+        for number in range(count):
+            place = made[count] / f"class {number % CLASSES:03d}"
+            if number < CLASSES:
+                place.mkdir()
+            # what follows the end of a JPEG is not read
+            file = place / f"photograph {number:07d}.jpg"
+            file.write_bytes(originals[number % len(originals)] + str(number).encode())
+    return made
+
+
+def memory(process: int) -> dict[str, float]:
+    """Return megabytes of a process by kind: Rss, Pss, and Private, which it shares with no other."""
+    found = {"Rss": 0.0, "Pss": 0.0, "Private": 0.0}
+    for line in Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()[1:]:
+        name, kilobytes, *_ = line.split()
+        if (kind := name.split("_")[0].rstrip(":")) in found and name != "Pss_Dirty:":
+            found[kind] += int(kilobytes) / 1000
+    return found
+
+
+def children(process: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+
+
+def memory_of_training(folder: Path, run: Path) -> tuple[dict[str, float], list[dict[str, float]]]:
+    """Start a training, and return the memory of its process and of each worker after some seconds with workers."""
+    settings = ["dataset=image_folder", f"dataset.root={folder}", *QUICK, f"loader.num_workers={WORKERS}"]
+    program = "from deephash_cli.cli.main import main; main()"
+    command = [sys.executable, "-c", program, "train", *settings, "trainer.max_epochs=10000", f"run_dir={run}"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    try:
+        end, looks = time.monotonic() + 600, 0
+        own, workers = {}, []
+        while looks < LOOKS:
+            assert process.poll() is None, process.communicate()[0].decode()
+            assert time.monotonic() < end, "the training started no workers"
+            time.sleep(0.5)
+            if len(found := children(process.pid)) == WORKERS:
+                own, workers, looks = memory(process.pid), [memory(child) for child in found], looks + 1
+        return own, workers
+    finally:
+        process.kill()
+        process.communicate(timeout=60)
+
+
+def test_workers_share_the_names(folders, tmp_path):
+    held = {count: memory_of_training(folders[count], tmp_path / str(count)) for count in (FEW, FILES)}
+    for count, (own, workers) in held.items():
+        print(f"\n{count} files: process", {kind: round(size) for kind, size in own.items()}, end="")  # noqa: T201
+        print(" MB, workers", [{kind: round(size) for kind, size in worker.items()} for worker in workers], "MB")  # noqa: T201
+    names = sum(len(f"class 000/photograph {number:07d}.jpg") + 9 for number in range(FILES)) / 1e6
+    print(f"the names take {names:.1f} MB in one buffer")  # noqa: T201
+    few, many = (statistics.mean(worker["Private"] for worker in held[count][1]) for count in (FEW, FILES))
+    assert many - few < names  # each worker with a copy of its own, even the smallest one, would take more
+
+
+def bare_loop(paths: list[Path]) -> None:
+    for path in paths:
+        FORM.pixels(decode(path, at_least=FORM.resized))
+
+
+def test_the_loader_is_as_fast_as_a_bare_loop(folders):
+    dataset = image_folder(folders[FILES])
+    assert isinstance(dataset.ids, Names)
+    assert len(dataset) == FILES
+    rows = np.random.default_rng(0).permutation(FILES)[:DECODED]
+    inputs = Rows(dataset.images.prepared(FORM), torch.from_numpy(dataset.labels), rows)
+    loader = encode_loader(inputs, 128, WORKERS, pin_memory=False)
+    shares = [[dataset.images.path(row) for row in rows[number::WORKERS].tolist()] for number in range(WORKERS)]
+    seconds: dict[str, list[float]] = {"loader": [], "bare": []}
+    with multiprocessing.get_context("fork").Pool(WORKERS) as pool:
+        for turn in range(6):
+            for name in seconds if turn % 2 else reversed(seconds):
+                began = time.perf_counter()
+                if name == "loader":
+                    assert sum(len(batch.indices) for batch in loader) == DECODED
+                else:
+                    pool.map(bare_loop, shares, chunksize=1)
+                if turn:  # the first pass starts the workers and fills the system's cache of files
+                    seconds[name].append(time.perf_counter() - began)
+    ratios = [bare / ours for ours, bare in zip(seconds["loader"], seconds["bare"], strict=True)]
+    speeds = {name: round(DECODED / statistics.median(found)) for name, found in seconds.items()}
+    print(f"\nimages/s with {WORKERS} processes, load {os.getloadavg()[0]:.1f}: {speeds}, ratios {np.round(ratios, 2)}")  # noqa: T201
+    assert statistics.median(ratios) > 0.8

@@ -80,8 +80,8 @@ LISTS = {"nested": 1, "metrics.ks": 1, "dataset.map_at": 1, "ks": 1, "map_at": 1
 PATHS = (
     "run_dir", "runs", "resume", "dataset.root", "dataset.file", "dataset.split_file", "dataset.train", "dataset.query",
     "dataset.database", "dataset.shards", "dataset.vectors", "dataset.labels", "dataset.ids", "dataset.lists",
-    "dataset.classes", "run", "codes", "output", "query", "database", "query_labels", "database_labels", "input", "root",
-    "picture", "index", "check_output", "model.weights", "model.timm_name", "against", "lists",
+    "dataset.classes", "run", "codes", "output", "query", "database", "query_labels", "database_labels", "input",
+    "root", "picture", "index", "check_output", "model.weights", "model.timm_name", "against", "lists",
 )  # fmt: skip
 # Settings that must be text; most have no default that would show it.
 TEXTS = (*PATHS, "group", "dataset.name", "dataset.protocol", "logger.project", "logger.entity", "table", "sha256")

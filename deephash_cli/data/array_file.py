@@ -158,7 +158,7 @@ def _of_hdf5(path: Path) -> Iterator[tuple[str, _Array]]:
 
         def read() -> np.ndarray:
             with h5py.File(path, "r") as again:
-                values = again[name][()]
+                values: np.ndarray = np.asarray(again[name])
             return values.T if turned else values
 
         found.append((name, _Array(item.shape[::-1] if turned else item.shape, item.dtype, read)))

@@ -18,6 +18,7 @@ from deephash_cli.data.small_images import in_memory_if_small
 from deephash_cli.data.usual_lists import from_lists
 from deephash_cli.errors import ArtifactError, DataError, short
 from deephash_cli.files import read_bytes
+from deephash_cli.names import Names
 
 # In the order of their ids, which have gaps.
 CATEGORIES = (
@@ -87,13 +88,13 @@ def coco(root: str | Path | None, lists: str | Path | None, download: bool, inco
     found = {"categories": len(names), "images with an object": int(is_there.sum())}
     remark = require_counts(_TITLE, found, COUNTS, incomplete)
     rows = np.flatnonzero(is_there)
-    ids = [ids[row] for row in rows]
+    files_used = Names(ids[row] for row in rows)
     return RetrievalDataset(
         name="coco",
-        ids=ids,
+        ids=files_used,
         labels=np.concatenate(labels)[rows],
         class_names=names,
-        images=in_memory_if_small(ImageFiles([Path(identifier) for identifier in ids], folder)),
+        images=in_memory_if_small(ImageFiles(files_used, folder)),
         reading=(remark,),
         usual="coco",
     )

@@ -14,6 +14,7 @@ from deephash_cli.data.dataset import ImageFiles, RetrievalDataset, multi_hot
 from deephash_cli.data.download import Archive
 from deephash_cli.data.text import lines
 from deephash_cli.errors import DataError, short
+from deephash_cli.names import Names
 
 COUNTS = {"train": 5_994, "query": 5_794}
 CLASSES = 200
@@ -55,12 +56,13 @@ def cub200(root: str | Path | None, download: bool, incomplete: bool) -> Retriev
     classes = _numbers(folder / "image_class_labels.txt", len(paths), range(1, CLASSES + 1)) - 1
     is_train = _numbers(folder / "train_test_split.txt", len(paths), range(2)) == 1
     train = np.flatnonzero(is_train)
+    files = Names(paths)
     dataset = RetrievalDataset(
         name="cub200",
-        ids=paths,
+        ids=files,
         labels=multi_hot(classes, CLASSES),
         class_names=[name.partition(".")[2].replace("_", " ") for name in names],  # 001.Black_footed_Albatross
-        images=ImageFiles([Path(path) for path in paths], folder / "images"),
+        images=ImageFiles(files, folder / "images"),
         official={"train": train, "query": np.flatnonzero(~is_train), "database": train},
     )
     return published.complete(dataset, _TITLE, COUNTS, incomplete, folder / "images")

@@ -12,6 +12,7 @@ from deephash_cli.data.dataset import ImageFiles, RetrievalDataset, multi_hot
 from deephash_cli.data.download import Archive
 from deephash_cli.data.text import lines
 from deephash_cli.errors import DataError, short
+from deephash_cli.names import Names
 
 COUNTS = {"train": 75_750, "query": 25_250}
 CLASSES = 101
@@ -65,12 +66,13 @@ def food101(root: str | Path | None, download: bool, incomplete: bool) -> Retrie
             paths.append(f"{name}/{image}.jpg")
             classes.append(number_of[name])
         official[part] = np.arange(start, len(paths))
+    files = Names(paths)
     dataset = RetrievalDataset(
         name="food101",
-        ids=paths,
+        ids=files,
         labels=multi_hot(np.array(classes, dtype=np.int64), CLASSES),
         class_names=[name.replace("_", " ") for name in names],
-        images=ImageFiles([Path(path) for path in paths], folder / "images"),
+        images=ImageFiles(files, folder / "images"),
         official={**official, "database": official["train"]},
     )
     return published.complete(dataset, _TITLE, COUNTS, incomplete, folder / "images")

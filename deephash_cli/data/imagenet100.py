@@ -17,6 +17,7 @@ from deephash_cli.data.small_images import in_memory_if_small
 from deephash_cli.data.text import lines
 from deephash_cli.data.usual_lists import from_lists
 from deephash_cli.errors import DataError, short
+from deephash_cli.names import Names
 
 CLASSES = Path(__file__).with_name("imagenet100_classes.txt")
 QUERIES_PER_CLASS = 50
@@ -74,7 +75,7 @@ def imagenet100(
     )
     return RetrievalDataset(
         name="imagenet100",
-        ids=[path.as_posix() for path in paths],
+        ids=Names(path.as_posix() for path in paths),
         labels=multi_hot(np.array(numbers, np.int64), len(names)),
         class_names=names,
         images=in_memory_if_small(ImageFiles(paths, folder)),

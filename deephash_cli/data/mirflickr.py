@@ -14,6 +14,7 @@ from deephash_cli.data.download import Archive
 from deephash_cli.data.text import lines
 from deephash_cli.data.usual_lists import from_lists
 from deephash_cli.errors import DataError, short
+from deephash_cli.names import Names
 
 # An annotator saw the concept somewhere in the image ("potential"), or found it important there ("relevant").
 POTENTIAL = (
@@ -79,12 +80,13 @@ def mirflickr(
     folder = published.find_or_fetch("mirflickr", _TITLE, root, items, [_IMAGES, _ANNOTATIONS], download)
     count = COUNTS["all"]
     paths = [f"im{number}.jpg" for number in range(1, count + 1)]
+    files = Names(paths)
     dataset = RetrievalDataset(
         name="mirflickr",
-        ids=paths,
+        ids=files,
         labels=np.stack([_images_of(folder, concept, count) for concept in concepts], axis=1),
         class_names=names,
-        images=ImageFiles([Path(path) for path in paths], folder / "mirflickr"),
+        images=ImageFiles(files, folder / "mirflickr"),
         reading=(f"{labels} labels",),
         usual="mirflickr",
     )

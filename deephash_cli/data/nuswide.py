@@ -16,6 +16,7 @@ from deephash_cli.data.text import lines
 from deephash_cli.data.usual_lists import from_lists
 from deephash_cli.errors import ArtifactError, DataError
 from deephash_cli.files import read_bytes
+from deephash_cli.names import Names
 
 # In the order of Concepts81.txt, which is that of the alphabet; lists with 81 columns have this order, too.
 CONCEPTS = (
@@ -88,10 +89,10 @@ def nuswide(concepts: int, root: str | Path | None, lists: str | Path | None, in
     rows = np.flatnonzero(is_there)
     return RetrievalDataset(
         name=name,
-        ids=[ids[row] for row in rows],
+        ids=Names(ids[row] for row in rows),
         labels=labels[used[rows]],
         class_names=[CONCEPTS[column] for column in chosen],
-        images=in_memory_if_small(ImageFiles([Path(files[row]) for row in rows], folder)),
+        images=in_memory_if_small(ImageFiles(Names(files[row] for row in rows), folder)),
         reading=(remark,),
         usual=name,
     )

@@ -18,6 +18,7 @@ from deephash_cli.data.text import lines
 from deephash_cli.data.usual_lists import from_lists
 from deephash_cli.errors import ArtifactError, DataError, short
 from deephash_cli.files import read_bytes
+from deephash_cli.names import Names
 
 CLASS_NAMES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
@@ -78,12 +79,13 @@ def voc2012(
     found = _from_lists(folder, names) if labels == "lists" else _from_annotations(folder, names)
     unsure = int(((found == _DIFFICULT).any(axis=1) & ~(found == _PRESENT).any(axis=1)).sum())
     paths = [f"JPEGImages/{name}.jpg" for name in names]
+    files = Names(paths)
     dataset = RetrievalDataset(
         name="voc2012",
-        ids=paths,
+        ids=files,
         labels=(found >= (_DIFFICULT if difficult else _PRESENT)).astype(np.uint8),
         class_names=list(CLASS_NAMES),
-        images=ImageFiles([Path(path) for path in paths], folder),
+        images=ImageFiles(files, folder),
         reading=(f"difficult objects {'count' if difficult else 'do not count'}, images with no others: {unsure:,}",),
         usual="voc2012",
     )

@@ -198,7 +198,7 @@ def test_no_length_given(server, tmp_path):
 
 
 @pytest.mark.parametrize(("arguments", "sentence"), [
-    (("0" * 32, LIMIT), f"sent {len(CONTENT)} bytes with MD5 {MD5}, but a file with 0{{32}} was expected"),
+    (("0" * 32, LIMIT), f"sent {len(CONTENT)} bytes with MD5 {MD5}, but 0{{32}} was expected"),
     ((MD5, LIMIT, 7), f"offers {len(CONTENT)} bytes, but 7 were expected: the file was replaced; nothing was kept"),
     ((MD5, 10), f"offers {len(CONTENT)} bytes, more than the 10 accepted; nothing was kept"),
 ])  # fmt: skip

@@ -239,9 +239,9 @@ def _opened(request: urllib.request.Request) -> Iterator[Any]:
 
 def _version(response: Any) -> _Version:
     """Return the version of a file that a server sends, whole or in part."""
-    part = re.fullmatch(r"bytes \d+-\d+/(.+)", response.headers["Content-Range"] or "")
-    length = part[1] if part else response.headers["Content-Length"] or ""
-    size = int(length) if length.isascii() and length.isdigit() else None
+    part = response.headers["Content-Range"]
+    length = response.headers["Content-Length"] if part is None else part.rpartition("/")[2]
+    size = int(length) if re.fullmatch("[0-9]{1,18}", length or "") else None
     return _Version(response.headers["ETag"], response.headers["Last-Modified"], size)
 
 

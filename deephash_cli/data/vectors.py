@@ -1,4 +1,4 @@
-"""Load feature vectors made by another program, such as CLIP or a text model, from NumPy files."""
+"""Load feature vectors made by another program, such as CLIP or a text model, from files of NumPy, MATLAB or HDF5."""
 
 from pathlib import Path
 from typing import NoReturn
@@ -6,12 +6,13 @@ from typing import NoReturn
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from deephash_cli.data import array_file
 from deephash_cli.data.dataset import RetrievalDataset, Vectors
 from deephash_cli.data.identity import composed
 from deephash_cli.data.labels import LIMIT
 from deephash_cli.data.text import read_text, split_lines
 from deephash_cli.errors import ArtifactError, DataError, short
-from deephash_cli.npy import FLOATS, RowNumbers, blocks, open_array, read_labels
+from deephash_cli.npy import FLOATS, NUMBERS, RowNumbers, blocks, labels_of
 
 _CLASSES = 10_000  # class ids up to here are believed, however few the items are
 
@@ -19,44 +20,45 @@ _CLASSES = 10_000  # class ids up to here are believed, however few the items ar
 def vectors(file: str | None, labels: str | None, ids: str | None) -> RetrievalDataset:
     """Load vectors, with their labels and ids from separate files, all in the same order.
 
-    The vectors stay on disk and are read on demand. Nothing in a file is executed.
+    Vectors in a .npy file stay on disk and are read on demand. A file may also be .mat, .h5 or .hdf5, and then
+    ``file.mat::name`` chooses one of several arrays in it. Nothing in a file is executed.
 
     Args:
-        file: Path of a .npy file of float16, float32 or float64 vectors (n, d); None is an error.
-        labels: Path of a .npy file of class ids (n,) or (n, 1), with -1 for an item without a class, or of multi-hot
+        file: Path of a file of float16, float32 or float64 vectors (n, d); None is an error.
+        labels: Path of a file of class ids (n,) or (n, 1), with -1 for an item without a class, or of multi-hot
             labels (n, classes), of 0 and 1 or of -1 and 1; None means that there are no labels.
         ids: Path of a text file with one id per line; None means that the row numbers are the ids.
 
     Raises:
+        ConfigError: If a file is HDF5 and h5py is not installed.
         DataError: If a file is missing or malformed, lengths differ, or a value is not finite as float32.
     """
     if file is None:
         raise DataError(
             "a data set of vectors needs dataset.vectors=<file.npy>, and dataset.labels=<file.npy> if there are labels"
         )
-    path = Path(file).expanduser()
     try:
-        array = open_array(path, "vectors", (2,), FLOATS)
+        array = array_file.load(file, "vectors", (2,), FLOATS)
     except ArtifactError as error:
         raise DataError(f"dataset.vectors: {error}") from error
     images = Vectors(array)
     if not np.isfinite(images.spread.mean).all():  # which reads the vectors only once
-        _refuse(path, array)
+        _refuse(file, array)
     count = len(array)
-    multi_hot, how = np.zeros((count, 0), np.uint8), ""
+    multi_hot, names, how = np.zeros((count, 0), np.uint8), range(0), ""
     if labels is not None:
-        multi_hot, how = _labels(Path(labels).expanduser(), path, count)
+        multi_hot, names, how = _labels(labels, file, count)
     return RetrievalDataset(
         name="vectors",
-        ids=RowNumbers(np.arange(count)) if ids is None else _ids(Path(ids).expanduser(), path, count),
+        ids=RowNumbers(np.arange(count)) if ids is None else _ids(Path(ids).expanduser(), file, count),
         labels=multi_hot,
-        class_names=[str(column) for column in range(multi_hot.shape[1])],
+        class_names=[str(number) for number in names],
         images=images,
         reading=(how,),
     )
 
 
-def _refuse(path: Path, array: Float[np.ndarray, "n d"]) -> NoReturn:
+def _refuse(path: str, array: Float[np.ndarray, "n d"]) -> NoReturn:
     """Raise the error that names the first value that is not finite as float32."""
     for rows in blocks(array):
         with np.errstate(over="ignore"):  # reported below
@@ -74,10 +76,10 @@ def _refuse(path: Path, array: Float[np.ndarray, "n d"]) -> NoReturn:
     raise AssertionError("all values are finite")
 
 
-def _labels(path: Path, beside: Path, count: int) -> tuple[UInt8[np.ndarray, "n classes"], str]:
-    """Read the labels. Return them as a multi-hot array in memory, and how the file was understood."""
+def _labels(path: str, beside: str, count: int) -> tuple[UInt8[np.ndarray, "n classes"], range, str]:
+    """Read the labels. Return them as a multi-hot array in memory, the numbers of the classes, and their format."""
     try:
-        found = read_labels(path, lowest=-1)
+        found = labels_of(path, array_file.load(path, "labels", (1, 2), NUMBERS), lowest=-1)
     except ArtifactError as error:
         raise DataError(f"dataset.labels: {error}") from error
     if len(found.array) != count:
@@ -86,7 +88,7 @@ def _labels(path: Path, beside: Path, count: int) -> tuple[UInt8[np.ndarray, "n 
             "own labels, in the same order"
         )
     if found.array.ndim == 2:
-        return np.array(found.array), f"labels: {found.format}"
+        return np.array(found.array), range(found.array.shape[1]), f"labels: {found.format}"
     classes = found.highest + 1
     if classes > max(count, _CLASSES) or count * classes > LIMIT:
         raise DataError(
@@ -102,10 +104,13 @@ def _labels(path: Path, beside: Path, count: int) -> tuple[UInt8[np.ndarray, "n 
         )
     labels = np.zeros((count, classes), np.uint8)
     labels[known, ids[known]] = 1
-    return labels, f"labels: {found.format}"
+    counted_from = 0
+    if array_file.split(path)[0].suffix.lower() == array_file.MATLAB and not labels[:, 0].any():
+        counted_from = 1  # MATLAB counts from 1, and a class without images would be too small for most protocols
+    return labels[:, counted_from:], range(counted_from, classes), f"labels: {found.format}"
 
 
-def _ids(path: Path, beside: Path, count: int) -> list[str]:
+def _ids(path: Path, beside: str, count: int) -> list[str]:
     ids = split_lines(read_text(path, f"dataset.ids={path}"))
     while ids and not ids[-1].strip():
         ids.pop()  # empty lines at the end

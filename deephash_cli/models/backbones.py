@@ -10,21 +10,22 @@ from torch import Tensor, nn
 
 from deephash_cli.cache import cache_folder
 from deephash_cli.console import say
+from deephash_cli.data import array_file
 from deephash_cli.data.preprocessing import Preprocessing
 from deephash_cli.errors import ConfigError
 from deephash_cli.models import weights as files
 from deephash_cli.models.origin import Origin, count
-from deephash_cli.npy import FLOATS, open_array
+from deephash_cli.npy import FLOATS
 
 
 class NoBackbone(nn.Identity):
     """Identity in place of a backbone, for a data set of vectors; its ``num_features`` is the length of a vector.
 
     Args:
-        file: A .npy file of vectors ``(n, d)``, of which only the header is read; None is an error.
+        file: A .npy, .mat or HDF5 file of vectors ``(n, d)``, of which only the shape is read; None is an error.
 
     Raises:
-        ConfigError: If ``file`` is None.
+        ConfigError: If ``file`` is None, or is HDF5 and h5py is not installed.
         ArtifactError: If the file is missing or holds anything else.
     """
 
@@ -34,7 +35,7 @@ class NoBackbone(nn.Identity):
         super().__init__()
         if file is None:
             raise ConfigError("model=vectors needs the vectors of dataset=vectors: set dataset.vectors=<file.npy>")
-        self.num_features = int(open_array(Path(file).expanduser(), "vectors", (2,), FLOATS).shape[1])
+        self.num_features = int(array_file.shape(file, "vectors", (2,), FLOATS)[1])
         self.origin = Origin("vectors", "none", 0)
 
 

@@ -34,6 +34,9 @@ class Server(http.server.ThreadingHTTPServer):
         self.cuts = []  # bytes after which each of the next answers ends; None for no end
         self.asked = []  # of each request the header Range
 
+    def handle_error(self, request, client_address):
+        """Say nothing: a client may leave before it has read everything."""
+
     @property
     def url(self):
         return f"http://127.0.0.1:{self.server_port}/file"

@@ -13,7 +13,7 @@ import numpy as np
 
 from deephash_cli.data.dataset import ImageFiles, RetrievalDataset
 from deephash_cli.data.download import Archive
-from deephash_cli.data.published import Item, existing, find_or_fetch, require_counts
+from deephash_cli.data.published import Item, complete, find_or_fetch
 from deephash_cli.data.small_images import in_memory_if_small
 from deephash_cli.data.usual_lists import from_lists
 from deephash_cli.errors import ArtifactError, DataError, short
@@ -31,23 +31,23 @@ CATEGORIES = (
     "tv", "laptop", "mouse", "remote", "keyboard", "cell phone", "microwave", "oven", "toaster", "sink",
     "refrigerator", "book", "clock", "vase", "scissors", "teddy bear", "hair drier", "toothbrush",
 )  # fmt: skip
-COUNTS = {"categories": 80, "images with an object": 122_218}
+COUNTS = {"all": 122_218}
 LISTED = {"train": (10_000,), "query": (5_000,), "database": (117_218,)}
 
 _TITLE = "MS-COCO 2014"
 _PARTS = ("train2014", "val2014")
 _ADDRESS = "http://images.cocodataset.org"
 _ANNOTATIONS = f"{_ADDRESS}/annotations/annotations_trainval2014.zip"
-_ARCHIVES = (
-    Archive(_ANNOTATIONS, 252_872_794, "0a379cfc70b0e71301e0f377548639bd", max_files=20, max_bytes=2 * 10**9),
-    Archive(f"{_ADDRESS}/zips/train2014.zip", 13_510_573_713, "0da8c0bd3d6becc4dcb32757491aca88", 100_000, 20 * 10**9),
-    Archive(f"{_ADDRESS}/zips/val2014.zip", 6_645_013_297, "a3d79f5ed8d289b7a7554ce06a5782b3", 50_000, 10 * 10**9),
-)
 _ITEMS = (
     Item("annotations/instances_train2014.json", "330 MB", f"{_ANNOTATIONS} (253 MB)"),
     Item("annotations/instances_val2014.json", "160 MB", f"{_ANNOTATIONS} (253 MB)"),
     Item("train2014", "13 GB", f"{_ADDRESS}/zips/train2014.zip"),
     Item("val2014", "6 GB", f"{_ADDRESS}/zips/val2014.zip"),
+)
+_ARCHIVES = (
+    Archive(_ANNOTATIONS, 252_872_794, "0a379cfc70b0e71301e0f377548639bd", 20, 2 * 10**9),
+    Archive(_ITEMS[2].source, 13_510_573_713, "0da8c0bd3d6becc4dcb32757491aca88", 100_000, 20 * 10**9),
+    Archive(_ITEMS[3].source, 6_645_013_297, "a3d79f5ed8d289b7a7554ce06a5782b3", 50_000, 10 * 10**9),
 )
 _MOST_BYTES = 2**30  # of a file of annotations
 _KEPT = frozenset({"images", "annotations", "categories", "id", "image_id", "category_id", "file_name", "name"})
@@ -59,7 +59,7 @@ def coco(root: str | Path | None, lists: str | Path | None, download: bool, inco
     Args:
         root: Folder that holds ``annotations``, ``train2014`` and ``val2014``; None searches the usual folders.
         lists: Folder with the usual lists, which are then read instead of the annotations; None for none.
-        download: Whether to download the three archives (20 GB) if the files are not found.
+        download: Whether to download the archives (20 GB), or those of them whose files are missing.
         incomplete: Whether fewer images than published are accepted.
 
     Raises:
@@ -81,23 +81,20 @@ def coco(root: str | Path | None, lists: str | Path | None, download: bool, inco
             raise DataError(f"{path} has other categories than {_PARTS[0]}; get both files from {_ANNOTATIONS}")
         names = own
         files, of_file = _labels(path, content, categories)
-        used = np.flatnonzero(of_file.any(axis=1))
-        ids += [f"{part}/{files[row]}" for row in used]
-        labels.append(of_file[used])
-    is_there = existing(folder, ids)
-    found = {"categories": len(names), "images with an object": int(is_there.sum())}
-    remark = require_counts(_TITLE, found, COUNTS, incomplete)
-    rows = np.flatnonzero(is_there)
-    files_used = Names(ids[row] for row in rows)
-    return RetrievalDataset(
+        rows = np.flatnonzero(of_file.any(axis=1))
+        ids += [f"{part}/{files[row]}" for row in rows]
+        labels.append(of_file[rows])
+    used = Names(ids)
+    dataset = RetrievalDataset(
         name="coco",
-        ids=files_used,
-        labels=np.concatenate(labels)[rows],
+        ids=used,
+        labels=np.concatenate(labels),
         class_names=names,
-        images=in_memory_if_small(ImageFiles(files_used, folder)),
-        reading=(remark,),
+        images=in_memory_if_small(ImageFiles(used, folder)),
+        reading=(),
         usual="coco",
     )
+    return complete(dataset, _TITLE, COUNTS, incomplete, folder)
 
 
 def _read(path: Path) -> dict[str, list[dict[str, Any]]]:

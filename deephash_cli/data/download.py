@@ -36,7 +36,8 @@ class Archive:
         size: Number of bytes; None if it is not known.
         md5: MD5 checksum, in hexadecimal; None if it is not known.
         max_files: Largest number of files in it that is accepted.
-        max_bytes: Largest total size of the files in it that is accepted, in bytes.
+        max_bytes: Largest total size of the files in it that is accepted, in bytes; and of the archive, if its size is
+            not known.
         into: Folder, below that of the data set, into which it is unpacked.
     """
 
@@ -157,9 +158,7 @@ def _receive(expected: _Expected, path: Path, part: IO[bytes]) -> None:
     failures = 0
     while True:
         try:
-            if _attempt(expected, path, part):
-                return
-            problem = "the connection was cut"
+            return _attempt(expected, path, part)
         except (_NetworkError, urllib.error.HTTPError, http.client.HTTPException) as error:
             problem = str(error) or type(error).__name__
         failures = 0 if part.tell() > most else failures + 1
@@ -177,21 +176,26 @@ class _CannotContinueError(_NetworkError):
     """The server does not send the rest of the file of which a part is there."""
 
 
-def _attempt(expected: _Expected, path: Path, part: IO[bytes]) -> bool:
-    """Ask for what is missing of a file, or else for the whole file. Returns whether the file is complete."""
+def _attempt(expected: _Expected, path: Path, part: IO[bytes]) -> None:
+    """Ask for what is missing of a file, or else for the whole file.
+
+    Raises:
+        _NetworkError: If less arrives than is missing; so do the errors of HTTP.
+    """
     before = _version_of_part(path, expected)
     if before is None:
         _empty(part)
     elif before.size == part.tell():
-        return True
+        return
     if before is not None and part.tell():
         with contextlib.suppress(_CannotContinueError):
-            return _ask(expected, path, part, before)
+            _ask(expected, path, part, before)
+            return
         _empty(part)
-    return _ask(expected, path, part, None)
+    _ask(expected, path, part, None)
 
 
-def _ask(expected: _Expected, path: Path, part: IO[bytes], before: _Version | None) -> bool:
+def _ask(expected: _Expected, path: Path, part: IO[bytes], before: _Version | None) -> None:
     """Ask for a file, or for the rest of a version of it, and append what comes to the part."""
     request = urllib.request.Request(expected.url, headers={"User-Agent": "deephash"})
     if before is not None:
@@ -210,7 +214,7 @@ def _ask(expected: _Expected, path: Path, part: IO[bytes], before: _Version | No
             )
         _check_offer(expected, path, version.size, part.tell())
         write_sealed(_about_part(path), {"url": expected.url, **version._asdict()})
-        return _append(response, expected, path, part, version.size)
+        _append(response, expected, path, part, version.size)
 
 
 def _empty(part: IO[bytes]) -> None:
@@ -235,9 +239,9 @@ def _opened(request: urllib.request.Request) -> Iterator[Any]:
 
 def _version(response: Any) -> _Version:
     """Return the version of a file that a server sends, whole or in part."""
-    part = re.fullmatch(r"bytes \d+-\d+/(.+)", response.headers["Content-Range"] or "")
-    length = part[1] if part else response.headers["Content-Length"] or ""
-    size = int(length) if length.isascii() and length.isdigit() else None
+    part = response.headers["Content-Range"]
+    length = response.headers["Content-Length"] if part is None else part.rpartition("/")[2]
+    size = int(length) if re.fullmatch("[0-9]{1,18}", length or "") else None
     return _Version(response.headers["ETag"], response.headers["Last-Modified"], size)
 
 
@@ -264,8 +268,8 @@ def _check_offer(expected: _Expected, path: Path, offered: int | None, have: int
         )
 
 
-def _append(response: Any, expected: _Expected, path: Path, part: IO[bytes], size: int | None) -> bool:
-    """Append what a server sends to the part. Returns whether the file is complete."""
+def _append(response: Any, expected: _Expected, path: Path, part: IO[bytes], size: int | None) -> None:
+    """Append what a server sends to the part, until the file is complete."""
     size = size if size is not None else expected.size
     total = expected.max_bytes if size is None else size
     with progress(f"downloading {path.name}, MB", max(1, total // 10**6)) as update:
@@ -276,7 +280,8 @@ def _append(response: Any, expected: _Expected, path: Path, part: IO[bytes], siz
             part.write(block)
             part.flush()
             move(part.tell() // 10**6)
-    return size is None or part.tell() == size
+        if size is not None and part.tell() < size:
+            raise _NetworkError("the connection was cut")
 
 
 def _blocks(response: Any) -> Iterator[bytes]:
@@ -290,13 +295,12 @@ def _blocks(response: Any) -> Iterator[bytes]:
 def _finish(expected: _Expected, path: Path, part: IO[bytes]) -> None:
     """Check a complete part, and give it the name of the file."""
     os.fsync(part.fileno())
-    size = part.tell()
     digests = _digests(path.with_name(path.name + _PART))
-    if expected.size not in (None, size) or expected.md5 not in (None, digests["md5"]):
+    if expected.md5 not in (None, digests["md5"]):
         raise _refused(
             path,
-            f"{expected.url} sent {size} bytes with MD5 {digests['md5']}, but {expected.size or 'a file'} with "
-            f"{expected.md5} was expected: the file was replaced or damaged on its way",
+            f"{expected.url} sent {part.tell()} bytes with MD5 {digests['md5']}, but {expected.md5} was expected: the "
+            "file was replaced or damaged on its way",
         )
     recorded = _recorded(path, expected)
     if recorded not in (None, digests["sha256"]):

@@ -98,12 +98,13 @@ def _images_of(folder: Path, concept: str, count: int) -> UInt8[np.ndarray, " n"
     places = [folder / name / f"{concept}.txt" for name in ("annotations", _OTHER_FOLDER)]
     path = next(place for place in places if place.exists())
     column = np.zeros(count, np.uint8)
+    row_of = {str(image): image - 1 for image in range(1, count + 1)}
     for number, line in enumerate(lines(path), start=1):
-        text = line.strip()
-        if not (text.isascii() and text.isdigit() and 1 <= int(text) <= count):
+        row = row_of.get(line.strip())
+        if row is None:
             raise DataError(
                 f"{path}:{number}: expected the number of an image, from 1 to {count}, got {short(line)!r}; get the "
                 "file again"
             )
-        column[int(text) - 1] = 1
+        column[row] = 1
     return column

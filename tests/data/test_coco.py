@@ -1,9 +1,12 @@
 """MS-COCO in the official layout and from the usual lists: labels, counts, and what is refused."""
 
+import dataclasses
 import json
+import shutil
 
 import pytest
 from PIL import Image
+from test_download import server  # noqa: F401
 
 from deephash_cli.data import coco as module
 from deephash_cli.data.coco import CATEGORIES, coco
@@ -16,7 +19,7 @@ OBJECTS = {"train2014": {9: [18, 1, 1], 4: [], 7: [3]}, "val2014": {2: [1], 3: [
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    monkeypatch.setattr(module, "COUNTS", {"categories": 3, "images with an object": 4})
+    monkeypatch.setattr(module, "COUNTS", {"all": 4})
 
 
 def name_of(part, image):
@@ -50,8 +53,8 @@ def root(tmp_path):
     return tmp_path
 
 
-def load(root, lists=None, incomplete=False):
-    return coco(root, lists, download=False, incomplete=incomplete)
+def load(root, lists=None, download=False, incomplete=False):
+    return coco(root, lists, download, incomplete)
 
 
 def refused(root, *parts, **settings):
@@ -74,15 +77,15 @@ def test_images_with_an_object_of_both_parts(root):
     expected = [("train2014", 9), ("train2014", 7), ("val2014", 2), ("val2014", 3)]
     assert data.ids == [f"{part}/{name_of(part, image)}" for part, image in expected]
     assert data.labels.tolist() == [[1, 0, 1], [0, 1, 0], [1, 0, 0], [0, 1, 1]]
-    assert data.reading == ("",)
+    assert data.reading == ()
 
 
 def test_fewer_images_than_published(root):
     (root / "train2014" / name_of("train2014", 7)).unlink()
-    refused(root, "MS-COCO 2014 is not complete: found 3 images with an object of 4; get the missing files")
+    refused(root, "000007.jpg is missing, is not complete: found 3 images of 4; get the missing files")
     data = load(root, incomplete=True)
     assert data.labels.tolist() == [[1, 0, 1], [1, 0, 0], [0, 1, 1]]
-    assert data.reading == ("not complete: 3 images with an object of 4",)
+    assert data.reading == ("not complete: 3 images of 4",)
 
 
 def test_missing_files(root, tmp_path_factory):
@@ -91,6 +94,28 @@ def test_missing_files(root, tmp_path_factory):
         root, "val2014 (6 GB) of MS-COCO 2014 is not in", "get it from http://images.cocodataset.org/zips/val2014.zip"
     )
     refused(tmp_path_factory.mktemp("none"), "annotations/instances_train2014.json (330 MB) of MS-COCO 2014 and 3 more")
+
+
+def test_only_the_archives_of_missing_files_are_fetched(root, tmp_path, monkeypatch, server):  # noqa: F811
+    expected = load(root)
+    address = server.url.removesuffix("file")
+    items = [dataclasses.replace(item, source=address + item.source.rpartition("/")[2]) for item in module._ITEMS]
+    archives = [
+        dataclasses.replace(archive, url=address + archive.url.rpartition("/")[2], size=None, md5=None)
+        for archive in module._ARCHIVES
+    ]
+    monkeypatch.setattr(module, "_ITEMS", items)
+    monkeypatch.setattr(module, "_ARCHIVES", archives)
+    shutil.make_archive(str(tmp_path / "val2014"), "zip", root, "val2014")
+    server.files["/val2014.zip"] = (tmp_path / "val2014.zip").read_bytes()
+    (tmp_path / "val2014.zip").unlink()
+    shutil.rmtree(root / "val2014")
+    refused(root, "val2014 (6 GB) of MS-COCO 2014 is not in", "or set dataset.download=true to have it fetched into")
+    data = load(root, download=True)
+    assert data.ids == expected.ids
+    assert len(server.asked) == 1
+    shutil.rmtree(root / "train2014")
+    refused(root, "could not download", "train2014.zip", download=True)
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ def test_what_was_understood_is_said_before_a_run(tmp_path, capsys):
     assert "bird, car, clouds, ...; 1 without a label; potential labels; " in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("line", ["0", "7", "-1", "im1.jpg", "1.0", "\N{SUPERSCRIPT TWO}"])
+@pytest.mark.parametrize("line", ["0", "7", "-1", "im1.jpg", "1.0", "9" * 5000, "\N{SUPERSCRIPT TWO}"])
 def test_wrong_annotations(tmp_path, line):
     layouts.mirflickr(tmp_path, POTENTIAL)
     layouts.text(tmp_path / "annotations" / "sky.txt", "1", line)

@@ -22,23 +22,11 @@ class Changes:
             such class.
         imbalance: Number of training images of the largest class divided by that of the smallest; None to keep all.
         labelled: Number of training images to keep; None to keep all.
-
-    Raises:
-        ConfigError: If ``unseen`` is neither a share nor a list.
     """
 
     unseen: float | tuple[str, ...] | None = None
     imbalance: int | None = None
     labelled: int | None = None
-
-    def __post_init__(self) -> None:
-        unseen = self.unseen
-        is_share = isinstance(unseen, float) and 0 < unseen < 1
-        if unseen is not None and not is_share and not (isinstance(unseen, tuple) and unseen):
-            raise ConfigError(
-                "dataset.unseen must be a share of the classes between 0 and 1, such as 0.25, or a list of names of "
-                f"classes, such as [cat,dog], got {short(str(unseen))}"
-            )
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> "Changes":
@@ -48,8 +36,14 @@ class Changes:
             ConfigError: If ``unseen`` is neither a share nor a list.
         """
         unseen = settings.get("unseen")
-        is_list = isinstance(unseen, Sequence) and not isinstance(unseen, str)
-        return cls(tuple(map(str, unseen)) if is_list else unseen, settings.get("imbalance"), settings.get("labelled"))
+        if isinstance(unseen, Sequence) and not isinstance(unseen, str) and len(unseen):
+            unseen = tuple(map(str, unseen))
+        elif unseen is not None and not (isinstance(unseen, float) and 0 < unseen < 1):
+            raise ConfigError(
+                "dataset.unseen must be a share of the classes between 0 and 1, such as 0.25, or a list of names of "
+                f"classes, such as [cat,dog], got {short(str(unseen))}"
+            )
+        return cls(unseen, settings.get("imbalance"), settings.get("labelled"))
 
     @property
     def typed(self) -> list[str]:

@@ -22,7 +22,7 @@ from deephash_cli.errors import ConfigError, DataError, hint, short
 
 _UNSEEN, _IMBALANCE, _LABELLED = 3, 4, 5  # make the random numbers of these choices differ from those of the protocol
 
-_Rows = Int64[np.ndarray, " t"]
+_Rows = Int64[np.ndarray, "_"]
 
 
 def reduce_training(split: Split, dataset: RetrievalDataset, changes: Changes, seed: int) -> Split:

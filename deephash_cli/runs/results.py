@@ -200,7 +200,7 @@ class Section:
 
     @property
     def title(self) -> str:
-        """Data set, split, its digest and changes, numbers of queries and database items, and the model if there is one."""
+        """Data set, split, its digest and changes, numbers of queries and items, and the model if all rows have one."""
         changes = f" ({'; '.join(self.changes)})" if self.changes else ""
         split = f"split {self.split['name']} {self.split['sha256'][:12]}{changes}"
         sizes = f"{self.queries} queries, {self.database} database items"

@@ -7,6 +7,7 @@ import fitting
 import numpy as np
 import pytest
 import yaml
+from conftest import sampled
 
 from deephash_cli import runs
 from deephash_cli.data import trial
@@ -96,7 +97,7 @@ def test_what_is_neither_a_share_nor_a_list(unseen):
     ("unseen", "sentence"),
     [
         (["c1", "x"], "dataset.unseen has x, which data set made does not have; its classes are c0, c1, c2"),
-        (["c11"], "dataset.unseen has c11, which data set made does not have; did you mean c1?"),
+        (["c11"], "dataset.unseen has c11, which data set made does not have; did you mean 'c1'?"),
         (["c1", "c1"], "dataset.unseen must have each class once, got c1, c1"),
         (["c0", "c1", "c2"], "dataset.unseen has all 3 classes of made: leave one to train on"),
         (["c2"], "no query has one of the unseen classes c2: choose other classes for dataset.unseen"),
@@ -129,8 +130,9 @@ def test_a_long_tail_has_the_exponential_profile(mini, factor):
 
 def test_a_long_tail_of_classes_of_other_sizes_keeps_the_profile():
     # The second class has too few images for a profile that begins with 100
-    assert counts((data := of_sizes(100, 20, 50)), reduced(data, "official", imbalance=4)[1].train) == [40, 20, 10]
-    assert counts((data := of_sizes(8, 0, 8)), reduced(data, "official", imbalance=4)[1].train) == [8, 0, 2]
+    for sizes, kept in (((100, 20, 50), [40, 20, 10]), ((8, 0, 8), [8, 0, 2])):
+        data = of_sizes(*sizes)
+        assert counts(data, reduced(data, "official", imbalance=4)[1].train) == kept
 
 
 def test_what_cannot_have_a_long_tail():
@@ -298,11 +300,7 @@ def test_tables_have_the_four_numbers_and_keep_other_training_parts_apart(train,
         assert train(f"run_dir=runs/{name}", *changes).code == 0
     assert train("run_dir=runs/d", "seed=1", "dataset.split_file=runs/a/split.json").code == 0
     sections = results.sections(results.collect([Path("runs")])[0])
-    assert [section.changes for section in sections] == [
-        ["100 labelled images"],
-        ["2 unseen classes: 1, 4"],
-        [],
-    ] or len(sections) == 3
+    assert sorted(section.changes for section in sections) == [[], ["100 labelled images"], ["2 unseen classes: 1, 4"]]
     unseen = next(section for section in sections if section.split.get("changes", {}).get("unseen"))
     assert "(2 unseen classes: 1, 4): 30 queries, 270 database items" in unseen.title
     (row,) = unseen.rows  # the file gives the same split, so that both are seeds of one row
@@ -317,15 +315,12 @@ def test_tables_have_the_four_numbers_and_keep_other_training_parts_apart(train,
     assert "2 unseen classes: 1, 4" in csv
     assert deephash("compare", "runs", "--metric", "unseen@unseen.mapp").code == 2
     listed = {run.folder.name: run for run in listing.read_all(results.find([Path("runs")]))[0]}
-    assert listed["a"].columns["dataset"] == "vectors auto, 2 unseen classes" or "2 unseen classes" in str(
-        listed["a"].columns["dataset"]
-    )
+    assert listed["a"].columns["dataset"] == "vectors holdout, 2 unseen classes"
     assert listed["a"].note.startswith("seen@seen 0.")
     assert listed["b"].note == ""
     assert deephash("report", "runs", "-o", "r.html").code == 0
     page = Path("r.html").read_text()
     assert "trained on fewer images: 2 unseen classes: 1, 4</h2>" in page
-    assert '<th scope="col"' in page
     assert "unseen@unseen" in page
 
 
@@ -342,14 +337,14 @@ def test_a_split_file_has_its_own_changes(train, deephash):
     assert one["split"] == other["split"]
 
 
-@pytest.mark.parametrize("change", ["dataset.unseen=0.25", "dataset.imbalance=2", "dataset.labelled=50"])
-def test_a_transductive_method_is_refused(train, change):
-    result = train("method=adsh", change)
-    assert result.code == 2
-    assert result.err.startswith(
-        "error: method=adsh learns from the labels of the whole database, so its training part"
-    )
-    assert f"choose another method, or leave out {change.partition('=')[0]}" in result.err
+def test_a_transductive_method_is_refused(train):
+    for name, value, words in (("unseen", "['1',4]", "2 unseen classes: 1, 4"), ("labelled", 50, "50 labelled images")):
+        result = train("method=adsh", f"dataset.{name}={value}")
+        assert result.code == 2
+        assert result.err == (
+            "error: method=adsh learns from the labels of the whole database, so its training part cannot have "
+            f"{words}: choose another method, or leave out dataset.{name}\n"
+        )
     assert not Path("runs").exists()
 
 
@@ -372,7 +367,7 @@ def test_wrong_values_are_refused_in_one_sentence(train, setting, sentence):
     assert result.err.count("\n") == 1
 
 
-@pytest.mark.parametrize("method", ["csq", "orthohash", "dsdh", "greedyhash", "sdh"])
+@pytest.mark.parametrize("method", sampled(["csq", "orthohash", "greedyhash", "dsdh", "sdh"]))
 def test_classes_without_training_images_break_no_method(train, method):
     result = train(f"method={method}", "dataset.unseen=['0',4]", "run_dir=runs/a", "dataset.split_seed=0")
     assert result.code == 0
@@ -395,9 +390,9 @@ def test_a_resumed_run_keeps_its_changes(train):
     # A run of an earlier version has none of the settings
     assert train("run_dir=runs/b").code == 0
     old = yaml.safe_load(Path("runs/b/config.yaml").read_text())
-    new = runs.flatten(old)
     for name in ("unseen", "imbalance", "labelled"):
         del old["dataset"][name]
-    assert runs.forbidden_changes(old, {"dataset": {}} | old) == []
-    assert runs.fingerprint(old) == runs.fingerprint(yaml.safe_load(Path("runs/b/config.yaml").read_text()))
-    assert new["dataset.unseen"] is None
+    now = yaml.safe_load(Path("runs/b/config.yaml").read_text())
+    assert runs.forbidden_changes(old, now) == []
+    assert runs.fingerprint(old) == runs.fingerprint(now)
+    assert now["dataset"]["unseen"] is None

@@ -39,11 +39,7 @@ POLICIES = {
     "self_match": "a database item with the id of the query is left out of that query's ranking",
     "confidence": "percentile bootstrap over queries, seed 0",
 }
-BESIDE = (
-    "asymmetric",
-    "ceiling",
-    "by_classes",
-)  # policies of numbers that not all runs have; they decide no other number
+BESIDE = ("asymmetric", "ceiling", "by_classes")  # policies of numbers that not all runs have, and of no others
 WITHOUT_LABELS = "there are no labels, so nothing is known to be relevant: only the codes themselves are described"
 FIRST = ("map", "map_stable", "map_best", "map_worst", "map_asymmetric")
 BY_K = ("precision_at_k", "recall_at_k", "ndcg_at_k", "acg_at_k", "precision_at_k_asymmetric")

@@ -155,7 +155,8 @@ def logged(tmp_path_factory):
         conclude(self)
 
     quick = [setting for setting in QUICK if not setting.startswith("logger=")]
-    settings = ["dataset=image_folder", f"dataset.root={photos}", *quick, "bits=8", "nested=[4]", "group=ours"]
+    data = ["dataset=image_folder", f"dataset.root={photos}", "dataset.unseen=0.3"]
+    settings = [*data, *quick, "bits=8", "nested=[4]", "group=ours"]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
         patch.setenv("DEEPHASH_CACHE_DIR", str(place / "cache"))
@@ -262,6 +263,10 @@ def test_the_summary_has_numbers_tags_and_group(logged):
     nested = scoring.numbers(metrics["nested"]["4"])
     assert len(nested) > 50
     assert {name: numbers[f"eval/{name}_4_bits"] for name in nested} == nested
+    for whole, ending in ((metrics, ""), (metrics["nested"]["4"], "_4_bits")):
+        for protocol, part in whole["by_classes"].items():
+            assert numbers[f"eval/{protocol}/map{ending}"] == part["map"]
+            assert numbers[f"eval/{protocol}/precision_at_1{ending}"] == part["precision_at_k"]["1"]
     history = [
         record["history"]["item"] for record in map(json.loads, inspect(logged).splitlines()) if "history" in record
     ]

@@ -114,9 +114,9 @@ def read(folder: Path) -> Listed:
         "run": str(folder),
     }
     note = _clipped(str(record.get("error") or ""))
-    if parts := scoring.by_classes(metrics):
-        maps = {name: part.get("map") for name, part in parts.items()}
-        note = ", ".join(f"{name} {value:.4f}" for name, value in maps.items() if scoring.is_number(value))
+    if status == "finished":
+        maps = {name: part.get("map") for name, part in scoring.by_classes(metrics).items()}
+        note = ", ".join(f"{name} {value:.4f}" for name, value in maps.items() if scoring.is_number(value)) or note
     if status in ("running", "interrupted"):
         note = f"epoch {records.epochs(folder)} of {short(str(settings.get('trainer.max_epochs')))}"
     return Listed(columns, settings, note, runs.age(record))

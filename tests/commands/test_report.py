@@ -264,7 +264,14 @@ def test_published_numbers_stand_where_data_set_and_protocol_agree(make):
     assert published.NOTE in page.text
 
 
-@pytest.mark.parametrize("other", [{"dataset": "toys"}, {"split": {"name": "s2", "sha256": "d" * 64}}])
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"dataset": "toys"},
+        {"split": {"name": "s2", "sha256": "d" * 64}},
+        {"split": {"name": "s1", "sha256": "d" * 64, "changes": {"labelled": 500}}},
+    ],
+)
 def test_and_nowhere_else(make, other):
     write_run("runs/a", "dtsh", 48, metrics={**CIFAR, **other})
     _, _, page = make("runs")

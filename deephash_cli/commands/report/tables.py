@@ -53,11 +53,8 @@ def rows(section: Section, metric: str) -> tuple[list[dict[str, Any]], list[str]
         lines.append({
             "label": row.title, "full": row.label, "method": row.method, "cells": line, "published": None
         })  # fmt: skip
-        if (
-            metric != "map"
-            or section.changes
-            or any(later.method == row.method for later in section.rows[number + 1 :])
-        ):
+        is_last = all(later.method != row.method for later in section.rows[number + 1 :])
+        if metric != "map" or section.changes or not is_last:  # published numbers are of whole training parts
             continue
         for entry in published.beside(row.method, section.dataset, section.split["name"], section.lengths):
             source = f"{entry.source} (secondary)" if entry.secondary else entry.source

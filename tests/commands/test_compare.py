@@ -258,7 +258,7 @@ def test_csv_has_a_line_for_each_method_and_length_and_no_formulas(deephash):
         "dataset": "toys", "split": "holdout", "split_sha256": "a" * 64, "method": "'=cmd()", "settings": "",
         "bits": "12", "metric": "map", "mean": "0.375", "sd": repr(statistics.stdev([0.25, 0.5])), "seeds": "2",
         "backbone": "", "parameters": "", "pretraining": "", "licence": "", "pretrained_on_classes": "",
-        "transductive": "False", "training": "",
+        "transductive": "False", "similar": "one", "training": "",
     }  # fmt: skip
     assert (second["dataset"], second["sd"], second["seeds"]) == ('\'@toys, "new"\n', "", "1")
 

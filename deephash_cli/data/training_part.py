@@ -9,20 +9,46 @@ Queries and database stay those of the protocol, so that what a method finds is 
 """
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int64
 
-from deephash_cli.data.changes import Changes
+from deephash_cli.data.changes import Changes, in_words
 from deephash_cli.data.dataset import RetrievalDataset
 from deephash_cli.data.drawing import evenly, permutation
-from deephash_cli.data.protocol import Split, split_of
+from deephash_cli.data.protocol import Split, load_split, make_split, split_of
 from deephash_cli.errors import ConfigError, DataError, hint, short
 
 _UNSEEN, _IMBALANCE, _LABELLED = 3, 4, 5  # make the random numbers of these choices differ from those of the protocol
 
 _Rows = Int64[np.ndarray, "_"]
+
+
+def divide(dataset: RetrievalDataset, protocol: str, seed: int, split_file: str | None, changes: Changes) -> Split:
+    """Divide a data set by a file or a protocol, and reduce the training part.
+
+    Args:
+        dataset: Data set to divide.
+        protocol: Name of the protocol; not used if there is a file.
+        seed: Seed of what is drawn at random, at least 0.
+        split_file: File of a division that was saved; None for the protocol.
+        changes: Wanted changes of the training part.
+
+    Raises:
+        ConfigError: If the file has changes of its own and others are wanted, or the changes do not suit the data set.
+        DataError: If the data set does not suit the file, the protocol or the changes.
+    """
+    if split_file is None:
+        return reduce_training(make_split(protocol, dataset, seed), dataset, changes, seed)
+    split = load_split(Path(split_file).expanduser(), dataset)
+    if split.changes and changes.typed:
+        raise ConfigError(
+            f"{split_file} has a changed training part ({'; '.join(in_words(split.changes))}): leave out "
+            f"{' and '.join(changes.typed)}, or the file"
+        )
+    return reduce_training(split, dataset, changes, seed)
 
 
 def reduce_training(split: Split, dataset: RetrievalDataset, changes: Changes, seed: int) -> Split:

@@ -5,7 +5,6 @@ Paths, columns, labels and pairs are known before any feature is computed, so a 
 
 import contextlib
 import functools
-from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -16,9 +15,9 @@ from deephash_cli.data.changes import Changes, in_words
 from deephash_cli.data.dataset import RetrievalDataset, Vectors
 from deephash_cli.data.identity import missing_images_kept
 from deephash_cli.data.pairs import require_pairs
-from deephash_cli.data.protocol import Split, load_split, make_split
+from deephash_cli.data.protocol import Split
 from deephash_cli.data.summary import summary
-from deephash_cli.data.training_part import reduce_training
+from deephash_cli.data.training_part import divide
 from deephash_cli.errors import ConfigError, DataError
 from deephash_cli.training import caution
 from deephash_cli.training.method_facts import UNKNOWN, facts_of
@@ -110,13 +109,7 @@ def _divide(
 ) -> Split:
     """Divide a data set. How a user's own data were understood is said once for each division, and what was changed."""
     dataset = load_dataset(source, unreadable)
-    split = load_split(Path(file), dataset) if file else make_split(protocol, dataset, seed)
-    if split.changes and changes.typed:
-        raise ConfigError(
-            f"{file} has a changed training part ({'; '.join(in_words(split.changes))}): leave out "
-            f"{' and '.join(changes.typed)}, or the file"
-        )
-    split = reduce_training(split, dataset, changes, seed)
+    split = divide(dataset, protocol, seed, file, changes)
     if dataset.reading is not None:
         say(summary(dataset, split, file))
     if split.changes:

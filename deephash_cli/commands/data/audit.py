@@ -114,7 +114,9 @@ def _cells(part: Mapping[str, Any], numbers: Sequence[int]) -> dict[str, str]:
     labels = part["labels_per_image"]
     cells["without a label"] = str(part["without_label"])
     cells["labels: min / mean / max"] = f"{labels['min']} / {labels['mean']:.2f} / {labels['max']}"
-    cells |= {f"with {number} labels": str(labels["histogram"].get(str(number), 0)) for number in numbers}
+    cells |= {
+        f"with {number} label{'s' * (number != 1)}": str(labels["histogram"].get(str(number), 0)) for number in numbers
+    }
     for title in ("smallest class", "largest class"):
         extreme = part[title.replace(" ", "_")]
         cells[title] = f"{extreme['images']} ({extreme['name']})"

@@ -10,12 +10,14 @@ from omegaconf import DictConfig
 
 from deephash_cli import runs
 from deephash_cli.data.audit import Division
+from deephash_cli.data.changes import Changes
 from deephash_cli.data.dataset import RetrievalDataset
 from deephash_cli.data.identity import composed, missing_images_kept
 from deephash_cli.data.image_list import image_list
 from deephash_cli.data.leniency import faults_kept
 from deephash_cli.data.list_files import LISTS
-from deephash_cli.data.protocol import Split, load_split, make_split, read_split
+from deephash_cli.data.protocol import Split, make_split, read_split
+from deephash_cli.data.training_part import divide
 from deephash_cli.errors import ArtifactError, ConfigError
 from deephash_cli.retrieval import codes_folder
 from deephash_cli.training.targets import build
@@ -80,11 +82,10 @@ def division_of(dataset: RetrievalDataset, node: DictConfig) -> Split:
     """Divide a data set as its node of the configuration says.
 
     Raises:
+        ConfigError: If the changes of the training part do not suit the data set.
         DataError: If the division does not suit the data set.
     """
-    if node.split_file is not None:
-        return load_split(Path(node.split_file).expanduser(), dataset)
-    return make_split(node.protocol, dataset, node.split_seed)
+    return divide(dataset, node.protocol, node.split_seed, node.split_file, Changes.of(node))
 
 
 def read_lists(folder: Path, root: str | None) -> RetrievalDataset:

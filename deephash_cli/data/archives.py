@@ -120,7 +120,8 @@ def _tar_members(content: tarfile.TarFile) -> Iterator[_Member | str]:
 def _zip_members(content: zipfile.ZipFile) -> Iterator[_Member | str]:
     for member in content.infolist():
         kind = stat.S_IFMT(member.external_attr >> 16)
-        if member.flag_bits & _ENCRYPTED or kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+        usual = member.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # others may need much memory
+        if member.flag_bits & _ENCRYPTED or not usual or kind not in (0, stat.S_IFREG, stat.S_IFDIR):
             yield member.filename
         elif not member.is_dir():
             yield _Member(member.filename, member.file_size, lambda member=member: content.open(member))  # type: ignore[misc]
@@ -131,7 +132,7 @@ def _checked(archive: Path, found: Iterator[_Member | str], max_files: int, max_
     total = 0
     for member in found:
         if isinstance(member, str):
-            raise _refused(archive, member, "a link, a device or an encrypted file, not a plain file or folder")
+            raise _refused(archive, member, "a link, a device, or encrypted or unusually compressed, not a plain file")
         name = PurePosixPath(member.name)
         if name.is_absolute() or ".." in name.parts or set("\\:\0") & set(member.name) or not name.parts:
             raise _refused(archive, member.name, "a name that points outside the folder")

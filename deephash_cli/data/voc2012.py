@@ -107,6 +107,8 @@ def _from_lists(folder: Path, names: Sequence[str]) -> Int64[np.ndarray, "n clas
                     f"{path}:{number}: expected an image of trainval.txt and -1, 0 or 1, got {short(line)!r}; get the "
                     "file again"
                 )
+            if row_of[image] in rows:
+                raise DataError(f"{path}:{number}: the image {image} is already in the file; get the file again")
             found[row_of[image], column] = values[value.strip()]
             rows.add(row_of[image])
         if len(rows) != len(names):

@@ -47,6 +47,7 @@ def test_the_root_may_be_inside(root, inside):
     (["2008_000001 2"], "dog_trainval.txt:1: expected an image of trainval.txt and -1, 0 or 1, got '2008_000001 2'"),
     (["2008_000001"], "dog_trainval.txt:1: expected an image of trainval.txt"),
     (["1999_000001 1"], "dog_trainval.txt:1: expected an image of trainval.txt"),
+    (["2008_000001 1", "2008_000001 -1"], "dog_trainval.txt:2: the image 2008_000001 is already in the file; get the"),
     (["2008_000001 1"], "dog_trainval.txt lists 1 images, but trainval.txt has 4; get both files again"),
 ])  # fmt: skip
 def test_wrong_lists(root, lines, sentence):

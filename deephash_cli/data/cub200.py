@@ -54,6 +54,7 @@ def cub200(root: str | Path | None, download: bool, incomplete: bool) -> Retriev
         raise DataError(f"{folder / 'classes.txt'} must name {CLASSES} classes, got {len(names)}; get it again")
     paths = _column(folder / "images.txt")
     classes = _numbers(folder / "image_class_labels.txt", len(paths), range(1, CLASSES + 1)) - 1
+    _require_folders(folder, paths, [names[number] for number in classes.tolist()])
     is_train = _numbers(folder / "train_test_split.txt", len(paths), range(2)) == 1
     train = np.flatnonzero(is_train)
     files = Names(paths)
@@ -77,6 +78,16 @@ def _column(path: Path) -> list[str]:
             raise DataError(f"{path}:{number}: expected {number} and a value, got {short(line)!r}; get the file again")
         values.append(value)
     return values
+
+
+def _require_folders(folder: Path, paths: Sequence[str], names: Sequence[str]) -> None:
+    """Check that each image is in the folder of its class, because labels in another order would look right."""
+    for number, (path, name) in enumerate(zip(paths, names, strict=True), start=1):
+        if path.partition("/")[0] != name:
+            raise DataError(
+                f"{folder / 'image_class_labels.txt'}:{number}: the class of {short(path)} is {short(name)}, but an "
+                "image is in the folder of its class; get the file and images.txt again"
+            )
 
 
 def _numbers(path: Path, count: int, allowed: Sequence[int]) -> Int64[np.ndarray, " n"]:

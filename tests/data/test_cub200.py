@@ -37,6 +37,8 @@ def test_the_official_layout(root):
     ("images.txt", ["1 a.jpg", "3 b.jpg"], "images.txt:2: expected 2 and a value, got '3 b.jpg'; get the file again"),
     ("images.txt", ["1"], "images.txt:1: expected 1 and a value, got '1'; get the file again"),
     ("image_class_labels.txt", ["1 201"], "txt:1: expected a number from 1 to 200, got '201'; get the file again"),
+    ("image_class_labels.txt", ["1 1", "2 1", "3 2", "4 200", "5 2", "6 200"],
+     "labels.txt:4: the class of 002.Kind_of_2/Kind_2.jpg is 200.Kind_of_200, but an image is in the folder of its "),
     ("train_test_split.txt", ["1 2"], "train_test_split.txt:1: expected a number from 0 to 1, got '2'"),
     ("train_test_split.txt", ["1 1"], "train_test_split.txt has 1 lines, but images.txt has 6; get both files again"),
 ])  # fmt: skip

@@ -106,5 +106,9 @@ def _images_of(folder: Path, concept: str, count: int) -> UInt8[np.ndarray, " n"
                 f"{path}:{number}: expected the number of an image, from 1 to {count}, got {short(line)!r}; get the "
                 "file again"
             )
+        if column[row]:
+            raise DataError(f"{path}:{number}: the image {row + 1} is already in the file; get the file again")
         column[row] = 1
+    if not column.any():
+        raise DataError(f"{path} names no image, but each concept of {_TITLE} has some; get the file again")
     return column

@@ -38,7 +38,8 @@ def test_the_official_layout(root):
     data = load(root)
     assert data.ids == [f"im{number}.jpg" for number in range(1, 7)]
     assert len(data.class_names) == 24
-    assert labelled(data) == [{"sky"}, {"sky", "tree"}, {"tree"}, {"people"}, set(), {"sky"}]
+    assert labelled(data)[:5] == [{"sky"}, {"sky", "tree"}, {"tree"}, {"people"}, set()]
+    assert len(labelled(data)[5]) == 22
     assert data.images.batch(np.arange(6), 8)[:, 0, 0, 0].tolist() == [1, 2, 3, 4, 5, 6]
     assert (data.reading, data.official, data.usual) == (("potential labels",), None, "mirflickr")
 
@@ -64,6 +65,18 @@ def test_wrong_annotations(tmp_path, line):
     layouts.text(tmp_path / "annotations" / "sky.txt", "1", line)
     with pytest.raises(DataError, match=r"sky\.txt:2: expected the number of an image, from 1 to 6, got "):
         load(tmp_path)
+
+
+@pytest.mark.parametrize(("lines", "sentence"), [
+    ((1, 3, 1), "sky.txt:3: the image 1 is already in the file; get the file again"),
+    ((), "sky.txt names no image, but each concept of MIRFlickr-25k has some; get the file again"),
+])  # fmt: skip
+def test_a_damaged_file_of_annotations(tmp_path, lines, sentence):
+    layouts.mirflickr(tmp_path, POTENTIAL)
+    layouts.text(tmp_path / "annotations" / "sky.txt", *lines)
+    with pytest.raises(DataError) as caught:
+        load(tmp_path)
+    assert sentence in str(caught.value)
 
 
 def test_missing_and_incomplete(tmp_path):

@@ -74,9 +74,8 @@ def nuswide(concepts: int, root: str | Path | None, lists: str | Path | None, in
         return from_lists(name, _TITLE, lists, root, ORDERS[concepts], LISTED[concepts], incomplete, "nuswide", "sky")
     folder = find("nuswide", _TITLE, root, _ITEMS, can_download=False)
     paths = [line.strip().replace("\\", "/") for line in lines(folder / _LIST)]
-    labels = np.stack([_read(folder, concept, len(paths)) for concept in CONCEPTS], axis=1)
-    chosen = np.sort(np.argsort(-labels.sum(axis=0, dtype=np.int64), kind="stable")[:concepts])
-    labels = labels[:, chosen]
+    chosen = [concept for concept in CONCEPTS if concept in ORDERS[concepts][0]]
+    labels = np.stack([_read(folder, concept, len(paths)) for concept in chosen], axis=1)
     used = np.flatnonzero(labels.any(axis=1))
     ids = [paths[row] for row in used]
     files, is_there = _files(folder, ids)
@@ -91,7 +90,7 @@ def nuswide(concepts: int, root: str | Path | None, lists: str | Path | None, in
         name=name,
         ids=Names(ids[row] for row in rows),
         labels=labels[used[rows]],
-        class_names=[CONCEPTS[column] for column in chosen],
+        class_names=chosen,
         images=in_memory_if_small(ImageFiles(Names(files[row] for row in rows), folder)),
         reading=(remark,),
         usual=name,

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from deephash_cli.data import nuswide as module
-from deephash_cli.data.nuswide import CONCEPTS, nuswide
+from deephash_cli.data.nuswide import CONCEPTS, ORDERS, nuswide
 from deephash_cli.data.protocol import make_split
 from deephash_cli.errors import DataError
 
@@ -18,6 +18,7 @@ PATHS = [f"{folder}\\000{row}_{row}7.jpg" for row, folder in enumerate(("actor",
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     monkeypatch.setattr(module, "CONCEPTS", NAMES)
+    monkeypatch.setattr(module, "ORDERS", {2: (("sky", "cat"), ("cat", "sky")), 4: (NAMES,)})
     monkeypatch.setattr(module, "IMAGES", len(PATHS))
     monkeypatch.setattr(module, "USED", {2: 4})
 
@@ -56,8 +57,8 @@ def refused(root, *parts, **settings):
 def test_the_concepts_are_those_of_the_list():
     assert len(CONCEPTS) == len(set(CONCEPTS)) == 81
     assert list(CONCEPTS) == sorted(CONCEPTS)
-    assert len(set(module.ORDERS[21][0])) == 21
-    assert set(module.ORDERS[21][0]) <= set(CONCEPTS)
+    assert len(set(ORDERS[21][0])) == 21
+    assert set(ORDERS[21][0]) <= set(CONCEPTS)
 
 
 def test_only_images_of_the_most_frequent_concepts(root):
@@ -71,6 +72,13 @@ def test_only_images_of_the_most_frequent_concepts(root):
     every = load(root, concepts=4)
     assert every.class_names == list(NAMES)
     assert every.labels.tolist() == LABELS[:5].tolist()
+
+
+def test_a_part_of_the_images_has_the_same_concepts(root):
+    """Among some images other concepts may be the most frequent ones."""
+    for name, column in zip(NAMES, np.flip(LABELS, axis=1).T, strict=True):
+        (root / f"Groundtruth/AllLabels/Labels_{name}.txt").write_text("\n".join(map(str, column)))
+    assert load(root, incomplete=True).class_names == ["cat", "sky"]
 
 
 @pytest.mark.parametrize("layout", ["images/{}/{}", "images/{1}", "Flickr/{1}"])

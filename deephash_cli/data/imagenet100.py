@@ -12,7 +12,7 @@ import numpy as np
 
 from deephash_cli.data.dataset import ImageFiles, RetrievalDataset, multi_hot
 from deephash_cli.data.decoding import ENDINGS
-from deephash_cli.data.published import Item, find, require_counts
+from deephash_cli.data.published import Item, find, names_in, require_counts
 from deephash_cli.data.small_images import in_memory_if_small
 from deephash_cli.data.text import lines
 from deephash_cli.data.usual_lists import from_lists
@@ -20,7 +20,8 @@ from deephash_cli.errors import DataError, short
 from deephash_cli.names import Names
 
 CLASSES = Path(__file__).with_name("imagenet100_classes.txt")
-QUERIES_PER_CLASS = 50
+# Smallest and largest number of images of a class, in each part of ILSVRC 2012.
+PER_CLASS = {"train": (732, 1_300), "val": (50, 50)}
 LISTED = {"train": (13_000, 10_000), "query": (5_000,)}
 
 _TITLE = "ImageNet-100"
@@ -57,28 +58,32 @@ def imagenet100(
         return dataclasses.replace(data, class_names=_names_in_paths(data) or numbered)
     items = [Item(f"{part}/{name}", _SIZES[part], _SOURCES[part]) for part in _PARTS.values() for name in names]
     folder = find("imagenet100", _TITLE, root, items, can_download=False)
-    paths: list[Path] = []
+    paths: list[str] = []
     numbers: list[int] = []
     rows: dict[str, np.ndarray] = {}
+    whole, wanted, wrong = {}, {}, ""
     for role, part in _PARTS.items():
         before = len(paths)
+        least, most = PER_CLASS[part]
+        kind = f"classes with {least:,}{f' to {most:,}' if most > least else ''} images in {part}"
+        wanted[kind], whole[kind] = len(names), 0
         for number, name in enumerate(names):
-            found = sorted(path.relative_to(folder) for path in (folder / part / name).iterdir() if _is_image(path))
-            paths += found
+            found = sorted(file for file in names_in(folder / part / name) if _is_image(Path(file)))
+            if least <= len(found) <= most:
+                whole[kind] += 1
+            else:
+                wrong = wrong or f" in {folder}, where {part}/{name} has {len(found):,} images,"
+            paths += (f"{part}/{name}/{file}" for file in found)
             numbers += [number] * len(found)
         rows[role] = np.arange(before, len(paths))
-    remark = require_counts(
-        _TITLE,
-        {"validation images": len(rows["query"])},
-        {"validation images": QUERIES_PER_CLASS * len(names)},
-        incomplete,
-    )
+    remark = require_counts(_TITLE + wrong, whole, wanted, incomplete)
+    files = Names(paths)
     return RetrievalDataset(
         name="imagenet100",
-        ids=Names(path.as_posix() for path in paths),
+        ids=files,
         labels=multi_hot(np.array(numbers, np.int64), len(names)),
         class_names=names,
-        images=in_memory_if_small(ImageFiles(paths, folder)),
+        images=in_memory_if_small(ImageFiles(files, folder)),
         official=rows,
         reading=(remark,),
         usual="imagenet100",

@@ -146,12 +146,17 @@ def existing(folder: Path, paths: Sequence[str]) -> Bool[np.ndarray, " n"]:
     for number, path in enumerate(paths):
         parent, _, name = path.rpartition("/")
         if parent not in names:
-            names[parent] = _names_in(folder / parent)
+            names[parent] = names_in(folder / parent)
         found[number] = name in names[parent]
     return found
 
 
-def _names_in(folder: Path) -> frozenset[str]:
+def names_in(folder: Path) -> frozenset[str]:
+    """Return the names in a folder; none if there is no such folder.
+
+    Raises:
+        DataError: If the folder cannot be listed.
+    """
     try:
         return frozenset(os.listdir(folder))  # noqa: PTH208  a path for each name would take most of the time
     except (FileNotFoundError, NotADirectoryError):

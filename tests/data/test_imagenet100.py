@@ -1,6 +1,7 @@
 """ImageNet-100 from folders of classes and from the usual lists: labels, counts, divisions, and what is refused."""
 
 import re
+import shutil
 
 import pytest
 from PIL import Image
@@ -21,7 +22,7 @@ def picture(path):
 @pytest.fixture
 def root(tmp_path, monkeypatch):
     """Two classes of the list, and one of the others; the list is in no order."""
-    monkeypatch.setattr(module, "QUERIES_PER_CLASS", 2)
+    monkeypatch.setattr(module, "PER_CLASS", {"train": (3, 150), "val": (2, 2)})
     (tmp_path / "classes.txt").write_text("n02096585 Boston bull\nn01440764 tench\n\n")
     for name in (*NAMES, "n09999999"):
         for number in range(3):
@@ -79,9 +80,28 @@ def test_the_validation_images_search_the_training_part(root):
 
 def test_fewer_images_than_published(root):
     (root / "val/n01440764/ILSVRC2012_val_04.JPEG").unlink()
-    refused(root, "ImageNet-100 is not complete: found 3 validation images of 4; get the missing files")
+    refused(
+        root,
+        f"ImageNet-100 in {root}, where val/n01440764 has 1 images, is not complete: found 1 classes with 2 images in "
+        "val of 2; get the missing files",
+    )
     data = load(root, incomplete=True)
-    assert data.reading == ("not complete: 3 validation images of 4",)
+    assert data.reading == ("not complete: 1 classes with 2 images in val of 2",)
+
+
+def test_an_image_in_the_folder_of_another_class(root):
+    """The number of all images is right."""
+    (root / "val/n01440764/ILSVRC2012_val_04.JPEG").rename(root / "val/n02096585/ILSVRC2012_val_04.JPEG")
+    refused(root, "where val/n01440764 has 1 images, is not complete: found 0 classes with 2 images in val of 2")
+
+
+def test_too_few_training_images(root):
+    """They would be missing in the database, and numbers would look better."""
+    (root / "train/n02096585/n02096585_1.JPEG").unlink()
+    refused(root, "where train/n02096585 has 2 images, is not complete: found 1 classes with 3 to 150 images in train")
+    shutil.rmtree(root / "train/n02096585")
+    (root / "train/n02096585").touch()
+    refused(root, "where train/n02096585 has 0 images")
 
 
 def test_missing_folders(root):

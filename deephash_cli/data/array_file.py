@@ -6,6 +6,7 @@ one, and the one that is chosen is read into memory. Version 7.3 of MATLAB's fil
 
 import contextlib
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -86,7 +87,11 @@ def _chosen(path: Path, name: str, what: str, dimensions: tuple[int, ...], kind:
     if name and name not in arrays:
         raise ArtifactError(f"{path} has no array of numbers called {short(name)}; it has {_listed(arrays)}")
     if not name and len(arrays) != 1:
-        example = f": choose one, such as {path}{_CHOICE}{next(iter(arrays))}" if arrays else "; give a file with one"
+        example = (
+            f": choose one, such as {path}{_CHOICE}{next(iter(arrays))}"
+            if arrays
+            else "; give a file with one that is not sparse"
+        )
         raise ArtifactError(f"{path} must hold {what} in one array of numbers, but it has {_listed(arrays)}{example}")
     name = name or next(iter(arrays))
     found = arrays[name]
@@ -131,10 +136,21 @@ def _read_errors(path: Path) -> Iterator[None]:
 def _of_matlab(path: Path) -> Iterator[tuple[str, _Array]]:
     from scipy.io import loadmat, whosmat  # takes a third of a second
 
-    for name, its_shape, its_class in whosmat(path):
+    found = whosmat(path)
+    again = [name for name, count in Counter(name for name, *_ in found).items() if count > 1]
+    if again:  # loadmat would read the first one
+        raise ArtifactError(f"{path} has two arrays called {short(again[0])}; write it again with names that differ")
+    for name, its_shape, its_class in found:
         if its_class in _CLASSES:
             dtype = np.dtype(_CLASSES[its_class])
-            yield name, _Array(its_shape, dtype, lambda name=name: loadmat(path, variable_names=[name])[name])
+
+            def read(name: str = name, dtype: np.dtype = dtype) -> np.ndarray:
+                values = loadmat(path, variable_names=[name])[name]
+                if np.iscomplexobj(values):  # which the class of an array does not tell
+                    raise ArtifactError(f"{path}{_CHOICE}{name} has complex numbers; save its real part, or abs of it")
+                return values.astype(dtype, copy=False)  # MATLAB stores whole numbers in fewer bytes
+
+            yield name, _Array(its_shape, dtype, read)
 
 
 def _of_hdf5(path: Path) -> Iterator[tuple[str, _Array]]:
@@ -153,6 +169,8 @@ def _of_hdf5(path: Path) -> Iterator[tuple[str, _Array]]:
         # What lies in other files is not read, because these could be any files of the user.
         if not isinstance(item, h5py.Dataset) or item.dtype.kind not in "biuf" or item.external or item.is_virtual:
             return
+        if "MATLAB_sparse" in item.parent.attrs:
+            return  # its entries alone, without their places, would look like class ids
         if item.nbytes > _MOST_COMPRESSED * path.stat().st_size:
             return  # not written, or forged to exhaust the memory
 

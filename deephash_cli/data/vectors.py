@@ -105,7 +105,7 @@ def _labels(path: str, beside: str, count: int) -> tuple[UInt8[np.ndarray, "n cl
     labels = np.zeros((count, classes), np.uint8)
     labels[known, ids[known]] = 1
     counted_from = 0
-    if array_file.split(path)[0].suffix.lower() == array_file.MATLAB and not labels[:, 0].any():
+    if array_file.split(path)[0].suffix.lower() == array_file.MATLAB and classes and not labels[:, 0].any():
         counted_from = 1  # MATLAB counts from 1, and a class without images would be too small for most protocols
     return labels[:, counted_from:], range(counted_from, classes), f"labels: {found.format}"
 

@@ -73,6 +73,28 @@ def test_class_ids_of_matlab_count_from_one(mat, column):
     assert make_split("holdout", data, 0).flags["label_kind"] == "single"
     savemat("y.mat", {"labels": IDS[:, None] - 1})
     assert vectors("x.mat", "y.mat", None).class_names == ["0", "1", "2"]
+    savemat("y.mat", {"labels": np.full((6, 1), -1)})
+    assert vectors("x.mat", "y.mat", None).labels.shape == (6, 0)
+
+
+@pytest.mark.parametrize("first", [X[:2], "text"])
+def test_two_arrays_of_one_name(mat, first):
+    """SciPy would list both and read the first one."""
+    savemat("first.mat", {"X": first})
+    Path("x.mat").write_bytes(Path("first.mat").read_bytes() + Path("x.mat").read_bytes()[128:])
+    refused(
+        "x.mat has two arrays called X; write it again with names that differ", load, "x.mat", "vectors", (2,), FLOATS
+    )
+
+
+def test_the_entries_of_a_sparse_array_are_no_labels(h5py, isolated):
+    write_7_3(h5py, "y.mat", id=IDS[:, None])
+    with h5py.File("y.mat", "r+") as file:
+        sparse = file.create_group("hot")
+        sparse.attrs["MATLAB_sparse"] = np.uint64(6)
+        sparse["data"], sparse["ir"], sparse["jc"] = np.ones(6), np.argsort(IDS, kind="stable"), np.array([0, 2, 4, 6])
+    assert vectors(write_npy(X), "y.mat", None).labels.tolist() == HOT.tolist()
+    refused("y.mat has no array of numbers called hot/ir; it has id", load, "y.mat::hot/ir", "labels", (2,), NUMBERS)
 
 
 def test_matlab_7_3(h5py, isolated):
@@ -111,6 +133,7 @@ def write_npy(array):
         ("both.mat", "both.mat must hold vectors in one array of numbers, but it has X, Y, id: choose one, su"),
         ("both.mat::Z", "both.mat has no array of numbers called Z; it has X, Y, id"),
         ("x.mat::names", "x.mat has no array of numbers called names; it has X"),
+        ("complex.mat", "complex.mat::X has complex numbers; save its real part, or abs of it"),
         ("both.mat::Y", "both.mat::Y must hold vectors as floating-point numbers, got |b1: packed bits"),
         ("sparse.mat", "sparse.mat must hold vectors in one array of numbers, but it has none; give a file with one"),
         ("text.mat", "text.mat cannot be read, so it was damaged or has another format: "),
@@ -121,6 +144,7 @@ def write_npy(array):
 )  # fmt: skip
 def test_what_is_refused(mat, file, sentence):
     savemat("sparse.mat", {"Z": csr_matrix(X)})
+    savemat("complex.mat", {"X": X + 2j})
     Path("text.mat").write_text("some text that is no array")
     Path("text.h5").write_text("some text that is no array")
     savemat("cut.mat", {"X": X})

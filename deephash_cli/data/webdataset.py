@@ -6,6 +6,7 @@ Each archive is looked through once; the positions of its files are kept in the 
 
 import hashlib
 import json
+import posixpath
 import re
 import tarfile
 from dataclasses import dataclass, field
@@ -25,11 +26,12 @@ from deephash_cli.files import read_sealed, write_sealed
 from deephash_cli.names import Names
 
 LABELS = ("cls", "json", "txt", "none")
-_VERSION = 1  # of what is kept of an archive; raise it when another version would understand it wrongly
+_VERSION = 2  # of what is kept of an archive; raise it when another version would understand it wrongly
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _SHARDS = 100_000  # more of them are a typing error
 _LARGEST_IMAGE = 2**28  # bytes of an image's file
 _LARGEST_LABEL = 2**20
+_READ = 1 << 20  # bytes that are read at a time
 _BLOCK = 512  # bytes of a header; a block of zeros ends an archive
 
 
@@ -112,7 +114,7 @@ def webdataset(root: str | Path | None, shards: str | None, labels: str) -> Retr
     ids, paths, places, cells, sources = [], [], [], [], []
     for number, archive in enumerate(archives):
         contents = _contents(folder / archive, labels)
-        shown = archive if not Path(archive).is_absolute() else Path(archive).name
+        shown = Path(archive).name if Path(archive).is_absolute() else posixpath.normpath(archive)
         for key, name, offset, size, label in contents:
             ids.append(f"{shown}/{key}")
             paths.append(f"{archive}/{name}")
@@ -204,6 +206,12 @@ def _look_through(archive: Path, size: int, labels: str) -> _Content:
                 raise DataError(f"shard {archive} is damaged at byte {tar.offset}; download or write it again")
             if file.tell() < tar.offset + _BLOCK:
                 raise DataError(f"shard {archive} ends too early, at byte {size}; download or write it again")
+            while block := file.read(_READ):
+                if block.strip(b"\0"):
+                    raise DataError(
+                        f"shard {archive} goes on after its end at byte {tar.offset}, as if archives were put one "
+                        "after another; write it again as one archive, or give each by itself"
+                    )
     except (tarfile.TarError, EOFError, OSError, ValueError, OverflowError) as error:
         raise DataError(
             f"shard {archive} cannot be read as a tar archive that is not compressed: {error or 'it ends too early'}; "
@@ -281,12 +289,21 @@ def _read_labels(kind: str, cells: list[str], places: list[str]) -> reading.Labe
 def _value(cell: str, place: str) -> Any:
     """Return the value of ``label`` or ``labels`` in a JSON object; an empty list if there is none."""
     try:
-        content = json.loads(cell) if cell else {}
+        content = json.loads(cell, object_pairs_hook=_unique) if cell else {}
     except (ValueError, RecursionError) as error:
         raise DataError(f"{place} is not JSON: {error}; write it again") from error
     if not isinstance(content, dict):
         raise DataError(f"{place} must be a JSON object with the key label or labels, got {short(cell)}")
+    if "label" in content and "labels" in content:
+        raise DataError(f"{place} has both label and labels; keep the one that is meant")
     return content.get("label", content.get("labels", []))
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        raise ValueError("a key is there twice")
+    return content
 
 
 def _names(value: Any, place: str) -> str:

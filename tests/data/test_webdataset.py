@@ -215,6 +215,24 @@ def test_a_damaged_header_is_not_the_end(tmp_path):
         webdataset(str(tmp_path), "a.tar", "none")
 
 
+def test_archives_that_were_put_one_after_another(tmp_path):
+    """The samples of the second one would be missing."""
+    write(tmp_path / "a.tar", {"0.jpg": b"1"})
+    write(tmp_path / "b.tar", {"1.jpg": b"2"})
+    (tmp_path / "a.tar").write_bytes((tmp_path / "a.tar").read_bytes() + (tmp_path / "b.tar").read_bytes())
+    with pytest.raises(
+        DataError, match=r"a\.tar goes on after its end at byte 1024, as if archives were put one after"
+    ):
+        webdataset(str(tmp_path), "a.tar", "none")
+
+
+def test_ids_do_not_depend_on_the_spelling_of_a_path(tmp_path):
+    write(tmp_path / "a.tar", {"0.jpg": b"1"})
+    for spelling in ("a.tar", "./a.tar", "b/../a.tar", str(tmp_path / "a.tar")):
+        (tmp_path / "b").mkdir(exist_ok=True)
+        assert webdataset(str(tmp_path), spelling, "none").ids == ["a.tar/0"]
+
+
 def test_other_mistakes(tmp_path):
     (tmp_path / "a.tar.gz").write_bytes(b"\x1f\x8b" + bytes(600))
     (tmp_path / "a.tar").mkdir()
@@ -228,6 +246,8 @@ def test_other_mistakes(tmp_path):
         with pytest.raises(kind, match=said):
             webdataset(str(tmp_path), shards, labels)
     for content, said in ((b"[", "0.json is not JSON: "), (b"[1]", "must be a JSON object with the key label"),
+                          (b'{"label": 1, "label": 2}', "0.json is not JSON: a key is there twice; write it again"),
+                          (b'{"label": 1, "labels": [2]}', "0.json has both label and labels; keep the one"),
                           (b'{"label": 1.5}', "must have a class number in every sample, or a name")):  # fmt: skip
         write(tmp_path / "j.tar", {"0.jpg": b"", "0.json": content})
         with pytest.raises(DataError, match=said):

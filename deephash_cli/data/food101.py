@@ -47,7 +47,7 @@ def food101(root: str | Path | None, download: bool, incomplete: bool) -> Retrie
         DataError: If files are missing or malformed, or the number of images is not the published one.
     """
     folder = published.find_or_fetch("food101", _TITLE, root, _ITEMS, [_ARCHIVE], download) / _TOP
-    names = lines(folder / "meta" / "classes.txt")
+    names = [line.strip() for line in lines(folder / "meta" / "classes.txt")]
     if len(names) != CLASSES:
         raise DataError(f"{folder / 'meta/classes.txt'} must name {CLASSES} classes, got {len(names)}; get it again")
     number_of = {name: number for number, name in enumerate(names)}

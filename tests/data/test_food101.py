@@ -32,6 +32,12 @@ def test_the_official_layout(root):
     assert (split.query.tolist(), split.train.tolist(), split.database.tolist()) == ([3, 4], [0, 1, 2], [0, 1, 2])
 
 
+def test_classes_with_the_ends_of_lines_of_another_system(root):
+    classes = root / "food-101" / "meta" / "classes.txt"
+    classes.write_bytes(classes.read_bytes().replace(b"\n", b" \r\n"))
+    assert load(root).class_names[100] == "dish 100"
+
+
 @pytest.mark.parametrize(("file", "lines", "sentence"), [
     ("classes.txt", ["dish_0"], "classes.txt must name 101 classes, got 1; get it again"),
     ("train.txt", ["dish_0/1", "stew/2"], "train.txt:2: expected a class of classes.txt, a slash and the number"),

@@ -13,11 +13,11 @@ from jaxtyping import UInt8
 
 from deephash_cli.data.dataset import RetrievalDataset
 from deephash_cli.data.image_list import read_lists
+from deephash_cli.data.list_files import LISTS
 from deephash_cli.data.location import candidate_folders
 from deephash_cli.data.published import require_counts
 from deephash_cli.errors import DataError
 
-FILES = {"train": "train.txt", "query": "test.txt", "database": "database.txt"}
 _PARTS = {"train": "training images", "query": "queries", "database": "images in the database"}
 
 
@@ -54,14 +54,14 @@ def from_lists(
             images that do not exist.
     """
     place = Path(lists).expanduser()
-    missing = [file for file in FILES.values() if not (place / file).is_file()]
+    missing = [file for file in LISTS.values() if not (place / file).is_file()]
     if missing:
         raise DataError(
-            f"dataset.lists={place} has no {missing[0]}: it must be a folder with {', '.join(FILES.values())}, each "
+            f"dataset.lists={place} has no {missing[0]}: it must be a folder with {', '.join(LISTS.values())}, each "
             "line a path and a 0 or 1 for each class"
         )
     folders = [found for found in candidate_folders(folder or name, root) if root is not None or found.is_dir()]
-    data = read_lists({role: place / file for role, file in FILES.items()}, (folders or [place])[0], moved=True)
+    data = read_lists({role: place / file for role, file in LISTS.items()}, (folders or [place])[0], moved=True)
     if len(data.class_names) != len(orders[0]):
         raise DataError(
             f"the lists in {place} have {len(data.class_names)} columns of labels, but {title} has {len(orders[0])} "

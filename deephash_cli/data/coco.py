@@ -100,7 +100,7 @@ def coco(root: str | Path | None, lists: str | Path | None, download: bool, inco
 def _read(path: Path) -> dict[str, list[dict[str, Any]]]:
     """Read a file of annotations without the outlines of the objects, which are nearly all of it."""
     try:
-        content = json.loads(read_bytes(path, _MOST_BYTES), object_hook=_without_outlines)
+        content = json.loads(read_bytes(path, _MOST_BYTES), object_pairs_hook=_without_outlines)
     except ArtifactError as error:
         raise DataError(f"{error}; get it from {_ANNOTATIONS}") from error
     except (ValueError, RecursionError) as error:
@@ -112,8 +112,12 @@ def _read(path: Path) -> dict[str, list[dict[str, Any]]]:
     return content
 
 
-def _without_outlines(entry: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in entry.items() if key in _KEPT}
+def _without_outlines(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    kept = [pair for pair in pairs if pair[0] in _KEPT]
+    entry = dict(kept)
+    if len(entry) < len(kept):
+        raise ValueError("an object has a key twice")
+    return entry
 
 
 def _labels(path: Path, content: Mapping[str, list[dict[str, Any]]], categories: list[int]) -> tuple[list[str], Any]:

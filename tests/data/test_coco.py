@@ -146,7 +146,8 @@ def test_annotations_that_are_no_json_or_differ(root, monkeypatch):
     content["categories"][0]["name"] = "cat"
     file.write_text(json.dumps(content))
     refused(root, "instances_val2014.json has other categories than train2014")
-    for broken in (b"[", b"[" * 100_000, b'{"images": "\xff"}', b"9" * 5000):
+    twice = b'{"images": [], "images": []}'
+    for broken in (b"[", b"[" * 100_000, b'{"images": "\xff"}', b"9" * 5000, twice):
         file.write_bytes(broken)
         refused(root, "instances_val2014.json is not valid JSON (")
     file.write_bytes(b"7")

@@ -180,7 +180,7 @@ def _of_one_width(lists: Mapping[str, _List]) -> dict[str, _List]:
             refuse(
                 DataError(
                     f"{wrong[0].place}: expected {width} label columns, as in most lines, got {len(wrong[0].columns)}; "
-                    f"lines of the {role} list with another number of columns: {len(wrong)}"
+                    f"correct it, and all lines of the {role} list with another number of columns ({len(wrong)})"
                 )
             )
         kept[role] = _List(found.header, fitting)

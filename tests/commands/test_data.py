@@ -232,6 +232,23 @@ def test_a_path_with_spaces_and_labels_of_several_classes(deephash, tmp_path, li
     assert digests[0] == digests[1]
 
 
+def test_lists_of_a_reduced_training_part_say_so(deephash, tmp_path):
+    lists = tmp_path / "lists"
+    assert deephash("data", "split", "fashion_mini", "dataset.labelled=500", f"output={lists}").code == 0
+    assert len((lists / "train.txt").read_text().splitlines()) == 500
+    assert "fashion_mini (s1, seed 0; 500 labelled images)" in (lists / "README.txt").read_text()
+    refused = deephash("data", "split", "fashion_mini", f"lists={lists}", "dataset.labelled=100")
+    assert (refused.code, "is the whole division, so dataset.labelled would have no" in refused.err) == (2, True)
+
+
+def test_a_list_of_the_database_that_cannot_be_read_is_not_left_out(deephash, lists):
+    (lists / "database.txt").unlink()
+    assert deephash("data", "split", str(lists)).code == 0  # the training images are searched
+    (lists / "database.txt").symlink_to("gone.txt")
+    result = deephash("data", "split", str(lists))
+    assert (result.code, " is not a file: found neither " in result.err) == (3, True)
+
+
 REFUSED = {
     "data": (0, "deephash data audit|split"),
     "data audit --help": (0, "deephash data audit|split"),

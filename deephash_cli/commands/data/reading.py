@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 
 from deephash_cli import runs
 from deephash_cli.data.audit import Division
-from deephash_cli.data.changes import Changes
+from deephash_cli.data.changes import Changes, in_words
 from deephash_cli.data.dataset import RetrievalDataset
 from deephash_cli.data.identity import composed, missing_images_kept
 from deephash_cli.data.image_list import image_list
@@ -106,7 +106,7 @@ def read_lists(folder: Path, root: str | None) -> RetrievalDataset:
 def list_paths(folder: Path) -> dict[str, Path]:
     """Return the path of the list of each part; the list of the database is left out if it does not exist."""
     files = {role: folder / name for role, name in LISTS.items()}
-    return {role: path for role, path in files.items() if role != "database" or path.is_file()}
+    return {role: path for role, path in files.items() if role != "database" or path.exists() or path.is_symlink()}
 
 
 def dataset_root(folder: Path, root: str | None) -> Path:
@@ -115,14 +115,20 @@ def dataset_root(folder: Path, root: str | None) -> Path:
 
 
 def facts_of(split: Split) -> dict[str, Any]:
-    """Return what identifies a division."""
-    return {"name": split.name, "version": split.version, "seed": split.seed, "sha256": split.sha256}
+    """Return what identifies a division, and what was changed of its training part."""
+    facts = {"name": split.name, "version": split.version, "seed": split.seed, "sha256": split.sha256}
+    return {**facts, "changes": split.changes} if split.changes else facts
+
+
+def name_of(split: Split) -> str:
+    """Return the name of a division for people, such as "s1, seed 0; 500 labelled images"."""
+    seed = "" if split.seed is None else f", seed {split.seed}"
+    return "; ".join([f"{split.name}{seed}", *in_words(split.changes)])
 
 
 def _of_split(dataset: RetrievalDataset, split: Split, faults: Sequence[str]) -> Division:
-    seed = "" if split.seed is None else f", seed {split.seed}"
     return Division(
-        title=f"{dataset.name}, {split.name}{seed}",
+        title=f"{dataset.name}, {name_of(split)}",
         ids=dataset.ids,
         parts={"query": split.query, "train": split.train, "database": split.database},
         labels=dataset.labels,

@@ -7,6 +7,7 @@ from omegaconf import DictConfig
 
 from deephash_cli.commands.data import reading
 from deephash_cli.console import say
+from deephash_cli.data.changes import Changes
 from deephash_cli.data.dataset import RetrievalDataset
 from deephash_cli.data.identity import missing_images_kept
 from deephash_cli.data.image_list import paths_in
@@ -66,10 +67,9 @@ def run(config: DictConfig, dataset: DictConfig | None, against: DictConfig | No
         return
     data, split = _divided(dataset, folder, config.root)
     _require(split.sha256, wanted)
-    seed = "" if split.seed is None else f", seed {split.seed}"
     say(
-        f"{data.name}, {split.name}{seed}: {len(split.query)} queries, {len(split.train)} training images, database of "
-        f"{len(split.database)}, sha256 {split.sha256}"
+        f"{data.name}, {reading.name_of(split)}: {len(split.query)} queries, {len(split.train)} training images, "
+        f"database of {len(split.database)}, sha256 {split.sha256}"
     )
     if output is None:
         return
@@ -79,7 +79,8 @@ def run(config: DictConfig, dataset: DictConfig | None, against: DictConfig | No
         with atomic_folder(output, replace=config.overwrite) as made:
             write_lists(made, data, split)
             facts = {"verb": _VERB, "dataset": data.name, "split": {**reading.facts_of(split), **split.flags}}
-            write_text(made / "README.txt", _README.format(dataset=data.name, name=split.name, sha256=split.sha256))
+            name = reading.name_of(split)
+            write_text(made / "README.txt", _README.format(dataset=data.name, name=name, sha256=split.sha256))
             write_json(made / EXPORTED, facts)
             seal_exported(made)
     say(f"split: {config.output}")
@@ -93,6 +94,12 @@ def _divided(node: DictConfig | None, folder: str | None, root: str | None) -> t
         if faults:
             raise DataError(faults[0])
         return dataset, make_split("official", dataset, 0)
+    ignored = [*(["dataset.split_file"] if node.split_file else []), *Changes.of(node).typed]
+    if folder is not None and ignored:
+        raise ConfigError(
+            f"lists={folder} is the whole division, so {' and '.join(ignored)} would have no effect: "
+            "leave one of them out"
+        )
     dataset = build(node.source)
     if folder is None:
         return dataset, reading.division_of(dataset, node)

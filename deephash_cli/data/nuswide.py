@@ -127,4 +127,9 @@ def _files(folder: Path, ids: list[str]) -> tuple[list[str], np.ndarray]:
             f"{folder} has none of the images that {_LIST} names, such as {layouts[0][0]} or {layouts[-1][0]}; put "
             f"them into {' or '.join(_FOLDERS)}, with or without the folders of the list"
         )
+    if len(set(layouts[best])) < len(set(ids)):
+        raise DataError(
+            f"{_LIST} in {folder} gives two images one name, so they cannot be told apart without the folders of the "
+            "list; put the images into these folders"
+        )
     return layouts[best], found[best]

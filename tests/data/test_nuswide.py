@@ -139,6 +139,16 @@ def test_wrong_layouts(root):
     refused(root, "ImageList/Imagelist.txt (8 MB) of NUS-WIDE is not in")
 
 
+def test_two_images_of_one_name_need_their_folders(root):
+    listed = root / "ImageList/Imagelist.txt"
+    listed.write_text(listed.read_text().replace("zoo\\0003_37", "zoo\\0000_07"))
+    (root / "Flickr/zoo/0003_37.jpg").rename(root / "Flickr/zoo/0000_07.jpg")
+    assert load(root).ids[2] == "zoo/0000_07.jpg"
+    for path in (root / "Flickr").glob("*/*.jpg"):
+        path.rename(root / "Flickr" / path.name)
+    refused(root, "gives two images one name, so they cannot be told apart without the folders of the list; put the im")
+
+
 # The usual lists
 
 

@@ -96,11 +96,8 @@ def _folders(name: str, root: str | Path | None, items: Sequence[Item]) -> list[
     if root is None:
         return folders
     inner = Path(items[0].path).parts[:-1]
-    above = [
-        folders[0].parents[depth - 1]
-        for depth in range(1, len(inner) + 1)
-        if folders[0].parts[-depth:] == inner[:depth]
-    ]
+    place = folders[0].absolute()
+    above = [place.parents[depth - 1] for depth in range(1, len(inner) + 1) if place.parts[-depth:] == inner[:depth]]
     return folders + above
 
 
@@ -139,12 +136,16 @@ def existing(folder: Path, paths: Sequence[str]) -> Bool[np.ndarray, " n"]:
         paths: Paths of the files (n,), with slashes.
 
     Raises:
-        DataError: If a folder cannot be listed.
+        DataError: If a folder cannot be listed, or a path leads out of ``folder``.
     """
     names: dict[str, frozenset[str]] = {}
     found = np.zeros(len(paths), np.bool_)
     for number, path in enumerate(paths):
         parent, _, name = path.rpartition("/")
+        if path.startswith("/") or (parent not in names and ".." in parent.split("/")):
+            raise DataError(
+                f"a list in {folder} names {short(path)}, which leads out of the folder; get the list again"
+            )
         if parent not in names:
             names[parent] = names_in(folder / parent)
         found[number] = name in names[parent]

@@ -68,6 +68,8 @@ def test_the_root_may_be_inside_the_layout(tmp_path, fetched, monkeypatch, insid
     assert found(tmp_path / inside) == tmp_path
     monkeypatch.chdir(tmp_path)
     assert found(Path(inside)).resolve() == tmp_path
+    monkeypatch.chdir(tmp_path / inside)
+    assert found(".").resolve() == tmp_path
 
 
 def dataset(names):
@@ -96,6 +98,13 @@ def test_missing_images(tmp_path):
         "database": [0],
     }
     assert rest.reading == ("not complete: 1 training images of 2",)
+
+
+@pytest.mark.parametrize("path", ["../a/1.jpg", "a/../../a/1.jpg", "/a/1.jpg", "{}/a/1.jpg"])
+def test_a_list_does_not_lead_out_of_the_folder(tmp_path, path):
+    layouts.photo(tmp_path / "a/1.jpg")
+    with pytest.raises(DataError, match=rf"^a list in {tmp_path / 'b'} names .*, which leads out of the folder; get "):
+        published.existing(tmp_path / "b", [path.format(tmp_path)])
 
 
 def test_a_choice():

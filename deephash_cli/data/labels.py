@@ -19,7 +19,8 @@ LIMIT = 2**31  # largest number of entries in multi-hot labels
 # What pandas and NumPy write for a missing value, if it is made into text.
 _MISSING = ("nan", "NaN", "NAN", "None", "null", "NULL", "<NA>", "NaT")
 _CALL = re.compile(r"(?:\w+\.)?(?:array|frozenset|set|tuple|list|Index)\((.*?)(?:,\s*dtype=[^\]]*)?\)", re.DOTALL)
-_SCALAR = re.compile(r"(?:np|numpy)\.\w+\(([^()]*)\)")  # np.str_('a'), as NumPy 2 writes an item of a list
+# A text in quotes, in which nothing is replaced; or np.str_('a'), as NumPy 2 writes an item of a list.
+_SCALAR = re.compile(r"""('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")|(?:np|numpy)\.\w+\(([^()]*)\)""", re.DOTALL)
 _ITEM = re.compile(
     r"""\s*('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[-+]?\d+(?:\.\d*)?)\s*(?:,|(?=['"\s\d+-])|$)""", re.DOTALL
 )
@@ -172,7 +173,7 @@ def _items_of_list(cell: str, place: str) -> list[str] | None:
         return None
     if text[0] != "[" and content and content[0] not in "'\"" and not content[0].isdigit():
         return None  # a name in brackets, such as (background)
-    content = _SCALAR.sub(r"\1", content)
+    content = _SCALAR.sub(r"\1\2", content)
     items, position = [], 0
     while position < len(content):
         found = _ITEM.match(content, position)

@@ -35,6 +35,7 @@ def columns(*rows, header=None):
         (("('red', 'shoe')", "('red',)", "{'shoe'}", "set()"), [["red", "shoe"], ["red"], ["shoe"], []]),
         (("['red' 'shoe']", "array(['red'], dtype='<U3')"), [["red", "shoe"], ["red"]]),
         (("['red'\n 'shoe']", "[np.str_('red'), np.str_('shoe')]"), [["red", "shoe"], ["red", "shoe"]]),
+        (("['np.exp(x)', \"it's np.log(x)\"]", "[np.str_('x')]"), [["it's np.log(x)", "np.exp(x)"], ["x"]]),
         (("[1, 2]", "[1 3]"), [["1", "2"], ["1", "3"]]),
         (("1.0", "1", "2.0"), [["1"], ["1"], ["2"]]),
         (("caf\u00e9", "cafe\u0301"), [["café"], ["café"]]),

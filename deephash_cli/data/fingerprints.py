@@ -11,7 +11,7 @@ from jaxtyping import Int64, UInt8
 from PIL import Image
 
 from deephash_cli.data.dataset import ImageArray, ImageFiles, Vectors, to_rgb
-from deephash_cli.data.decoding import ImageError, decode, why
+from deephash_cli.data.decoding import ImageError, Member, decode, why
 from deephash_cli.errors import ArtifactError
 from deephash_cli.files import open_plain
 from deephash_cli.retrieval import ranking
@@ -129,15 +129,19 @@ def _look(
 
 
 def _of_file(images: ImageFiles, row: int, near: bool) -> _Print:
-    path = images.path(row)
+    source = images.source(row)
+    path = source.archive if isinstance(source, Member) else source
     try:
-        with open_plain(path) as file:
-            content = file.read()
+        if isinstance(source, Member):
+            content = source.read()
+        else:
+            with open_plain(source) as file:
+                content = file.read()
         hashed = difference_hash(decode(content, at_least=_SIDE + 1)) if near else None
     except ImageError as error:
         return _Print(b"", None, error.reason)
-    except ArtifactError as error:
-        cause = error.__cause__
+    except (ArtifactError, OSError) as error:
+        cause = error.__cause__ if isinstance(error, ArtifactError) else error
         return _Print(b"", None, f"cannot be read: {why(path, cause if isinstance(cause, OSError) else error)}")
     return _Print(_digest(content), hashed, None)
 

@@ -15,6 +15,7 @@ from PIL import Image
 from deephash_cli.cache import cache_folder
 from deephash_cli.data import webdataset as module
 from deephash_cli.data.decoding import ImageError
+from deephash_cli.data.fingerprints import fingerprints
 from deephash_cli.data.image_folder import image_folder
 from deephash_cli.data.inspection import peculiarities, unreadable_images, without
 from deephash_cli.data.preprocessing import central_square
@@ -136,6 +137,18 @@ def test_an_image_that_cannot_be_read_is_named(tmp_path):
         dataset.images.load(0, 8)
     with pytest.raises(ImageError, match=r"a\.tar cannot be read: No such file"):
         dataset.images.digest()
+
+
+def test_the_contents_of_shards_are_compared(tmp_path):
+    write(tmp_path / "a.tar", {f"{key}.png": picture(number) for key, number in zip("wxyz", (0, 1, 2, 1), strict=True)})
+    images = webdataset(str(tmp_path), "a.tar", "none").images
+    prints = fingerprints(images, np.arange(4), near=True)
+    assert (prints.groups()[1] == prints.groups()[3], len(set(prints.groups())), prints.unreadable) == (True, 3, [])
+    assert prints.hashes is not None
+    assert prints.hashes[0].any()
+    (tmp_path / "a.tar").unlink()
+    gone = fingerprints(images, np.arange(2), near=False)
+    assert gone.unreadable == [(row, "cannot be read: No such file or directory") for row in range(2)]
 
 
 def test_patterns():

@@ -16,7 +16,7 @@ from deephash_cli.data.dataset import ImageFiles, RetrievalDataset
 from deephash_cli.data.download import Archive
 from deephash_cli.data.text import lines
 from deephash_cli.data.usual_lists import from_lists
-from deephash_cli.errors import ArtifactError, DataError, short
+from deephash_cli.errors import ArtifactError, ConfigError, DataError, short
 from deephash_cli.files import read_bytes
 from deephash_cli.names import Names
 
@@ -67,11 +67,16 @@ def voc2012(
         incomplete: Whether fewer images than published are accepted.
 
     Raises:
-        ConfigError: If ``labels`` is neither of the two.
+        ConfigError: If ``labels`` is neither of the two, or ``lists`` is given with labels that it does not have.
         DataError: If files are missing or malformed, or the number of images is not the published one.
     """
     published.require_choice("dataset.labels", labels, tuple(_LABELS))
     if lists is not None:
+        if difficult or labels != "lists":
+            raise ConfigError(
+                "dataset.difficult and dataset.labels choose among the official labels, but dataset.lists has labels "
+                "of its own: leave out one or the other"
+            )
         return from_lists("voc2012", _TITLE, lists, root, [CLASS_NAMES], LISTED, incomplete, most="person")
     items = [*_ITEMS, *_LABELS[labels]]
     folder = published.find_or_fetch("voc2012", _TITLE, root, items, [_ARCHIVE], download) / _TOP

@@ -112,3 +112,8 @@ def test_the_usual_lists(root):
         "query": [1],
         "database": [2, 3],
     }
+    for settings in ({"difficult": True}, {"labels": "annotations"}):
+        with pytest.raises(
+            ConfigError, match=r"^dataset\.difficult and dataset\.labels choose among .* leave out one "
+        ):
+            load(root / TOP, lists=root / "lists", **settings)

@@ -55,7 +55,7 @@ def imagenet100(
     if lists is not None:
         numbered = [f"class {number}" for number in range(len(names))]
         data = from_lists("imagenet100", _TITLE, lists, root, [numbered], LISTED, incomplete)
-        return dataclasses.replace(data, class_names=_names_in_paths(data) or numbered)
+        return dataclasses.replace(data, class_names=_names_in_paths(data) or data.class_names)
     items = [Item(f"{part}/{name}", _SIZES[part], _SOURCES[part]) for part in _PARTS.values() for name in names]
     folder = find("imagenet100", _TITLE, root, items, can_download=False)
     paths: list[str] = []

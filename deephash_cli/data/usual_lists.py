@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import UInt8
 
 from deephash_cli.data.dataset import RetrievalDataset
 from deephash_cli.data.image_list import read_lists
@@ -34,8 +33,8 @@ def from_lists(
 ) -> RetrievalDataset:
     """Load a data set from its usual lists, which become its official division.
 
-    Lists do not name their columns, and those of one data set have them in different orders. The class that is known to
-    have the most images tells which order a list has; if it tells none, classes have numbers for names.
+    Most lists do not name their columns, and those of one data set have them in different orders. The class that is
+    known to have the most images tells which order a list has; if it tells none, classes have numbers for names.
 
     Args:
         name: Name of the data set.
@@ -73,7 +72,7 @@ def from_lists(
     return dataclasses.replace(
         data,
         name=name,
-        class_names=_class_names(data.labels, orders, most),
+        class_names=_class_names(data, orders, most),
         reading=(f"lists in {place}", counted, _unlabelled(data)),
     )
 
@@ -87,9 +86,9 @@ def _unlabelled(data: RetrievalDataset) -> str:
     return ", ".join(f"{count:,} {part} without a label" for part, count in _in_words(counts).items() if count)
 
 
-def _class_names(labels: UInt8[np.ndarray, "n classes"], orders: Sequence[Sequence[str]], most: str) -> list[str]:
-    highest = int(labels.sum(axis=0, dtype=np.int64).argmax())
-    for names in orders:
-        if not most or names[highest] == most:
-            return list(names)
-    return [f"class {number}" for number in range(labels.shape[1])]
+def _class_names(data: RetrievalDataset, orders: Sequence[Sequence[str]], most: str) -> list[str]:
+    numbered = [f"class {number}" for number in range(len(data.class_names))]
+    if data.class_names != numbered:
+        return data.class_names  # a line at the beginning of the lists names them
+    highest = int(data.labels.sum(axis=0, dtype=np.int64).argmax())
+    return next((list(names) for names in orders if not most or names[highest] == most), numbered)

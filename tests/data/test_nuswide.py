@@ -185,6 +185,12 @@ def test_the_most_frequent_class_tells_the_order_of_the_columns(lists, monkeypat
     assert load(lists.parent / "nus", lists).class_names == ["class 0", "class 1"]
 
 
+def test_a_first_line_names_the_columns(lists):
+    for file in lists.iterdir():
+        file.write_text(f"path cat sky\n{file.read_text()}")
+    assert load(lists.parent / "nus", lists).class_names == ["cat", "sky"]
+
+
 def test_wrong_lists(lists, monkeypatch):
     place = lists.parent / "nus"
     (place / "images/a_m.jpg").unlink()

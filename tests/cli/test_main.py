@@ -560,7 +560,7 @@ def test_a_bug_keeps_its_traceback(deephash, photos, monkeypatch):
     def broken(*_, **__):
         raise ZeroDivisionError("nobody thought of this")
 
-    monkeypatch.setattr("deephash_cli.training.datasets.make_split", broken)
+    monkeypatch.setattr("deephash_cli.training.datasets.divide", broken)
     result = deephash("train", *photos)
     assert result.code == 1
     assert "Traceback" in result.err

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -130,20 +131,21 @@ def _look(
 
 def _of_file(images: ImageFiles, row: int, near: bool) -> _Print:
     source = images.source(row)
-    path = source.archive if isinstance(source, Member) else source
     try:
-        if isinstance(source, Member):
-            content = source.read()
-        else:
-            with open_plain(source) as file:
-                content = file.read()
+        content = source.read() if isinstance(source, Member) else _content(source)
         hashed = difference_hash(decode(content, at_least=_SIDE + 1)) if near else None
     except ImageError as error:
         return _Print(b"", None, error.reason)
     except (ArtifactError, OSError) as error:
-        cause = error.__cause__ if isinstance(error, ArtifactError) else error
-        return _Print(b"", None, f"cannot be read: {why(path, cause if isinstance(cause, OSError) else error)}")
+        cause = error.__cause__
+        place = source.archive if isinstance(source, Member) else source
+        return _Print(b"", None, f"cannot be read: {why(place, cause if isinstance(cause, OSError) else error)}")
     return _Print(_digest(content), hashed, None)
+
+
+def _content(path: Path) -> bytes:
+    with open_plain(path) as file:
+        return file.read()
 
 
 def _digest(content: bytes | memoryview) -> bytes:

@@ -103,7 +103,7 @@ def test_the_usual_lists(tmp_path):
     data = load(tmp_path / "mirflickr", lists=tmp_path / "lists", labels="all38")
     assert labelled(data)[:4] == [{"sky"}, {"sky", "tree"}, {"tree"}, {"people", "people r1"}]
     assert {role: len(rows) for role, rows in data.official.items()} == {"train": 2, "query": 1, "database": 3}
-    with pytest.raises(DataError, match=r"38 columns of labels, but .*with dataset\.labels=potential has 24"):
+    with pytest.raises(DataError, match=r"38 columns of labels, but MIRFlickr-25k \(potential labels\) has 24"):
         load(tmp_path / "mirflickr", lists=tmp_path / "lists")
 
 

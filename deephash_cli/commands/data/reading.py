@@ -116,7 +116,8 @@ def dataset_root(folder: Path, root: str | None) -> Path:
 
 def facts_of(split: Split) -> dict[str, Any]:
     """Return what identifies a division."""
-    return {"name": split.name, "version": split.version, "seed": split.seed, "sha256": split.sha256}
+    changes = {"changes": split.changes} if split.changes else {}
+    return {"name": split.name, "version": split.version, "seed": split.seed, "sha256": split.sha256, **changes}
 
 
 def _of_split(dataset: RetrievalDataset, split: Split, faults: Sequence[str]) -> Division:

@@ -6,7 +6,8 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from deephash_cli.commands.data import reading
-from deephash_cli.console import say
+from deephash_cli.console import say, warn
+from deephash_cli.data.changes import in_words
 from deephash_cli.data.dataset import RetrievalDataset
 from deephash_cli.data.identity import missing_images_kept
 from deephash_cli.data.image_list import paths_in
@@ -67,19 +68,23 @@ def run(config: DictConfig, dataset: DictConfig | None, against: DictConfig | No
     data, split = _divided(dataset, folder, config.root)
     _require(split.sha256, wanted)
     seed = "" if split.seed is None else f", seed {split.seed}"
+    changes = f" ({'; '.join(in_words(split.changes))})" if split.changes else ""
     say(
-        f"{data.name}, {split.name}{seed}: {len(split.query)} queries, {len(split.train)} training images, database of "
-        f"{len(split.database)}, sha256 {split.sha256}"
+        f"{data.name}, {split.name}{seed}{changes}: {len(split.query)} queries, {len(split.train)} training images, "
+        f"database of {len(split.database)}, sha256 {split.sha256}"
     )
     if output is None:
         return
     if is_file:
         save_split(output, split, data)
     else:
+        if split.changes:
+            warn(f"lists do not say that the training part has {' and '.join(in_words(split.changes))}: a .json does")
         with atomic_folder(output, replace=config.overwrite) as made:
             write_lists(made, data, split)
             facts = {"verb": _VERB, "dataset": data.name, "split": {**reading.facts_of(split), **split.flags}}
-            write_text(made / "README.txt", _README.format(dataset=data.name, name=split.name, sha256=split.sha256))
+            name = "; ".join((split.name, *in_words(split.changes)))
+            write_text(made / "README.txt", _README.format(dataset=data.name, name=name, sha256=split.sha256))
             write_json(made / EXPORTED, facts)
             seal_exported(made)
     say(f"split: {config.output}")

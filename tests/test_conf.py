@@ -139,7 +139,8 @@ def test_the_defaults_lie_within_their_ranges_and_are_whole_numbers_or_fractions
     config = compose()
     for key in limits.RANGES:
         value = OmegaConf.select(config, key)
-        assert value is None or (isinstance(value, int | float) and not isinstance(value, bool)), key
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        assert value is None or is_number or (key in limits.AUTOMATIC and value == "auto"), key
 
 
 def test_the_configuration_of_eval():

@@ -14,8 +14,10 @@ from deephash_cli.choices import CONF_DIR, PACKAGE
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 ROOMS = {"cli", "commands", "inference", "training", "methods", "models", "runs", "data", "retrieval"}
 LOOSE = {
+    "cores",
     "files",
     "hiding",
+    "names",
     "npy",
     "processes",
     "stopping",

@@ -29,7 +29,7 @@ DECODED = 20_000  # images of each timed pass
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.timeout(1800),
+    pytest.mark.timeout(3600),
     pytest.mark.skipif(sys.platform != "linux", reason="/proc tells the memory of a process"),
 ]
 
@@ -61,8 +61,9 @@ def memory(process: int) -> dict[str, float]:
     found = {"Rss": 0.0, "Pss": 0.0, "Private": 0.0}
     for line in Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()[1:]:
         name, kilobytes, *_ = line.split()
-        if (kind := name.split("_")[0].rstrip(":")) in found and name != "Pss_Dirty:":
-            found[kind] += int(kilobytes) / 1000
+        kind = "Private" if name.startswith("Private_") else name.rstrip(":")
+        if kind in found:
+            found[kind] += int(kilobytes) * 1024 / 1e6
     return found
 
 
@@ -77,7 +78,7 @@ def memory_of_training(folder: Path, run: Path) -> tuple[dict[str, float], list[
     command = [sys.executable, "-c", program, "train", *settings, "trainer.max_epochs=10000", f"run_dir={run}"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     try:
-        end, looks = time.monotonic() + 600, 0
+        end, looks = time.monotonic() + 1500, 0
         own, workers = {}, []
         while looks < LOOKS:
             assert process.poll() is None, process.communicate()[0].decode()

@@ -41,7 +41,7 @@ VERBS = {
 COMPOSED = tuple(verb for verb in verbs.names() if verbs.is_composed(verb))
 # Choices with which deephash train has keys that it does not have by default.
 CONTEXTS = (
-    (), *[(f"dataset={name}",) for name in ("image_folder", "csv", "vectors", "cifar10")],
+    (), *[(f"dataset={name}",) for name in ("image_folder", "csv", "vectors", "cifar10", "imagenet100", "webdataset")],
     ("method=klsh",), ("method=dpn",), ("model=alexnet",), ("dataset=vectors", "model=vectors"),
 )  # fmt: skip
 # What a reader puts in the place of <...>; any other is the name of a file or folder.
@@ -53,6 +53,7 @@ NO_SETTINGS = {
     "return_inverse": "an argument of NumPy's unique",
     "bitorder": "an argument of NumPy's packbits",
     "image": "a field of the form that curl sends",
+    "difficult": "an element of the XML files of PASCAL VOC",
 }
 OTHER_PROGRAMS = re.compile(r"docker run [^)]*|curl .*")
 

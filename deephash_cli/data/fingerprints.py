@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -11,7 +12,7 @@ from jaxtyping import Int64, UInt8
 from PIL import Image
 
 from deephash_cli.data.dataset import ImageArray, ImageFiles, Vectors, to_rgb
-from deephash_cli.data.decoding import ImageError, decode, why
+from deephash_cli.data.decoding import ImageError, Member, decode, why
 from deephash_cli.errors import ArtifactError
 from deephash_cli.files import open_plain
 from deephash_cli.retrieval import ranking
@@ -129,17 +130,22 @@ def _look(
 
 
 def _of_file(images: ImageFiles, row: int, near: bool) -> _Print:
-    path = images.path(row)
+    source = images.source(row)
     try:
-        with open_plain(path) as file:
-            content = file.read()
+        content = source.read() if isinstance(source, Member) else _content(source)
         hashed = difference_hash(decode(content, at_least=_SIDE + 1)) if near else None
     except ImageError as error:
         return _Print(b"", None, error.reason)
-    except ArtifactError as error:
+    except (ArtifactError, OSError) as error:
         cause = error.__cause__
-        return _Print(b"", None, f"cannot be read: {why(path, cause if isinstance(cause, OSError) else error)}")
+        place = source.archive if isinstance(source, Member) else source
+        return _Print(b"", None, f"cannot be read: {why(place, cause if isinstance(cause, OSError) else error)}")
     return _Print(_digest(content), hashed, None)
+
+
+def _content(path: Path) -> bytes:
+    with open_plain(path) as file:
+        return file.read()
 
 
 def _digest(content: bytes | memoryview) -> bytes:

@@ -70,7 +70,7 @@ def mirflickr(
     concepts = LABELS[labels]
     names = [concept.replace("_", " ") for concept in concepts]
     if lists is not None:
-        title = f"{_TITLE} with dataset.labels={labels}"
+        title = f"{_TITLE} ({labels} labels)"
         return from_lists("mirflickr", title, lists, root, [names], LISTED, incomplete, most="people")
     items = [published.Item("mirflickr", "3 GB", _IMAGES.url)]
     items += [

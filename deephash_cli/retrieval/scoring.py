@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 import numpy as np
-from jaxtyping import Float64, Int64
+from jaxtyping import Float64, Int64, UInt8
 
 from deephash_cli.console import warn
 from deephash_cli.errors import ArtifactError, ConfigError, DataError
 from deephash_cli.retrieval import asymmetric, ceiling, metrics, ranking, scoring, seen_classes, similarity
-from deephash_cli.retrieval.codes import RANK_LIMIT, CodeSet, prefix, require_comparable
+from deephash_cli.retrieval.codes import RANK_LIMIT, CodeSet, prefix, require_comparable, some
 from deephash_cli.retrieval.codes_folder import MANIFEST, load_codes, require_entries
 
 # Treatments of a query without a relevant item in the database.
@@ -108,7 +108,10 @@ def evaluate(
 
     own, labels = self_matches(query, database), (query.labels, database.labels)
     query, database = _related(query, database, similar)
-    values = _per_query(_counts(query, database, labels, own, map_at, threads), ks, map_at, radius, curve)
+    rows, places = _different(query.packed, labels[0], own)
+    graded = None if labels[0] is query.labels else (labels[0][rows], labels[1])
+    counts = _counts(some(query, rows), database, graded, own[rows], map_at, threads)
+    values = {name: value[places] for name, value in _per_query(counts, ks, map_at, radius, curve).items()}
     if query.u is not None:
         values |= asymmetric.per_query(query, database, own, ks, map_at, threads)
     relevant, distances = values.pop("relevant"), {side: values.pop(f"{side}_by_distance") for side in SIDES}
@@ -144,6 +147,23 @@ def evaluate(
         **found,
         "policies": {**POLICIES, "zero_hits": ZERO_HITS[zero_hits], "similar": similarity.SIMILAR[similar], **rules},
     }
+
+
+def _different(
+    packed: UInt8[np.ndarray, "q bytes"], labels: ranking.Labels, own: Int64[np.ndarray, " q"]
+) -> tuple[Int64[np.ndarray, " d"], Int64[np.ndarray, " q"]]:
+    """Find the queries that differ in code, labels or position in the database; others have the values of one of these.
+
+    Learned codes repeat: of a thousand queries a few hundred may differ.
+
+    Returns:
+        The row of the first of each group of equal queries, and the place of each query's group among these.
+    """
+    known = np.packbits(labels, axis=1) if labels.ndim == 2 else labels.astype(np.int64)[:, None].view(np.uint8)
+    keys = np.concatenate([packed, known, own.astype(np.int64)[:, None].view(np.uint8)], axis=1)
+    _, rows, places = np.unique(keys.view(f"V{keys.shape[1]}").ravel(), return_index=True, return_inverse=True)
+    order = np.argsort(rows)  # in the order of the queries, so that none are moved if all differ
+    return rows[order], np.argsort(order)[places]
 
 
 def _related(query: CodeSet, database: CodeSet, similar: str) -> tuple[CodeSet, CodeSet]:
@@ -295,6 +315,8 @@ def self_matches(query: CodeSet, database: CodeSet) -> Int64[np.ndarray, " q"]:
     found = np.full(query.n, -1)
     if query.ids is not None and database.ids is not None:
         rows = {name: row for row, name in enumerate(query.ids)}
+        if rows.keys().isdisjoint(database.ids):  # several times faster than the loop, and usual
+            return found
         for position, name in enumerate(database.ids):
             if (row := rows.get(name)) is not None:
                 found[row] = position
@@ -319,7 +341,7 @@ def _per_class(average_precisions: np.ndarray, labels: np.ndarray) -> dict[str, 
 def _counts(
     query: CodeSet,
     database: CodeSet,
-    labels: tuple[ranking.Labels, ranking.Labels],
+    graded: tuple[ranking.Labels, ranking.Labels] | None,
     own: Int64[np.ndarray, " q"],
     map_at: Sequence[int],
     threads: int | None,
@@ -329,17 +351,17 @@ def _counts(
     Args:
         query: Queries, with labels that an item shares exactly if it is relevant.
         database: Database, with such labels.
-        labels: The labels of the images of both sides; the same arrays if an item that shares one is relevant.
+        graded: The labels of the images of both sides; None if an item that shares one of them is relevant.
         own: Position in the database of the item that is the query itself, or -1, for each query.
         map_at: Cut-offs R.
         threads: Number of threads, as for `ranking.count`.
     """
     codes = query.packed, database.packed, query.bits
     counts = ranking.count(*codes, query.labels, database.labels, exclude=own, cuts=map_at, threads=threads)
-    if labels[0] is query.labels:
+    if graded is None:
         return ((part, part.shared) for part in counts)
-    graded = ranking.count(*codes, *labels, exclude=own, threads=threads)
-    return ((part, of_labels.shared) for part, of_labels in zip(counts, graded, strict=True))
+    shared = ranking.count(*codes, *graded, exclude=own, threads=threads)
+    return ((part, of_labels.shared) for part, of_labels in zip(counts, shared, strict=True))
 
 
 def _per_query(

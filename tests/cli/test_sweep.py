@@ -117,14 +117,14 @@ def test_a_job_without_its_data(deephash, photos, tmp_path):
 
 
 def test_a_bug_in_one_job_keeps_its_traceback(deephash, photos, monkeypatch):
-    whole = datasets.make_split
+    whole = datasets.divide
 
-    def broken(protocol, dataset, seed):
+    def broken(dataset, protocol, seed, *more):
         if seed == 1:
             raise ZeroDivisionError("nobody thought of this")
-        return whole(protocol, dataset, seed)
+        return whole(dataset, protocol, seed, *more)
 
-    monkeypatch.setattr("deephash_cli.training.datasets.make_split", broken)
+    monkeypatch.setattr("deephash_cli.training.datasets.divide", broken)
     result = deephash("train", "-m", "dataset.split_seed=1,2", "bits=8", *photos)
     assert result.code == 6
     assert "Traceback" in result.err

@@ -15,6 +15,7 @@ from PIL import Image
 from deephash_cli.cache import cache_folder
 from deephash_cli.data import webdataset as module
 from deephash_cli.data.decoding import ImageError
+from deephash_cli.data.fingerprints import fingerprints
 from deephash_cli.data.image_folder import image_folder
 from deephash_cli.data.inspection import peculiarities, unreadable_images, without
 from deephash_cli.data.preprocessing import central_square
@@ -247,3 +248,15 @@ def test_a_run_on_shards_is_encoded_again_with_the_same_codes(deephash, shards):
     found = deephash("search", "run=run", "codes=codes", "query=query.png", "k=3", "picture=found.png")
     assert found.code == 0, found.err
     assert "s-01.tar/a/009" in found.out
+
+
+def test_equal_content_in_shards_is_found(tmp_path):
+    write(tmp_path / "s.tar", {"a.png": picture(0), "b.png": picture(1), "c.png": picture(0), "d.png": b"no image"})
+    images = webdataset(tmp_path, "s.tar", "none").images
+    found = fingerprints(images, np.arange(4), near=True)
+    a, b, c, d = found.groups()
+    assert a == c
+    assert len({a, b, d}) == 3
+    assert [position for position, _ in found.unreadable] == [3]
+    (tmp_path / "s.tar").unlink()
+    assert len(fingerprints(images, np.arange(4), near=False).unreadable) == 4

@@ -444,3 +444,40 @@ def test_refusals():
         evaluate(query, sides(bits=24)[1], **OPTIONS)
     with pytest.raises(ArtifactError, match="query labels have 4 classes but the database has 5"):
         evaluate(query, sides(classes=5)[1], **OPTIONS)
+
+
+@given(
+    st.integers(0, 10**6), st.integers(1, 24), st.sampled_from([0.0, 0.02, 0.3]), st.booleans(), st.booleans(),
+    st.sampled_from(["one", "all"]), st.sampled_from(["zero", "skip"]),
+)  # fmt: skip
+@settings(max_examples=25, deadline=None)
+def test_equal_queries_are_ranked_once_and_no_digit_moves(seed, q, noise, multi, as_numbers, similar, zero_hits):
+    query, database = sides(seed, q=q, n=30, bits=9, classes=3, multi=multi, noise=noise)
+    database = CodeSet(
+        database.packed, 9, database.labels, [*(query.ids[:3] or []), *database.ids[len(query.ids[:3]) :]]
+    )
+    if as_numbers and not multi:
+        query, database = numbered(query), numbered(database)
+    chosen = {**OPTIONS, "similar": similar, "zero_hits": zero_hits}
+
+    def result():
+        try:
+            return json.dumps(evaluate(query, database, **chosen))
+        except DataError as error:
+            return str(error)
+
+    found = result()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scoring, "_different", lambda packed, *_: (np.arange(len(packed)),) * 2)
+        assert result() == found
+
+
+def test_equal_queries_are_those_of_one_code_one_set_of_labels_and_one_place():
+    packed = pack(np.array([[1, 0], [1, 0], [0, 1], [1, 0], [1, 0]], np.bool_))
+    labels = np.array([[1, 0], [1, 0], [1, 0], [1, 1], [1, 0]], np.uint8)
+    rows, places = scoring._different(packed, labels, np.array([-1, -1, -1, -1, 4]))
+    assert rows.tolist() == [0, 2, 3, 4]
+    assert places.tolist() == [0, 0, 1, 2, 3]
+    rows, places = scoring._different(packed, np.array([5, 5, 5, -1, 5]), np.full(5, -1))
+    assert rows.tolist() == [0, 2, 3]
+    assert places.tolist() == [0, 0, 1, 2, 0]

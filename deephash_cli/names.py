@@ -77,13 +77,13 @@ class Names(Sequence[str]):
 
     def take(self, rows: Int[np.ndarray, " m"]) -> "Names":
         """Return the names of some rows, in the order of ``rows``."""
-        starts = self._ends[rows]
-        lengths = self._ends[rows + 1] - starts
+        starts = self._ends[:-1][rows]  # negative numbers count from the end, as everywhere
+        lengths = self._ends[1:][rows] - starts
         ends = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
         content = np.empty(ends[-1], np.uint8)
-        for first in range(0, len(rows), _BLOCK):  # the number of each byte takes eight times the memory of the bytes
+        for first in range(0, len(starts), _BLOCK):  # the number of each byte takes eight times the memory of the bytes
             part = slice(first, first + _BLOCK)
-            own = slice(ends[first], ends[min(first + _BLOCK, len(rows))])
+            own = slice(ends[first], ends[min(first + _BLOCK, len(starts))])
             shifts = starts[part] - ends[:-1][part]
             content[own] = self._bytes[np.arange(own.start, own.stop) + np.repeat(shifts, lengths[part])]
         return _of_buffers(content, ends)

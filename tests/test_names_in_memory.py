@@ -29,7 +29,7 @@ def test_names_are_a_list_of_strings(texts, data):
     assert names[part] == texts[part]
     for row in range(-len(texts), len(texts)):
         assert names[row] == texts[row]
-    rows = data.draw(st.lists(st.integers(0, len(texts) - 1))) if texts else []
+    rows = data.draw(st.lists(st.integers(-len(texts), len(texts) - 1))) if texts else []
     assert names.take(np.array(rows, np.int64)) == [texts[row] for row in rows]
     assert pickle.loads(pickle.dumps(names)) == texts
     assert copy.deepcopy(names) == texts

@@ -244,9 +244,11 @@ def _network(run: Path, record: Mapping[str, Any], settings: dict[str, Any], vec
         config = cast(DictConfig, OmegaConf.create(runs.escape(settings)))
         if is_learned(str(settings["module"]["_target_"])):
             return network
-        from deephash_cli.training.instantiate import build_module  # imports Lightning, which takes a second
+        from deephash_cli.training import instantiate  # imports Lightning, which takes a second
 
-        return build_module(config, network, labels).network  # a fitted method puts its own hash layer into it
+        if instantiate.is_learned(config):  # its source cannot be found, such as that of a class that is re-exported
+            return network
+        return instantiate.build_module(config, network, labels).network  # a fitted method puts its own hash layer in
     except KeyError as error:
         raise ArtifactError(f"{run / runs.CONFIG} is not the configuration of a run: {error} is missing") from error
     except DeephashError:

@@ -65,7 +65,7 @@ def _of_labels(metrics: Mapping[str, Any]) -> list[str]:
     pairs = {side: sum(counts) for side, counts in metrics.get("distances", {}).items()}
     if not pairs:
         return []
-    agree = metrics["policies"].get("similar") == similarity.SIMILAR[similarity.ALL]
+    agree = similarity.of_policies(metrics["policies"]) == similarity.ALL
     shares = "has the same labels as" if agree else "shares a label with"
     if not pairs["other"]:
         return [

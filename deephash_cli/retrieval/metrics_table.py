@@ -7,7 +7,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from deephash_cli import console
-from deephash_cli.retrieval import scoring
+from deephash_cli.retrieval import scoring, similarity
 
 SHOWN_AT = ("1", "10", "100", "1000")  # the cut-offs k in the table; the file has all of them
 _CEILING = {
@@ -67,7 +67,8 @@ def show(metrics: Mapping[str, Any]) -> None:
     table.add_row("bit_balance_mean_deviation", f"{balance:.4f}", "mean |ones - 0.5|, 0 is best")
     console.show(table, _title(metrics))
     origin = f", split {metrics['split']['sha256'][:12]}" if "split" in metrics else ""
-    console.say(f"{metrics['queries']} queries, {metrics['database']} database items{origin}")
+    rule = "".join(f", {words}" for words in similarity.in_words(similarity.of_policies(metrics["policies"])))
+    console.say(f"{metrics['queries']} queries, {metrics['database']} database items{rule}{origin}")
     if note := metrics["policies"].get("labels"):
         console.say(note)
     elif metrics["queries_without_relevant"]:

@@ -25,6 +25,16 @@ def of_manifest(manifest: Mapping[str, Any]) -> str:
     return setting(manifest.get("evaluation") or {})
 
 
+def of_policies(policies: Any) -> str:
+    """Return the key of ``SIMILAR`` that some metrics were measured with, from their policies, which may be edited."""
+    return ALL if isinstance(policies, Mapping) and policies.get("similar") == SIMILAR[ALL] else ONE
+
+
+def in_words(similar: str) -> list[str]:
+    """Return a phrase about a key of ``SIMILAR`` for titles of tables; an empty list for the usual one."""
+    return ["all labels must agree"] if similar == ALL else []
+
+
 def as_shared(query: Labels, database: Labels, similar: str) -> tuple[Labels, Labels]:
     """Return labels for both sides such that an image shares a label with a query exactly if the two are similar.
 

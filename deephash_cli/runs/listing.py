@@ -12,7 +12,7 @@ import yaml
 from deephash_cli import runs
 from deephash_cli.data.changes import in_words
 from deephash_cli.errors import ArtifactError, ConfigError, DeephashError, command, first_line, hint, short
-from deephash_cli.retrieval import scoring
+from deephash_cli.retrieval import scoring, similarity
 from deephash_cli.runs import records
 
 COLUMNS = ("status", "method", "dataset", "bits", "seed", "map", "started", "minutes", "run")
@@ -102,10 +102,12 @@ def read(folder: Path) -> Listed:
         if text is not None and not records.is_name(text):
             raise ArtifactError(f"{folder} has {name}={short(str(text))}, no name: it was edited by hand")
     place = f"{dataset} {split}" if split else dataset
+    special = in_words(record.get("changes"), with_names=False)
+    special += similarity.in_words(similarity.of_policies(metrics.get("policies")))
     columns = {
         "status": status,
         "method": settings.get("method"),
-        "dataset": place and ", ".join((place, *in_words(record.get("changes"), with_names=False))),
+        "dataset": place and ", ".join((place, *special)),
         "bits": settings.get("bits"),
         "seed": settings.get("seed"),
         "map": value if isinstance(value, float) and scoring.is_number(value) else None,

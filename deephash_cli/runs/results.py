@@ -211,14 +211,13 @@ class Section:
         changes = f" ({'; '.join(self.changes)})" if self.changes else ""
         split = f"split {self.split['name']} {self.split['sha256'][:12]}{changes}"
         sizes = f"{self.queries} queries, {self.database} database items"
-        rule = ", all labels must agree" if self.similar == similarity.ALL else ""
-        return _line(f"{self.dataset}, {split}: {sizes}{rule}{f', model {self.model}' if self.model else ''}")
+        model = [f"model {self.model}"] if self.model else []
+        return _line(f"{self.dataset}, {split}: {', '.join((sizes, *similarity.in_words(self.similar), *model))}")
 
     @property
     def similar(self) -> str:
         """What made an item relevant to a query, a key of ``similarity.SIMILAR``."""
-        rule = self.rows[0].results[0].rules["similar"]
-        return similarity.ALL if rule == similarity.SIMILAR[similarity.ALL] else similarity.ONE
+        return similarity.of_policies(self.rows[0].results[0].rules)
 
     @property
     def changes(self) -> list[str]:

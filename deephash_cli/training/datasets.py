@@ -60,12 +60,8 @@ def prepare_data(config: DictConfig, unreadable: _Unreadable = None) -> tuple[Re
     _look_at_vectors(source, skipped, fit_rows, OmegaConf.select(config, "module.scaling") == "standard")
     place = config.dataset.protocol, config.dataset.split_seed, config.dataset.split_file
     split = _divide(source, skipped, *place, changes)
-    if split.changes and facts.transductive:
-        raise ConfigError(
-            f"method={config.method} learns from the labels of the whole database, so its training part cannot have "
-            f"{' and '.join(in_words(split.changes))}: choose another method, or leave out "
-            f"{' and '.join(changes.typed) or 'dataset.split_file'}"
-        )
+    if facts.transductive:
+        require_whole_training_part(config, split)
     if config.trial:
         dataset, split = trial.reduce(dataset, split, config.trial)
     if supervision not in ("none", UNKNOWN):
@@ -115,6 +111,24 @@ def _divide(
     if split.changes:
         say(f"{'; '.join(in_words(split.changes))}: {len(split.train)} training images")
     return split
+
+
+def require_whole_training_part(config: DictConfig, split: Split) -> None:
+    """Refuse a method that trains on the whole database if the training part of the division was reduced.
+
+    Args:
+        config: Composed configuration, of such a method.
+        split: Division of the data set.
+
+    Raises:
+        ConfigError: If the training part was reduced.
+    """
+    if split.changes:
+        raise ConfigError(
+            f"method={config.method} learns from the labels of the whole database, so its training part cannot have "
+            f"{' and '.join(in_words(split.changes))}: choose another method, or leave out "
+            f"{' and '.join(Changes.of(config.dataset).typed) or 'dataset.split_file'}"
+        )
 
 
 @functools.lru_cache(maxsize=1)

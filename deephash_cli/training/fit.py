@@ -50,7 +50,7 @@ from deephash_cli.retrieval.codes_folder import save_codes
 from deephash_cli.retrieval.scoring import CLASSES
 from deephash_cli.runs import outputs, records
 from deephash_cli.training import checkpoints, gallery, loggers, pretraining, resuming, saving
-from deephash_cli.training.datasets import prepare_data
+from deephash_cli.training.datasets import prepare_data, require_whole_training_part
 from deephash_cli.training.inputs import Computing, Loading, Source
 from deephash_cli.training.instantiate import build_module, is_learned, is_transductive
 from deephash_cli.training.rebuilding import network_without_weights
@@ -189,6 +189,8 @@ def prepare(
     """
     seed_everything(config.seed, verbose=False)
     dataset, split = prepare_data(config, unreadable)
+    if is_transductive(config):  # the source of a class does not always say it, such as one that a package re-exports
+        require_whole_training_part(config, split)
     if earlier is None or not _has_weights(earlier, config):
         return Job(config, settings or {}, dataset, split, build(config.model.network, bits=config.bits))
     node = cast(dict[str, Any], OmegaConf.to_container(config.model.network, resolve=True))

@@ -110,6 +110,7 @@ def keep_split(folder: Path, split: Split, dataset: RetrievalDataset) -> None:
         DataError: If the split in the folder is damaged or names images that the data set does not have.
     """
     file = folder / runs.SPLIT
-    if file.exists() and load_split(file, dataset).sha256 != split.sha256:
+    before = load_split(file, dataset) if file.exists() else split
+    if (before.sha256, before.changes) != (split.sha256, split.changes):
         raise ArtifactError(f"{file} is not the split that the settings give now: the data changed; start a new run")
     save_split(file, split, dataset)

@@ -218,6 +218,22 @@ def test_a_division_survives_each_format(deephash, tmp_path):
     assert "which is read" in deephash(*again, f"output={names[0]}", "overwrite=true").err
 
 
+def test_lists_of_a_reduced_training_part_say_so_beside_the_lists(deephash, tmp_path):
+    words = ("data", "split", "fashion_mini", "dataset.unseen=[Bag]")
+    assert deephash(*words, f"output={tmp_path / 'a.json'}").err == ""
+    result = deephash(*words, f"output={tmp_path / 'lists'}")
+    assert "fashion_mini, s1, seed 0; 1 unseen class: Bag: 1000 queries, 4500 training images" in result.out
+    assert "lists do not say that the training part has 1 unseen class: Bag: a .json does" in result.err
+    assert (
+        "A division of fashion_mini (s1, seed 0; 1 unseen class: Bag)"
+        in (tmp_path / "lists" / "README.txt").read_text()
+    )
+    facts = json.loads((tmp_path / "lists" / "source.json").read_text())["split"]
+    assert facts["changes"] == {"unseen": {"classes": ["Bag"]}}
+    again = deephash("data", "split", "fashion_mini", f"lists={tmp_path / 'lists'}", f"sha256={facts['sha256']}")
+    assert again.code == 0
+
+
 def test_a_path_with_spaces_and_labels_of_several_classes(deephash, tmp_path, lists):
     (lists / "im" / "6.png").rename(lists / "im" / "6 of 7.png")
     (lists / "test.txt").write_text("im/6 of 7.png\t1 0 0\nim/7.png\t0 1 1\n")

@@ -219,6 +219,7 @@ def test_what_counts_as_similar(deephash, tmp_path, kept, typed, must_agree):
     metrics = json.loads(Path("m.json").read_text())
     assert metrics["queries_without_relevant"] == int(must_agree)
     assert metrics["policies"]["similar"] == similarity.SIMILAR["all" if must_agree else "one"]
+    assert ("4 database items, all labels must agree" in result.out) == must_agree
     # The item in the row of a query has its code, and the other three are at distance 2.
     three = (1 + ((1 + 1) + (1 + 3 / 4) + (2 / 3 + 3 / 4)) / 3) / 3  # the nearest item and two of three are relevant
     last = (1 / 2 + 1 / 3 + 1 / 4) / 3  # one of the three is relevant

@@ -16,6 +16,7 @@ from synthetic import backbone, curves, write_gallery, write_run, write_steps
 from deephash_cli.commands import report as report_of
 from deephash_cli.commands.report import galleries, published
 from deephash_cli.commands.report.curves import POINTS, SEEDS
+from deephash_cli.retrieval.similarity import ALL, SIMILAR
 from deephash_cli.runs import results
 
 NASTY = "<script>alert(1)</script>"
@@ -291,6 +292,7 @@ def test_published_numbers_stand_where_data_set_and_protocol_agree(make):
         {"dataset": "toys"},
         {"split": {"name": "s2", "sha256": "d" * 64}},
         {"split": {"name": "s1", "sha256": "d" * 64, "changes": {"labelled": 500}}},
+        {"policies": {"similar": SIMILAR[ALL]}},
     ],
 )
 def test_and_nowhere_else(make, other):
@@ -298,6 +300,13 @@ def test_and_nowhere_else(make, other):
     _, _, page = make("runs")
     assert len(page.table("map: ")) == 2
     assert published.NOTE not in page.text
+
+
+def test_a_page_says_that_all_labels_must_agree(make):
+    write_run("runs/a")
+    write_run("runs/b", metrics={"policies": {"similar": SIMILAR[ALL]}})
+    _, _, page = make("runs")
+    assert page.text.count("900 database items, all labels must agree;") == 1
 
 
 def test_published_numbers_are_of_map_alone(make):

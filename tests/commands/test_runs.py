@@ -41,6 +41,13 @@ def names(deephash, *arguments):
     return [Path(run["run"]).name for run in listed(deephash, *arguments)]
 
 
+def test_the_data_set_says_what_makes_the_number_another_one(deephash):
+    data = {"dataset": {"name": "toys", "protocol": "s1"}}
+    policies = {"similar": "two images are similar if they have exactly the same labels, and at least one"}
+    write_run("runs/a", changes=data, metrics={"policies": policies}, record={"changes": {"labelled": 50}})
+    assert listed(deephash)[0]["dataset"] == "toys s1, 50 labelled images, all labels must agree"
+
+
 @pytest.mark.usefixtures("some")
 def test_every_run_says_what_has_become_of_it(deephash):
     found = {Path(run["run"]).name: run for run in listed(deephash)}

@@ -1,5 +1,6 @@
 """Unseen classes, long tails and few labels: what is left to train on, what is recorded, and what a run makes of it."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -16,8 +17,9 @@ from deephash_cli.data.dataset import RetrievalDataset, Vectors
 from deephash_cli.data.fashion_mnist import fashion_mini
 from deephash_cli.data.protocol import hold_out_validation, load_split, make_split, save_split
 from deephash_cli.data.training_part import reduce_training
-from deephash_cli.errors import ConfigError, DataError
+from deephash_cli.errors import ArtifactError, ConfigError, DataError
 from deephash_cli.runs import listing, results
+from deephash_cli.training import resuming
 
 
 @pytest.fixture(scope="module")
@@ -348,6 +350,17 @@ def test_a_transductive_method_is_refused(train):
     assert not Path("runs").exists()
 
 
+def test_a_transductive_method_is_refused_whose_source_cannot_be_found(train, tmp_path, monkeypatch):
+    package = tmp_path / "reexporting"
+    package.mkdir()
+    (package / "method.py").write_text("from deephash_cli.methods.adsh import ADSH\n\n\nclass Mine(ADSH):\n    pass\n")
+    (package / "__init__.py").write_text("from .method import Mine\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    result = train("method=adsh", "module._target_=reexporting.Mine", "dataset.labelled=50")
+    assert result.code == 2
+    assert "learns from the labels of the whole database" in result.err
+
+
 @pytest.mark.parametrize(
     ("setting", "sentence"),
     [
@@ -396,3 +409,12 @@ def test_a_resumed_run_keeps_its_changes(train):
     assert runs.forbidden_changes(old, now) == []
     assert runs.fingerprint(old) == runs.fingerprint(now)
     assert now["dataset"]["unseen"] is None
+
+
+def test_a_resumed_run_keeps_its_unseen_classes_when_the_split_file_was_edited(mini, tmp_path):
+    _, split = reduced(mini, unseen=["Bag"])
+    resuming.keep_split(tmp_path, split, mini)
+    resuming.keep_split(tmp_path, split, mini)
+    with pytest.raises(ArtifactError, match="is not the split that the settings give now"):
+        resuming.keep_split(tmp_path, dataclasses.replace(split, changes={}), mini)
+    assert load_split(tmp_path / "split.json", mini) == split

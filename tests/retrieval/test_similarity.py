@@ -34,5 +34,15 @@ def test_settings_of_earlier_versions_mean_one():
     assert similarity.of_manifest({"evaluation": {"similar": "all"}}) == "all"
 
 
+@pytest.mark.parametrize("similar", similarity.SIMILAR)
+def test_policies_say_what_was_similar(similar):
+    assert similarity.of_policies({"similar": similarity.SIMILAR[similar]}) == similar
+
+
+@pytest.mark.parametrize("odd", [None, 3, {}, {"similar": None}, {"similar": "all"}])
+def test_policies_that_do_not_say_it_mean_one(odd):
+    assert similarity.of_policies(odd) == "one"
+
+
 def test_examples():
     assert doctest.testmod(similarity, globs={**vars(similarity)}).failed == 0

@@ -4,8 +4,10 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import digests
+import fitting
 import hub
 import numpy as np
 import pytest
@@ -167,3 +169,21 @@ def in_a_folder(tmp_path_factory):
         words += ["method=lsh", f"model.timm_name=local-dir:{folder}", f"run_dir={place / 'run'}"]
         assert cli.run(["train", *words]) == 0
     return place / "run"
+
+
+def test_a_learned_method_that_a_package_re_exports_is_not_built_to_encode(deephash, tmp_path, monkeypatch):
+    package = tmp_path / "exporting"
+    package.mkdir()
+    (package / "__init__.py").write_text("from .method import Mine\n")
+    (package / "method.py").write_text(
+        "from deephash_cli.methods.csq import CSQ\n\n\nclass Mine(CSQ):\n    def __init__(self, **settings):\n"
+        "        assert settings['train_labels'].shape[1] == 5\n        super().__init__(**settings)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    x, labels = fitting.clusters(100, 16, 5)
+    np.save("x.npy", x.astype(np.float32))
+    np.save("y.npy", labels.astype(np.uint8))
+    data = ("dataset=vectors", "dataset.vectors=x.npy", "dataset.labels=y.npy", "method=csq", "bits=8", "logger=none")
+    settings = ("module._target_=exporting.Mine", "trainer=cpu", "trainer.max_epochs=1", "run_dir=runs/a")
+    assert deephash("train", *data, *settings).code == 0
+    assert load_encoder(Path("runs/a"), allowed_targets=["exporting"]).bits == 8

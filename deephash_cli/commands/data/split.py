@@ -6,8 +6,8 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from deephash_cli.commands.data import reading
-from deephash_cli.console import say
-from deephash_cli.data.changes import Changes
+from deephash_cli.console import say, warn
+from deephash_cli.data.changes import Changes, in_words
 from deephash_cli.data.dataset import RetrievalDataset
 from deephash_cli.data.identity import missing_images_kept
 from deephash_cli.data.image_list import paths_in
@@ -76,6 +76,8 @@ def run(config: DictConfig, dataset: DictConfig | None, against: DictConfig | No
     if is_file:
         save_split(output, split, data)
     else:
+        if split.changes:
+            warn(f"lists do not say that the training part has {' and '.join(in_words(split.changes))}: a .json does")
         with atomic_folder(output, replace=config.overwrite) as made:
             write_lists(made, data, split)
             facts = {"verb": _VERB, "dataset": data.name, "split": {**reading.facts_of(split), **split.flags}}

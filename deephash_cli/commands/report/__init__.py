@@ -18,6 +18,7 @@ from deephash_cli.commands.report import curves, galleries, published, tables
 from deephash_cli.console import say, warn
 from deephash_cli.errors import ConfigError
 from deephash_cli.files import is_device, write_text
+from deephash_cli.retrieval import similarity
 from deephash_cli.runs import listing, results
 from deephash_cli.runs.outputs import settle, unused
 from deephash_cli.runs.results import LeftOut, Result, Section
@@ -204,6 +205,7 @@ def _section(section: Section, others: Sequence[Section], metric: str, paths: Se
         "dataset": section.dataset,
         "split": {name: value for name, value in section.split.items() if name != "changes"},
         "changes": section.changes,
+        "similar": similarity.in_words(section.similar),
         "queries": section.queries,
         "database": section.database,
         "model": section.model,

@@ -11,6 +11,7 @@ from deephash_cli import runs
 from deephash_cli.commands.report import curves, published
 from deephash_cli.data.protocol import training_size
 from deephash_cli.errors import ArtifactError
+from deephash_cli.retrieval import similarity
 from deephash_cli.retrieval.scoring import is_number
 from deephash_cli.retrieval.seen_classes import PROTOCOLS
 from deephash_cli.runs import results
@@ -58,7 +59,8 @@ def rows(section: Section, metric: str) -> tuple[list[dict[str, Any]], list[str]
             "label": row.title, "full": row.label, "method": row.method, "cells": line, "published": None
         })  # fmt: skip
         is_last = all(later.method != row.method for later in section.rows[number + 1 :])
-        if metric != "map" or section.changes or not is_last:  # published numbers are of whole training parts
+        # published numbers are of whole training parts, and an item that shares a label is relevant in them
+        if metric != "map" or section.changes or section.similar != similarity.ONE or not is_last:
             continue
         for entry in published.beside(row.method, section.dataset, section.split["name"], section.lengths):
             source = f"{entry.source} (secondary)" if entry.secondary else entry.source

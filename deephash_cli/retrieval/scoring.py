@@ -11,7 +11,7 @@ from jaxtyping import Float64, Int64, UInt8
 from deephash_cli.console import warn
 from deephash_cli.errors import ArtifactError, ConfigError, DataError
 from deephash_cli.retrieval import asymmetric, ceiling, metrics, ranking, scoring, seen_classes, similarity
-from deephash_cli.retrieval.codes import RANK_LIMIT, CodeSet, prefix, require_comparable, some
+from deephash_cli.retrieval.codes import RANK_LIMIT, CodeSet, prefix, require_comparable
 from deephash_cli.retrieval.codes_folder import MANIFEST, load_codes, require_entries
 
 # Treatments of a query without a relevant item in the database.
@@ -108,9 +108,7 @@ def evaluate(
 
     own, labels = self_matches(query, database), (query.labels, database.labels)
     query, database = _related(query, database, similar)
-    rows, places = _different(query.packed, labels[0], own)
-    graded = None if labels[0] is query.labels else (labels[0][rows], labels[1])
-    counts = _counts(some(query, rows), database, graded, own[rows], map_at, threads)
+    counts, places = _counts(query, database, labels, own, map_at, threads)
     values = {name: value[places] for name, value in _per_query(counts, ks, map_at, radius, curve).items()}
     if query.u is not None:
         values |= asymmetric.per_query(query, database, own, ks, map_at, threads)
@@ -341,27 +339,32 @@ def _per_class(average_precisions: np.ndarray, labels: np.ndarray) -> dict[str, 
 def _counts(
     query: CodeSet,
     database: CodeSet,
-    graded: tuple[ranking.Labels, ranking.Labels] | None,
+    labels: tuple[ranking.Labels, ranking.Labels],
     own: Int64[np.ndarray, " q"],
     map_at: Sequence[int],
     threads: int | None,
-) -> Iterator[_Counted]:
-    """Count the relevant items, and all items by shared labels, for some queries at a time.
+) -> tuple[Iterator[_Counted], Int64[np.ndarray, " q"]]:
+    """Count the relevant items, and all items by shared labels, for the queries that differ, some of them at a time.
 
     Args:
         query: Queries, with labels that an item shares exactly if it is relevant.
         database: Database, with such labels.
-        graded: The labels of the images of both sides; None if an item that shares one of them is relevant.
+        labels: The labels of the images of both sides; the same arrays if an item that shares one is relevant.
         own: Position in the database of the item that is the query itself, or -1, for each query.
         map_at: Cut-offs R.
         threads: Number of threads, as for `ranking.count`.
+
+    Returns:
+        The counts, and the place of each query's counts among them.
     """
-    codes = query.packed, database.packed, query.bits
-    counts = ranking.count(*codes, query.labels, database.labels, exclude=own, cuts=map_at, threads=threads)
-    if graded is None:
-        return ((part, part.shared) for part in counts)
-    shared = ranking.count(*codes, *graded, exclude=own, threads=threads)
-    return ((part, of_labels.shared) for part, of_labels in zip(counts, shared, strict=True))
+    rows, places = _different(query.packed, labels[0], own)
+    codes, exclude = (query.packed[rows], database.packed, query.bits), own[rows]
+    sides = query.labels[rows], database.labels
+    counts = ranking.count(*codes, *sides, exclude=exclude, cuts=map_at, threads=threads)
+    if labels[0] is query.labels:
+        return ((part, part.shared) for part in counts), places
+    shared = ranking.count(*codes, labels[0][rows], labels[1], exclude=exclude, threads=threads)
+    return ((part, of_labels.shared) for part, of_labels in zip(counts, shared, strict=True)), places
 
 
 def _per_query(

@@ -351,7 +351,7 @@ def _recorded(path: Path, expected: _Expected) -> str | None:
 
 
 def _version_of_part(path: Path, expected: _Expected) -> _Version | None:
-    """Return the version of the file of which a part is there; None if that is not known, so that it starts anew."""
+    """Return which version of the file the part belongs to; None if nothing says it, so the part cannot be used."""
     try:
         content = read_sealed(_about_part(path))
         version = _Version(content["etag"], content["modified"], content["size"])

@@ -25,7 +25,7 @@ from deephash_cli.training.fit import Job, prepare
 from deephash_cli.training.inputs import Computing, Loading, Source
 from deephash_cli.training.instantiate import build_module
 from deephash_cli.training.targets import build
-from deephash_cli.training.trainer import make_trainer
+from deephash_cli.training.trainer import make_trainer, run_trainer
 
 COMMON = ("dataset=fashion_mini", "method=dpsh", "bits='48'", "logger=none")
 # name: settings, training images, images to encode
@@ -68,11 +68,11 @@ class Case:
         self.rows = self.job.split.train[:train_images]
         self.encoded = self.job.split.database[:encoded]
         whole = np.arange(len(self.job.dataset))
-        is_cuda = self.device.type == "cuda"
-        self.there = torch.from_numpy(self.source.inputs.batch(whole)).to(self.device) if is_cuda else None
+        self.there = torch.from_numpy(self.source.inputs.batch(whole)).to(self.device)
         self.precision = trainer.precision_plugin.forward_context
         self.bare = self._new_module().to(self.device)
         self.optimizer = self._optimizer_of(self.bare)
+        self.scheduler = build(config.scheduler)(self.optimizer, total_steps=2**30)
 
     def _new_trainer(self) -> Trainer:
         return make_trainer(self.config, self.folder, list, [self.timer])
@@ -90,7 +90,7 @@ class Case:
     def train_ours(self) -> float:
         """Train one epoch with our trainer, and return its seconds."""
         trainer, module = self._new_trainer(), self._new_module()
-        trainer.fit(module, self.source.shuffled(self.rows, 0))
+        run_trainer(trainer, module, self.source.shuffled(self.rows, 0))
         return self.timer.seconds
 
     def train_bare(self) -> float:
@@ -110,6 +110,7 @@ class Case:
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
+            self.scheduler.step()
         self._wait()
         return time.perf_counter() - began
 
@@ -131,9 +132,7 @@ class Case:
         return time.perf_counter() - began
 
     def _inputs(self, rows: np.ndarray) -> torch.Tensor:
-        """Return the images or features of some rows: on a GPU they are there already."""
-        if self.there is None:
-            return torch.from_numpy(self.source.inputs.batch(rows))
+        """Return the images or features of some rows: they are on the device already, as the network takes them."""
         return self.there[torch.from_numpy(rows).to(self.device)]
 
     def _wait(self) -> None:
@@ -160,6 +159,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     console.be_silent()
+    os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)  # Lightning sets it, and a bare loop would not have Lightning
     machine = f"{platform.machine()}, {options.threads} thread(s), load {os.getloadavg()[0]:.1f}"
     print(f"{machine}, torch {torch.__version__}, {options.rounds} pairs of runs\n")
     print("| what | ours, images/s | bare, images/s | ours / bare: median (range) |\n| --- | --- | --- | --- |")

@@ -49,6 +49,10 @@ class ImageArray:
 
     def digest(self) -> str:
         """Return the SHA-256 of shape and pixels: equal images have equal digests, wherever they were loaded from."""
+        return self._digest
+
+    @functools.cached_property
+    def _digest(self) -> str:  # the runs of a sweep share the images
         digest = hashlib.sha256(f"uint8 {self.images.shape}\n".encode())
         digest.update(np.ascontiguousarray(self.images).data)
         return digest.hexdigest()

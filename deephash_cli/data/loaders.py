@@ -4,7 +4,7 @@ import contextlib
 import functools
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -61,14 +61,38 @@ class Rows(Dataset[Batch]):
             return 0
         return n * (3 * self.inputs.form.size**2 + self.labels.shape[1] * _FLOAT)
 
-    def __getitem__(self, positions: Sequence[int]) -> Batch:
+    def __getitem__(self, positions: Sequence[int] | Int[np.ndarray, "n"]) -> Batch:
         indices = np.asarray(positions)
         rows = self.rows[indices]
         inputs = torch.from_numpy(self.inputs.batch(rows))
         return Batch(inputs, self.labels[torch.from_numpy(rows)].float(), torch.from_numpy(indices))
 
 
-class EpochSampler(Sampler[list[int]]):
+@dataclass(frozen=True)
+class Held:
+    """Selected rows of a data set in the memory of the device that trains, so that no batch is copied there.
+
+    Attributes:
+        inputs: Images (n, c, h, w) uint8 or features (n, d) float32.
+        labels: Labels (n, classes) float32.
+    """
+
+    inputs: Shaped[Tensor, "n ..."]
+    labels: Float[Tensor, "n classes"]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batches(self, order: Iterable[Sequence[int] | Int[np.ndarray, "n"]]) -> Iterator[Batch]:
+        """Yield the batches with these positions, which are copied to the device once for all of them."""
+        parts = [np.asarray(positions) for positions in order]
+        if parts:
+            positions = torch.from_numpy(np.concatenate(parts)).to(self.inputs.device)
+            for part in positions.split([len(part) for part in parts]):
+                yield Batch(self.inputs[part], self.labels[part], part)
+
+
+class EpochSampler(Sampler[np.ndarray]):
     """Batches of positions in an order that depends on ``(seed, epoch)`` alone, so that a resumed run repeats it.
 
     A last batch of one image is joined to the one before it, because batch normalization and pairs need two images.
@@ -135,7 +159,7 @@ class EpochSampler(Sampler[list[int]]):
         batches, rest = divmod(self.n, self.batch_size)
         return max(1, batches + (rest >= 2 * self.parts))
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def __iter__(self) -> Iterator[Int[np.ndarray, "b"]]:
         drawn: Any = self.n
         if self.n < self._all:
             draw = np.random.default_rng([self.seed, self.epoch // self._kept_for, self._all])
@@ -145,7 +169,7 @@ class EpochSampler(Sampler[list[int]]):
         for i in range(done if self.epoch == epoch else 0, len(self)):
             last = i == len(self) - 1
             batch = order[i * self.batch_size : None if last else (i + 1) * self.batch_size]
-            yield processes.share(batch.tolist(), self.part, self.parts)
+            yield processes.share(batch, self.part, self.parts)
 
 
 def worker_count(setting: int | str) -> int:
@@ -258,6 +282,36 @@ class Loader(DataLoader[Any]):
         )
 
 
+class DirectLoader:
+    """Batches that this process makes itself, one when it is asked for, as a ``Loader`` without workers would.
+
+    On cached features the machinery of torch's loader takes as long as the batch.
+
+    Args:
+        rows: Where the batches come from.
+        sampler: Positions of each batch.
+    """
+
+    batch_sampler = None  # Lightning asks whatever has a sampler for it
+
+    def __init__(self, rows: Rows | Held, sampler: Any):
+        self.rows = rows
+        self.sampler = sampler
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Return an iterator over the batches."""
+        if isinstance(self.rows, Held):
+            return self.rows.batches(self.sampler)
+        return (self.rows[positions] for positions in self.sampler)
+
+    def again(self) -> "DirectLoader":
+        """Return a loader of the same batches: this one, because nothing outlives a pass."""
+        return self
+
+
 class _Guarded(Dataset[Any]):
     """The elements of a data set; in a worker process, an error or a lack of shared memory becomes an element."""
 
@@ -345,15 +399,25 @@ def _warn_once(message: str) -> None:
 
 
 def train_loader(
-    rows: Rows, batch_size: int, seed: int, num_workers: int, pin_memory: bool, sample: tuple[int, int] | None = None
-) -> Loader:
+    rows: Rows | Held,
+    batch_size: int,
+    seed: int,
+    num_workers: int,
+    pin_memory: bool,
+    sample: tuple[int, int] | None = None,
+) -> Loader | DirectLoader:
     """Return a loader of shuffled batches for training; with several processes, of this process's parts."""
     sampler = EpochSampler(len(rows), batch_size, seed, processes.rank(), processes.count(), sample)
-    own = -(-batch_size // processes.count())
-    return Loader(rows, sampler, num_workers, "loader.num_workers", rows.batch_bytes(own), pin_memory)
+    return _loader(rows, sampler, num_workers, pin_memory, -(-batch_size // processes.count()))
 
 
-def encode_loader(rows: Rows, batch_size: int, num_workers: int, pin_memory: bool) -> Loader:
+def encode_loader(rows: Rows | Held, batch_size: int, num_workers: int, pin_memory: bool) -> Loader | DirectLoader:
     """Return a loader of all rows, in order."""
     batches = [range(i, min(i + batch_size, len(rows))) for i in range(0, len(rows), batch_size)]
-    return Loader(rows, batches, num_workers, "loader.num_workers", rows.batch_bytes(batch_size), pin_memory)
+    return _loader(rows, batches, num_workers, pin_memory, batch_size)
+
+
+def _loader(rows: Rows | Held, sampler: Any, num_workers: int, pin_memory: bool, largest: int) -> Loader | DirectLoader:
+    if isinstance(rows, Held) or not (num_workers or pin_memory):
+        return DirectLoader(rows, sampler)
+    return Loader(rows, sampler, num_workers, "loader.num_workers", rows.batch_bytes(largest), pin_memory)

@@ -16,10 +16,11 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from deephash_cli import processes
 from deephash_cli.data.augment import Views
-from deephash_cli.data.loaders import Batch, Loader
+from deephash_cli.data.loaders import Batch, DirectLoader, Loader
 from deephash_cli.data.pairs import require_pairs
-from deephash_cli.errors import ConfigError, DivergedError, first_line
+from deephash_cli.errors import ConfigError, first_line
 from deephash_cli.methods.parts.hash_layers import FeatureScaling
+from deephash_cli.methods.parts.step_losses import LossSums, StepLosses
 from deephash_cli.models import Backbone, HashingNetwork, packed_codes
 
 
@@ -50,6 +51,13 @@ class Hasher(LightningModule):
         self.seed = seed
         self.register_buffer("train_labels", train_labels, persistent=False)  # the data set provides them on a resume
         self.train_labels: Tensor
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; torch would look for a tensor in the hook that Lightning notes 60 times in a step."""
+        if name == "_current_fx_name":
+            self.__dict__[name] = value
+        else:
+            super().__setattr__(name, value)
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> UInt8[Tensor, "n bytes"]:
         """Return the packed codes of a batch, which ``training.validation`` collects.
@@ -82,8 +90,7 @@ class HashingModule(Hasher):
         ConfigError: If the method compares two views of an image and ``augment`` gives one, or the reverse.
 
     Attributes:
-        epoch_sums: For each loss term, the sum over the images of the current epoch so far, by name; ``images`` is
-            their number.
+        loss_sums: For each loss term, the sum over the images of the current epoch so far.
     """
 
     # Number of views of each image (copies with random changes of their own) whose outputs the loss compares.
@@ -118,7 +125,8 @@ class HashingModule(Hasher):
         self._optimizer = optimizer
         self._scheduler = scheduler
         self._backbone_lr = backbone_lr
-        self.epoch_sums: dict[str, Any] = {}
+        self.loss_sums = LossSums()
+        self._last = StepLosses(("loss",), torch.zeros(1), "")
 
     @abstractmethod
     def losses(self, u: Float[Tensor, "n *views bits"], batch: Batch) -> dict[str, Tensor]:
@@ -163,7 +171,8 @@ class HashingModule(Hasher):
         through the outputs for its own images.
 
         Raises:
-            DivergedError: If the loss is NaN or infinite; raised before it can reach the weights.
+            DivergedError: If the loss is NaN or infinite. On a CPU this is raised before the loss can reach the
+                weights; on a GPU in the next step, because nothing waits for its losses.
         """
         features = self._features(batch.inputs)
         u = processes.of_all(self._by_image(self.network(features)))
@@ -175,15 +184,14 @@ class HashingModule(Hasher):
         self._seed_step(0)  # a loss draws the same random numbers in every process
         with torch.autocast(u.device.type, enabled=False):  # half-precision inner products lose digits
             terms = self.losses(_single(u), batch)
-        total = torch.stack(list(terms.values())).sum()
-        if not torch.isfinite(total):
-            parts = ", ".join(f"{name} {value.item():.4g}" for name, value in terms.items())
-            raise DivergedError(
-                f"the loss is {total.item()} in epoch {self.current_epoch}, batch {batch_idx} ({parts}): "
-                "lower optimizer.lr and model.backbone_lr, or set trainer.gradient_clip_val=1"
-            )
-        for name, value in {**terms, "loss": total, "images": torch.ones(())}.items():
-            self.epoch_sums[name] = self.epoch_sums.get(name, 0) + len(u) * value.detach()
+        stacked = torch.stack(list(terms.values()))
+        total = stacked.sum()
+        names, values = (*terms, "loss"), torch.cat([stacked, total[None]]).detach()
+        before, self._last = self._last, StepLosses(names, values, f"epoch {self.current_epoch}, batch {batch_idx}")
+        (before if u.is_cuda else self._last).require_finite()
+        self.loss_sums.add(names, values, len(u))
+        if processes.count() == 1:
+            return total
         return total * processes.count()  # DDP averages gradients, but each process holds only its share of the sum
 
     def _features(self, inputs: Tensor) -> Float[Tensor, "m d"]:
@@ -204,11 +212,11 @@ class HashingModule(Hasher):
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Log means over images when an epoch ends, even early: Lightning's own sums take a tenth of a step."""
-        if self.epoch_sums and (self.trainer.is_last_batch or self.trainer.should_stop):
-            count = self.epoch_sums.pop("images")
-            means = {f"train/{name}": value / count for name, value in self.epoch_sums.items()}
+        if self.trainer.is_last_batch or self.trainer.should_stop:
+            self._last.require_finite()
+            means = {f"train/{name}": value for name, value in self.loss_sums.means().items()}
             self.log_dict(means, on_step=False, on_epoch=True)
-            self.epoch_sums = {}
+            self.loss_sums = LossSums()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return the optimizer and the schedule, which advances once per step.
@@ -259,7 +267,7 @@ class BufferedModule(HashingModule):
     def on_train_epoch_start(self) -> None:
         """Fill the buffer with the untrained network's outputs before the first step, if ``buffer_init`` says so."""
         if self.buffer_init == "first_pass" and self.trainer.global_step == 0:
-            first_pass = cast(Loader, self.trainer.train_dataloader).again()
+            first_pass = cast(Loader | DirectLoader, self.trainer.train_dataloader).again()
             self.network.eval()
             with torch.no_grad():
                 for batch in first_pass:

@@ -26,7 +26,7 @@ from deephash_cli.data.changes import unseen_classes
 from deephash_cli.data.dataset import RetrievalDataset, Vectors
 from deephash_cli.data.features import Features
 from deephash_cli.data.image_folder import describe_left_out
-from deephash_cli.data.loaders import EpochSampler, Loader, lost_workers_explained
+from deephash_cli.data.loaders import DirectLoader, EpochSampler, Loader, lost_workers_explained
 from deephash_cli.data.protocol import Split, fitting_sample, hold_out_validation
 from deephash_cli.errors import (
     ArtifactError,
@@ -299,7 +299,9 @@ def _chosen(folder: Path, is_validated: bool) -> Path:
     return last
 
 
-def _batches(source: Source, module: Hasher, rows: Int[np.ndarray, "n"], seed: int, done: tuple[int, int]) -> Loader:
+def _batches(
+    source: Source, module: Hasher, rows: Int[np.ndarray, "n"], seed: int, done: tuple[int, int]
+) -> Loader | DirectLoader:
     """Return the batches that a method trains on: shuffled ones, or all rows at once if it is fitted in one step."""
     if isinstance(module, HashingModule):
         return source.shuffled(rows, seed, done, module.epoch_sample)

@@ -1,7 +1,9 @@
 """Feed images, features or vectors to a network in batches, and collect its binary codes."""
 
+import functools
 import hashlib
 import math
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -9,7 +11,7 @@ from typing import cast
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from deephash_cli import processes
@@ -17,7 +19,17 @@ from deephash_cli.cache import features_folder
 from deephash_cli.console import progress, warn, with_speed
 from deephash_cli.data.dataset import ImageFiles, RetrievalDataset, Vectors
 from deephash_cli.data.features import Features, cached_features, feature_key
-from deephash_cli.data.loaders import EpochSampler, Inputs, Loader, Rows, encode_loader, train_loader, worker_count
+from deephash_cli.data.loaders import (
+    DirectLoader,
+    EpochSampler,
+    Held,
+    Inputs,
+    Loader,
+    Rows,
+    encode_loader,
+    train_loader,
+    worker_count,
+)
 from deephash_cli.errors import short
 from deephash_cli.failures import explained
 from deephash_cli.models import (
@@ -67,6 +79,10 @@ _MOST = 512  # images that pass through a backbone at once; more are hardly fast
 _FEWEST = 16
 # Bytes that the layers of a backbone hold for a pixel: VGG has 64 channels of 4 bytes at full size, several times.
 _BYTES_OF_PIXEL = 1024
+_SHARE_OF_GPU = 1 / 8  # of its free memory, for the inputs of a data set; what is trained on is held once more
+_CONVERTED = 2**28  # bytes of features that are held in the memory of the CPU while a network trains on them
+_FETCHED_EVERY = 0.2  # seconds between two times that outputs are copied from a GPU
+_BLOCK = 8192  # rows that are read at once where they are collected
 
 
 def batch_for(device: torch.device, image_size: int, usual: int) -> int:
@@ -126,7 +142,7 @@ class Source:
         seed: int,
         done: tuple[int, int] = (0, 0),
         sample: tuple[int, int] | None = None,
-    ) -> Loader:
+    ) -> Loader | DirectLoader:
         """Make training batches of some rows, in a different order in each epoch.
 
         Args:
@@ -140,14 +156,14 @@ class Source:
             DataError: If there are fewer than two rows.
             ConfigError: If a batch is too small for the number of processes.
         """
-        subset = Rows(self.inputs, self.labels, rows)
+        subset = self._trained_on(rows)
         loader = train_loader(subset, self.loading.batch_size, seed, self._workers, self.loading.pin_memory, sample)
         cast(EpochSampler, loader.sampler).continue_at(*done)
         return loader
 
     def shuffled_features(
         self, rows: Int[np.ndarray, "n"], batch_size: int, seed: int, sample: tuple[int, int] | None = None
-    ) -> Loader:
+    ) -> Loader | DirectLoader:
         """Make training batches of the features that the backbone gives now for some rows, although it is not frozen.
 
         Args:
@@ -163,17 +179,17 @@ class Source:
         subset = Rows(self._features(rows), self.labels[rows], np.arange(len(rows)))
         return train_loader(subset, batch_size, seed, 0, self.loading.pin_memory, sample)
 
-    def in_order(self, rows: Int[np.ndarray, "n"], size: int | None = None) -> Loader:
+    def in_order(self, rows: Int[np.ndarray, "n"], size: int | None = None) -> Loader | DirectLoader:
         """Make batches that have each of these rows once, in the given order.
 
         Args:
             rows: Rows of the data set.
             size: Number of rows in a batch; None for ``eval_batch_size``.
         """
-        subset = Rows(self.inputs, self.labels, rows)
-        return encode_loader(subset, size or self.loading.eval_batch_size, self._workers, self.loading.pin_memory)
+        size = size or self.loading.eval_batch_size
+        return encode_loader(self._subset(rows), size, self._workers, self.loading.pin_memory)
 
-    def at_once(self, rows: Int[np.ndarray, "n"]) -> Loader:
+    def at_once(self, rows: Int[np.ndarray, "n"]) -> Loader | DirectLoader:
         """Make a single batch of all these rows, in the given order."""
         return encode_loader(Rows(self.inputs, self.labels, rows), len(rows), 0, pin_memory=False)
 
@@ -246,13 +262,22 @@ class Source:
             show: Function that is called with the number of rows done so far.
             size: Number of rows in a batch, if ``features.batch_size`` decides it; None for ``eval_batch_size``.
         """
-        done = 0
+        held: list[Tensor] = []
+        done, since = 0, time.perf_counter()
         lower = f"features.batch_size={size}" if size else f"loader.eval_batch_size={self.loading.eval_batch_size}"
         with explained(lower):
             for inputs in self._inputs(rows, size or self.loading.eval_batch_size):
-                yield forward(inputs.to(self.device, non_blocking=True)).float().cpu()
-                done += processes.count() * len(inputs)  # the other processes have done about as many
-                show(done)
+                held.append(forward(inputs.to(self.device, non_blocking=True)).float())
+                # A GPU falls idle whenever its results are waited for, so they are not fetched batch by batch
+                if self.device.type == "cpu" or time.perf_counter() - since > _FETCHED_EVERY:
+                    outputs = torch.cat(held).cpu()
+                    yield outputs
+                    done += processes.count() * len(outputs)  # the other processes have done about as many
+                    show(done)
+                    held, since = [], time.perf_counter()
+            if held:
+                yield torch.cat(held).cpu()
+                show(len(rows))
 
     def _inputs(self, rows: Int[np.ndarray, "n"], size: int) -> Iterator[Tensor]:
         """Yield the inputs of some rows in batches of a size, in the given order.
@@ -261,7 +286,44 @@ class Source:
         """
         if self._workers:
             return (batch.inputs for batch in self.in_order(rows, size))
+        if self._there is not None:
+            return (self._there[part] for part in torch.from_numpy(rows).to(self.device).split(size))
         return (torch.from_numpy(self.inputs.batch(rows[start : start + size])) for start in range(0, len(rows), size))
+
+    @functools.cached_property
+    def _there(self) -> Shaped[Tensor, "n ..."] | None:
+        """All inputs in the memory of the GPU that computes, if there is a GPU and they are small enough for it."""
+        if self.device.type != "cuda" or self._workers:
+            return None
+        room = torch.cuda.mem_get_info(self.device)[0] * _SHARE_OF_GPU
+        whole = np.arange(len(self.dataset))
+        return self._gathered(whole) if self._bytes(whole) <= room else None
+
+    def _trained_on(self, rows: Int[np.ndarray, "n"]) -> Rows | Held:
+        """Return rows that are read again in each epoch: features are converted once, if that takes little memory."""
+        is_small = isinstance(self.inputs, Features | Vectors) and self._bytes(rows) <= _CONVERTED
+        if self._there is None and self.device.type == "cpu" and is_small:
+            return Held(self._gathered(rows), self.labels[torch.from_numpy(rows)].float())
+        return self._subset(rows)
+
+    def _subset(self, rows: Int[np.ndarray, "n"]) -> Rows | Held:
+        """Return some rows, on the GPU if all inputs are there."""
+        if self._there is None:
+            return Rows(self.inputs, self.labels, rows)
+        where = torch.from_numpy(rows)
+        return Held(self._there[where.to(self.device)], self.labels[where].float().to(self.device))
+
+    def _bytes(self, rows: Int[np.ndarray, "n"]) -> int:
+        """Return the bytes that the inputs of some rows take as the network takes them."""
+        return len(rows) * self.inputs.batch(rows[:1]).nbytes
+
+    def _gathered(self, rows: Int[np.ndarray, "n"]) -> Shaped[Tensor, "n ..."]:
+        """Return the inputs of some rows as a tensor on the device, read in blocks."""
+        first = torch.from_numpy(self.inputs.batch(rows[:1]))
+        inputs = first.new_empty((len(rows), *first.shape[1:]), device=self.device)
+        for start in range(0, len(rows), _BLOCK):
+            inputs[start : start + _BLOCK] = torch.from_numpy(self.inputs.batch(rows[start : start + _BLOCK]))
+        return inputs
 
     def _features(self, rows: Int[np.ndarray, "n"]) -> Features:
         self.network.to(self.device).eval()

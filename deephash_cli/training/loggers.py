@@ -12,7 +12,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
 from deephash_cli import console
-from deephash_cli.data.loaders import EpochSampler, Loader
+from deephash_cli.data.loaders import DirectLoader, EpochSampler, Loader
 from deephash_cli.errors import ArtifactError, first_line
 from deephash_cli.files import append_text, reason, write_text
 from deephash_cli.retrieval import scoring
@@ -96,7 +96,7 @@ class EpochReport(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the progress bar, and count the time of an epoch that is continued from here."""
-        sampler = cast(Loader, trainer.train_dataloader).sampler
+        sampler = cast(Loader | DirectLoader, trainer.train_dataloader).sampler
         self.images = sampler.n if isinstance(sampler, EpochSampler) else sum(map(len, sampler))
         self._started = time.perf_counter() - self._before
         total = (trainer.max_epochs or 0) * int(trainer.num_training_batches)

@@ -51,7 +51,7 @@ def state(trainer: Trainer, module: HashingModule, batches: int) -> dict[str, An
     return {
         "batches": batches,
         "lengths": _lengths(trainer),
-        "sums": dict(module.epoch_sums),
+        "sums": module.loss_sums.state(),
         "logged": [
             {
                 "hook": result.meta.fx,
@@ -84,7 +84,7 @@ def restore(trainer: Trainer, module: LightningModule, saved: dict[str, Any]) ->
             "their earlier values"
         )
     assert isinstance(module, HashingModule)
-    module.epoch_sums = {name: value.to(module.device) for name, value in saved["sums"].items()}
+    module.loss_sums.restore(saved["sums"], module.device)
     # Otherwise Lightning takes the next batch for the first one of an epoch, and forgets what was logged before
     trainer._logger_connector._first_loop_iter = False
     results = _results(trainer)

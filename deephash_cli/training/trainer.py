@@ -1,9 +1,11 @@
 """Build Lightning's trainer, run it, and say in one sentence what it refuses."""
 
+import contextlib
 import inspect
+import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.accelerators import CPUAccelerator
 from pytorch_lightning.loggers import Logger
+from pytorch_lightning.profilers import PassThroughProfiler
 
 from deephash_cli import console, processes
 from deephash_cli.cores import usable_cores
@@ -21,7 +24,10 @@ from deephash_cli.errors import ConfigError, first_line, hint
 from deephash_cli.failures import explained
 from deephash_cli.methods.base import Hasher
 from deephash_cli.training import checkpoints, saving
+from deephash_cli.training.step_loop import use_step_loop
 from deephash_cli.training.targets import build, target_of
+
+NVML = "PYTORCH_NVML_BASED_CUDA_CHECK"  # torch looks for GPUs with NVIDIA's management library; Lightning sets it
 
 # So many processes may train on any CPU, to try training on several devices without having them.
 _CPU_DEVICES = 8
@@ -50,13 +56,14 @@ def make_trainer(
     """
     create = build(config.trainer, _partial_=True)
     try:
-        return create(
+        trainer = create(
             logger=make_loggers() if processes.is_first() else False,
             callbacks=[*callbacks, _OwnSignals()],
             default_root_dir=folder,
             # processes.team starts the processes on every kind of cluster, so Lightning must not detect one
             plugins=[saving.VerifiedCheckpointIO(owner), LightningEnvironment()],
             check_val_every_n_epoch=config.validation.every_n_epochs,
+            **({} if config.trainer.get("profiler") else {"profiler": _NoProfiler()}),
             **changes,
             enable_checkpointing=False,  # EpochCheckpoints saves them
             enable_progress_bar=False,  # EpochReport shows one
@@ -69,6 +76,8 @@ def make_trainer(
             f"trainer.{name}={OmegaConf.select(config.trainer, name)}" for name in ("accelerator", "devices")
         )
         raise ConfigError(explain_trainer(error, asked, count, "trainer")) from error
+    use_step_loop(trainer)
+    return trainer
 
 
 def check_trainer(config: DictConfig) -> None:
@@ -113,8 +122,33 @@ def run_trainer(
     """
     if checkpoint:
         checkpoints.require_fitting(checkpoint, checkpoints.read_checkpoint(checkpoint)["state_dict"], module)
-    with explained(lower):
+    with explained(lower), _asked_once(trainer.strategy.root_device):
         trainer.fit(module, training, validation, ckpt_path=checkpoint)
+
+
+class _NoProfiler(PassThroughProfiler):
+    """Measure nothing: Lightning's own profiler for that makes a generator 30 times in a step."""
+
+    _nothing = contextlib.nullcontext()
+
+    def profile(self, action_name: str) -> contextlib.nullcontext[None]:  # type: ignore[override]
+        """Return a context manager that does nothing."""
+        return self._nothing
+
+
+@contextlib.contextmanager
+def _asked_once(device: torch.device) -> Iterator[None]:
+    """Train on a CPU without looking for NVIDIA's management library in every step.
+
+    An optimizer asks in each step whether there is a GPU. Lightning has torch answer that by loading this library,
+    without which the question costs a hundredth of the time.
+    """
+    before = os.environ.pop(NVML, None) if device.type == "cpu" else None
+    try:
+        yield
+    finally:
+        if before is not None:
+            os.environ[NVML] = before
 
 
 class _OwnSignals(Callback):

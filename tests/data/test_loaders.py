@@ -34,7 +34,7 @@ from deephash_cli.errors import ConfigError, DataError
 
 def epoch(sampler, number):
     sampler.set_epoch(number)
-    return list(sampler)
+    return [batch.tolist() for batch in sampler]
 
 
 @given(n=st.integers(2, 70), batch_size=st.integers(2, 20), seed=st.integers(0, 2**31 - 1))

@@ -19,6 +19,7 @@ from deephash_cli.errors import ConfigError
 from deephash_cli.files import read_json
 from deephash_cli.methods.base import HashingModule
 from deephash_cli.methods.dhn import DHN
+from deephash_cli.methods.parts.step_losses import LossSums
 from deephash_cli.training import fit
 from deephash_cli.training.checkpoints import LAST, batches_done, read_checkpoint
 from deephash_cli.training.instantiate import build_module
@@ -66,13 +67,13 @@ def test_a_step_is_the_sum_of_the_losses_of_methods_built_alone(method):
         for bits, one in alone.items():
             one._seed_step(0)
             terms |= {f"{n}_{bits}": v for n, v in one.losses(u[..., :bits], batch).items()}
-        sums = nested.epoch_sums
+        sums = nested.loss_sums.state()
         assert sums.keys() == {*terms, "loss", "images"}
         assert total.item() == pytest.approx(sum(term.item() for term in terms.values()), rel=1e-6)
         assert {name: sums[name].item() for name in terms} == pytest.approx(
             {name: 16 * term.item() for name, term in terms.items()}, rel=1e-5
         )
-        nested.epoch_sums = {}
+        nested.loss_sums = LossSums()
     state = nested.state_dict()
     for bits, one in alone.items():
         for name, value in one.state_dict().items():

@@ -81,7 +81,7 @@ _FEWEST = 16
 _BYTES_OF_PIXEL = 1024
 _SHARE_OF_GPU = 1 / 8  # of its free memory, for the inputs of a data set; what is trained on is held once more
 _CONVERTED = 2**28  # bytes of features that are held in the memory of the CPU while a network trains on them
-_FETCHED_EVERY = 0.2  # seconds between two times that outputs are copied from a GPU
+_FETCHED_EVERY = 0.2  # seconds between two times that outputs are copied from the device that computes them
 _BLOCK = 8192  # rows that are read at once where they are collected
 
 
@@ -213,7 +213,7 @@ class Source:
             DataError: If an image cannot be read.
             DivergedError: If an output of the network is NaN.
         """
-        self.network.to(self.device).eval()
+        self._make_ready()
         own, bits, is_kept = processes.own_share(rows), self.network.bits, False
         # Filled batch by batch: the outputs for all rows would take 32 times the memory of their codes.
         codes, continuous = np.empty((len(own), packed_width(bits)), np.uint8), np.empty((0, bits), np.float16)
@@ -268,8 +268,8 @@ class Source:
         with explained(lower):
             for inputs in self._inputs(rows, size or self.loading.eval_batch_size):
                 held.append(forward(inputs.to(self.device, non_blocking=True)).float())
-                # A GPU falls idle whenever its results are waited for, so they are not fetched batch by batch
-                if self.device.type == "cpu" or time.perf_counter() - since > _FETCHED_EVERY:
+                # A GPU falls idle whenever its results are waited for, and what is done with them costs less at once
+                if time.perf_counter() - since > _FETCHED_EVERY:
                     outputs = torch.cat(held).cpu()
                     yield outputs
                     done += processes.count() * len(outputs)  # the other processes have done about as many
@@ -278,6 +278,14 @@ class Source:
             if held:
                 yield torch.cat(held).cpu()
                 show(len(rows))
+
+    def _make_ready(self) -> None:
+        """Bring the network to the device, in evaluation mode. To do both once more would take longer than to look."""
+        network = self.network
+        if any(tensor.device != self.device for tensor in (*network.parameters(), *network.buffers())):
+            network.to(self.device)
+        if any(module.training for module in network.modules()):
+            network.eval()
 
     def _inputs(self, rows: Int[np.ndarray, "n"], size: int) -> Iterator[Tensor]:
         """Yield the inputs of some rows in batches of a size, in the given order.
@@ -326,7 +334,7 @@ class Source:
         return inputs
 
     def _features(self, rows: Int[np.ndarray, "n"]) -> Features:
-        self.network.to(self.device).eval()
+        self._make_ready()
         data = self.dataset.images.digest()
         if not np.array_equal(rows, np.arange(len(self.dataset))):
             data = f"{data} {hashlib.sha256(rows.astype(np.int64).tobytes()).hexdigest()}"

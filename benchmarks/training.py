@@ -46,7 +46,11 @@ GPU_CASES: dict[str, tuple[tuple[str, ...], int, int]] = {
     "EfficientNet-Lite0, 96 px, 128": (_TUNED, _WHOLE, _WHOLE),
     "EfficientNet-Lite0, 224 px, 64": ((*_TUNED, "model.image_size=224", "loader.batch_size=64"), _WHOLE, _WHOLE),
     "EfficientNet-Lite0, 224 px, 256": ((*_TUNED, "model.image_size=224", "loader.batch_size=256"), _WHOLE, _WHOLE),
-    "ResNet-50, 224 px, 128": ((*_TUNED, "model=resnet50", "model.weights=none"), _WHOLE, _WHOLE),
+    "ResNet-50, 224 px, 128": (
+        (*_TUNED, "model=resnet50", "model.weights=none", "model.image_size=224"),
+        _WHOLE,
+        _WHOLE,
+    ),
 }
 
 
@@ -180,9 +184,8 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     console.be_silent()
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
-    print(
-        f"{device}, {options.threads} thread(s), load {os.getloadavg()[0]:.1f}, torch {torch.__version__}, {options.rounds} pairs of runs\n"
-    )
+    machine = f"{device}, {options.threads} thread(s), load {os.getloadavg()[0]:.1f}"
+    print(f"{machine}, torch {torch.__version__}, {options.rounds} pairs of runs\n")
     print("| what | ours, images/s | bare, images/s | ours / bare: median (range) |\n| --- | --- | --- | --- |")
     with tempfile.TemporaryDirectory() as folder, console.quiet_lightning():
         for name in options.case or cases:

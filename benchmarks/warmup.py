@@ -13,7 +13,7 @@ import torch
 from deephash_cli.cli.checking import check
 from deephash_cli.training.targets import build
 
-HEADER = (
+_HEADER = (
     "| memory format | cudnn.benchmark | first step, s | first smaller batch, s | first epoch, s | a later epoch, s |\n"
     "| --- | --- | ---: | ---: | ---: | ---: |"
 )
@@ -57,17 +57,14 @@ def row(device: torch.device, size: int, channels_last: bool, benchmark: bool) -
 
 
 def main() -> None:
-    """Print one row; with --header the head of the table before it."""
+    """Print a table of one row."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--channels-last", action="store_true")
     parser.add_argument("--benchmark", action="store_true", help="let cuDNN try its algorithms and take the fastest")
     parser.add_argument("--size", type=int, default=224, help="pixels of a side (default: 224)")
-    parser.add_argument("--header", action="store_true")
     options = parser.parse_args()
-    if options.header:
-        print(HEADER)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    print(row(device, options.size, options.channels_last, options.benchmark))
+    print(_HEADER, row(device, options.size, options.channels_last, options.benchmark), sep="\n")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Whole runs on a GPU. The same tests run on the CPU, where they are slow tests, to see that they test what they say."""
+"""Whole runs on a GPU. The same tests run on the CPU, as slow tests, to show that they test what they say."""
 
 import json
 from pathlib import Path
@@ -76,9 +76,7 @@ def tensors(run):
     ids=["features", "classic", "fine-tuning"],
 )
 def test_training_learns(train, device, settings):
-    value = metrics(train(*on(device), *settings))["map"]
-    print("MAP", value)
-    assert value > 0.8
+    assert metrics(train(*on(device), *settings))["map"] > 0.8
 
 
 def test_validation_counts_on_the_device(train, device):
@@ -138,17 +136,13 @@ def test_a_run_of_the_device_is_evaluated_and_searched(train, deephash, device):
     assert "bag/" in result.out
 
 
-def test_features_of_the_device_are_those_of_the_cpu(train, deephash, device, tmp_path):
-    found = []
-    for where in (device, "cpu"):
-        output = tmp_path / f"{len(found)}-{where}-features"
-        words = ("dataset=image_folder", f"dataset.root={tmp_path / 'photos'}", f"output={output}")
-        small = ("model=small_cnn", "model.image_size=16", "loader.num_workers=0", f"accelerator={where}")
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv(
-                "DEEPHASH_CACHE_DIR", str(tmp_path / f"{len(found)}-cache")
-            )  # features are kept for every device
-            assert deephash("features", *words, *small).code == 0
-        found.append(np.load(output / "vectors.npy").astype(np.float32))
+def test_features_of_the_device_are_those_of_the_cpu(deephash, device, tmp_path, monkeypatch):
+    photos, found = write_photos(tmp_path / "photos"), []
+    for name, where in (("first", device), ("second", "cpu")):
+        monkeypatch.setenv("DEEPHASH_CACHE_DIR", str(tmp_path / f"{name}-cache"))  # otherwise the first are used again
+        network = ("model=small_cnn", "model.image_size=16", "loader.num_workers=0", f"accelerator={where}")
+        words = ("dataset=image_folder", f"dataset.root={photos}", f"output={tmp_path / name}")
+        assert deephash("features", *words, *network).code == 0
+        found.append(np.load(tmp_path / name / "vectors.npy").astype(np.float32))
     of_device, of_cpu = found
     assert np.abs(of_device - of_cpu).max() < 0.01 * np.abs(of_cpu).max()

@@ -75,8 +75,9 @@ def parts(folder: Path, recipe: str) -> list[Part]:
         recipe: Settings of ``deephash train``.
     """
     tests = sorted(str(file) for file in (ROOT / "tests").rglob("test_*.py") if "mark.gpu" in file.read_text())
-    # Without the options of pyproject.toml: its type checks need packages that a GPU machine may lack
-    pytest = ("-m", "pytest", "-q", "-o", "addopts=", "-p", "no:cacheprovider", "--strict-markers", "-m", "gpu")
+    # Without two options of pyproject.toml, which need packages that a GPU machine may lack
+    options = ("-o", "addopts=", "-o", "filterwarnings=", "-p", "no:cacheprovider", "--strict-markers")
+    pytest = ("-m", "pytest", "-q", *options, "-m", "gpu")
     run = folder / "run"
     train = ("-c", _COMMAND, "train", *recipe.split(), "logger=none", "gallery=false", f"run_dir={run}")
     warmup, training = (str(ROOT / "benchmarks" / name) for name in ("warmup.py", "training.py"))

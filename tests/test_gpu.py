@@ -14,15 +14,16 @@ from deephash_cli.methods.base import HashingModule
 from deephash_cli.retrieval.codes import unpack
 from deephash_cli.retrieval.codes_folder import load_codes, open_side
 
-# What torch warns of differs from card to card, such as an operation that is not deterministic there.
-pytestmark = pytest.mark.filterwarnings("default")
-
 # The same arithmetic in another order: nearly all bits agree, but those of outputs that are almost 0 may not.
 NEARLY_ALL = 0.99
 SETTINGS = (*(word for word in QUICK if word != "trainer=cpu"), "bits=24", "dataset=image_folder")
 
 
-@pytest.fixture(params=[pytest.param("cpu", marks=pytest.mark.slow), pytest.param("gpu", marks=pytest.mark.gpu)])
+# What torch warns of differs from card to card, such as an operation that is not deterministic there.
+GPU = [pytest.mark.gpu, pytest.mark.filterwarnings("default")]
+
+
+@pytest.fixture(params=[pytest.param("cpu", marks=pytest.mark.slow), pytest.param("gpu", marks=GPU)])
 def device(request):
     """Kind of device, as ``accelerator`` takes it."""
     return request.param

@@ -23,6 +23,12 @@ ROOT = Path(__file__).resolve().parents[1]
 SECONDS = 345  # for all parts together; the rest of six minutes is for starting this program and stopping a part
 RECIPE = "method=dpsh bits=48 trainer=gpu"
 _COMMAND = "from deephash_cli.cli.entry import main; main()"
+_DEVICE = """
+import json, torch
+if torch.cuda.is_available():
+    versions = {"torch": torch.__version__, "CUDA": torch.version.cuda, "cuDNN": torch.backends.cudnn.version()}
+    print(json.dumps([torch.cuda.get_device_name(), versions]))
+"""
 
 
 @dataclass(frozen=True)
@@ -82,8 +88,8 @@ def parts(folder: Path, recipe: str) -> list[Part]:
     train = ("-c", _COMMAND, "train", *recipe.split(), "logger=none", "gallery=false", f"run_dir={run}")
     warmup, training = (str(ROOT / "benchmarks" / name) for name in ("warmup.py", "training.py"))
     return [
-        Part("tests", "tests that need a GPU", (*pytest, *tests), 70, last_line),
-        Part("recipe", f"`deephash train {recipe}`", train, 45, lambda _: map_of(run)),
+        Part("tests", "tests that need a GPU", (*pytest, *tests), 90, last_line),
+        Part("recipe", f"`deephash train {recipe}`", train, 60, lambda _: map_of(run)),
         Part("warmup", "first epoch, contiguous", (warmup,), 25),
         Part("warmup", "first epoch, channels-last", (warmup, "--channels-last"), 45),
         Part("training", "training.py, 3 pairs of runs", (training, "--rounds", "3"), 200),
@@ -156,15 +162,13 @@ def document(machine: str, outcomes: Sequence[Outcome]) -> str:
 
 def machine() -> tuple[str, str] | None:
     """Return the name of the card, and a paragraph about the machine; None if torch finds no CUDA device."""
-    import torch
-
-    if not torch.cuda.is_available():
+    # In a process of its own, because this one would keep memory of the card
+    found = subprocess.run([sys.executable, "-c", _DEVICE], stdout=subprocess.PIPE, text=True, timeout=60).stdout
+    if not found:
         return None
-    card = torch.cuda.get_device_name()
+    card, versions = json.loads(found)
     facts = {
-        "torch": torch.__version__,
-        "CUDA": torch.version.cuda,
-        "cuDNN": torch.backends.cudnn.version(),
+        **versions,
         "driver": _printed("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0"),
         "Python": sys.version.split()[0],
         "cores": len(os.sched_getaffinity(0)),

@@ -62,9 +62,9 @@ def test_a_part_that_fails_and_one_that_takes_too_long(gpu, measured, tmp_path):
 
 
 def test_the_whole_has_a_deadline(gpu, measured):
-    code, text = measured(*(part(gpu, f"row {i}", SLOW) for i in range(3)), seconds=2)
+    code, text = measured(*(part(gpu, f"row {i}", SLOW) for i in range(3)), seconds=1)
     assert code == 1
-    assert "| row 0 | 2 | out of time after 2 s |" in text
+    assert "| row 0 | 1 | out of time after 1 s |" in text
     assert [line for line in text.splitlines() if "left out: no time was left" in line] == [
         f"| row {i} | 0 | left out: no time was left |" for i in (1, 2)
     ]

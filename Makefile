@@ -17,8 +17,9 @@ test: .venv/developing ## the test suite: minutes on a CPU
 slow: .venv/developing ## the tests that take long: packaging, kills, servers that do not answer
 	$(BIN)/python -m pytest -n 2 -m slow
 
-gpu: .venv/developing ## the tests that need a CUDA device
-	$(BIN)/python -m pytest -m gpu
+# With the packages of another interpreter, where nothing can be installed: make gpu BIN=/usr/bin
+gpu: $(if $(filter .venv/bin,$(BIN)),.venv/developing) ## test and measure an NVIDIA GPU, in at most six minutes
+	$(BIN)/python3 benchmarks/gpu.py
 
 check: .venv/developing ## style, types, and who may import whom
 	$(BIN)/ruff check .

@@ -1,5 +1,6 @@
 """Augment batches of training images (uint8 tensors), with separate random draws for each image."""
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -155,5 +156,10 @@ class Views(nn.Module):
 
 def _grey(x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n 1 h w"]:
     """Return the luma of RGB images (ITU-R BT.601); for other numbers of channels, the mean of the channels."""
-    weights = [0.299, 0.587, 0.114] if x.shape[1] == 3 else [1 / x.shape[1]] * x.shape[1]
-    return (x * torch.tensor(weights, device=x.device)[:, None, None]).sum(dim=1, keepdim=True)
+    return (x * _luma(x.shape[1], x.device)).sum(dim=1, keepdim=True)
+
+
+@functools.cache  # each copy to a GPU would wait until it has finished all that it was given
+def _luma(channels: int, device: torch.device) -> Float[Tensor, "c 1 1"]:
+    weights = [0.299, 0.587, 0.114] if channels == 3 else [1 / channels] * channels
+    return torch.tensor(weights, device=device)[:, None, None]

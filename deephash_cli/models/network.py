@@ -148,7 +148,8 @@ class HashingNetwork(nn.Module):
         if x.shape[-2:] != (form.size, form.size):
             x = transforms.center_crop(self._resized(x), [form.size, form.size])
         x = x.expand(-1, 3, -1, -1)
-        return transforms.normalize(x, list(form.mean), list(form.std)).to(memory_format=self.memory_format)
+        normalized = _normalized if x.is_cuda else transforms.normalize
+        return normalized(x, list(form.mean), list(form.std)).to(memory_format=self.memory_format)
 
     def _resized(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c height width"]:
         """Resize images to what the crop is taken from."""
@@ -215,6 +216,21 @@ def _chosen(origin: Origin, given: Mapping[str, Any]) -> Preprocessing:
     chosen = Preprocessing(**values)
     chosen.require_supported()
     return chosen
+
+
+def _normalized(x: Float[Tensor, "n c h w"], mean: list[float], std: list[float]) -> Float[Tensor, "n c h w"]:
+    """Do what ``transforms.normalize`` does, without copying its two lists to the device each time.
+
+    A copy waits until a GPU has finished all that it was given, so that the host could not prepare the next step.
+    """
+    return x.sub(_channels(tuple(mean), x.device)).div_(_channels(tuple(std), x.device))
+
+
+@functools.cache
+def _channels(values: tuple[float, ...], device: torch.device) -> Float[Tensor, "c 1 1"]:
+    """Return a number for each channel, on a device."""
+    with torch.inference_mode(False):  # kept for training even if it is made while encoding
+        return torch.tensor(values, device=device).view(-1, 1, 1)
 
 
 class Standardization(nn.BatchNorm1d):

@@ -212,6 +212,7 @@ def test_encode_refuses_devices_before_it_writes(deephash, hashed, monkeypatch, 
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("default")  # torch warns of an operation that is not deterministic on a GPU
 def test_a_batch_that_does_not_fit_on_a_real_gpu(deephash, photos, monkeypatch):
     """Torch takes no more than a thousandth of the memory, so that a batch is too large at once."""
     torch.cuda.set_per_process_memory_fraction(0.0005)

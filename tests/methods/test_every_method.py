@@ -11,11 +11,15 @@ import torch
 from conftest import METHODS, QUICK, sampled, write_photos
 from hydra.utils import get_class
 from omegaconf import OmegaConf
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from deephash_cli import choices, methods
 from deephash_cli.cli import arguments, checking
 from deephash_cli.cli import main as cli
 from deephash_cli.data.image_folder import image_folder
+from deephash_cli.data.loaders import Batch
 from deephash_cli.data.protocol import load_split
 from deephash_cli.files import read_json
 from deephash_cli.methods.base import HashingModule
@@ -128,6 +132,25 @@ def test_its_loss_falls(trained):
 @every_learned_method
 def test_every_trainable_parameter_gets_a_gradient(trained):
     assert trained.without_gradient == set()
+
+
+@pytest.mark.parametrize("method", sampled(LEARNED, 3))
+def test_its_loss_mixes_no_devices(method):
+    """With tensors that have no values and say that they are on a GPU, so that none is needed."""
+    module = module_of(compose(method), torch.eye(3)[torch.arange(30) % 3])
+    views = module.views
+    with FakeTensorMode(shape_env=ShapeEnv()):
+        for part in module.modules():
+            for tensors in (part._parameters, part._buffers):
+                for name, tensor in tensors.items():
+                    if tensor is not None:
+                        moved = torch.empty(tensor.shape, dtype=tensor.dtype, device="cuda")
+                        tensors[name] = nn.Parameter(moved) if tensors is part._parameters else moved
+        n, shape = 16, (16,) if views == 1 else (16, 2)
+        inputs, u = (torch.empty(*shape, width, device="cuda") for width in (module.network.backbone.num_features, 12))
+        indices = torch.empty(n, dtype=torch.int64, device="cuda")
+        terms = module.losses(u, Batch(inputs, torch.empty(n, 3, device="cuda"), indices))
+        assert {value.device.type for value in terms.values()} == {"cuda"}
 
 
 @pytest.mark.parametrize("trained", sampled(METHODS), indirect=True)

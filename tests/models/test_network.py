@@ -7,10 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torchvision.transforms.v2 import functional as transforms
 
 from deephash_cli import models
+from deephash_cli.data.augment import CropColour, ShiftFlip
 from deephash_cli.errors import ArtifactError, ConfigError
 from deephash_cli.models import HashingNetwork, SmallCNN, small_cnn, timm_backbone, torchvision_backbone
+from deephash_cli.models.network import _normalized
 
 LITE0 = "tf_efficientnet_lite0"
 
@@ -52,6 +55,25 @@ def test_images_in_continuous_codes_out(bits, shape):
 )
 def test_options_keep_the_shape(settings):
     assert network(**settings)(images()).shape == (4, 12)
+
+
+def test_a_gpu_normalizes_as_the_cpu():
+    """To the bit, without a copy from list to tensor each time."""
+    x, mean, std = images().float() / 255, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+    assert torch.equal(_normalized(x, mean, std), transforms.normalize(x, mean, std))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("augment", [ShiftFlip(0.1, 0.5), CropColour(0.3, 1.3, 0.5, 0.4, 0.4, 0.4, 0.2)])
+def test_a_gpu_is_not_waited_for(augment):
+    """A step can be prepared while the GPU is still busy with the one before."""
+    net, x = network(standardize=True, channels_last=True, image_size=32).cuda().train(), images().cuda()
+    net(augment(x)).square().sum().backward()  # memory and kernels are prepared
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        net(augment(x)).square().sum().backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 def test_features_are_means_over_an_image_and_its_mirror_image():

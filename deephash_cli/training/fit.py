@@ -14,7 +14,6 @@ import torch
 from jaxtyping import Int
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import seed_everything
-from pytorch_lightning.callbacks import EMAWeightAveraging
 from pytorch_lightning.loggers import Logger
 from torch import Tensor
 
@@ -50,6 +49,7 @@ from deephash_cli.retrieval.codes_folder import save_codes
 from deephash_cli.retrieval.scoring import CLASSES
 from deephash_cli.runs import outputs, records
 from deephash_cli.training import checkpoints, gallery, loggers, pretraining, resuming, saving
+from deephash_cli.training.averaging import Averaging
 from deephash_cli.training.datasets import prepare_data, require_whole_training_part
 from deephash_cli.training.inputs import Computing, Loading, Source
 from deephash_cli.training.instantiate import build_module, is_learned, is_transductive
@@ -242,7 +242,7 @@ def fit(folder: Path, job: Job, dashboard: Logger | None) -> None:
         [
             *([Validation(similarity.setting(config.metrics))] if len(validation_rows) else []),
             loggers.EpochReport(),
-            *([EMAWeightAveraging(decay=config.ema.decay)] if config.ema.decay else []),
+            *([Averaging(config.ema.decay)] if config.ema.decay else []),
             keeping,
         ],
         owner,

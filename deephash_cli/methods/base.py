@@ -126,7 +126,7 @@ class HashingModule(Hasher):
         self._scheduler = scheduler
         self._backbone_lr = backbone_lr
         self.loss_sums = LossSums()
-        self._last = StepLosses(("loss",), torch.zeros(1), "")
+        self._last = StepLosses(("loss",), torch.zeros(1), str)
 
     @abstractmethod
     def losses(self, u: Float[Tensor, "n *views bits"], batch: Batch) -> dict[str, Tensor]:
@@ -187,7 +187,10 @@ class HashingModule(Hasher):
         stacked = torch.stack(list(terms.values()))
         total = stacked.sum()
         names, values = (*terms, "loss"), torch.cat([stacked, total[None]]).detach()
-        before, self._last = self._last, StepLosses(names, values, f"epoch {self.current_epoch}, batch {batch_idx}")
+        before, self._last = (
+            self._last,
+            StepLosses(names, values, lambda: f"epoch {self.current_epoch}, batch {batch_idx}"),
+        )
         (before if u.is_cuda else self._last).require_finite()
         self.loss_sums.add(names, values, len(u))
         if processes.count() == 1:

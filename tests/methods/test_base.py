@@ -57,7 +57,7 @@ class Scale(nn.Module):
 
 def step(module, x=None):
     x = torch.randn(8, 5) if x is None else x
-    module.trainer = type("Trainer", (), {"global_step": 0, "current_epoch": 0})()
+    module.trainer = type("Trainer", (), {"global_step": 0})()
     return x, module.training_step(Batch(x, LABELS, torch.arange(8)), 0)
 
 

@@ -1,7 +1,7 @@
 """The losses of a step: whether they are finite, and their means over an epoch. On a GPU nothing waits for them."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from jaxtyping import Float
@@ -18,10 +18,10 @@ class StepLosses:
     Args:
         names: Names of the terms and, at the end, of their sum.
         values: Their values, without a gradient.
-        step: Which step this is, for the message: ``epoch 3, batch 7``.
+        step: Function that names the step in the message: ``epoch 3, batch 7``.
     """
 
-    def __init__(self, names: tuple[str, ...], values: Float[Tensor, "k"], step: str):
+    def __init__(self, names: tuple[str, ...], values: Float[Tensor, "k"], step: Callable[[], str]):
         self.names = names
         self.step = step
         self._values, self._arrived = values, None
@@ -44,7 +44,7 @@ class StepLosses:
             terms = zip(self.names[:-1], self._values.tolist(), strict=False)
             parts = ", ".join(f"{name} {value:.4g}" for name, value in terms)
             raise DivergedError(
-                f"the loss is {total} in {self.step} ({parts}): lower optimizer.lr and model.backbone_lr, or set "
+                f"the loss is {total} in {self.step()} ({parts}): lower optimizer.lr and model.backbone_lr, or set "
                 "trainer.gradient_clip_val=1"
             )
 
@@ -84,7 +84,7 @@ class LossSums:
         return zip(self._names, self._sums, strict=True)
 
     def means(self) -> dict[str, Float[Tensor, ""]]:
-        """Return the mean of each loss over the images so far; nothing if there are none."""
+        """Return the mean of each loss over the images so far. Without images there are none."""
         return {name: total / self.images for name, total in self}
 
     def state(self) -> dict[str, Tensor]:

@@ -36,7 +36,7 @@ def test_an_empty_sum_has_no_means():
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
 def test_a_loss_that_is_not_finite_names_its_step_and_terms(bad):
-    StepLosses(("a", "loss"), torch.tensor([1.0, 1.0]), "epoch 2, batch 1").require_finite()
-    losses = StepLosses(("a", "b", "loss"), torch.tensor([1.0, bad, bad]), "epoch 2, batch 1")
+    StepLosses(("a", "loss"), torch.tensor([1.0, 1.0]), lambda: "epoch 2, batch 1").require_finite()
+    losses = StepLosses(("a", "b", "loss"), torch.tensor([1.0, bad, bad]), lambda: "epoch 2, batch 1")
     with pytest.raises(DivergedError, match=rf"the loss is {bad} in epoch 2, batch 1 \(a 1, b {bad}\): lower optimiz"):
         losses.require_finite()

@@ -379,6 +379,7 @@ def _per_query(
     parts = []
     for part, shared in counts:
         h = metrics.Histograms.of_shared(part.shared)
+        graded = h if shared is part.shared else metrics.Histograms.of_shared(shared)
         precision, recall = metrics.precision_at(h, ranks), metrics.recall_at(h, ranks)
         stable = part.precision_sums / np.maximum(part.hits, 1)
         values = {
@@ -395,8 +396,8 @@ def _per_query(
             values[f"map_at_{r}_stable"] = stable[:, i]
             values[f"map_at_{r}_min"] = metrics.average_precision_at(h, r, "min")
             values[f"map_at_{r}_relevant"] = metrics.average_precision_at(h, r, "relevant")
-        values["wap"] = metrics.wap(shared)
-        values |= {f"wap_at_{r}": metrics.wap_at(shared, r) for r in map_at}
+        values["wap"] = metrics.wap(graded)
+        values |= {f"wap_at_{r}": metrics.wap_at(graded, r) for r in map_at}
         values |= {
             f"map_within_{radius}": metrics.average_precision_within(h, radius),
             f"precision_within_{radius}": metrics.precision_within(h, radius),
@@ -404,8 +405,8 @@ def _per_query(
             "empty_ball_rate": metrics.empty_ball(h, radius),
             "precision_at_k": precision[:, : len(ks)],
             "recall_at_k": recall[:, : len(ks)],
-            "ndcg_at_k": metrics.ndcg_at(shared, ks),
-            "acg_at_k": metrics.acg_at(shared, ks),
+            "ndcg_at_k": metrics.ndcg_at(graded, ks),
+            "acg_at_k": metrics.acg_at(graded, ks),
             "precision_by_radius": metrics.precision_by_radius(h),
             "recall_by_radius": metrics.recall_by_radius(h),
             "precision_by_rank": precision[:, len(ks) :],

@@ -108,7 +108,7 @@ class Histograms:
 
     @cached_property
     def mean_labels(self) -> Float64[np.ndarray, "q distances"]:
-        """Mean number of labels that the relevant items at each distance share with the query; 1 where there are none."""
+        """Mean number of labels that the relevant items at each distance share with the query; 1 without any."""
         return np.where(self.relevant > 0, _over(self.labels, self.relevant), 1.0)
 
     @cached_property
@@ -126,9 +126,7 @@ class Histograms:
 
     def hits_among_first(self, ks: tuple[int, ...]) -> Float64[np.ndarray, "q ks"]:
         """Expected number of relevant items among the first k."""
-        return self._once(
-            ("hits", ks), lambda: _expected_among_first(self.cut(ks), self.relevant, self.hits_within)
-        )
+        return self._once(("hits", ks), lambda: _expected_among_first(self.cut(ks), self.relevant, self.hits_within))
 
     def precision_among_first(self, r: int) -> Float64[np.ndarray, " q"]:
         """Expected mean, over the relevant items among the first r, of the precision at their rank."""
@@ -392,7 +390,8 @@ def wap(h: Histograms) -> Float64[np.ndarray, " q"]:
     Args:
         h: Histograms of the queries; those made by `Histograms.of_shared` know how many labels the items share.
 
-    >>> wap(Histograms.of_shared(np.array([[[0, 0, 1], [1, 1, 0]]])))  # ranks 1 and 3, or 1 and 2: (2 + (1 + 3/2) / 2) / 2
+    >>> h = Histograms.of_shared(np.array([[[0, 0, 1], [1, 1, 0]]]))
+    >>> wap(h)  # ranks 1 and 3, or 1 and 2: (2 + (1 + 3/2) / 2) / 2
     array([1.625])
     """
     return _over(h.acgs_within[:, -1], h.hits_within[:, -1])
@@ -411,7 +410,8 @@ def wap_at(h: Histograms, r: int) -> Float64[np.ndarray, " q"]:
     Raises:
         ValueError: If ``r`` is below 1.
 
-    >>> wap_at(Histograms.of_shared(np.array([[[0, 0, 1], [1, 1, 0]]])), 2)  # 2, or (2 + 3/2) / 2
+    >>> h = Histograms.of_shared(np.array([[[0, 0, 1], [1, 1, 0]]]))
+    >>> wap_at(h, 2)  # 2, or (2 + 3/2) / 2
     array([1.875])
     """
     return h.acg_among_first(r)

@@ -17,7 +17,7 @@ from types import ModuleType
 from typing import TypeVar
 
 import numpy as np
-from jaxtyping import Bool, Float, Float64, Int64, Integer, UInt8
+from jaxtyping import Bool, Float, Float64, Int64, Integer, UInt8, UInt64
 
 from deephash_cli.cores import usable_cores
 from deephash_cli.retrieval.codes import packed_width
@@ -25,7 +25,7 @@ from deephash_cli.retrieval.codes import packed_width
 Labels = UInt8[np.ndarray, "_ classes"] | Integer[np.ndarray, " _"]
 T = TypeVar("T")
 
-_TOGETHER = 1024  # at most as many queries in one part, which is what a thread works on at a time
+_TOGETHER = 256  # queries in one part, which is what a thread works on at a time: their metrics stay in its cache
 _AHEAD = 4  # parts per thread that may be computed before the caller takes them
 _ROWS = 2**16  # rows converted at a time
 _LARGEST = float(np.finfo(np.float16).max)
@@ -38,6 +38,7 @@ class Counts:
     Attributes:
         queries: Rows of these queries among all queries.
         shared: Number of database items at each distance 0, 1, ... that share 0, 1, ... labels with the query.
+        graded: The same with the labels that `count` got under ``graded``; without these, it is ``shared``.
         precision_sums: Sum of the precisions at the relevant items, in stable order: by distance, ties by position in
             the database. One column for the ranks up to each cut-off, and a last one for the whole order.
         hits: Number of relevant items in each of these sums.
@@ -45,6 +46,7 @@ class Counts:
 
     queries: slice
     shared: Int64[np.ndarray, "q distances grades"]
+    graded: Int64[np.ndarray, "q distances grades"]
     precision_sums: Float64[np.ndarray, "q sums"]
     hits: Int64[np.ndarray, "q sums"]
 
@@ -58,7 +60,9 @@ def count(
     exclude: Int64[np.ndarray, " q"] | None = None,
     cuts: Sequence[int] = (),
     threads: int | None = None,
-) -> Iterator[Counts]:
+    graded: tuple[Labels, Labels] | None = None,
+    measure: Callable[[Counts], T] = lambda counts: counts,
+) -> Iterator[T]:
     """Count the database items at each distance from each query, by the number of labels that they share with it.
 
     Args:
@@ -71,10 +75,12 @@ def count(
             counted. None excludes no item.
         cuts: Cut-offs, in ranks, of the sums of precisions in stable order.
         threads: Number of threads, which share the queries; None: OMP_NUM_THREADS, or as many as there are cores.
+        graded: Other labels of the queries and of the database, by which items are counted as well.
+        measure: Function that is called with the counts for some consecutive queries, by the thread that counted.
 
     Returns:
-        Counts for all queries in order, some queries at a time. With several threads, work starts at the call and
-        continues while the caller processes the results.
+        The results of ``measure`` in the order of the queries; without it, the counts. With several threads, work
+        starts at the call and continues while the caller processes the results.
 
     Raises:
         ValueError: If the arrays do not match. It is raised at the call, not with the first results.
@@ -93,24 +99,38 @@ def count(
         )
     words = _words(query_packed).T.copy(), _words(database_packed)
     limits = np.minimum(np.array(cuts, np.float64), len(database_packed)).astype(np.int64)  # a cut-off can be 10**30
+    relevant = _counter(*words, bits, query_labels, database_labels, own, limits)
+    by_grade = None if graded is None else _counter(*words, bits, *graded, own, limits[:0])
+
+    def part(rows: slice) -> T:
+        shared, precision_sums, hits = relevant(rows)
+        others = shared if by_grade is None else by_grade(rows)[0]
+        return measure(Counts(rows, shared, others, precision_sums, hits))
+
+    return _in_parts(part, len(query_packed), threads)
+
+
+def _counter(
+    query_words: UInt64[np.ndarray, "q words"],
+    database_words: UInt64[np.ndarray, "words n"],
+    bits: int,
+    query_labels: Labels,
+    database_labels: Labels,
+    own: Int64[np.ndarray, " q"],
+    limits: Int64[np.ndarray, " cuts"],
+) -> Callable[[slice], tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Prepare the counting by these labels, of the kernel that fits them, for some consecutive queries at a time."""
     kernels = _kernels()
     query_labels, database_labels, grades = _labels(query_labels, database_labels)
     if query_labels.ndim == 1:
         members, spans = _members(query_labels, database_labels)
-
-        def part(rows: slice) -> Counts:
-            counts = kernels.count_classes(words[0][rows], words[1], members, spans[rows], own[rows], limits, bits)
-            return Counts(rows, *counts)
-    else:
-        query_labels = query_labels.T.copy()
-
-        def part(rows: slice) -> Counts:
-            labels = query_labels[rows], database_labels
-            return Counts(
-                rows, *kernels.count_labels(words[0][rows], words[1], *labels, own[rows], limits, bits, grades)
-            )
-
-    return _in_parts(part, len(query_packed), threads)
+        return lambda rows: kernels.count_classes(
+            query_words[rows], database_words, members, spans[rows], own[rows], limits, bits
+        )
+    query_labels = query_labels.T.copy()
+    return lambda rows: kernels.count_labels(
+        query_words[rows], database_words, query_labels[rows], database_labels, own[rows], limits, bits, grades
+    )
 
 
 def nearest(

@@ -1,6 +1,6 @@
 """Compute all retrieval metrics of queries and a database, as one dictionary that can be written as JSON."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -58,7 +58,6 @@ CLASSES = 1000  # largest number of classes for which there is a table by class
 
 SETTINGS = ("ks", "map_at", "radius", "zero_hits", "similar")  # settings of an evaluation
 _DEFAULTS = {"zero_hits": "zero", "similar": similarity.ONE}  # what manifests of earlier versions mean that lack them
-_Counted = tuple[ranking.Counts, Int64[np.ndarray, "q distances grades"]]  # of relevant items; by shared labels
 _NEEDED = (
     *(f"provenance.{name}" for name in ("method", "module", "model", "dataset", "split.name", "split.sha256", "seed")),
     *(f"evaluation.{name}" for name in SETTINGS if name not in _DEFAULTS),
@@ -104,12 +103,9 @@ def evaluate(
     if query.labels.shape[1:] == (0,):
         return {**_statistics(database), **_sizes(query, database), "policies": {"labels": WITHOUT_LABELS}}
     ks, map_at = sorted(set(ks)), sorted(set(map_at))
-    curve = metrics.curve_ranks(database.n)
-
     own, labels = self_matches(query, database), (query.labels, database.labels)
     query, database = _related(query, database, similar)
-    counts, places = _counts(query, database, labels, own, map_at, threads)
-    values = {name: value[places] for name, value in _per_query(counts, ks, map_at, radius, curve).items()}
+    values = _per_query(query, database, labels, own, ks, map_at, radius, threads)
     if query.u is not None:
         values |= asymmetric.per_query(query, database, own, ks, map_at, threads)
     relevant, distances = values.pop("relevant"), {side: values.pop(f"{side}_by_distance") for side in SIDES}
@@ -134,7 +130,7 @@ def evaluate(
         "confidence": _confidence({name: values[name][counted] for name in maps}),
         **{name: by_k(name) for name in BY_K if name in means},
         "pr_by_radius": {"radius": list(range(query.bits + 1)), **_curve(means, "by_radius")},
-        "pr_by_rank": {"rank": curve, **_curve(means, "by_rank")},
+        "pr_by_rank": {"rank": metrics.curve_ranks(database.n), **_curve(means, "by_rank")},
         "distances": {side: by_distance[counted].sum(axis=0).tolist() for side, by_distance in distances.items()},
         "per_class": _per_class(values["map"][counted], labels[0][counted]),
         "hardest_queries": _hardest(query, values["map"], relevant),
@@ -336,84 +332,87 @@ def _per_class(average_precisions: np.ndarray, labels: np.ndarray) -> dict[str, 
     }
 
 
-def _counts(
+def _per_query(
     query: CodeSet,
     database: CodeSet,
     labels: tuple[ranking.Labels, ranking.Labels],
     own: Int64[np.ndarray, " q"],
+    ks: Sequence[int],
     map_at: Sequence[int],
+    radius: int,
     threads: int | None,
-) -> tuple[Iterator[_Counted], Int64[np.ndarray, " q"]]:
-    """Count the relevant items, and all items by shared labels, for the queries that differ, some of them at a time.
+) -> dict[str, np.ndarray]:
+    """Every metric of symmetric search for every query, as arrays (q,), (q, cut-offs) or (q, distances).
 
     Args:
         query: Queries, with labels that an item shares exactly if it is relevant.
         database: Database, with such labels.
         labels: The labels of the images of both sides; the same arrays if an item that shares one is relevant.
         own: Position in the database of the item that is the query itself, or -1, for each query.
+        ks: Cut-offs for precision, recall, NDCG and ACG.
         map_at: Cut-offs R.
+        radius: Radius of the Hamming ball, in bits.
         threads: Number of threads, as for `ranking.count`.
-
-    Returns:
-        The counts, and the place of each query's counts among them.
     """
     rows, places = _different(query.packed, labels[0], own)
-    codes, exclude = (query.packed[rows], database.packed, query.bits), own[rows]
-    sides = query.labels[rows], database.labels
-    counts = ranking.count(*codes, *sides, exclude=exclude, cuts=map_at, threads=threads)
-    if labels[0] is query.labels:
-        return ((part, part.shared) for part in counts), places
-    shared = ranking.count(*codes, labels[0][rows], labels[1], exclude=exclude, threads=threads)
-    return ((part, of_labels.shared) for part, of_labels in zip(counts, shared, strict=True)), places
+    curve = metrics.curve_ranks(database.n)
+    parts = list(
+        ranking.count(
+            query.packed[rows],
+            database.packed,
+            query.bits,
+            query.labels[rows],
+            database.labels,
+            exclude=own[rows],
+            cuts=map_at,
+            threads=threads,
+            graded=None if labels[0] is query.labels else (labels[0][rows], labels[1]),
+            measure=lambda counts: _of_counts(counts, ks, map_at, radius, curve),
+        )
+    )
+    return {name: np.concatenate([part[name] for part in parts])[places] for name in parts[0]}
 
 
-def _per_query(
-    counts: Iterable[_Counted],
-    ks: Sequence[int],
-    map_at: Sequence[int],
-    radius: int,
-    curve: Sequence[int],
+def _of_counts(
+    counts: ranking.Counts, ks: Sequence[int], map_at: Sequence[int], radius: int, curve: Sequence[int]
 ) -> dict[str, np.ndarray]:
-    """Every metric for every query, as arrays (q,), (q, cut-offs) or (q, distances)."""
+    """Every metric of some queries, as `_per_query` returns them."""
     ranks = [*ks, *curve]
-    parts = []
-    for part, shared in counts:
-        h = metrics.Histograms.of_shared(part.shared)
-        graded = h if shared is part.shared else metrics.Histograms.of_shared(shared)
-        precision, recall = metrics.precision_at(h, ranks), metrics.recall_at(h, ranks)
-        stable = part.precision_sums / np.maximum(part.hits, 1)
-        values = {
-            "relevant": h.relevant.sum(axis=1),
-            "relevant_by_distance": h.relevant,
-            "other_by_distance": h.total - h.relevant,
-            "map": metrics.average_precision(h),
-            "map_stable": stable[:, -1],
-            "map_best": metrics.average_precision_best(h),
-            "map_worst": metrics.average_precision_worst(h),
-        }
-        for i, r in enumerate(map_at):
-            values[f"map_at_{r}"] = metrics.average_precision_at(h, r)
-            values[f"map_at_{r}_stable"] = stable[:, i]
-            values[f"map_at_{r}_min"] = metrics.average_precision_at(h, r, "min")
-            values[f"map_at_{r}_relevant"] = metrics.average_precision_at(h, r, "relevant")
-        values["wap"] = metrics.wap(graded)
-        values |= {f"wap_at_{r}": metrics.wap_at(graded, r) for r in map_at}
-        values |= {
-            f"map_within_{radius}": metrics.average_precision_within(h, radius),
-            f"precision_within_{radius}": metrics.precision_within(h, radius),
-            f"recall_within_{radius}": metrics.recall_within(h, radius),
-            "empty_ball_rate": metrics.empty_ball(h, radius),
-            "precision_at_k": precision[:, : len(ks)],
-            "recall_at_k": recall[:, : len(ks)],
-            "ndcg_at_k": metrics.ndcg_at(graded, ks),
-            "acg_at_k": metrics.acg_at(graded, ks),
-            "precision_by_radius": metrics.precision_by_radius(h),
-            "recall_by_radius": metrics.recall_by_radius(h),
-            "precision_by_rank": precision[:, len(ks) :],
-            "recall_by_rank": recall[:, len(ks) :],
-        }
-        parts.append(values)
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    h = metrics.Histograms.of_shared(counts.shared)
+    graded = h if counts.graded is counts.shared else metrics.Histograms.of_shared(counts.graded)
+    precision, recall = metrics.precision_at(h, ranks), metrics.recall_at(h, ranks)
+    stable = counts.precision_sums / np.maximum(counts.hits, 1)
+    values = {
+        "relevant": h.relevant.sum(axis=1),
+        "relevant_by_distance": h.relevant,
+        "other_by_distance": h.total - h.relevant,
+        "map": metrics.average_precision(h),
+        "map_stable": stable[:, -1],
+        "map_best": metrics.average_precision_best(h),
+        "map_worst": metrics.average_precision_worst(h),
+    }
+    for i, r in enumerate(map_at):
+        values[f"map_at_{r}"] = metrics.average_precision_at(h, r)
+        values[f"map_at_{r}_stable"] = stable[:, i]
+        values[f"map_at_{r}_min"] = metrics.average_precision_at(h, r, "min")
+        values[f"map_at_{r}_relevant"] = metrics.average_precision_at(h, r, "relevant")
+    values["wap"] = metrics.wap(graded)
+    values |= {f"wap_at_{r}": metrics.wap_at(graded, r) for r in map_at}
+    return {
+        **values,
+        f"map_within_{radius}": metrics.average_precision_within(h, radius),
+        f"precision_within_{radius}": metrics.precision_within(h, radius),
+        f"recall_within_{radius}": metrics.recall_within(h, radius),
+        "empty_ball_rate": metrics.empty_ball(h, radius),
+        "precision_at_k": precision[:, : len(ks)],
+        "recall_at_k": recall[:, : len(ks)],
+        "ndcg_at_k": metrics.ndcg_at(graded, ks),
+        "acg_at_k": metrics.acg_at(graded, ks),
+        "precision_by_radius": metrics.precision_by_radius(h),
+        "recall_by_radius": metrics.recall_by_radius(h),
+        "precision_by_rank": precision[:, len(ks) :],
+        "recall_by_rank": recall[:, len(ks) :],
+    }
 
 
 def score(

@@ -46,7 +46,7 @@ class Counts:
 
     queries: slice
     shared: Int64[np.ndarray, "q distances grades"]
-    graded: Int64[np.ndarray, "q distances grades"]
+    graded: Int64[np.ndarray, "q distances other_grades"]
     precision_sums: Float64[np.ndarray, "q sums"]
     hits: Int64[np.ndarray, "q sums"]
 
@@ -315,6 +315,11 @@ def grouped(
     return _in_parts(part, len(exclude), threads, most=max(1, pairs // max(1, n)))
 
 
+def at_once(calls: Sequence[Callable[[], T]], threads: int | None = None) -> list[T]:
+    """Make calls at the same time, as far as the number of threads allows, and return their results in order."""
+    return list(_in_parts(lambda places: calls[places.start](), len(calls), threads, most=1))
+
+
 def usable_threads() -> int:
     """Number of threads to use: OMP_NUM_THREADS, or the number of cores that this process may use."""
     if (limit := os.environ.get("OMP_NUM_THREADS", "")).isdecimal() and int(limit) > 0:
@@ -370,13 +375,13 @@ def _kernels() -> ModuleType:
     return compiled
 
 
-def _in_parts(work: Callable[[slice], T], queries: int, threads: int | None, most: int = _TOGETHER) -> Iterator[T]:
+def _in_parts(work: Callable[[slice], T], queries: int, threads: int | None, most: int | None = None) -> Iterator[T]:
     """Yield results for some queries at a time, in order. Only a few parts are computed ahead, which bounds memory."""
     threads = usable_threads() if threads is None else threads
     if threads < 1:
         raise ValueError(f"threads must be at least 1, got {threads}")
     # At least two parts per thread: the caller processes the first while the second is computed.
-    size = max(1, min(most, -(-queries // (2 * threads)) if threads > 1 else queries))
+    size = max(1, min(most or _TOGETHER, -(-queries // (2 * threads)) if threads > 1 else queries))
     slices = [slice(start, min(start + size, queries)) for start in range(0, queries, size)]
     if threads == 1 or len(slices) < 2:
         return map(work, slices)

@@ -120,6 +120,8 @@ def evaluate(
 
     maps = [name for name in ("map", *(f"map_at_{r}" for r in map_at), "map_asymmetric") if name in means]
     single = [name for name, mean in means.items() if not mean.ndim]
+    of_maps = {name: values[name][counted] for name in maps}
+    statistics, confidence = ranking.at_once([lambda: _statistics(database), lambda: _confidence(of_maps)], threads)
     found, rules = {}, {"asymmetric": asymmetric.POLICY} if query.u is not None else {}
     if query.u is not None and database.u is not None:
         rows = ceiling.sample(np.flatnonzero(counted), database.n)
@@ -127,14 +129,14 @@ def evaluate(
         found["ceiling"] = ceiling.measure(query, database, rows, own[rows], values["map"][rows], features, threads)
     return {
         **{name: float(means[name]) for name in sorted(single, key=_place)},
-        "confidence": _confidence({name: values[name][counted] for name in maps}),
+        "confidence": confidence,
         **{name: by_k(name) for name in BY_K if name in means},
         "pr_by_radius": {"radius": list(range(query.bits + 1)), **_curve(means, "by_radius")},
         "pr_by_rank": {"rank": metrics.curve_ranks(database.n), **_curve(means, "by_rank")},
         "distances": {side: by_distance[counted].sum(axis=0).tolist() for side, by_distance in distances.items()},
         "per_class": _per_class(values["map"][counted], labels[0][counted]),
         "hardest_queries": _hardest(query, values["map"], relevant),
-        **_statistics(database),
+        **statistics,
         **_sizes(query, database),
         "queries_without_relevant": int((relevant == 0).sum()),
         "k_beyond_database": [int(k) for k in ks if k > database.n],

@@ -10,13 +10,13 @@ A query without a relevant item scores 0 in every metric; it is never skipped. E
 own row alone, in an order that does not depend on the other rows, so splitting the queries changes no digit.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
-from jaxtyping import Bool, Float64, Int64, Integer, UInt8
+from jaxtyping import Bool, Float64, Int64, Integer, UInt8, UInt64
 
 Denominator = Literal["hits", "min", "relevant"]
 K = TypeVar("K")
@@ -509,12 +509,10 @@ def bit_balance(packed: UInt8[np.ndarray, "n bytes"], bits: int) -> Float64[np.n
     >>> bit_balance(np.array([[0b01], [0b11]], np.uint8), bits=2)
     array([1. , 0.5])
     """
-    counts = np.zeros((packed.shape[1], 256), np.int64)  # how often each byte has each of its values
-    for start in range(0, len(packed), _ROWS):
-        for byte, column in zip(counts, packed[start : start + _ROWS].T, strict=True):
-            byte += np.bincount(column, minlength=256)
-    bit_of_value = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
-    return _over((counts @ bit_of_value).reshape(-1)[:bits], np.array(len(packed)))
+    ones = np.zeros(bits, np.int64)
+    for columns in _columns(packed, bits):
+        ones += np.bitwise_count(columns).sum(axis=1, dtype=np.int64)
+    return _over(ones, np.array(len(packed)))
 
 
 def bit_correlation(packed: UInt8[np.ndarray, "n bytes"], bits: int) -> Float64[np.ndarray, "{bits} {bits}"]:
@@ -526,13 +524,24 @@ def bit_correlation(packed: UInt8[np.ndarray, "n bytes"], bits: int) -> Float64[
            [1., 0., 1.]])
     """
     both = np.zeros((bits, bits), np.int64)  # how often both bits are 1 in the same code
-    for start in range(0, len(packed), _ROWS):
-        codes = np.unpackbits(packed[start : start + _ROWS], axis=1, bitorder="little", count=bits)
-        codes = codes.astype(np.float32)  # counts up to 2^24 are exact in float32
-        both += (codes.T @ codes).astype(np.int64)
+    for columns in _columns(packed, bits):  # faster than a product of matrices, and without its threads
+        for bit, column in enumerate(columns):
+            both[bit, bit:] += np.bitwise_count(column & columns[bit:]).sum(axis=1, dtype=np.int64)
+    both = np.triu(both) + np.triu(both, 1).T
     n, ones = len(packed), both.diagonal()
     spread = np.sqrt(ones * (n - ones).astype(np.float64))
     return _over(n * both - np.outer(ones, ones), np.outer(spread, spread))
+
+
+def _columns(packed: UInt8[np.ndarray, "n bytes"], bits: int) -> Iterator[UInt64[np.ndarray, "{bits} words"]]:
+    """Yield the values of each bit in some thousand codes at a time: 64 codes a word, and zeros after the last code."""
+    for start in range(0, len(packed), _ROWS):
+        codes = np.ascontiguousarray(packed[start : start + _ROWS].T)
+        columns = np.zeros((bits, 8 * -(-codes.shape[1] // 64)), np.uint8)
+        for bit, column in enumerate(columns):
+            values = np.packbits(codes[bit // 8] & np.uint8(1 << bit % 8))
+            column[: len(values)] = values
+        yield columns.view(np.uint64)
 
 
 def unique_ratio(packed: UInt8[np.ndarray, "n bytes"]) -> float:

@@ -1,7 +1,8 @@
 """Compute all retrieval metrics of queries and a database, as one dictionary that can be written as JSON."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -51,7 +52,8 @@ FIRST = ("map", "map_stable", "map_best", "map_worst", "map_asymmetric")
 BY_K = ("precision_at_k", "recall_at_k", "ndcg_at_k", "acg_at_k", "precision_at_k_asymmetric")
 SIDES = ("relevant", "other")  # kinds of pairs of a query and a database item
 LEVEL = 0.95
-RESAMPLES = 1000
+RESAMPLES, SEED = 1000, 0
+_RESAMPLED = [range(start, start + RESAMPLES // 4) for start in range(0, RESAMPLES, RESAMPLES // 4)]
 _HUGE = 1e300  # JSON can hold whole numbers that are larger than any float
 HARDEST = 10
 CLASSES = 1000  # largest number of classes for which there is a table by class
@@ -120,8 +122,9 @@ def evaluate(
 
     maps = [name for name in ("map", *(f"map_at_{r}" for r in map_at), "map_asymmetric") if name in means]
     single = [name for name, mean in means.items() if not mean.ndim]
-    of_maps = {name: values[name][counted] for name in maps}
-    statistics, confidence = ranking.at_once([lambda: _statistics(database), lambda: _confidence(of_maps)], threads)
+    of_maps = np.stack([values[name][counted] for name in maps], axis=1)
+    calls: list[Callable[[], Any]] = [partial(metrics.bootstrap_means, of_maps, part, SEED) for part in _RESAMPLED]
+    statistics, *resampled = ranking.at_once([lambda: _statistics(database), *calls], threads)
     found, rules = {}, {"asymmetric": asymmetric.POLICY} if query.u is not None else {}
     if query.u is not None and database.u is not None:
         rows = ceiling.sample(np.flatnonzero(counted), database.n)
@@ -129,7 +132,7 @@ def evaluate(
         found["ceiling"] = ceiling.measure(query, database, rows, own[rows], values["map"][rows], features, threads)
     return {
         **{name: float(means[name]) for name in sorted(single, key=_place)},
-        "confidence": confidence,
+        "confidence": _confidence(maps, np.concatenate(resampled)),
         **{name: by_k(name) for name in BY_K if name in means},
         "pr_by_radius": {"radius": list(range(query.bits + 1)), **_curve(means, "by_radius")},
         "pr_by_rank": {"rank": metrics.curve_ranks(database.n), **_curve(means, "by_rank")},
@@ -175,10 +178,10 @@ def _curve(means: Mapping[str, Any], along: str) -> dict[str, list[float]]:
     return {name: means[f"{name}_{along}"].tolist() for name in ("precision", "recall")}
 
 
-def _confidence(values: Mapping[str, Float64[np.ndarray, " q"]]) -> dict[str, Any]:
-    """Return the interval of the mean of each metric, from its values for the queries."""
-    low, high = metrics.bootstrap_interval(np.stack([*values.values()], axis=1), LEVEL, RESAMPLES, seed=0)
-    intervals = {name: [float(low[i]), float(high[i])] for i, name in enumerate(values)}
+def _confidence(names: Sequence[str], means: Float64[np.ndarray, "resamples maps"]) -> dict[str, Any]:
+    """Return the interval of the mean of each metric, from its means in the resamples."""
+    low, high = metrics.interval(means, LEVEL)
+    intervals = {name: [float(low[i]), float(high[i])] for i, name in enumerate(names)}
     return {"level": LEVEL, "resamples": RESAMPLES, **intervals}
 
 

@@ -485,7 +485,8 @@ def interval(
     """
     if not 0 < level < 1:
         raise ValueError(f"level must lie between 0 and 1, got {level}")
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    bounds = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    low, high = (side.reshape(means.shape[1:]) for side in bounds)
     return low, high
 
 

@@ -123,8 +123,11 @@ def evaluate(
     maps = [name for name in ("map", *(f"map_at_{r}" for r in map_at), "map_asymmetric") if name in means]
     single = [name for name, mean in means.items() if not mean.ndim]
     of_maps = np.stack([values[name][counted] for name in maps], axis=1)
-    calls: list[Callable[[], Any]] = [partial(metrics.bootstrap_means, of_maps, part, SEED) for part in _RESAMPLED]
-    statistics, *resampled = ranking.at_once([lambda: _statistics(database), *calls], threads)
+    calls: list[Callable[[], Any]] = [
+        partial(_statistics, database),
+        *(partial(metrics.bootstrap_means, of_maps, part, SEED) for part in _RESAMPLED),
+    ]
+    statistics, *resampled = ranking.at_once(calls, threads)
     found, rules = {}, {"asymmetric": asymmetric.POLICY} if query.u is not None else {}
     if query.u is not None and database.u is not None:
         rows = ceiling.sample(np.flatnonzero(counted), database.n)

@@ -441,52 +441,27 @@ def bootstrap_interval(
     >>> round(low.item()), round(high.item())
     (44, 55)
     """
-    return interval(bootstrap_means(values, range(resamples), seed), level)
-
-
-def bootstrap_means(
-    values: Float64[np.ndarray, "q *columns"], resamples: range, seed: int
-) -> Float64[np.ndarray, "resamples *columns"]:
-    """Means over the queries of some of the resamples of `bootstrap_interval`, which are the same whatever others are.
-
-    Args:
-        values: One value per query, or one per query and metric.
-        resamples: Numbers of the resamples, from 0; consecutive.
-        seed: Random seed for drawing them.
-
-    Raises:
-        ValueError: If there is no query or no resample.
-    """
-    if not len(values) or not len(resamples):
-        raise ValueError(f"a bootstrap needs a query and a resample, got {len(values)} and {len(resamples)}")
+    if not len(values):
+        raise ValueError("a bootstrap needs at least one query, got none")
+    if not 0 < level < 1 or resamples < 1:
+        raise ValueError(
+            f"level must lie between 0 and 1 and resamples be at least 1, got level {level} and {resamples} resamples"
+        )
     q = len(values)
     columns = np.ascontiguousarray(values.reshape(q, -1).T)
-    means = np.empty((len(columns), len(resamples)))
+    means = np.empty((len(columns), resamples))
+    source = np.random.PCG64(seed)
     words = (q + 1) // 2  # 64-bit words per resample: each gives two draws
-    source = np.random.PCG64(seed).advance(resamples.start * words)
     at_once = max(1, _DRAWS // q)
-    for start in range(0, len(resamples), at_once):
-        block = slice(start, min(start + at_once, len(resamples)))
+    for start in range(0, resamples, at_once):
+        block = slice(start, min(start + at_once, resamples))
         raw = source.random_raw((block.stop - start) * words).reshape(-1, words)
         halves = raw.astype("<u8", copy=False).view("<u4")[:, :q].astype(np.uint64)
         drawn = (halves * np.uint64(q) >> np.uint64(32)).view(np.int64)
         for column, row in zip(columns, means, strict=True):
             np.mean(np.take(column, drawn), axis=1, out=row[block])
-    return means.T.reshape(len(resamples), *values.shape[1:])
-
-
-def interval(
-    means: Float64[np.ndarray, "resamples *columns"], level: float
-) -> tuple[Float64[np.ndarray, "*columns"], Float64[np.ndarray, "*columns"]]:
-    """Range that holds this share of the means of the resamples: its lower and its upper bounds.
-
-    Raises:
-        ValueError: If ``level`` is not between 0 and 1.
-    """
-    if not 0 < level < 1:
-        raise ValueError(f"level must lie between 0 and 1, got {level}")
-    bounds = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
-    low, high = (side.reshape(means.shape[1:]) for side in bounds)
+    bounds = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=1)
+    low, high = (side.reshape(values.shape[1:]) for side in bounds)
     return low, high
 
 

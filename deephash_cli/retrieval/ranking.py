@@ -10,7 +10,7 @@ The inner loops are compiled by numba. Without numba, NumPy computes the same, a
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import ModuleType
@@ -61,8 +61,7 @@ def count(
     cuts: Sequence[int] = (),
     threads: int | None = None,
     graded: tuple[Labels, Labels] | None = None,
-    measure: Callable[[Counts], T] = lambda counts: counts,
-) -> Iterator[T]:
+) -> Iterator[Counts]:
     """Count the database items at each distance from each query, by the number of labels that they share with it.
 
     Args:
@@ -76,11 +75,10 @@ def count(
         cuts: Cut-offs, in ranks, of the sums of precisions in stable order.
         threads: Number of threads, which share the queries; None: OMP_NUM_THREADS, or as many as there are cores.
         graded: Other labels of the queries and of the database, by which items are counted as well.
-        measure: Function that is called with the counts for some consecutive queries, by the thread that counted.
 
     Returns:
-        The results of ``measure`` in the order of the queries; without it, the counts. With several threads, work
-        starts at the call and continues while the caller processes the results.
+        Counts for all queries in order, some queries at a time. With several threads, work starts at the call and
+        continues while the caller processes the results.
 
     Raises:
         ValueError: If the arrays do not match. It is raised at the call, not with the first results.
@@ -102,12 +100,38 @@ def count(
     relevant = _counter(*words, bits, query_labels, database_labels, own, limits)
     by_grade = None if graded is None else _counter(*words, bits, *graded, own, limits[:0])
 
-    def part(rows: slice) -> T:
+    def part(rows: slice) -> Counts:
         shared, precision_sums, hits = relevant(rows)
         others = shared if by_grade is None else by_grade(rows)[0]
-        return measure(Counts(rows, shared, others, precision_sums, hits))
+        return Counts(rows, shared, others, precision_sums, hits)
 
     return _in_parts(part, len(query_packed), threads)
+
+
+def joined(counts: Iterable[Counts]) -> Iterator[Counts]:
+    """Join small parts: the metrics of few queries take about as long as those of one part."""
+    held: list[Counts] = []
+    for part in counts:
+        held.append(part)
+        if part.queries.stop - held[0].queries.start >= _TOGETHER // 2:
+            yield _as_one(held)
+            held = []
+    if held:
+        yield _as_one(held)
+
+
+def _as_one(parts: Sequence[Counts]) -> Counts:
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    shared = np.concatenate([part.shared for part in parts])
+    return Counts(
+        slice(first.queries.start, parts[-1].queries.stop),
+        shared,
+        shared if first.graded is first.shared else np.concatenate([part.graded for part in parts]),
+        np.concatenate([part.precision_sums for part in parts]),
+        np.concatenate([part.hits for part in parts]),
+    )
 
 
 def _counter(
@@ -313,11 +337,6 @@ def grouped(
         return measure(*kernels.groups(keys, n - (own >= 0), tolerance))
 
     return _in_parts(part, len(exclude), threads, most=max(1, pairs // max(1, n)))
-
-
-def at_once(calls: Sequence[Callable[[], T]], threads: int | None = None) -> list[T]:
-    """Make calls at the same time, as far as the number of threads allows, and return their results in order."""
-    return list(_in_parts(lambda places: calls[places.start](), len(calls), threads, most=1))
 
 
 def usable_threads() -> int:

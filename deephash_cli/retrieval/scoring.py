@@ -1,8 +1,7 @@
 """Compute all retrieval metrics of queries and a database, as one dictionary that can be written as JSON."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -52,8 +51,7 @@ FIRST = ("map", "map_stable", "map_best", "map_worst", "map_asymmetric")
 BY_K = ("precision_at_k", "recall_at_k", "ndcg_at_k", "acg_at_k", "precision_at_k_asymmetric")
 SIDES = ("relevant", "other")  # kinds of pairs of a query and a database item
 LEVEL = 0.95
-RESAMPLES, SEED = 1000, 0
-_RESAMPLED = [range(start, start + RESAMPLES // 4) for start in range(0, RESAMPLES, RESAMPLES // 4)]
+RESAMPLES = 1000
 _HUGE = 1e300  # JSON can hold whole numbers that are larger than any float
 HARDEST = 10
 CLASSES = 1000  # largest number of classes for which there is a table by class
@@ -105,9 +103,13 @@ def evaluate(
     if query.labels.shape[1:] == (0,):
         return {**_statistics(database), **_sizes(query, database), "policies": {"labels": WITHOUT_LABELS}}
     ks, map_at = sorted(set(ks)), sorted(set(map_at))
+    curve = metrics.curve_ranks(database.n)
+
     own, labels = self_matches(query, database), (query.labels, database.labels)
     query, database = _related(query, database, similar)
-    values = _per_query(query, database, labels, own, ks, map_at, radius, threads)
+    counts, places = _counts(query, database, labels, own, map_at, threads)
+    statistics = _statistics(database)  # while threads count
+    values = {name: value[places] for name, value in _per_query(counts, ks, map_at, radius, curve).items()}
     if query.u is not None:
         values |= asymmetric.per_query(query, database, own, ks, map_at, threads)
     relevant, distances = values.pop("relevant"), {side: values.pop(f"{side}_by_distance") for side in SIDES}
@@ -122,12 +124,6 @@ def evaluate(
 
     maps = [name for name in ("map", *(f"map_at_{r}" for r in map_at), "map_asymmetric") if name in means]
     single = [name for name, mean in means.items() if not mean.ndim]
-    of_maps = np.stack([values[name][counted] for name in maps], axis=1)
-    calls: list[Callable[[], Any]] = [
-        partial(_statistics, database),
-        *(partial(metrics.bootstrap_means, of_maps, part, SEED) for part in _RESAMPLED),
-    ]
-    statistics, *resampled = ranking.at_once(calls, threads)
     found, rules = {}, {"asymmetric": asymmetric.POLICY} if query.u is not None else {}
     if query.u is not None and database.u is not None:
         rows = ceiling.sample(np.flatnonzero(counted), database.n)
@@ -135,10 +131,10 @@ def evaluate(
         found["ceiling"] = ceiling.measure(query, database, rows, own[rows], values["map"][rows], features, threads)
     return {
         **{name: float(means[name]) for name in sorted(single, key=_place)},
-        "confidence": _confidence(maps, np.concatenate(resampled)),
+        "confidence": _confidence({name: values[name][counted] for name in maps}),
         **{name: by_k(name) for name in BY_K if name in means},
         "pr_by_radius": {"radius": list(range(query.bits + 1)), **_curve(means, "by_radius")},
-        "pr_by_rank": {"rank": metrics.curve_ranks(database.n), **_curve(means, "by_rank")},
+        "pr_by_rank": {"rank": curve, **_curve(means, "by_rank")},
         "distances": {side: by_distance[counted].sum(axis=0).tolist() for side, by_distance in distances.items()},
         "per_class": _per_class(values["map"][counted], labels[0][counted]),
         "hardest_queries": _hardest(query, values["map"], relevant),
@@ -181,10 +177,10 @@ def _curve(means: Mapping[str, Any], along: str) -> dict[str, list[float]]:
     return {name: means[f"{name}_{along}"].tolist() for name in ("precision", "recall")}
 
 
-def _confidence(names: Sequence[str], means: Float64[np.ndarray, "resamples maps"]) -> dict[str, Any]:
-    """Return the interval of the mean of each metric, from its means in the resamples."""
-    low, high = metrics.interval(means, LEVEL)
-    intervals = {name: [float(low[i]), float(high[i])] for i, name in enumerate(names)}
+def _confidence(values: Mapping[str, Float64[np.ndarray, " q"]]) -> dict[str, Any]:
+    """Return the interval of the mean of each metric, from its values for the queries."""
+    low, high = metrics.bootstrap_interval(np.stack([*values.values()], axis=1), LEVEL, RESAMPLES, seed=0)
+    intervals = {name: [float(low[i]), float(high[i])] for i, name in enumerate(values)}
     return {"level": LEVEL, "resamples": RESAMPLES, **intervals}
 
 
@@ -340,45 +336,48 @@ def _per_class(average_precisions: np.ndarray, labels: np.ndarray) -> dict[str, 
     }
 
 
-def _per_query(
+def _counts(
     query: CodeSet,
     database: CodeSet,
     labels: tuple[ranking.Labels, ranking.Labels],
     own: Int64[np.ndarray, " q"],
-    ks: Sequence[int],
     map_at: Sequence[int],
-    radius: int,
     threads: int | None,
-) -> dict[str, np.ndarray]:
-    """Every metric of symmetric search for every query, as arrays (q,), (q, cut-offs) or (q, distances).
+) -> tuple[Iterator[ranking.Counts], Int64[np.ndarray, " q"]]:
+    """Count the relevant items, and all items by shared labels, for the queries that differ, some of them at a time.
 
     Args:
         query: Queries, with labels that an item shares exactly if it is relevant.
         database: Database, with such labels.
         labels: The labels of the images of both sides; the same arrays if an item that shares one is relevant.
         own: Position in the database of the item that is the query itself, or -1, for each query.
-        ks: Cut-offs for precision, recall, NDCG and ACG.
         map_at: Cut-offs R.
-        radius: Radius of the Hamming ball, in bits.
         threads: Number of threads, as for `ranking.count`.
+
+    Returns:
+        The counts, and the place of each query's counts among them.
     """
     rows, places = _different(query.packed, labels[0], own)
-    curve = metrics.curve_ranks(database.n)
-    parts = list(
-        ranking.count(
-            query.packed[rows],
-            database.packed,
-            query.bits,
-            query.labels[rows],
-            database.labels,
-            exclude=own[rows],
-            cuts=map_at,
-            threads=threads,
-            graded=None if labels[0] is query.labels else (labels[0][rows], labels[1]),
-            measure=lambda counts: _of_counts(counts, ks, map_at, radius, curve),
-        )
+    counts = ranking.count(
+        query.packed[rows],
+        database.packed,
+        query.bits,
+        query.labels[rows],
+        database.labels,
+        exclude=own[rows],
+        cuts=map_at,
+        threads=threads,
+        graded=None if labels[0] is query.labels else (labels[0][rows], labels[1]),
     )
-    return {name: np.concatenate([part[name] for part in parts])[places] for name in parts[0]}
+    return counts, places
+
+
+def _per_query(
+    counts: Iterable[ranking.Counts], ks: Sequence[int], map_at: Sequence[int], radius: int, curve: Sequence[int]
+) -> dict[str, np.ndarray]:
+    """Every metric for every query, as arrays (q,), (q, cut-offs) or (q, distances)."""
+    parts = [_of_counts(part, ks, map_at, radius, curve) for part in ranking.joined(counts)]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def _of_counts(

@@ -32,7 +32,7 @@ MEASURED = yaml.safe_load((Path(__file__).parent.parent / "conf" / "metrics" / "
 KS, RADIUS = MEASURED["ks"], MEASURED["radius"]  # the same as in a run
 WHOLE = 10**8  # pairs; in larger cases the slow engines process only the first SAMPLE queries
 SAMPLE = 20
-SLOW = 20.0  # seconds; an engine that takes longer is timed once
+LONGEST = 15.0  # seconds that an engine is timed; no run begins later
 TOP = 100
 ROWS = 2**14  # codes generated at a time
 FLIPPED = 0.2  # share of the bits of a class centre that are flipped in clustered codes
@@ -453,9 +453,11 @@ def measure(data: Data, engine: str, repeat: int, threads: int) -> dict[str, Any
     queries = min(SAMPLE, case.queries) if sampled else case.queries
     run = ENGINES[engine](data, threads)
     ready = peak()
-    first = timed(run, queries)
-    repeats = range(repeat if first < SLOW else min(repeat, 1))
-    seconds = [timed(run, queries) * case.queries / queries for _ in repeats]
+    timed(run, queries)
+    seconds: list[float] = []
+    while len(seconds) < repeat and sum(seconds) < LONGEST:
+        seconds.append(timed(run, queries))
+    seconds = [once * case.queries / queries for once in seconds]
     note = f"{queries} queries, scaled" if sampled else ""
     return {"seconds": seconds, "ready": ready, "peak": peak(), "note": note}
 
@@ -689,7 +691,7 @@ def main() -> None:
         "--run", action="append", type=Path, help="run or codes folder of learned codes; may be repeated"
     )
     parser.add_argument("--threads", type=int, default=usable_cores(), help="default: the usable cores")
-    parser.add_argument("--repeat", type=int, default=5, help="timed runs per engine; one if it is slow")
+    parser.add_argument("--repeat", type=int, default=5, help="timed runs per engine; fewer if it is slow")
     parser.add_argument("--quick", action="store_true", help="a few tiny cases, to see that everything works")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -32,7 +32,7 @@ MEASURED = yaml.safe_load((Path(__file__).parent.parent / "conf" / "metrics" / "
 KS, RADIUS = MEASURED["ks"], MEASURED["radius"]  # the same as in a run
 WHOLE = 10**8  # pairs; in larger cases the slow engines process only the first SAMPLE queries
 SAMPLE = 20
-SLOW = 20.0  # seconds; an engine that takes longer is timed once
+LONGEST = 15.0  # seconds that an engine is timed; no run begins later
 TOP = 100
 ROWS = 2**14  # codes generated at a time
 FLIPPED = 0.2  # share of the bits of a class centre that are flipped in clustered codes
@@ -50,6 +50,7 @@ class Case:
     classes: int
     labels: int  # labels drawn per image, with repetition
     map_at: int
+    folder: str = ""  # a codes folder with the codes, for learned codes
 
     def __str__(self) -> str:
         labels = f"{self.classes} classes" if self.labels == 1 else f"{self.classes} labels, up to {self.labels} each"
@@ -130,8 +131,54 @@ def make_side(case: Case, n: int, codes: str, seed: int) -> Side:
     return Side(packed, labels)
 
 
+def learned_case(run: Path) -> Case:
+    """Make a case of the codes of a finished run, from its folder or its codes folder."""
+    folder = run / "codes" if (run / "codes").is_dir() else run
+    query, database, manifest = read(str(folder))
+    sides = [learned_side(side) for side in (query, database)]
+    return Case(
+        manifest["provenance"]["dataset"],
+        query.n,
+        database.n,
+        query.bits,
+        classes=sides[0].labels.shape[1],
+        labels=max(int(side.labels.sum(axis=1).max()) for side in sides),
+        map_at=1_000,
+        folder=str(folder),
+    )
+
+
+@cache
+def read(folder: str) -> tuple[Any, Any, dict[str, Any]]:
+    """Read a codes folder."""
+    from deephash_cli.retrieval.codes_folder import load_codes
+
+    return load_codes(Path(folder))
+
+
+def learned_side(side: Any, rows: int | None = None) -> Side:
+    """Take the first codes and labels of a `CodeSet`."""
+    labels = side.labels[:rows]
+    if labels.ndim == 1:
+        labels = labels[:, None] == np.arange(side.labels.max() + 1)
+    return Side(np.array(side.packed[:rows]), np.array(labels, np.uint8))
+
+
+def repeats(data: Data) -> str:
+    """Say how many queries and items differ."""
+    query, database = (
+        len(np.unique(np.concatenate(arrays, axis=1), axis=0))
+        for arrays in ((data.query.packed, data.query.labels), (data.database.packed, data.database.labels))
+    )
+    case = data.case
+    return f"{query:,} of {case.queries:,} queries differ in code or labels, {database:,} of {case.database:,} items"
+
+
 def make(case: Case, codes: str) -> Data:
-    """Generate both sides in memory."""
+    """Generate both sides in memory, or read them if they are learned."""
+    if codes == "learned":
+        query, database, _ = read(case.folder)
+        return Data(case, learned_side(query, case.queries), learned_side(database, case.database))
     return Data(case, make_side(case, case.queries, codes, seed=1), make_side(case, case.database, codes, seed=2))
 
 
@@ -355,7 +402,7 @@ def check(case: Case, codes: str, threads: int) -> str:
     total, relevant = popcount_and_count_relevant(small, threads)(30)
     agree("total of both histograms", popcount_and_count(small, threads)(30), total)
     hits, items = np.cumsum(relevant, axis=1), np.cumsum(total, axis=1)
-    agree("recall by radius", (hits / hits[:, -1:]).mean(axis=0), report["pr_by_radius"]["recall"])
+    agree("recall by radius", (hits / np.maximum(hits[:, -1:], 1)).mean(axis=0), report["pr_by_radius"]["recall"])
     precision = (hits / np.maximum(items, 1)).mean(axis=0)
     agree("precision by radius", precision, report["pr_by_radius"]["precision"])
 
@@ -390,7 +437,7 @@ def serve(spec: dict[str, Any]) -> None:
         request = json.loads(line)
         try:
             if request["engine"] == "check":
-                answer = {"checked": check(case, codes, threads)}
+                answer = {"checked": check(case, codes, threads), "repeats": repeats(make(case, codes))}
             else:
                 data = data or make(case, codes)
                 answer = measure(data, request["engine"], request["repeat"], threads)
@@ -406,9 +453,11 @@ def measure(data: Data, engine: str, repeat: int, threads: int) -> dict[str, Any
     queries = min(SAMPLE, case.queries) if sampled else case.queries
     run = ENGINES[engine](data, threads)
     ready = peak()
-    first = timed(run, queries)
-    repeats = range(repeat if first < SLOW else min(repeat, 1))
-    seconds = [timed(run, queries) * case.queries / queries for _ in repeats]
+    timed(run, queries)
+    seconds: list[float] = []
+    while len(seconds) < repeat and sum(seconds) < LONGEST:
+        seconds.append(timed(run, queries))
+    seconds = [once * case.queries / queries for once in seconds]
     note = f"{queries} queries, scaled" if sampled else ""
     return {"seconds": seconds, "ready": ready, "peak": peak(), "note": note}
 
@@ -495,7 +544,8 @@ def compare(case: Case, codes: str, threads: int, repeat: int, memory: Collectio
         checked = worker.ask("check", 0)
         if "error" in checked:
             raise SystemExit(f"nothing was timed, because the check failed: {checked['error']}")
-        print(f"Checked on a small case to 1e-9 before timing: {checked['checked']}.\n")
+        print(f"Checked on a small case to 1e-9 before timing: {checked['checked']}.")
+        print(f"Of these codes, {checked['repeats']}.\n")
         head(
             "engine",
             "seconds, minimum",
@@ -636,15 +686,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--case", action="append", choices=names, help="may be repeated; default: all but big")
     parser.add_argument("--big", action="store_true", help="add the case with ten million items, through the command")
-    parser.add_argument("--codes", choices=("random", "clustered"), default="random")
+    parser.add_argument("--codes", choices=("random", "clustered", "learned"), default="random")
+    parser.add_argument(
+        "--run", action="append", type=Path, help="run or codes folder of learned codes; may be repeated"
+    )
     parser.add_argument("--threads", type=int, default=usable_cores(), help="default: the usable cores")
-    parser.add_argument("--repeat", type=int, default=5, help="timed runs per engine; one if it is slow")
+    parser.add_argument("--repeat", type=int, default=5, help="timed runs per engine; fewer if it is slow")
     parser.add_argument("--quick", action="store_true", help="a few tiny cases, to see that everything works")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
         serve(json.loads(options.worker))
         return
+
+    if (options.codes == "learned") != bool(options.run):
+        parser.error(
+            "--codes learned needs --run=FOLDER, the folder of a finished run of `deephash train`, and vice versa"
+        )
 
     sys.stdout.reconfigure(line_buffering=True)  # an interruption loses nothing, even if the output goes to a file
     usual = {"cifar10", "coco", "command"} if options.quick else set(names) - {"big"}
@@ -653,6 +711,9 @@ def main() -> None:
     if options.quick:
         repeat = 2
         cases, commands = ([replace(case, queries=20, database=3_000) for case in group] for group in (cases, commands))
+    if options.run:
+        cases, commands = [learned_case(run) for run in options.run], []
+        wanted = {case.name for case in cases}
     print(machine(options.threads))
     ratios = [
         compare(case, options.codes, options.threads, repeat, memory=[OURS] if options.quick else ENGINES)

@@ -10,21 +10,22 @@ A query without a relevant item scores 0 in every metric; it is never skipped. E
 own row alone, in an order that does not depend on the other rows, so splitting the queries changes no digit.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
-from jaxtyping import Bool, Float64, Int64, Integer, UInt8
+from jaxtyping import Bool, Float64, Int64, Integer, UInt8, UInt64
 
 Denominator = Literal["hits", "min", "relevant"]
+K = TypeVar("K")
 
 _ROWS = 2**16  # codes counted at a time
 _QUERIES = 2**10  # queries processed at a time where each needs its own array
 _STEPS = 32  # numbers of hits weighted at a time
 _NEGLIGIBLE = 1e-20  # weight of a number of hits, relative to the most likely number, below which it is left out
-_DRAWS = 2**17  # queries drawn at a time
+_DRAWS = 2**16  # queries drawn at a time: they stay in the cache
 
 _SERIES_FROM = 64  # from here on, three terms of the asymptotic series give every digit of a float64
 _FROM, _TO = np.arange(_SERIES_FROM + 1)[:, None], np.arange(_SERIES_FROM + 1)[None, :]
@@ -36,12 +37,19 @@ _SHORT_SUMS = np.cumsum(np.where(_TO > _FROM, 1.0 / np.maximum(_TO, 1), 0.0), ax
 class Histograms:
     """How many database items, and how many relevant ones, lie at each distance 0, 1, ... from each query.
 
+    Attributes:
+        total: Number of items.
+        relevant: Number of relevant items.
+        shared: Number of items that share exactly 0, 1, 2, ... labels with each query, from which `total` and
+            `relevant` were made. None: a relevant item shares one label.
+
     Raises:
         ValueError: If a count is negative, or if more items are relevant than lie at a distance.
     """
 
     total: Int64[np.ndarray, "q distances"]
     relevant: Int64[np.ndarray, "q distances"]
+    shared: Int64[np.ndarray, "q distances grades"] | None = None
 
     def __post_init__(self) -> None:
         if self.total.shape != self.relevant.shape or self.total.ndim != 2 or self.total.shape[1] == 0:
@@ -67,8 +75,8 @@ class Histograms:
         """
         if (shared < 0).any():
             raise ValueError("shared must hold numbers of items, got a negative number")
-        total = _over_grades(shared)
-        return Histograms(total, total - shared[:, :, 0])
+        total = np.einsum("qdg->qd", shared)  # several times faster than a sum when there are few grades
+        return Histograms(total, total - shared[:, :, 0], shared)
 
     @cached_property
     def within(self) -> Int64[np.ndarray, "q distances"]:
@@ -86,14 +94,59 @@ class Histograms:
         nearer, hits = self.within - self.total, self.hits_within - self.relevant
         return np.cumsum(_tie_terms(nearer, hits, self.total, self.relevant, self.total), axis=1)
 
-    def hits_among_first(self, ks: tuple[int, ...]) -> Float64[np.ndarray, "q ks"]:
-        """Expected number of relevant items among the first k. It is cached: precision and recall both need it."""
-        if ks not in self._kept:
-            self._kept[ks] = _expected_among_first(self.total, self.within, self.relevant, self.hits_within, ks)
-        return self._kept[ks]
+    @cached_property
+    def labels(self) -> Int64[np.ndarray, "q distances"]:
+        """Number of labels that the items at each distance share with the query."""
+        if self.shared is None or self.shared.shape[2] <= 2:
+            return self.relevant
+        return np.einsum("qdg,g->qd", self.shared, np.arange(self.shared.shape[2]))
 
     @cached_property
-    def _kept(self) -> dict[tuple[int, ...], np.ndarray]:
+    def labels_within(self) -> Int64[np.ndarray, "q distances"]:
+        """Number of labels that the items in the Hamming ball of each radius share with the query."""
+        return self.hits_within if self.labels is self.relevant else np.cumsum(self.labels, axis=1)
+
+    @cached_property
+    def mean_labels(self) -> Float64[np.ndarray, "q distances"]:
+        """Mean number of labels that the relevant items at each distance share with the query; 1 without any."""
+        return np.where(self.relevant > 0, _over(self.labels, self.relevant), 1.0)
+
+    @cached_property
+    def acgs_within(self) -> Float64[np.ndarray, "q distances"]:
+        """Expected sum, over the relevant items in the Hamming ball of each radius, of the ACG at their rank."""
+        if self.labels is self.relevant:
+            return self.precisions_within
+        nearer, labels = self.within - self.total, self.labels_within - self.labels
+        terms = _tie_terms(nearer, labels, self.total, self.relevant, self.total, self.mean_labels)
+        return np.cumsum(terms, axis=1)
+
+    def cut(self, ks: tuple[int, ...]) -> "_Cut":
+        """Find the groups of ties that the first k items end in."""
+        return self._once(("cut", ks), lambda: _cut(self.total, self.within, ks))
+
+    def hits_among_first(self, ks: tuple[int, ...]) -> Float64[np.ndarray, "q ks"]:
+        """Expected number of relevant items among the first k."""
+        return self._once(("hits", ks), lambda: _expected_among_first(self.cut(ks), self.relevant, self.hits_within))
+
+    def precision_among_first(self, r: int) -> Float64[np.ndarray, " q"]:
+        """Expected mean, over the relevant items among the first r, of the precision at their rank."""
+        nearer, ones = self.hits_within - self.relevant, np.ones(self.total.shape)
+        return self._once(("precision", r), lambda: _expected_at(self, r, self.precisions_within, nearer, ones))
+
+    def acg_among_first(self, r: int) -> Float64[np.ndarray, " q"]:
+        """Expected mean, over the relevant items among the first r, of the ACG at their rank."""
+        if self.labels is self.relevant:
+            return self.precision_among_first(r)
+        return _expected_at(self, r, self.acgs_within, self.labels_within - self.labels, self.mean_labels)
+
+    def _once(self, key: tuple[str, Any], compute: Callable[[], K]) -> K:
+        """Return what several metrics need, computed at its first use."""
+        if key not in self._kept:
+            self._kept[key] = compute()
+        return self._kept[key]
+
+    @cached_property
+    def _kept(self) -> dict[tuple[str, Any], Any]:
         return {}
 
 
@@ -145,8 +198,8 @@ def average_precision_at(h: Histograms, r: int, denominator: Denominator = "hits
     if denominator not in get_args(Denominator):
         raise ValueError(f"denominator must be one of {', '.join(get_args(Denominator))}, got {denominator!r}")
     if denominator == "hits":
-        return _expected_at(h, r, h.precisions_within, h.hits_within - h.relevant, np.ones(h.total.shape))
-    cut = _cut(h.total, h.within, [r])
+        return h.precision_among_first(r)
+    cut = h.cut((r,))
     complete, relevant = np.take(_shifted(h.precisions_within), cut.group), np.take(h.relevant, cut.group)
     hits = np.take(h.hits_within, cut.group) - relevant
     sums = (complete + _tie_terms(cut.nearer, hits, cut.size, relevant, cut.inside))[:, 0]
@@ -268,7 +321,7 @@ def empty_ball(h: Histograms, radius: int) -> Bool[np.ndarray, " q"]:
     return h.within[:, _column(h, radius)] == 0
 
 
-def ndcg_at(shared: Int64[np.ndarray, "q distances grades"], ks: Sequence[int]) -> Float64[np.ndarray, "q ks"]:
+def ndcg_at(h: Histograms, ks: Sequence[int]) -> Float64[np.ndarray, "q ks"]:
     """Normalized discounted cumulative gain of the first k: its expectation over ties, divided by the ideal gain.
 
     An item that shares g labels with the query has gain 2^g - 1, discounted at rank i by 1 / log2(1 + i). The ideal
@@ -276,15 +329,17 @@ def ndcg_at(shared: Int64[np.ndarray, "q distances grades"], ks: Sequence[int]) 
     Kekäläinen, "Cumulated gain-based evaluation of IR techniques", TOIS 2002; gains of Burges et al., ICML 2005.
 
     Args:
-        shared: Number of items at each distance that share exactly 0, 1, 2, ... labels with each query.
+        h: Histograms of the queries; those made by `Histograms.of_shared` know how many labels the items share.
         ks: Cut-offs k, in ranks.
 
     Raises:
         ValueError: If a k is below 1.
 
-    >>> ndcg_at(np.array([[[0, 1, 0], [0, 0, 1]]]), [1, 2]).round(6)  # 1/3, (1 + 3 / log2(3)) / (3 + 1 / log2(3))
+    >>> h = Histograms.of_shared(np.array([[[0, 1, 0], [0, 0, 1]]]))
+    >>> ndcg_at(h, [1, 2]).round(6)  # 1/3, (1 + 3 / log2(3)) / (3 + 1 / log2(3))
     array([[0.333333, 0.796708]])
     """
+    shared = h.shared if h.shared is not None else np.stack([h.total - h.relevant, h.relevant], axis=2)
     of_grade = np.einsum("qdg->qg", shared)
     grades = np.arange(shared.shape[2], dtype=np.int32)  # the type that ldexp takes as exponent
     # Only ratios of gains matter: divided by 2^largest they cannot overflow. No item has a grade above the largest.
@@ -293,34 +348,38 @@ def ndcg_at(shared: Int64[np.ndarray, "q distances grades"], ks: Sequence[int]) 
     at_distance = np.zeros(shared.shape[:2])
     for grade in grades[1:].tolist():
         at_distance += gains[:, grade, None] * shared[:, :, grade]
-    total = _over_grades(shared)
-    dcg, ideal = _discounted_gains([(total, _over(at_distance, total)), (of_grade[:, ::-1], gains[:, ::-1])], ks)
+    best = of_grade[:, ::-1]
+    dcg, ideal = _discounted_gains(
+        [
+            (h.cut(tuple(ks)), h.within, _over(at_distance, h.total)),
+            (_cut(best, np.cumsum(best, axis=1), ks), np.cumsum(best, axis=1), gains[:, ::-1]),
+        ]
+    )
     return np.divide(dcg, ideal, out=np.zeros_like(dcg), where=ideal > 0)
 
 
-def acg_at(shared: Int64[np.ndarray, "q distances grades"], ks: Sequence[int]) -> Float64[np.ndarray, "q ks"]:
+def acg_at(h: Histograms, ks: Sequence[int]) -> Float64[np.ndarray, "q ks"]:
     """Average number of labels that the first k items share with the query, in expectation over ties.
 
     Always divides by k, as if a database smaller than k were filled up with items that share no label. Järvelin and
     Kekäläinen, "IR evaluation methods for retrieving highly relevant documents", SIGIR 2000.
 
     Args:
-        shared: Number of items at each distance that share exactly 0, 1, 2, ... labels with each query.
+        h: Histograms of the queries; those made by `Histograms.of_shared` know how many labels the items share.
         ks: Cut-offs k, in ranks.
 
     Raises:
         ValueError: If a k is below 1.
 
-    >>> acg_at(np.array([[[0, 1, 0], [1, 0, 1]]]), [1, 2, 3])
+    >>> acg_at(Histograms.of_shared(np.array([[[0, 1, 0], [1, 0, 1]]])), [1, 2, 3])
     array([[1., 1., 1.]])
     """
-    total = _over_grades(shared)
-    labels = np.einsum("qdg,g->qd", shared, np.arange(shared.shape[2]))
-    within, labels_within = np.cumsum(total, axis=1), np.cumsum(labels, axis=1)
-    return _expected_among_first(total, within, labels, labels_within, ks) / np.array(ks, np.float64)
+    if h.labels is h.relevant:
+        return precision_at(h, ks)
+    return _expected_among_first(h.cut(tuple(ks)), h.labels, h.labels_within) / np.array(ks, np.float64)
 
 
-def wap(shared: Int64[np.ndarray, "q distances grades"]) -> Float64[np.ndarray, " q"]:
+def wap(h: Histograms) -> Float64[np.ndarray, " q"]:
     """Weighted average precision over the whole ranking, in expectation over all orders of the ties.
 
     The mean over the ranks of the relevant items of the average number of labels that the items up to this rank share
@@ -329,33 +388,33 @@ def wap(shared: Int64[np.ndarray, "q distances grades"]) -> Float64[np.ndarray, 
     precision.
 
     Args:
-        shared: Number of items at each distance that share exactly 0, 1, 2, ... labels with each query.
+        h: Histograms of the queries; those made by `Histograms.of_shared` know how many labels the items share.
 
-    >>> wap(np.array([[[0, 0, 1], [1, 1, 0]]]))  # ranks 1 and 3, or 1 and 2: (2 + (1 + 3/2) / 2) / 2
+    >>> h = Histograms.of_shared(np.array([[[0, 0, 1], [1, 1, 0]]]))
+    >>> wap(h)  # ranks 1 and 3, or 1 and 2: (2 + (1 + 3/2) / 2) / 2
     array([1.625])
     """
-    of = _Weighted(shared)
-    return _over(of.sums_within[:, -1], of.h.hits_within[:, -1])
+    return _over(h.acgs_within[:, -1], h.hits_within[:, -1])
 
 
-def wap_at(shared: Int64[np.ndarray, "q distances grades"], r: int) -> Float64[np.ndarray, " q"]:
+def wap_at(h: Histograms, r: int) -> Float64[np.ndarray, " q"]:
     """Weighted average precision of the first ``r`` ranks, in expectation over all orders of the ties.
 
     Divides by the number of relevant items among the first ``r``, as `average_precision_at` does by default. If there
     is none, the value is 0. A database smaller than ``r`` is ranked whole.
 
     Args:
-        shared: Number of items at each distance that share exactly 0, 1, 2, ... labels with each query.
+        h: Histograms of the queries; those made by `Histograms.of_shared` know how many labels the items share.
         r: Cut-off, in ranks.
 
     Raises:
         ValueError: If ``r`` is below 1.
 
-    >>> wap_at(np.array([[[0, 0, 1], [1, 1, 0]]]), 2)  # 2, or (2 + 3/2) / 2
+    >>> h = Histograms.of_shared(np.array([[[0, 0, 1], [1, 1, 0]]]))
+    >>> wap_at(h, 2)  # 2, or (2 + 3/2) / 2
     array([1.875])
     """
-    of = _Weighted(shared)
-    return _expected_at(of.h, r, of.sums_within, of.labels_nearer, of.mean_labels)
+    return h.acg_among_first(r)
 
 
 def bootstrap_interval(
@@ -450,12 +509,10 @@ def bit_balance(packed: UInt8[np.ndarray, "n bytes"], bits: int) -> Float64[np.n
     >>> bit_balance(np.array([[0b01], [0b11]], np.uint8), bits=2)
     array([1. , 0.5])
     """
-    counts = np.zeros((packed.shape[1], 256), np.int64)  # how often each byte has each of its values
-    for start in range(0, len(packed), _ROWS):
-        for byte, column in zip(counts, packed[start : start + _ROWS].T, strict=True):
-            byte += np.bincount(column, minlength=256)
-    bit_of_value = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
-    return _over((counts @ bit_of_value).reshape(-1)[:bits], np.array(len(packed)))
+    ones = np.zeros(bits, np.int64)
+    for columns in _columns(packed, bits):
+        ones += np.bitwise_count(columns).sum(axis=1, dtype=np.int64)
+    return _over(ones, np.array(len(packed)))
 
 
 def bit_correlation(packed: UInt8[np.ndarray, "n bytes"], bits: int) -> Float64[np.ndarray, "{bits} {bits}"]:
@@ -467,13 +524,24 @@ def bit_correlation(packed: UInt8[np.ndarray, "n bytes"], bits: int) -> Float64[
            [1., 0., 1.]])
     """
     both = np.zeros((bits, bits), np.int64)  # how often both bits are 1 in the same code
-    for start in range(0, len(packed), _ROWS):
-        codes = np.unpackbits(packed[start : start + _ROWS], axis=1, bitorder="little", count=bits)
-        codes = codes.astype(np.float32)  # counts up to 2^24 are exact in float32
-        both += (codes.T @ codes).astype(np.int64)
+    for columns in _columns(packed, bits):  # faster than a product of matrices, and without its threads
+        for bit, column in enumerate(columns):
+            both[bit, bit:] += np.bitwise_count(column & columns[bit:]).sum(axis=1, dtype=np.int64)
+    both = np.triu(both) + np.triu(both, 1).T
     n, ones = len(packed), both.diagonal()
     spread = np.sqrt(ones * (n - ones).astype(np.float64))
     return _over(n * both - np.outer(ones, ones), np.outer(spread, spread))
+
+
+def _columns(packed: UInt8[np.ndarray, "n bytes"], bits: int) -> Iterator[UInt64[np.ndarray, "{bits} words"]]:
+    """Yield the values of each bit in some thousand codes at a time: 64 codes a word, and zeros after the last code."""
+    for start in range(0, len(packed), _ROWS):
+        codes = np.ascontiguousarray(packed[start : start + _ROWS].T)
+        columns = np.zeros((bits, 8 * -(-codes.shape[1] // 64)), np.uint8)
+        for bit, column in enumerate(columns):
+            values = np.packbits(codes[bit // 8] & np.uint8(1 << bit % 8))
+            column[: len(values)] = values
+        yield columns.view(np.uint64)
 
 
 def unique_ratio(packed: UInt8[np.ndarray, "n bytes"]) -> float:
@@ -522,11 +590,8 @@ def _cut(total: np.ndarray, within: np.ndarray, ks: Sequence[int]) -> _Cut:
     return _Cut(group, nearer, size, ranks - nearer)
 
 
-def _expected_among_first(
-    total: np.ndarray, within: np.ndarray, amount: np.ndarray, amount_within: np.ndarray, ks: Sequence[int]
-) -> np.ndarray:
-    """Expected amount (relevant items, shared labels) among the first k items, (q, ks)."""
-    cut = _cut(total, within, ks)
+def _expected_among_first(cut: _Cut, amount: np.ndarray, amount_within: np.ndarray) -> np.ndarray:
+    """Expected amount (relevant items, shared labels) among the items before each cut, (q, ks)."""
     of_group = np.take(amount, cut.group)
     return np.take(amount_within, cut.group) - of_group + cut.inside * of_group / np.maximum(cut.size, 1)
 
@@ -538,26 +603,6 @@ def _average_precision_of_runs(h: Histograms, nearer: np.ndarray) -> np.ndarray:
     # the sum over t = 1..p of (P + t) / (A + t) = p + (P - A) * (sum over t of 1 / (A + t)).
     terms = h.relevant + (hits - nearer) * _harmonic(nearer, h.relevant)
     return _over(np.ascontiguousarray(terms).sum(axis=1), h.hits_within[:, -1])
-
-
-class _Weighted:
-    """What weighted average precision is computed from.
-
-    Attributes:
-        h: Histograms of the items that share a label with the query.
-        labels_nearer: Number of labels that the items nearer than each distance share with the query, (q, distances).
-        mean_labels: Mean number of labels that the relevant items at each distance share with the query.
-        sums_within: Expected sum of ACG at the ranks of the relevant items in the Hamming ball of each radius.
-    """
-
-    def __init__(self, shared: np.ndarray):
-        self.h = Histograms.of_shared(shared)
-        labels = np.einsum("qdg,g->qd", shared, np.arange(shared.shape[2]))
-        self.labels_nearer = np.cumsum(labels, axis=1) - labels
-        self.mean_labels = np.where(self.h.relevant > 0, _over(labels, self.h.relevant), 1.0)
-        total, nearer = self.h.total, self.h.within - self.h.total
-        terms = _tie_terms(nearer, self.labels_nearer, total, self.h.relevant, total, self.mean_labels)
-        self.sums_within = np.cumsum(terms, axis=1)
 
 
 def _expected_at(
@@ -572,7 +617,7 @@ def _expected_at(
         gains_nearer: Sum of the gains of the items nearer than each distance, (q, distances).
         mean_gains: Mean gain of the relevant items at each distance, (q, distances).
     """
-    cut = _cut(h.total, h.within, [r])
+    cut = h.cut((r,))
     relevant = np.take(h.relevant, cut.group)
     hits = np.take(h.hits_within, cut.group) - relevant
     complete, gains, gain = (np.take(of, cut.group) for of in (_shifted(sums_within), gains_nearer, mean_gains))
@@ -630,20 +675,27 @@ def _expected_over_hits(
     return sums / weights
 
 
-def _discounted_gains(rankings: Sequence[tuple[np.ndarray, np.ndarray]], ks: Sequence[int]) -> list[np.ndarray]:
-    """Expected discounted gain of the first k, (q, ks), for each ranking: its groups' sizes and their mean gains."""
-    withins = [np.cumsum(total, axis=1) for total, _ in rankings]
-    cuts = [_cut(total, within, ks) for (total, _), within in zip(rankings, withins, strict=True)]
+def _discounted_gains(rankings: Sequence[tuple[_Cut, np.ndarray, np.ndarray]]) -> list[np.ndarray]:
+    """Expected discounted gain of the first k, (q, ks), for each ranking.
+
+    Args:
+        rankings: The cuts of each ranking, all after the same ranks; the numbers of items in each group of ties and
+            before it, (q, groups); and the mean gains in each group, (q, groups).
+    """
+    cuts = [cut for cut, _, _ in rankings]
     last = int((cuts[0].nearer + cuts[0].inside).max(initial=0))  # the last rank that any cut includes
     # Differences of these prefix sums are used: in float64, small steps at late ranks would lose digits.
     discounts = np.zeros(last + 1, np.longdouble)
     np.cumsum(1 / np.log2(np.arange(2.0, last + 2)), dtype=np.longdouble, out=discounts[1:])
     gains = []
-    for (_, gain), within, cut in zip(rankings, withins, cuts, strict=True):
-        until = discounts[np.minimum(within, last)]
-        complete = np.cumsum(gain * np.diff(until, axis=1, prepend=0).astype(np.float64), axis=1)
+    for cut, within, gain in rankings:
+        group = cut.group - gain.shape[1] * np.arange(len(gain))[:, None]  # its place among those of its own query
+        used = slice(int(group.max(initial=0)) + 1)  # no cut is in a later group
+        until = discounts[np.minimum(within[:, used], last)]
+        complete = np.cumsum(gain[:, used] * np.diff(until, axis=1, prepend=0).astype(np.float64), axis=1)
         inside = discounts[cut.nearer + cut.inside] - discounts[cut.nearer]
-        gains.append(np.take(_shifted(complete), cut.group) + np.take(gain, cut.group) * inside.astype(np.float64))
+        before = np.take_along_axis(_shifted(complete), group, axis=1)
+        gains.append(before + np.take(gain, cut.group) * inside.astype(np.float64))
     return gains
 
 
@@ -698,11 +750,6 @@ def _shifted(cumulative: np.ndarray) -> np.ndarray:
 def _over(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
     """Divide sums by their counts. Where a count is 0, the sum is 0 too, and so is the quotient."""
     return numerator / np.maximum(denominator, 1)
-
-
-def _over_grades(shared: np.ndarray) -> np.ndarray:
-    """Number of items at each distance: ``shared.sum(axis=2)``, but several times faster when there are few grades."""
-    return np.einsum("qdg->qd", shared)
 
 
 def _column(h: Histograms, radius: int) -> int:

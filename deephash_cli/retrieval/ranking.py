@@ -10,14 +10,14 @@ The inner loops are compiled by numba. Without numba, NumPy computes the same, a
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import ModuleType
 from typing import TypeVar
 
 import numpy as np
-from jaxtyping import Bool, Float, Float64, Int64, Integer, UInt8
+from jaxtyping import Bool, Float, Float64, Int64, Integer, UInt8, UInt64
 
 from deephash_cli.cores import usable_cores
 from deephash_cli.retrieval.codes import packed_width
@@ -25,7 +25,7 @@ from deephash_cli.retrieval.codes import packed_width
 Labels = UInt8[np.ndarray, "_ classes"] | Integer[np.ndarray, " _"]
 T = TypeVar("T")
 
-_TOGETHER = 1024  # at most as many queries in one part, which is what a thread works on at a time
+_TOGETHER = 256  # queries in one part, which is what a thread works on at a time: their metrics stay in its cache
 _AHEAD = 4  # parts per thread that may be computed before the caller takes them
 _ROWS = 2**16  # rows converted at a time
 _LARGEST = float(np.finfo(np.float16).max)
@@ -38,6 +38,7 @@ class Counts:
     Attributes:
         queries: Rows of these queries among all queries.
         shared: Number of database items at each distance 0, 1, ... that share 0, 1, ... labels with the query.
+        graded: The same with the labels that `count` got under ``graded``; without these, it is ``shared``.
         precision_sums: Sum of the precisions at the relevant items, in stable order: by distance, ties by position in
             the database. One column for the ranks up to each cut-off, and a last one for the whole order.
         hits: Number of relevant items in each of these sums.
@@ -45,6 +46,7 @@ class Counts:
 
     queries: slice
     shared: Int64[np.ndarray, "q distances grades"]
+    graded: Int64[np.ndarray, "q distances other_grades"]
     precision_sums: Float64[np.ndarray, "q sums"]
     hits: Int64[np.ndarray, "q sums"]
 
@@ -58,6 +60,7 @@ def count(
     exclude: Int64[np.ndarray, " q"] | None = None,
     cuts: Sequence[int] = (),
     threads: int | None = None,
+    graded: tuple[Labels, Labels] | None = None,
 ) -> Iterator[Counts]:
     """Count the database items at each distance from each query, by the number of labels that they share with it.
 
@@ -71,6 +74,7 @@ def count(
             counted. None excludes no item.
         cuts: Cut-offs, in ranks, of the sums of precisions in stable order.
         threads: Number of threads, which share the queries; None: OMP_NUM_THREADS, or as many as there are cores.
+        graded: Other labels of the queries and of the database, by which items are counted as well.
 
     Returns:
         Counts for all queries in order, some queries at a time. With several threads, work starts at the call and
@@ -93,24 +97,64 @@ def count(
         )
     words = _words(query_packed).T.copy(), _words(database_packed)
     limits = np.minimum(np.array(cuts, np.float64), len(database_packed)).astype(np.int64)  # a cut-off can be 10**30
+    relevant = _counter(*words, bits, query_labels, database_labels, own, limits)
+    by_grade = None if graded is None else _counter(*words, bits, *graded, own, limits[:0])
+
+    def part(rows: slice) -> Counts:
+        shared, precision_sums, hits = relevant(rows)
+        others = shared if by_grade is None else by_grade(rows)[0]
+        return Counts(rows, shared, others, precision_sums, hits)
+
+    return _in_parts(part, len(query_packed), threads)
+
+
+def joined(counts: Iterable[Counts]) -> Iterator[Counts]:
+    """Join small parts: the metrics of few queries take about as long as those of one part."""
+    held: list[Counts] = []
+    for part in counts:
+        held.append(part)
+        if part.queries.stop - held[0].queries.start >= _TOGETHER // 2:
+            yield _as_one(held)
+            held = []
+    if held:
+        yield _as_one(held)
+
+
+def _as_one(parts: Sequence[Counts]) -> Counts:
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    shared = np.concatenate([part.shared for part in parts])
+    return Counts(
+        slice(first.queries.start, parts[-1].queries.stop),
+        shared,
+        shared if first.graded is first.shared else np.concatenate([part.graded for part in parts]),
+        np.concatenate([part.precision_sums for part in parts]),
+        np.concatenate([part.hits for part in parts]),
+    )
+
+
+def _counter(
+    query_words: UInt64[np.ndarray, "q words"],
+    database_words: UInt64[np.ndarray, "words n"],
+    bits: int,
+    query_labels: Labels,
+    database_labels: Labels,
+    own: Int64[np.ndarray, " q"],
+    limits: Int64[np.ndarray, " cuts"],
+) -> Callable[[slice], tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Prepare the counting by these labels, of the kernel that fits them, for some consecutive queries at a time."""
     kernels = _kernels()
     query_labels, database_labels, grades = _labels(query_labels, database_labels)
     if query_labels.ndim == 1:
         members, spans = _members(query_labels, database_labels)
-
-        def part(rows: slice) -> Counts:
-            counts = kernels.count_classes(words[0][rows], words[1], members, spans[rows], own[rows], limits, bits)
-            return Counts(rows, *counts)
-    else:
-        query_labels = query_labels.T.copy()
-
-        def part(rows: slice) -> Counts:
-            labels = query_labels[rows], database_labels
-            return Counts(
-                rows, *kernels.count_labels(words[0][rows], words[1], *labels, own[rows], limits, bits, grades)
-            )
-
-    return _in_parts(part, len(query_packed), threads)
+        return lambda rows: kernels.count_classes(
+            query_words[rows], database_words, members, spans[rows], own[rows], limits, bits
+        )
+    query_labels = query_labels.T.copy()
+    return lambda rows: kernels.count_labels(
+        query_words[rows], database_words, query_labels[rows], database_labels, own[rows], limits, bits, grades
+    )
 
 
 def nearest(
@@ -350,13 +394,13 @@ def _kernels() -> ModuleType:
     return compiled
 
 
-def _in_parts(work: Callable[[slice], T], queries: int, threads: int | None, most: int = _TOGETHER) -> Iterator[T]:
+def _in_parts(work: Callable[[slice], T], queries: int, threads: int | None, most: int | None = None) -> Iterator[T]:
     """Yield results for some queries at a time, in order. Only a few parts are computed ahead, which bounds memory."""
     threads = usable_threads() if threads is None else threads
     if threads < 1:
         raise ValueError(f"threads must be at least 1, got {threads}")
     # At least two parts per thread: the caller processes the first while the second is computed.
-    size = max(1, min(most, -(-queries // (2 * threads)) if threads > 1 else queries))
+    size = max(1, min(most or _TOGETHER, -(-queries // (2 * threads)) if threads > 1 else queries))
     slices = [slice(start, min(start + size, queries)) for start in range(0, queries, size)]
     if threads == 1 or len(slices) < 2:
         return map(work, slices)

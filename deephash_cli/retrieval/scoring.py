@@ -58,7 +58,6 @@ CLASSES = 1000  # largest number of classes for which there is a table by class
 
 SETTINGS = ("ks", "map_at", "radius", "zero_hits", "similar")  # settings of an evaluation
 _DEFAULTS = {"zero_hits": "zero", "similar": similarity.ONE}  # what manifests of earlier versions mean that lack them
-_Counted = tuple[ranking.Counts, Int64[np.ndarray, "q distances grades"]]  # of relevant items; by shared labels
 _NEEDED = (
     *(f"provenance.{name}" for name in ("method", "module", "model", "dataset", "split.name", "split.sha256", "seed")),
     *(f"evaluation.{name}" for name in SETTINGS if name not in _DEFAULTS),
@@ -109,6 +108,7 @@ def evaluate(
     own, labels = self_matches(query, database), (query.labels, database.labels)
     query, database = _related(query, database, similar)
     counts, places = _counts(query, database, labels, own, map_at, threads)
+    statistics = _statistics(database)  # while threads count
     values = {name: value[places] for name, value in _per_query(counts, ks, map_at, radius, curve).items()}
     if query.u is not None:
         values |= asymmetric.per_query(query, database, own, ks, map_at, threads)
@@ -138,7 +138,7 @@ def evaluate(
         "distances": {side: by_distance[counted].sum(axis=0).tolist() for side, by_distance in distances.items()},
         "per_class": _per_class(values["map"][counted], labels[0][counted]),
         "hardest_queries": _hardest(query, values["map"], relevant),
-        **_statistics(database),
+        **statistics,
         **_sizes(query, database),
         "queries_without_relevant": int((relevant == 0).sum()),
         "k_beyond_database": [int(k) for k in ks if k > database.n],
@@ -343,7 +343,7 @@ def _counts(
     own: Int64[np.ndarray, " q"],
     map_at: Sequence[int],
     threads: int | None,
-) -> tuple[Iterator[_Counted], Int64[np.ndarray, " q"]]:
+) -> tuple[Iterator[ranking.Counts], Int64[np.ndarray, " q"]]:
     """Count the relevant items, and all items by shared labels, for the queries that differ, some of them at a time.
 
     Args:
@@ -358,61 +358,68 @@ def _counts(
         The counts, and the place of each query's counts among them.
     """
     rows, places = _different(query.packed, labels[0], own)
-    codes, exclude = (query.packed[rows], database.packed, query.bits), own[rows]
-    sides = query.labels[rows], database.labels
-    counts = ranking.count(*codes, *sides, exclude=exclude, cuts=map_at, threads=threads)
-    if labels[0] is query.labels:
-        return ((part, part.shared) for part in counts), places
-    shared = ranking.count(*codes, labels[0][rows], labels[1], exclude=exclude, threads=threads)
-    return ((part, of_labels.shared) for part, of_labels in zip(counts, shared, strict=True)), places
+    counts = ranking.count(
+        query.packed[rows],
+        database.packed,
+        query.bits,
+        query.labels[rows],
+        database.labels,
+        exclude=own[rows],
+        cuts=map_at,
+        threads=threads,
+        graded=None if labels[0] is query.labels else (labels[0][rows], labels[1]),
+    )
+    return counts, places
 
 
 def _per_query(
-    counts: Iterable[_Counted],
-    ks: Sequence[int],
-    map_at: Sequence[int],
-    radius: int,
-    curve: Sequence[int],
+    counts: Iterable[ranking.Counts], ks: Sequence[int], map_at: Sequence[int], radius: int, curve: Sequence[int]
 ) -> dict[str, np.ndarray]:
     """Every metric for every query, as arrays (q,), (q, cut-offs) or (q, distances)."""
-    ranks = [*ks, *curve]
-    parts = []
-    for part, shared in counts:
-        h = metrics.Histograms.of_shared(part.shared)
-        precision, recall = metrics.precision_at(h, ranks), metrics.recall_at(h, ranks)
-        stable = part.precision_sums / np.maximum(part.hits, 1)
-        values = {
-            "relevant": h.relevant.sum(axis=1),
-            "relevant_by_distance": h.relevant,
-            "other_by_distance": h.total - h.relevant,
-            "map": metrics.average_precision(h),
-            "map_stable": stable[:, -1],
-            "map_best": metrics.average_precision_best(h),
-            "map_worst": metrics.average_precision_worst(h),
-        }
-        for i, r in enumerate(map_at):
-            values[f"map_at_{r}"] = metrics.average_precision_at(h, r)
-            values[f"map_at_{r}_stable"] = stable[:, i]
-            values[f"map_at_{r}_min"] = metrics.average_precision_at(h, r, "min")
-            values[f"map_at_{r}_relevant"] = metrics.average_precision_at(h, r, "relevant")
-        values["wap"] = metrics.wap(shared)
-        values |= {f"wap_at_{r}": metrics.wap_at(shared, r) for r in map_at}
-        values |= {
-            f"map_within_{radius}": metrics.average_precision_within(h, radius),
-            f"precision_within_{radius}": metrics.precision_within(h, radius),
-            f"recall_within_{radius}": metrics.recall_within(h, radius),
-            "empty_ball_rate": metrics.empty_ball(h, radius),
-            "precision_at_k": precision[:, : len(ks)],
-            "recall_at_k": recall[:, : len(ks)],
-            "ndcg_at_k": metrics.ndcg_at(shared, ks),
-            "acg_at_k": metrics.acg_at(shared, ks),
-            "precision_by_radius": metrics.precision_by_radius(h),
-            "recall_by_radius": metrics.recall_by_radius(h),
-            "precision_by_rank": precision[:, len(ks) :],
-            "recall_by_rank": recall[:, len(ks) :],
-        }
-        parts.append(values)
+    parts = [_of_counts(part, ks, map_at, radius, curve) for part in ranking.joined(counts)]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _of_counts(
+    counts: ranking.Counts, ks: Sequence[int], map_at: Sequence[int], radius: int, curve: Sequence[int]
+) -> dict[str, np.ndarray]:
+    """Every metric of some queries, as `_per_query` returns them."""
+    ranks = [*ks, *curve]
+    h = metrics.Histograms.of_shared(counts.shared)
+    graded = h if counts.graded is counts.shared else metrics.Histograms.of_shared(counts.graded)
+    precision, recall = metrics.precision_at(h, ranks), metrics.recall_at(h, ranks)
+    stable = counts.precision_sums / np.maximum(counts.hits, 1)
+    values = {
+        "relevant": h.relevant.sum(axis=1),
+        "relevant_by_distance": h.relevant,
+        "other_by_distance": h.total - h.relevant,
+        "map": metrics.average_precision(h),
+        "map_stable": stable[:, -1],
+        "map_best": metrics.average_precision_best(h),
+        "map_worst": metrics.average_precision_worst(h),
+    }
+    for i, r in enumerate(map_at):
+        values[f"map_at_{r}"] = metrics.average_precision_at(h, r)
+        values[f"map_at_{r}_stable"] = stable[:, i]
+        values[f"map_at_{r}_min"] = metrics.average_precision_at(h, r, "min")
+        values[f"map_at_{r}_relevant"] = metrics.average_precision_at(h, r, "relevant")
+    values["wap"] = metrics.wap(graded)
+    values |= {f"wap_at_{r}": metrics.wap_at(graded, r) for r in map_at}
+    return {
+        **values,
+        f"map_within_{radius}": metrics.average_precision_within(h, radius),
+        f"precision_within_{radius}": metrics.precision_within(h, radius),
+        f"recall_within_{radius}": metrics.recall_within(h, radius),
+        "empty_ball_rate": metrics.empty_ball(h, radius),
+        "precision_at_k": precision[:, : len(ks)],
+        "recall_at_k": recall[:, : len(ks)],
+        "ndcg_at_k": metrics.ndcg_at(graded, ks),
+        "acg_at_k": metrics.acg_at(graded, ks),
+        "precision_by_radius": metrics.precision_by_radius(h),
+        "recall_by_radius": metrics.recall_by_radius(h),
+        "precision_by_rank": precision[:, len(ks) :],
+        "recall_by_rank": recall[:, len(ks) :],
+    }
 
 
 def score(

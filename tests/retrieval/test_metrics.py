@@ -132,8 +132,8 @@ def test_against_every_order(case):
     for metric, twin in (
         (metrics.precision_at(h, ks), slow_precision),
         (metrics.recall_at(h, ks), slow_recall),
-        (metrics.ndcg_at(shared, ks), slow_ndcg),
-        (metrics.acg_at(shared, ks), slow_acg),
+        (metrics.ndcg_at(h, ks), slow_ndcg),
+        (metrics.acg_at(h, ks), slow_acg),
     ):
         by_loops = [expected(lambda order, k=k, twin=twin: twin(order, k), orders) for k in ks]
         assert metric[0] == pytest.approx(by_loops, **EXACT), twin.__name__
@@ -141,8 +141,8 @@ def test_against_every_order(case):
         value = expected(lambda order, r=r, d=denominator: slow_ap_at(order, r, d), orders)
         assert metrics.average_precision_at(h, r, denominator)[0] == pytest.approx(value, **EXACT), (r, denominator)
     by_loops = [expected(lambda order, r=r: slow_wap(order, r), orders) for r in ks]
-    assert [metrics.wap_at(shared, r)[0] for r in ks] == pytest.approx(by_loops, **EXACT)
-    assert metrics.wap(shared)[0] == pytest.approx(by_loops[-1], **EXACT)
+    assert [metrics.wap_at(h, r)[0] for r in ks] == pytest.approx(by_loops, **EXACT)
+    assert metrics.wap(h)[0] == pytest.approx(by_loops[-1], **EXACT)
 
     for radius in range(len(groups) + 2):
         inside = sum(map(len, groups[: radius + 1]))
@@ -188,19 +188,13 @@ OF_HISTOGRAMS = {
     "recall_within": partial(metrics.recall_within, radius=20),
     "average_precision_within": partial(metrics.average_precision_within, radius=20),
     "empty_ball": partial(metrics.empty_ball, radius=2),
-}
-OF_SHARED = {
     "ndcg_at": partial(metrics.ndcg_at, ks=KS),
     "acg_at": partial(metrics.acg_at, ks=KS),
     "wap": metrics.wap,
     **{f"wap_at {r}": partial(metrics.wap_at, r=r) for r in (3, 1000, 50_000)},
 }
 EVERY_METRIC = {  # each as a function of the histogram of shared labels
-    **{
-        name: lambda shared, metric=metric: metric(Histograms.of_shared(shared))
-        for name, metric in OF_HISTOGRAMS.items()
-    },
-    **OF_SHARED,
+    name: lambda shared, metric=metric: metric(Histograms.of_shared(shared)) for name, metric in OF_HISTOGRAMS.items()
 }
 
 
@@ -219,11 +213,9 @@ def test_same_digits_however_queries_are_divided(name, monkeypatch):
 def test_same_digits_however_arrays_are_laid_out():
     shared = many_queries()
     h = Histograms.of_shared(shared)
-    other = Histograms(np.asfortranarray(h.total), np.asfortranarray(h.relevant))
+    other = Histograms(*(np.asfortranarray(side) for side in (h.total, h.relevant, shared)))
     for metric in OF_HISTOGRAMS.values():
         np.testing.assert_array_equal(metric(h), metric(other))
-    for metric in OF_SHARED.values():
-        np.testing.assert_array_equal(metric(shared), metric(np.asfortranarray(shared)))
 
 
 @pytest.mark.parametrize("name", EVERY_METRIC)
@@ -234,15 +226,10 @@ def test_without_queries_there_are_no_values(name):
 def test_cut_offs_are_independent_of_each_other():
     shared = many_queries(q=40, seed=1)
     h = Histograms.of_shared(shared)
-    for metric, side in (
-        (metrics.precision_at, h),
-        (metrics.recall_at, h),
-        (metrics.ndcg_at, shared),
-        (metrics.acg_at, shared),
-    ):
-        one_by_one = [metric(side, [k]) for k in KS]
-        np.testing.assert_array_equal(metric(side, KS), np.concatenate(one_by_one, axis=1))
-        assert metric(side, []).shape == (40, 0)
+    for metric in (metrics.precision_at, metrics.recall_at, metrics.ndcg_at, metrics.acg_at):
+        one_by_one = [metric(h, [k]) for k in KS]
+        np.testing.assert_array_equal(metric(h, KS), np.concatenate(one_by_one, axis=1))
+        assert metric(h, []).shape == (40, 0)
 
 
 # Other programs.
@@ -279,7 +266,8 @@ def test_ndcg_agrees_with_sklearn_which_averages_over_ties(distances):
     rng, ks = np.random.default_rng(distances), [1, 2, 5, 17, 59, 60, 100]
     for _ in range(20):
         distance, grades = rng.integers(0, distances, 60), rng.integers(0, 5, 60)
-        values = metrics.ndcg_at(shared_of([grades[distance == d].tolist() for d in range(distances)]), ks)[0]
+        shared = shared_of([grades[distance == d].tolist() for d in range(distances)])
+        values = metrics.ndcg_at(Histograms.of_shared(shared), ks)[0]
         gains = 2.0**grades - 1
         assert values == pytest.approx(
             [sklearn_metrics.ndcg_score(gains[None], -distance[None].astype(float), k=k) for k in ks], **EXACT
@@ -296,7 +284,7 @@ def test_without_ties_cut_offs_agree_with_torchmetrics():
         for values, reference, target in (
             (metrics.precision_at(h, ks)[0], retrieval.retrieval_precision, is_relevant),
             (metrics.recall_at(h, ks)[0], retrieval.retrieval_recall, is_relevant),
-            (metrics.ndcg_at(shared, ks)[0], retrieval.retrieval_normalized_dcg, gains),
+            (metrics.ndcg_at(h, ks)[0], retrieval.retrieval_normalized_dcg, gains),
             (
                 [metrics.average_precision_at(h, k, "hits")[0] for k in ks],
                 retrieval.retrieval_average_precision,
@@ -334,7 +322,7 @@ def test_perfect_codes_score_exactly_one():
     for r in (1, 100, 5900, 59000, 10**12):
         assert metrics.average_precision_at(h, r)[0] == pytest.approx(1, rel=1e-15)
     assert metrics.average_precision_within(h, 0)[0] == metrics.recall_within(h, 0)[0] == 1
-    assert metrics.ndcg_at(np.array([[[0, 5900], [53100, 0]]]), [1, 100, 5900, 59000])[0].tolist() == [1] * 4
+    assert metrics.ndcg_at(h, [1, 100, 5900, 59000])[0].tolist() == [1] * 4
 
 
 def test_one_hit_at_rank_one_shows_what_the_denominators_mean():
@@ -363,17 +351,22 @@ def test_rank_beyond_the_database():
         assert metrics.precision_at(h, [k])[0, 0] == pytest.approx(3 / k, rel=1e-15)
         assert metrics.recall_at(h, [k])[0, 0] == 1
         assert metrics.average_precision_at(h, k)[0] == pytest.approx(metrics.average_precision(h)[0], **EXACT)
-        shared = shared_of([[0, 2], [1, 1]])
-        assert metrics.ndcg_at(shared, [k]) == metrics.ndcg_at(shared, [4])
-        assert metrics.acg_at(shared, [k])[0, 0] == pytest.approx(4 / k, rel=1e-15)
+        graded = Histograms.of_shared(shared_of([[0, 2], [1, 1]]))
+        assert metrics.ndcg_at(graded, [k]) == metrics.ndcg_at(graded, [4])
+        assert metrics.acg_at(graded, [k])[0, 0] == pytest.approx(4 / k, rel=1e-15)
 
 
 def test_with_one_label_each_weighted_average_precision_is_average_precision():
+    """One label each is computed as average precision; the sums for several labels agree to the last digit."""
     shared = many_queries(grades=2)
-    h = Histograms.of_shared(shared)
-    np.testing.assert_array_equal(metrics.wap(shared), metrics.average_precision(h))
+    h, wide = Histograms.of_shared(shared), Histograms.of_shared(np.pad(shared, ((0, 0), (0, 0), (0, 1))))
+    np.testing.assert_array_equal(metrics.wap(wide), metrics.average_precision(h))
+    np.testing.assert_array_equal(metrics.acg_at(wide, KS), metrics.precision_at(h, KS))
     for r in (1, 1000):
-        np.testing.assert_array_equal(metrics.wap_at(shared, r), metrics.average_precision_at(h, r))
+        np.testing.assert_array_equal(metrics.wap_at(wide, r), metrics.average_precision_at(h, r))
+    for metric in OF_HISTOGRAMS.values():
+        np.testing.assert_array_equal(metric(h), metric(wide))
+        np.testing.assert_array_equal(metric(h), metric(Histograms(h.total, h.relevant)))
 
 
 def test_shared_labels_count_as_relevance():
@@ -486,7 +479,7 @@ def test_ndcg_keeps_its_digits_far_out():
     shared[0, 0, 0], shared[0, 1, 1] = 10**6, 2
     late = 1 / math.log2(10**6 + 2) + 1 / math.log2(10**6 + 3)
     longer = np.finfo(np.longdouble).eps < 1e-16  # on some machines longdouble is no longer than float64
-    value = metrics.ndcg_at(shared, [10**12])[0, 0]
+    value = metrics.ndcg_at(Histograms.of_shared(shared), [10**12])[0, 0]
     assert value == pytest.approx(late / (1 + 1 / math.log2(3)), rel=1e-13 if longer else 1e-9)
 
 
@@ -495,7 +488,7 @@ def test_ndcg_of_very_many_shared_labels_neither_overflows_nor_vanishes():
     shared[0, 0, 999] = shared[0, 1, 1000] = 1
     shared[1, 0, 0] = shared[1, 1, 1] = 1  # in the other query the largest grade is 1
     second = 1 / math.log2(3)
-    assert metrics.ndcg_at(shared, [1, 2]) == pytest.approx(
+    assert metrics.ndcg_at(Histograms.of_shared(shared), [1, 2]) == pytest.approx(
         np.array([[0.5, (0.5 + second) / (1 + 0.5 * second)], [0, second]]), **EXACT
     )
 
@@ -726,8 +719,8 @@ def test_ranks_below_one_are_refused(k):
         lambda: metrics.precision_at(h, [1, k]),
         lambda: metrics.recall_at(h, [1, k]),
         lambda: metrics.average_precision_at(h, k),
-        lambda: metrics.ndcg_at(shared, [k]),
-        lambda: metrics.acg_at(shared, [1, k]),
+        lambda: metrics.ndcg_at(h, [k]),
+        lambda: metrics.acg_at(h, [1, k]),
     ):
         with pytest.raises(ValueError, match=f"k must be between 1 and the database size 5, got {k}"):
             call()

@@ -205,6 +205,19 @@ def test_neither_threads_nor_grouping_of_queries_change_a_bit(engine, kind, data
         assert_same([np.concatenate(both) for both in zip(*parts, strict=True)], whole)
 
 
+def test_small_parts_are_joined(monkeypatch):
+    problem = Problem(0, q=11, kind="multi")
+    classes = tuple(side.argmax(axis=1) for side in problem.arguments[3:5])
+    expected = counted(*problem.arguments)
+    by_class, *_ = counted(*problem.arguments[:3], *classes, problem.exclude)
+    monkeypatch.setattr(ranking, "_TOGETHER", 4)
+    for graded, grades in ((None, expected[0]), (classes, by_class)):
+        parts = list(ranking.joined(ranking.count(*problem.arguments, cuts=CUTS, threads=6, graded=graded)))
+        assert [part.queries for part in parts] == [slice(start, min(start + 2, 11)) for start in range(0, 11, 2)]
+        for name, values in zip(("shared", "precision_sums", "hits", "graded"), (*expected, grades), strict=True):
+            np.testing.assert_array_equal(np.concatenate([getattr(part, name) for part in parts]), values)
+
+
 @given(data=st.data())
 @same_engine
 def test_counts_do_not_see_the_order_of_anything(engine, data):

@@ -447,29 +447,33 @@ def test_refusals():
 
 
 @given(
-    st.integers(0, 10**6), st.integers(1, 24), st.sampled_from([0.0, 0.02, 0.3]), st.booleans(), st.booleans(),
-    st.sampled_from(["one", "all"]), st.sampled_from(["zero", "skip"]),
+    st.integers(0, 10**6), st.integers(1, 24), st.sampled_from([1, 30, 300]), st.sampled_from([0.0, 0.02, 0.3]),
+    st.booleans(), st.booleans(), st.sampled_from(["one", "all"]), st.sampled_from(["zero", "skip"]),
+    st.lists(st.integers(1, 400), max_size=3), st.integers(1, 3),
 )  # fmt: skip
-@settings(max_examples=25, deadline=None)
-def test_equal_queries_are_ranked_once_and_no_digit_moves(seed, q, noise, multi, as_numbers, similar, zero_hits):
-    query, database = sides(seed, q=q, n=30, bits=9, classes=3, multi=multi, noise=noise)
-    database = CodeSet(
-        database.packed, 9, database.labels, [*(query.ids[:3] or []), *database.ids[len(query.ids[:3]) :]]
-    )
+@settings(max_examples=40, deadline=None)
+def test_the_fast_way_moves_no_digit(
+    seed, q, n, noise, multi, as_numbers, similar, zero_hits, map_at, threads
+):  # fmt: skip
+    """Equal queries ranked once, several threads and compiled loops, against NumPy alone and every query by itself."""
+    query, database = sides(seed, q=q, n=n, bits=9, classes=3, multi=multi, noise=noise)
+    own = query.ids[: min(3, n)]
+    database = CodeSet(database.packed, 9, database.labels, [*own, *database.ids[len(own) :]])
     if as_numbers and not multi:
         query, database = numbered(query), numbered(database)
-    chosen = {**OPTIONS, "similar": similar, "zero_hits": zero_hits}
+    chosen = {**OPTIONS, "map_at": map_at, "similar": similar, "zero_hits": zero_hits}
 
-    def result():
+    def result(threads):
         try:
-            return json.dumps(evaluate(query, database, **chosen))
+            return json.dumps(evaluate(query, database, **chosen, threads=threads))
         except DataError as error:
             return str(error)
 
-    found = result()
+    found = result(threads)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scoring, "_different", lambda packed, *_: (np.arange(len(packed)),) * 2)
-        assert result() == found
+        patch.setattr(ranking, "_kernels", lambda: vectorized)
+        assert result(1) == found
 
 
 def test_equal_queries_are_those_of_one_code_one_set_of_labels_and_one_place():

@@ -21,9 +21,11 @@ from numba.extending import intrinsic
 BLOCK = 2048  # database items processed at a time
 STEP = 32  # a search for many items looks at one of so many blocks first
 LANES = 64  # items compared at once: the answers are the 64 bits of one machine word
+NOTES = 64  # notes processed at a time: the processor begins the next ones while it adds up the precisions of these
 # A note describes a relevant item in one 64-bit word: the number of items seen at its distance so far, itself included
 # (32 bits); its distance (17 bits); and, if images can have several labels, the number of shared labels (15 bits).
 _ONE, _DISTANCE, _GRADE = np.uint64(1), np.uint64(32), np.uint64(49)
+_HIT = np.uint64(2**32)  # a rank and its number of hits: the items up to it (32 bits), and the relevant ones among them
 _PLACE, _LOW_47 = np.uint64(47), np.uint64(2**47 - 1)  # a found item: its distance, then its position (47 bits)
 _LOW_17, _LOW_32 = np.uint64(2**17 - 1), np.uint64(2**32 - 1)
 
@@ -129,13 +131,41 @@ def _tally(distance, seen, states):
         seen[d] = count
 
 
+@_inner
+@no_type_check
+def _first_from(members, start, stop, position):
+    """Return the first of the places from ``start`` to ``stop`` whose member is at this position or behind it."""
+    while start < stop:
+        middle = (start + stop) >> 1
+        if members[middle] < position:
+            start = middle + 1
+        else:
+            stop = middle
+    return start
+
+
+@_inner
+@no_type_check
+def _note(members, member, end, first, distance, states, relevant, notes, n_notes):
+    """Write the notes of the relevant items of a block, and count them by distance."""
+    some, some_notes = members[member:end], notes[n_notes:]
+    for k in range(some.shape[0]):  # from 0, because numba tests whether any other index is negative
+        j = np.uint64(some[k]) - np.uint64(first)
+        d = distance[j]
+        lane = j >> np.uint64(6)  # index of its group of 64
+        # Items seen up to this one: the count at the end of its group less those after it in the group.
+        later = _popcount(_equal(distance, np.int64(lane << np.uint64(6)), d) >> (j & np.uint64(63)) >> _ONE)
+        some_notes[k] = states[d, lane] - later
+        relevant[d] += 1
+
+
 @no_type_check
 def _count_classes(
     query_words, database_words, members, spans, exclude, cuts, distance, notes, shared, precision_sums, hits
 ):
     n, distances = database_words.shape[1], shared.shape[1]
     seen, states = np.empty(distances + 1, np.uint64), np.empty((distances + 1, BLOCK // LANES), np.uint64)
-    nearer, relevant = np.empty(distances, np.int64), np.empty(distances, np.int64)
+    nearer, relevant = np.empty(distances, np.uint64), np.empty(distances, np.int64)
     for i in range(query_words.shape[0]):
         for d in range(distances):
             relevant[d] = 0
@@ -156,20 +186,13 @@ def _count_classes(
                 for j in range(size, whole):
                     distance[j] = distances  # fill the last group with a distance whose count is not used
                 _tally(distance[:whole], seen, states)
-                while member < last and members[member] < first + size:
-                    # Items seen up to this one: the count at the end of its group less those after it in the group.
-                    j = members[member] - first
-                    d = distance[j]
-                    lane = j >> 6  # index of its group of 64
-                    later = _popcount(_equal(distance, lane << 6, d) >> np.uint64(j & 63) >> _ONE)
-                    notes[n_notes] = states[d, lane] - later
-                    relevant[d] += 1
-                    n_notes += 1
-                    member += 1
+                end = _first_from(members, member, last, first + size)
+                _note(members, member, end, first, distance, states, relevant, notes, n_notes)
+                member, n_notes = end, n_notes + end - member
         for d in range(distances):
             total = np.int64(seen[d] & _LOW_32)
             shared[i, d, 0], shared[i, d, 1] = total - relevant[d], relevant[d]
-        _average(notes[:n_notes], shared[i], cuts, nearer, relevant, precision_sums[i], hits[i])
+        _average(notes[:n_notes], shared[i], cuts, nearer, precision_sums[i], hits[i])
 
 
 @no_type_check
@@ -178,8 +201,7 @@ def _count_labels(
     precision_sums, hits,
 ):  # fmt: skip
     n, distances, grades = database_words.shape[1], shared.shape[1], shared.shape[2]
-    seen = np.empty(distances, np.uint64)
-    nearer, relevant = np.empty(distances, np.int64), np.empty(distances, np.int64)
+    seen, nearer = np.empty(distances, np.uint64), np.empty(distances, np.uint64)
     for i in range(query_words.shape[0]):
         for d in range(distances):
             seen[d] = np.uint64(d) << _DISTANCE
@@ -208,34 +230,53 @@ def _count_labels(
             shared[i, d, 0] = np.int64(seen[d] & _LOW_32)
             for g in range(1, grades):
                 shared[i, d, 0] -= shared[i, d, g]
-        _average(notes[:n_notes], shared[i], cuts, nearer, relevant, precision_sums[i], hits[i])
+        _average(notes[:n_notes], shared[i], cuts, nearer, precision_sums[i], hits[i])
 
 
 @_inner
 @no_type_check
-def _average(notes, shared, cuts, nearer, hits_nearer, precision_sums, hits):
-    """Sum the precisions at the relevant items of one query, in the order of the database."""
-    total, found = 0, 0
+def _average(notes, shared, cuts, nearer, precision_sums, hits):
+    """Sum the precisions at the relevant items of one query, in the order of the database.
+
+    Args:
+        notes: Notes of the relevant items.
+        shared: Number of items at each distance that share 0, 1, ... labels.
+        cuts: Ranks up to which each sum goes; the last one is the number of items.
+        nearer: Space for the rank before the first item at each distance, and its number of hits.
+        precision_sums: Space for the sums.
+        hits: Space for the number of relevant items in each sum.
+    """
+    total = np.uint64(0)
     for d in range(shared.shape[0]):
-        nearer[d], hits_nearer[d] = total, found
-        total += shared[d, 0]
-        for g in range(1, shared.shape[1]):
-            total, found = total + shared[d, g], found + shared[d, g]
-    last_cut, precision_sum = 0, 0.0
-    for c in range(cuts.shape[0]):
-        precision_sums[c], hits[c], last_cut = 0.0, 0, max(last_cut, cuts[c])
-    for note in notes:
-        d = (note >> _DISTANCE) & _LOW_17
-        hits_nearer[d] += 1
-        rank = nearer[d] + np.int64(note & _LOW_32)
-        precision = np.float64(hits_nearer[d]) / np.float64(rank)
-        precision_sum += precision
-        if rank <= last_cut:
-            for c in range(cuts.shape[0]):
-                if rank <= cuts[c]:
-                    precision_sums[c] += precision
-                    hits[c] += 1
-    precision_sums[cuts.shape[0]], hits[cuts.shape[0]] = precision_sum, notes.shape[0]
+        nearer[d] = total
+        for g in range(shared.shape[1]):
+            total += np.uint64(shared[d, g]) * (_ONE if g == 0 else _ONE + _HIT)
+    ranks, precisions = np.empty(NOTES), np.empty(NOTES)
+    precision_sums[:], hits[:] = 0, 0
+    last = precision_sums.shape[0] - 1
+    for first in range(0, notes.shape[0], NOTES):
+        size = min(NOTES, notes.shape[0] - first)
+        some = notes[first : first + size]
+        for k in range(size):
+            d = (some[k] >> _DISTANCE) & _LOW_17
+            hit = nearer[d] + _HIT
+            nearer[d] = hit
+            some[k] = hit + (some[k] & _LOW_32)
+        for k in range(size):
+            ranks[k] = np.float64(some[k] & _LOW_32)
+            precisions[k] = np.float64(some[k] >> _DISTANCE) / ranks[k]
+        whole = precision_sums[last]
+        for c in range(max(1, last)):
+            count, cut = 0, cuts[c]
+            # Each addition waits for the one before it: the whole sum is free beside that up to a cut-off.
+            whole, to_cut = precision_sums[last], precision_sums[c]
+            for k in range(size):
+                whole += precisions[k]
+                is_inside = ranks[k] <= cut
+                to_cut += precisions[k] if is_inside else 0.0
+                count += is_inside
+            precision_sums[c], hits[c] = to_cut, hits[c] + count
+        precision_sums[last], hits[last] = whole, first + size
 
 
 @_inner
@@ -520,7 +561,7 @@ def count_classes(
         Number of items at each distance that share no label and that share one; sums of precisions for each cut-off and
         for the whole order; the number of relevant items in each sum.
     """
-    inputs = (query_words, database_words, members, spans, exclude, cuts)
+    inputs = (query_words, database_words, members, spans, exclude, _sums_to(cuts, database_words))
     longest = int((spans[:, 1] - spans[:, 0]).max(initial=0))
     work = np.empty(BLOCK, np.min_scalar_type(bits + 1)), np.empty(longest, np.uint64)
     outputs = (*work, *_results(len(query_words), bits, 2, len(cuts)))
@@ -554,7 +595,7 @@ def count_labels(
         Number of items at each distance that share 0, 1, ... labels; sums of precisions for each cut-off and for the
         whole order; the number of relevant items in each sum.
     """
-    inputs = (query_words, database_words, query_labels, database_labels, exclude, cuts)
+    inputs = (query_words, database_words, query_labels, database_labels, exclude, _sums_to(cuts, database_words))
     work = (
         np.empty(BLOCK, np.min_scalar_type(bits)),
         np.empty(BLOCK, np.min_scalar_type(grades - 1)),
@@ -678,6 +719,11 @@ def _compiled(function: Callable[..., None], *argument_types: Any) -> Callable[.
         return njit(argument_types, nogil=True, error_model="numpy", cache=True)(function)
     except (RuntimeError, OSError):  # no folder to cache it in, or no space left
         return njit(argument_types, nogil=True, error_model="numpy")(function)
+
+
+def _sums_to(cuts: Int64[np.ndarray, " cuts"], database_words: np.ndarray) -> Float64[np.ndarray, " sums"]:
+    """Return the ranks up to which precisions are summed: the cut-offs, and the number of items."""
+    return np.append(cuts, database_words.shape[1]).astype(np.float64)
 
 
 def _results(q: int, bits: int, grades: int, cuts: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

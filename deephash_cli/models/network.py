@@ -11,9 +11,8 @@ import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
 from torch.nn.modules.batchnorm import _BatchNorm
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2 import functional as transforms
 
 from deephash_cli import processes
 from deephash_cli.console import warn
@@ -146,19 +145,21 @@ class HashingNetwork(nn.Module):
         x = images.to(torch.float32) / 255
         form = self.preprocessing
         if x.shape[-2:] != (form.size, form.size):
-            x = transforms.center_crop(self._resized(x), [form.size, form.size])
+            x = _central(self._resized(x), form.size)
         x = x.expand(-1, 3, -1, -1)
-        return transforms.normalize(x, list(form.mean), list(form.std)).to(memory_format=self.memory_format)
+        mean, std = (
+            torch.tensor(values, dtype=x.dtype, device=x.device)[:, None, None] for values in (form.mean, form.std)
+        )
+        return x.sub(mean).div_(std).to(memory_format=self.memory_format)
 
     def _resized(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c height width"]:
         """Resize images to what the crop is taken from."""
         form = self.preprocessing
-        if form.interpolation == "bilinear":  # in one step, which torchvision does to the bit as earlier versions
-            sides = [form.resized] * (2 if form.crop_mode == "squash" else 1)
-            return transforms.resize(x, sides, InterpolationMode.BILINEAR, antialias=True)
         height, width = form.resized_sides(*x.shape[-2:])
-        for sides in ([x.shape[-2], width], [height, width]):  # Pillow cuts off what overshoots after each direction
-            x = transforms.resize(x, sides, InterpolationMode.BICUBIC, antialias=True).clamp(0, 1)
+        if form.interpolation == "bilinear":  # in one step, as in earlier versions
+            return _interpolated(x, height, width, "bilinear")
+        for sides in ((x.shape[-2], width), (height, width)):  # Pillow cuts off what overshoots after each direction
+            x = _interpolated(x, *sides, "bicubic").clamp(0, 1)
         return x
 
     def features(self, images: UInt8[Tensor, "n c h w"]) -> Float[Tensor, "n features"]:
@@ -196,6 +197,19 @@ class HashingNetwork(nn.Module):
         for name, tensor in self.backbone.state_dict().items():
             digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
+
+
+def _interpolated(x: Float[Tensor, "n c h w"], height: int, width: int, mode: str) -> Float[Tensor, "n c height width"]:
+    """Resize images, antialiased, as torchvision does to the bit; importing that takes longer than a search."""
+    if x.shape[-2:] == (height, width):
+        return x
+    return F.interpolate(x, (height, width), mode=mode, align_corners=False, antialias=True)
+
+
+def _central(x: Float[Tensor, "n c h w"], size: int) -> Float[Tensor, "n c size size"]:
+    """Cut out the central square of images that are not smaller than it."""
+    top, left = (round((side - size) / 2) for side in x.shape[-2:])
+    return x[..., top : top + size, left : left + size]
 
 
 def _chosen(origin: Origin, given: Mapping[str, Any]) -> Preprocessing:

@@ -7,7 +7,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from deephash_cli import __version__
+from deephash_cli import __version__, phases
 from deephash_cli.choices import choices
 from deephash_cli.cli import streams, verbs
 from deephash_cli.cli.limits import LONGEST, TEXTS, WORDS
@@ -71,6 +71,7 @@ def _without_output(code: int, error: OSError) -> int:
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit code."""
+    phases.restart()
     try:
         with explained():
             return _run(arguments)

@@ -29,6 +29,7 @@ from deephash_cli.models import (
     warn_if_slower,
 )
 from deephash_cli.npy import ids_at
+from deephash_cli.phases import phase
 from deephash_cli.retrieval.codes import CodeSet, pack, packed_width, rounded
 
 
@@ -263,6 +264,7 @@ class Source:
             return (batch.inputs for batch in self.in_order(rows, size))
         return (torch.from_numpy(self.inputs.batch(rows[start : start + size])) for start in range(0, len(rows), size))
 
+    @phase("features")
     def _features(self, rows: Int[np.ndarray, "n"]) -> Features:
         self.network.to(self.device).eval()
         data = self.dataset.images.digest()

@@ -20,6 +20,7 @@ from deephash_cli.cores import usable_cores
 from deephash_cli.errors import ConfigError, first_line, hint
 from deephash_cli.failures import explained
 from deephash_cli.methods.base import Hasher
+from deephash_cli.phases import phase
 from deephash_cli.training import checkpoints, saving
 from deephash_cli.training.targets import build, target_of
 
@@ -93,6 +94,7 @@ def check_trainer(config: DictConfig) -> None:
     require_cores(trainer, "trainer.devices")
 
 
+@phase("training")
 def run_trainer(
     trainer: Trainer, module: Hasher, training: Any, validation: Any = None, checkpoint: Any = None, lower: str = ""
 ) -> None:

@@ -69,7 +69,10 @@ NEEDLESS = {
 USE = """
 import json, sys
 from deephash_cli.cli import main as cli
-codes = cli.run(["search", "run=run", "query=photos/bag/000.jpg", "picture=found.png"])
+codes = [
+    cli.run(["search", "run=run", "query=photos/bag/000.jpg", "picture=found.png"]),
+    cli.run(["encode", "run=run", "input=photos", "output=codes", "num_workers=0", "accelerator=cpu"]),
+]
 from deephash_cli.commands.serve import app, connections, guard, server  # as the verb imports them
 from deephash_cli.inference.searcher import open_searcher
 print(json.dumps([codes, sorted(sys.modules)]))
@@ -77,7 +80,7 @@ print(json.dumps([codes, sorted(sys.modules)]))
 
 
 @pytest.mark.parametrize("model", ["efficientnet_lite0", "small_cnn"])
-def test_search_and_serve_import_what_they_need_and_no_more(deephash, model):
+def test_search_encode_and_serve_import_what_they_need_and_no_more(deephash, model):
     write_photos(Path("photos"), each=8)
     data = [
         "dataset=image_folder",
@@ -89,7 +92,7 @@ def test_search_and_serve_import_what_they_need_and_no_more(deephash, model):
     more = ["method=dpsh", "bits=8", "trainer=cpu", "trainer.max_epochs=1", "logger=none", "run_dir=run"]
     assert deephash("train", *data, *more).code == 0
     done = subprocess.run([sys.executable, "-c", USE], capture_output=True, text=True, timeout=120, env={**os.environ})
-    code, modules = json.loads(done.stdout.splitlines()[-1])
-    assert code == 0, done
+    codes, modules = json.loads(done.stdout.splitlines()[-1])
+    assert codes == [0, 0], done
     assert "torch" in modules
     assert not NEEDLESS.intersection(modules)

@@ -60,7 +60,7 @@ def _check_accelerator(config: DictConfig) -> None:
         ConfigError: If there is no such device.
     """
     if config.trainer.accelerator in ("gpu", "cuda", "mps"):
-        from deephash_cli.training.trainer import require_accelerator
+        from deephash_cli.training.devices import require_accelerator
 
         require_accelerator(config.trainer.accelerator, "trainer.accelerator")
 

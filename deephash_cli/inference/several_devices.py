@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -15,19 +16,16 @@ from pytorch_lightning.callbacks import BasePredictionWriter
 
 from deephash_cli import console, processes
 from deephash_cli.data.loaders import Loader
-from deephash_cli.errors import ConfigError
-from deephash_cli.inference.shards import Batch, Collecting, Work
+from deephash_cli.errors import ConfigError, DeephashError, print_error
+from deephash_cli.failures import explain
+from deephash_cli.inference.shards import Batch, Collecting, Task, Work
 from deephash_cli.training.trainer import explain_trainer, require_cores
 
+# The command with which the first of several processes starts the others.
+FOLLOW = (sys.executable, "-P", "-c", "from deephash_cli.inference.several_devices import follow; follow()")
 
-def encode(
-    work: Work,
-    shards: Sequence[int],
-    accelerator: str,
-    devices: int,
-    follow: Sequence[str],
-    show: Callable[[int], None],
-) -> None:
+
+def encode(work: Work, shards: Sequence[int], accelerator: str, devices: int, show: Callable[[int], None]) -> None:
     """Encode shards and write them: a process for each device encodes a part of the shards.
 
     Args:
@@ -35,7 +33,6 @@ def encode(
         shards: Numbers of the shards to encode.
         accelerator: Accelerator as Lightning names it.
         devices: Number of devices.
-        follow: Command that starts a process that follows this one.
         show: Function that is called with the number of images encoded so far.
 
     Raises:
@@ -47,10 +44,26 @@ def encode(
         trainer = _trainer(accelerator, devices, "auto" if devices == 1 else "ddp")
         given = {"task": dataclasses.asdict(work.task), "shards": list(shards)}
         task = json.dumps({**given, "accelerator": accelerator, "devices": devices})
-        with processes.team(trainer.world_size, trainer.strategy.root_device, tuple(follow), task):
+        with processes.team(trainer.world_size, trainer.strategy.root_device, FOLLOW, task):
             own = list(shards)[processes.rank() :: processes.count()]
             trainer.callbacks.append(_Writer(Collecting(work, show)))  # type: ignore[attr-defined]
             trainer.predict(_Predicting(work), _AnyIterable(work.batches(own)), return_predictions=False)
+
+
+def follow() -> None:
+    """Encode a part of the shards in a process that the first of several processes started."""
+    console.be_silent()
+    given = json.loads(processes.task_of_this_process())
+    try:
+        work = Work(Task(**given["task"]))
+        work.encode(given["shards"], given["accelerator"], given["devices"], lambda _: None)
+    except DeephashError as error:  # the first process reports that this one failed
+        sys.exit(error.exit_code)
+    except Exception as error:
+        if (known := explain(error, f"batch_size={given['task']['batch_size']}")) is None:
+            raise
+        print_error(known)
+        sys.exit(known.exit_code)
 
 
 def require_devices(accelerator: str, devices: int) -> torch.device:

@@ -2,9 +2,7 @@
 
 import errno
 import hashlib
-import json
 import shutil
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +15,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from deephash_cli import console, processes
+from deephash_cli import processes
 from deephash_cli.console import warn
 from deephash_cli.data.dataset import ImageFiles, RetrievalDataset, Vectors
 from deephash_cli.data.decoding import ImageError, decode
@@ -26,8 +24,8 @@ from deephash_cli.data.inspection import COLUMNS, record, refusal, write_list
 from deephash_cli.data.loaders import Loader, lost_workers_explained, worker_count
 from deephash_cli.data.preprocessing import Preprocessing
 from deephash_cli.data.vectors import vectors
-from deephash_cli.errors import ArtifactError, ConfigError, DataError, DeephashError, print_error
-from deephash_cli.failures import explain, explained
+from deephash_cli.errors import ArtifactError, ConfigError, DataError
+from deephash_cli.failures import explained
 from deephash_cli.files import (
     alone,
     atomic_folder,
@@ -50,8 +48,6 @@ from deephash_cli.training.devices import first_device, require_accelerator
 from deephash_cli.training.targets import build
 
 _PLAN_LIMIT = 2**20  # bytes
-# The command with which the first of several processes starts the others.
-FOLLOW = (sys.executable, "-P", "-c", "from deephash_cli.inference.shards import follow; follow()")
 
 
 @dataclass(frozen=True)
@@ -84,22 +80,6 @@ class Task:
     bad_images: str
     allowed_targets: list[str]
     allow_unverified: bool = False
-
-
-def follow() -> None:
-    """Encode a part of the shards in a process that the first of several processes started."""
-    console.be_silent()
-    given = json.loads(processes.task_of_this_process())
-    try:
-        work = Work(Task(**given["task"]))
-        work.encode(given["shards"], given["accelerator"], given["devices"], lambda _: None)
-    except DeephashError as error:  # the first process reports that this one failed
-        sys.exit(error.exit_code)
-    except Exception as error:
-        if (known := explain(error, f"batch_size={given['task']['batch_size']}")) is None:
-            raise
-        print_error(known)
-        sys.exit(known.exit_code)
 
 
 class Batch(NamedTuple):
@@ -245,7 +225,7 @@ class Work:
                 return
             from deephash_cli.inference import several_devices  # imports Lightning, which takes seconds
 
-            several_devices.encode(self, shards, accelerator, devices, FOLLOW, show)
+            several_devices.encode(self, shards, accelerator, devices, show)
 
     def _encode_on(self, device: torch.device, shards: Sequence[int], show: Callable[[int], None]) -> None:
         """Encode shards on one device."""

@@ -71,12 +71,9 @@ def phases(folder: Path) -> dict[str, float]:
         ArtifactError: If the folder is not a run folder, or if the record is damaged.
     """
     found = read_record(folder).get("phases")
-    known = (
-        {name: value for name in NAMES if scoring.is_number(value := found.get(name))}
-        if isinstance(found, dict)
-        else {}
-    )
-    return known if len(known) == len(NAMES) else {}
+    if not isinstance(found, dict) or not all(scoring.is_number(found.get(name)) for name in NAMES):
+        return {}
+    return {name: found[name] for name in NAMES}
 
 
 def settings(folder: Path) -> dict[str, Any]:

@@ -54,7 +54,7 @@ def main() -> None:
     streams.prepare()
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `deephash --help | head` ends quietly
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # schedulers warn with it; only a training has something to save
-    gc.set_threshold(50_000)  # collecting garbage often while thousands of modules load costs half a second
+    gc.set_threshold(50_000, 50)  # collecting garbage often while thousands of modules load costs half a second
     code = run(sys.argv[1:])
     if error := streams.lost():
         code = _without_output(code, error)

@@ -41,6 +41,7 @@ bench: .venv/developing ## evaluation, search, training and encoding side by sid
 	$(BIN)/python benchmarks/asymmetric.py
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/loading.py
+	$(BIN)/python benchmarks/start.py
 
 lock: .venv/tools ## write requirements.lock again, with the newest versions that pyproject.toml allows
 	.venv/tools/bin/uv pip compile --quiet --universal --generate-hashes --upgrade --python-version 3.11 --extra dev \

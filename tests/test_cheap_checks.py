@@ -1,5 +1,6 @@
-"""What is wrong with data, runs or settings is said before anything heavy is imported."""
+"""What is wrong is said before anything heavy is imported, and a finished run is used without what trained it."""
 
+import json
 import os
 import subprocess
 import sys
@@ -58,3 +59,40 @@ def test_a_mistake_is_found_before_torch_is_imported(case):
     assert named in said[0]
     assert not modules & HEAVY
     assert not list(Path("runs").glob("*"))
+
+
+# What a search in a run of the default model does without. torch._dynamo and sympy come with torchvision.
+NEEDLESS = {
+    "torchvision", "torch._dynamo", "sympy", "pytorch_lightning", "lightning_fabric", "torchmetrics", "timm", "wandb",
+    "huggingface_hub", "numba", "scipy", "sklearn", "pandas", "matplotlib",
+}  # fmt: skip
+USE = """
+import json, sys
+from deephash_cli.cli import main as cli
+codes = [
+    cli.run(["search", "run=run", "query=photos/bag/000.jpg", "picture=found.png"]),
+    cli.run(["encode", "run=run", "input=photos", "output=codes", "num_workers=0", "accelerator=cpu"]),
+]
+from deephash_cli.commands.serve import app, connections, guard, server  # as the verb imports them
+from deephash_cli.inference.searcher import open_searcher
+print(json.dumps([codes, sorted(sys.modules)]))
+"""
+
+
+@pytest.mark.parametrize("model", ["efficientnet_lite0", "small_cnn"])
+def test_search_encode_and_serve_import_what_they_need_and_no_more(deephash, model):
+    write_photos(Path("photos"), each=8)
+    data = [
+        "dataset=image_folder",
+        "dataset.root=photos",
+        f"model={model}",
+        "model.image_size=16",
+        "loader.num_workers=0",
+    ]
+    more = ["method=dpsh", "bits=8", "trainer=cpu", "trainer.max_epochs=1", "logger=none", "run_dir=run"]
+    assert deephash("train", *data, *more).code == 0
+    done = subprocess.run([sys.executable, "-c", USE], capture_output=True, text=True, timeout=120, env={**os.environ})
+    codes, modules = json.loads(done.stdout.splitlines()[-1])
+    assert codes == [0, 0], done
+    assert "torch" in modules
+    assert not NEEDLESS.intersection(modules)

@@ -19,6 +19,7 @@ LOOSE = {
     "hiding",
     "names",
     "npy",
+    "phases",
     "processes",
     "stopping",
     "schedules",

@@ -286,10 +286,12 @@ def _train_job(config: Any) -> float | None:
     """Run one job of a sweep, and return the value that a search maximises; None if the job has no such value."""
     from hydra.core.hydra_config import HydraConfig
 
+    from deephash_cli import phases
     from deephash_cli.cli.sweep import is_search, run_job
     from deephash_cli.runs import escape, hide_in_override
     from deephash_cli.training.fit import train
 
+    phases.restart()
     job = HydraConfig.get()
     typed = escape(list(job.overrides.task))  # reading resolved it
     telling = [override for override in typed if not override.startswith(("resume=", "group=", "logger="))]

@@ -7,7 +7,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from deephash_cli import __version__
+from deephash_cli import __version__, phases
 from deephash_cli.choices import choices
 from deephash_cli.cli import streams, verbs
 from deephash_cli.cli.limits import LONGEST, TEXTS, WORDS
@@ -54,7 +54,7 @@ def main() -> None:
     streams.prepare()
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `deephash --help | head` ends quietly
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # schedulers warn with it; only a training has something to save
-    gc.set_threshold(50_000)  # collecting garbage often while thousands of modules load costs half a second
+    gc.set_threshold(50_000, 50)  # collecting garbage often while thousands of modules load costs half a second
     code = run(sys.argv[1:])
     if error := streams.lost():
         code = _without_output(code, error)
@@ -71,6 +71,7 @@ def _without_output(code: int, error: OSError) -> int:
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit code."""
+    phases.restart()
     try:
         with explained():
             return _run(arguments)

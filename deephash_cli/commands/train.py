@@ -11,7 +11,7 @@ from deephash_cli import runs
 from deephash_cli.console import say
 from deephash_cli.errors import DeephashError, command
 from deephash_cli.retrieval.metrics_table import show
-from deephash_cli.runs import outputs
+from deephash_cli.runs import outputs, records
 from deephash_cli.training import datasets
 
 
@@ -42,6 +42,8 @@ def run(config: DictConfig) -> dict[str, Any]:
         processes.dismiss()
     show(metrics)
     folder = Path(metrics["run_dir"])
+    if phases := records.phases(folder):
+        say(f"time: {', '.join(f'{name} {seconds:.1f} s' for name, seconds in phases.items())}")
     say(f"run folder: {folder}")
     say(f"to recompute every number from the codes: {command('deephash', 'eval', f'run={folder}')}")
     if "map" in metrics:  # without labels there are no charts
@@ -58,7 +60,7 @@ def _check_accelerator(config: DictConfig) -> None:
         ConfigError: If there is no such device.
     """
     if config.trainer.accelerator in ("gpu", "cuda", "mps"):
-        from deephash_cli.training.trainer import require_accelerator
+        from deephash_cli.training.devices import require_accelerator
 
         require_accelerator(config.trainer.accelerator, "trainer.accelerator")
 

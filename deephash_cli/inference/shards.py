@@ -1,12 +1,9 @@
-"""Encode images in shards: the task, the loop over batches, and the folder in which the finished shards are joined."""
+"""Encode images in shards: the task, the batches on one device, and the folder in which the shards are joined."""
 
-import dataclasses
 import errno
 import hashlib
-import json
 import shutil
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,15 +11,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from jaxtyping import UInt8
-from lightning_fabric.plugins.environments.lightning import LightningEnvironment
-from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import OmegaConf
-from pytorch_lightning import LightningModule, Trainer
-from pytorch_lightning.callbacks import BasePredictionWriter
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from deephash_cli import console, processes
+from deephash_cli import processes
 from deephash_cli.console import warn
 from deephash_cli.data.dataset import ImageFiles, RetrievalDataset, Vectors
 from deephash_cli.data.decoding import ImageError, decode
@@ -31,8 +24,8 @@ from deephash_cli.data.inspection import COLUMNS, record, refusal, write_list
 from deephash_cli.data.loaders import Loader, lost_workers_explained, worker_count
 from deephash_cli.data.preprocessing import Preprocessing
 from deephash_cli.data.vectors import vectors
-from deephash_cli.errors import ArtifactError, ConfigError, DataError, DeephashError, print_error
-from deephash_cli.failures import explain, explained
+from deephash_cli.errors import ArtifactError, ConfigError, DataError
+from deephash_cli.failures import explained
 from deephash_cli.files import (
     alone,
     atomic_folder,
@@ -51,12 +44,10 @@ from deephash_cli.retrieval import codes, codes_folder
 from deephash_cli.retrieval.codes import CodeSet
 from deephash_cli.retrieval.codes_folder import PLAN, SHARDS, SKIPPED
 from deephash_cli.retrieval.scoring import CLASSES
+from deephash_cli.training.devices import first_device, require_accelerator
 from deephash_cli.training.targets import build
-from deephash_cli.training.trainer import explain_trainer, require_accelerator, require_cores
 
 _PLAN_LIMIT = 2**20  # bytes
-# The command with which the first of several processes starts the others.
-FOLLOW = (sys.executable, "-P", "-c", "from deephash_cli.inference.shards import follow; follow()")
 
 
 @dataclass(frozen=True)
@@ -89,22 +80,6 @@ class Task:
     bad_images: str
     allowed_targets: list[str]
     allow_unverified: bool = False
-
-
-def follow() -> None:
-    """Encode a part of the shards in a process that the first of several processes started."""
-    console.be_silent()
-    given = json.loads(processes.task_of_this_process())
-    try:
-        work = Work(Task(**given["task"]))
-        work.encode(given["shards"], given["accelerator"], given["devices"], lambda _: None)
-    except DeephashError as error:  # the first process reports that this one failed
-        sys.exit(error.exit_code)
-    except Exception as error:
-        if (known := explain(error, f"batch_size={given['task']['batch_size']}")) is None:
-            raise
-        print_error(known)
-        sys.exit(known.exit_code)
 
 
 class Batch(NamedTuple):
@@ -243,18 +218,41 @@ class Work:
             ConfigError: If the devices are not available, or a worker process is killed.
             DivergedError: If the output of the network is NaN.
         """
-        with console.quiet_lightning():
-            trainer = _trainer(accelerator, devices, "auto" if devices == 1 else "ddp")
-            given = {"task": dataclasses.asdict(self.task), "shards": list(shards)}
-            task = json.dumps({**given, "accelerator": accelerator, "devices": devices})
-            with processes.team(trainer.world_size, trainer.strategy.root_device, FOLLOW, task):
-                own = list(shards)[processes.rank() :: processes.count()]
-                trainer.callbacks.append(_Writer(self, show))  # type: ignore[attr-defined]
-                with lost_workers_explained("num_workers"), explained(f"batch_size={self.task.batch_size}"):
-                    predicting = _Predicting(self.encoder, self.dataset.ids)
-                    trainer.predict(predicting, self._batches(own), return_predictions=False)
+        device = first_device(accelerator) if devices == 1 else None
+        with lost_workers_explained("num_workers"), explained(f"batch_size={self.task.batch_size}"):
+            if device is not None:
+                self._encode_on(device, shards, show)
+                return
+            from deephash_cli.inference import several_devices  # imports Lightning, which takes seconds
 
-    def _batches(self, shards: Sequence[int]) -> "_AnyIterable":
+            several_devices.encode(self, shards, accelerator, devices, show)
+
+    def _encode_on(self, device: torch.device, shards: Sequence[int], show: Callable[[int], None]) -> None:
+        """Encode shards on one device."""
+        self.encoder.to(device)
+        collecting = Collecting(self, show)
+        with torch.inference_mode():
+            for batch in self.batches(shards):
+                collecting.take(batch, self.packed(batch, device))
+
+    def packed(self, batch: "Batch", device: torch.device) -> UInt8[np.ndarray, "n bytes"]:
+        """Compute the packed codes of the images of a batch that can be read, in order.
+
+        Args:
+            batch: Batch of images or vectors.
+            device: Device that the encoder is on.
+
+        Raises:
+            DivergedError: If the output of the network is NaN.
+        """
+        packed = np.empty((len(batch.rows), codes.packed_width(self.encoder.bits)), np.uint8)
+        for places, images in zip(batch.places, batch.inputs, strict=True):
+            ids = [self.dataset.ids[batch.rows[place]] for place in places]
+            packed[places] = packed_codes(self.encoder(images.to(device, non_blocking=True)).cpu(), ids)
+        return packed
+
+    def batches(self, shards: Sequence[int]) -> Loader:
+        """Make a loader of the batches of some shards, in order."""
         slices = [
             (shard, rows[start : start + self.task.batch_size], start + self.task.batch_size >= len(rows))
             for shard in shards
@@ -264,7 +262,7 @@ class Work:
         batches = _Batches(self.dataset, self.encoder.network.preprocessing, slices)
         workers = 0 if self.dataset.images.in_memory else worker_count(self.task.num_workers)
         size = self.task.batch_size * 3 * self.encoder.image_size**2
-        return _AnyIterable(Loader(batches, range(len(batches)), workers, "num_workers", size, pin_memory=False))
+        return Loader(batches, range(len(batches)), workers, "num_workers", size, pin_memory=False)
 
     def write(self, shard: int, packed: UInt8[np.ndarray, "n bytes"], rows: list[int], bad: list[tuple[int, str]]):
         """Write a shard as a folder that appears complete or not at all.
@@ -416,45 +414,7 @@ class _Batches(Dataset[Batch]):
         return Batch(shard, last, good, [places for places, _ in groups], [torch.stack(t) for _, t in groups], bad)
 
 
-class _AnyIterable:
-    """The batches of a loader. For prediction, Lightning would replace a loader by a plain one of torch."""
-
-    def __init__(self, loader: Loader):
-        self.loader = loader
-
-    def __len__(self) -> int:
-        return len(self.loader)
-
-    def __iter__(self) -> Iterator[Batch]:
-        yield from self.loader
-
-
-class _Predicting(LightningModule):
-    """Compute the packed codes of batches with an encoder, inside Lightning's prediction loop."""
-
-    def __init__(self, encoder: torch.nn.Module, ids: Sequence[str]):
-        super().__init__()
-        self._ids = ids
-        self.encoder = encoder
-
-    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        """Move the images to the device; the rest of a batch stays on the CPU."""
-        return batch._replace(inputs=[images.to(device, non_blocking=True) for images in batch.inputs])
-
-    def predict_step(self, batch: Batch, batch_idx: int) -> UInt8[np.ndarray, "n bytes"]:
-        """Compute the packed codes of the images that can be read, in order.
-
-        Raises:
-            DivergedError: If the output of the network is NaN.
-        """
-        packed = np.empty((len(batch.rows), codes.packed_width(self.encoder.bits)), np.uint8)  # type: ignore[arg-type]
-        for places, images in zip(batch.places, batch.inputs, strict=True):
-            ids = [self._ids[batch.rows[place]] for place in places]
-            packed[places] = packed_codes(self.encoder(images).cpu(), ids)
-        return packed
-
-
-class _Writer(BasePredictionWriter):
+class Collecting:
     """Collect the codes of batches, and write each shard when its last batch is done.
 
     Args:
@@ -463,7 +423,6 @@ class _Writer(BasePredictionWriter):
     """
 
     def __init__(self, work: Work, show: Callable[[int], None]):
-        super().__init__("batch")
         self.work = work
         self.show = show
         self.done = 0
@@ -471,22 +430,13 @@ class _Writer(BasePredictionWriter):
         self.rows: list[int] = []
         self.bad: list[tuple[int, str]] = []
 
-    def write_on_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        prediction: Any,
-        batch_indices: Any,
-        batch: Batch,
-        batch_idx: int,
-        dataloader_idx: int,
-    ) -> None:
+    def take(self, batch: Batch, packed: UInt8[np.ndarray, "n bytes"]) -> None:
         """Take the codes of a batch, and write its shard if the batch is the last one.
 
         Raises:
             ArtifactError: If the shard cannot be written.
         """
-        self.parts.append(prediction)
+        self.parts.append(packed)
         self.rows += batch.rows
         self.bad += batch.bad
         self.done += len(batch.rows) + len(batch.bad)
@@ -506,29 +456,12 @@ def require_devices(accelerator: str, devices: int) -> torch.device:
         ConfigError: If it does not have them.
     """
     require_accelerator(accelerator, "accelerator")
-    with console.quiet_lightning():
-        trainer = _trainer(accelerator, devices, "auto")
-        require_cores(trainer, "devices")
-    return trainer.strategy.root_device
+    device = first_device(accelerator) if devices == 1 else None
+    if device is not None:
+        return device
+    from deephash_cli.inference import several_devices
 
-
-def _trainer(accelerator: str, devices: int, strategy: str) -> Trainer:
-    try:
-        return Trainer(
-            accelerator=accelerator,
-            devices=devices,
-            strategy=strategy,
-            logger=False,
-            # processes.team starts the processes on every kind of cluster, so Lightning must not detect one
-            plugins=[LightningEnvironment()],
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            use_distributed_sampler=False,
-        )
-    except (MisconfigurationException, ValueError, TypeError, RuntimeError, ImportError) as error:
-        settings = f"accelerator={accelerator}", f"devices={devices}"
-        raise ConfigError(explain_trainer(error, *settings, " ".join(settings))) from error
+    return several_devices.require_devices(accelerator, devices)
 
 
 def _read_note(file: Path) -> list[tuple[str, str]]:

@@ -11,9 +11,8 @@ import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
 from torch.nn.modules.batchnorm import _BatchNorm
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2 import functional as transforms
 
 from deephash_cli import processes
 from deephash_cli.console import warn
@@ -146,20 +145,20 @@ class HashingNetwork(nn.Module):
         x = images.to(torch.float32) / 255
         form = self.preprocessing
         if x.shape[-2:] != (form.size, form.size):
-            x = transforms.center_crop(self._resized(x), [form.size, form.size])
+            x = _central(self._resized(x), form.size)
         x = x.expand(-1, 3, -1, -1)
-        normalized = _normalized if x.is_cuda else transforms.normalize
-        return normalized(x, list(form.mean), list(form.std)).to(memory_format=self.memory_format)
+        channels = _kept_channels if x.is_cuda else _channels
+        mean, std = (channels(tuple(values), x.device) for values in (form.mean, form.std))
+        return x.sub(mean).div_(std).to(memory_format=self.memory_format)
 
     def _resized(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c height width"]:
         """Resize images to what the crop is taken from."""
         form = self.preprocessing
-        if form.interpolation == "bilinear":  # in one step, which torchvision does to the bit as earlier versions
-            sides = [form.resized] * (2 if form.crop_mode == "squash" else 1)
-            return transforms.resize(x, sides, InterpolationMode.BILINEAR, antialias=True)
         height, width = form.resized_sides(*x.shape[-2:])
-        for sides in ([x.shape[-2], width], [height, width]):  # Pillow cuts off what overshoots after each direction
-            x = transforms.resize(x, sides, InterpolationMode.BICUBIC, antialias=True).clamp(0, 1)
+        if form.interpolation == "bilinear":  # in one step, as in earlier versions
+            return _interpolated(x, height, width, "bilinear")
+        for sides in ((x.shape[-2], width), (height, width)):  # Pillow cuts off what overshoots after each direction
+            x = _interpolated(x, *sides, "bicubic").clamp(0, 1)
         return x
 
     def features(self, images: UInt8[Tensor, "n c h w"]) -> Float[Tensor, "n features"]:
@@ -199,6 +198,19 @@ class HashingNetwork(nn.Module):
         return digest.hexdigest()
 
 
+def _interpolated(x: Float[Tensor, "n c h w"], height: int, width: int, mode: str) -> Float[Tensor, "n c height width"]:
+    """Resize images, antialiased, as torchvision does to the bit; importing that takes longer than a search."""
+    if x.shape[-2:] == (height, width):
+        return x
+    return F.interpolate(x, (height, width), mode=mode, align_corners=False, antialias=True)
+
+
+def _central(x: Float[Tensor, "n c h w"], size: int) -> Float[Tensor, "n c size size"]:
+    """Cut out the central square of images that are not smaller than it."""
+    top, left = (round((side - size) / 2) for side in x.shape[-2:])
+    return x[..., top : top + size, left : left + size]
+
+
 def _chosen(origin: Origin, given: Mapping[str, Any]) -> Preprocessing:
     """Return the preprocessing that is given, with that of the weights for each setting that is None.
 
@@ -218,19 +230,19 @@ def _chosen(origin: Origin, given: Mapping[str, Any]) -> Preprocessing:
     return chosen
 
 
-def _normalized(x: Float[Tensor, "n c h w"], mean: list[float], std: list[float]) -> Float[Tensor, "n c h w"]:
-    """Do what ``transforms.normalize`` does, without copying its two lists to the device each time.
-
-    A copy waits until a GPU has finished all that it was given, so that the host could not prepare the next step.
-    """
-    return x.sub(_channels(tuple(mean), x.device)).div_(_channels(tuple(std), x.device))
+def _channels(values: tuple[float, ...], device: torch.device) -> Float[Tensor, "c 1 1"]:
+    """Return a number for each channel, on a device."""
+    return torch.tensor(values, device=device).view(-1, 1, 1)
 
 
 @functools.cache
-def _channels(values: tuple[float, ...], device: torch.device) -> Float[Tensor, "c 1 1"]:
-    """Return a number for each channel, on a device."""
+def _kept_channels(values: tuple[float, ...], device: torch.device) -> Float[Tensor, "c 1 1"]:
+    """Return the same, copied to the device only once.
+
+    A copy waits until a GPU has finished all that it was given, so that the host could not prepare the next step.
+    """
     with torch.inference_mode(False):  # kept for training even if it is made while encoding
-        return torch.tensor(values, device=device).view(-1, 1, 1)
+        return _channels(values, device)
 
 
 class Standardization(nn.BatchNorm1d):

@@ -12,6 +12,7 @@ from deephash_cli.console import say
 from deephash_cli.data.preprocessing import Preprocessing
 from deephash_cli.errors import ArtifactError, ConfigError, DeephashError, command, first_line, short
 from deephash_cli.files import read_json
+from deephash_cli.models import efficientnet_lite0
 from deephash_cli.models import weights as files
 from deephash_cli.models.origin import Origin, count, readable, trained_on
 
@@ -50,6 +51,7 @@ def timm_backbone(
 ) -> nn.Module:
     """Build any network of timm, without its classifier.
 
+    EfficientNet-Lite0, the default, is built by `efficientnet_lite0`, which does not import timm.
     The projection to the space that CLIP shares with texts counts as a classifier and is left out, too.
 
     Args:
@@ -72,6 +74,9 @@ def timm_backbone(
         ConfigError: If timm has no such network, or it cannot be built for that size or pooling.
         ArtifactError: If the weights cannot be loaded; the message says how to provide them.
     """
+    is_plain = not arguments and not dynamic_img_size and global_pool in (None, "avg")
+    if name == efficientnet_lite0.NAME and weights in _WORDS and is_plain:
+        return efficientnet_lite0.build("none" if weights == "none" else "packaged", image_size)
     described = _describe(name)
     own_size = _own_size(described)
     made_with = {**described.arguments, **_checked(arguments or {})}

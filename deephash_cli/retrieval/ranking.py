@@ -5,7 +5,8 @@ compiled loops count distances instead of sorting the database. Every count is a
 query by query in the order of the database: neither the number of threads nor the grouping of the queries can change
 a digit.
 
-The inner loops are compiled by numba. Without numba, NumPy computes the same, about fifteen times slower.
+The inner loops are compiled by numba. Without numba, and for searches with few pairs, NumPy computes the same, about
+fifteen times slower.
 """
 
 import os
@@ -28,6 +29,7 @@ T = TypeVar("T")
 _TOGETHER = 256  # queries in one part, which is what a thread works on at a time: their metrics stay in its cache
 _AHEAD = 4  # parts per thread that may be computed before the caller takes them
 _ROWS = 2**16  # rows converted at a time
+_FEW = 2**18  # pairs that NumPy compares in milliseconds, where importing numba and its compiled code takes much longer
 _LARGEST = float(np.finfo(np.float16).max)
 
 
@@ -183,7 +185,7 @@ def nearest(
     if k < 1:
         raise ValueError(f"k must be between 1 and the database size {len(database_packed)}, got {k}")
     query_words, database_words = _words(query_packed).T.copy(), _words(database_packed)
-    k, kernels = min(k, len(database_packed)), _kernels()
+    k, kernels = min(k, len(database_packed)), _for_search(len(query_packed) * len(database_packed))
     if not k or not len(query_packed):
         return np.empty((len(query_packed), k), np.int64), np.empty((len(query_packed), k), np.int64)
     parts = list(
@@ -220,7 +222,7 @@ def within(
     if radius < 0:
         raise ValueError(f"radius must be at least 0, got {radius}")
     query_words, database_words = _words(query_packed).T.copy(), _words(database_packed)
-    kernels = _kernels()
+    kernels = _for_search(len(query_packed) * len(database_packed))
     return _in_parts(
         lambda rows: kernels.within(query_words[rows], database_words, bits, radius), len(query_words), threads, most=1
     )
@@ -253,7 +255,8 @@ def rescore(
     Raises:
         ValueError: If the continuous codes do not match the database, or hold NaN.
     """
-    values, codes, kernels = _values(u, database_packed.shape[1]), np.ascontiguousarray(database_packed), _kernels()
+    values, codes = _values(u, database_packed.shape[1]), np.ascontiguousarray(database_packed)
+    kernels = _for_search(distances.size)
     distances, positions = (np.ascontiguousarray(side, np.int64) for side in (distances, positions))
     return _by_score(
         lambda rows: kernels.rescore(values[rows], codes, distances[rows], positions[rows], k), len(u), k, threads
@@ -286,7 +289,8 @@ def asymmetric(
         ValueError: If the continuous codes do not match the database, or hold NaN.
     """
     _require_same_width("codes", query_packed, database_packed)
-    values, kernels, k = _values(u, database_packed.shape[1]), _kernels(), min(k, len(database_packed))
+    values, k = _values(u, database_packed.shape[1]), min(k, len(database_packed))
+    kernels = _for_search(len(query_packed) * len(database_packed))
     own = np.full(len(u), -1) if exclude is None else np.ascontiguousarray(exclude)
     queries, codes = (np.ascontiguousarray(side) for side in (query_packed, database_packed))
     return _by_score(
@@ -382,6 +386,15 @@ def _by_score(
         return np.empty((q, k)), np.empty((q, k), np.int64), np.empty((q, k), np.int64)
     scores, distances, positions = (np.concatenate(side) for side in zip(*_in_parts(work, q, threads), strict=True))
     return scores, distances, positions
+
+
+def _for_search(pairs: int) -> ModuleType:
+    """Return the loops for a search that compares so many pairs of a query and an item."""
+    if pairs > _FEW:
+        return _kernels()
+    from deephash_cli.retrieval.kernels import vectorized
+
+    return vectorized
 
 
 def _kernels() -> ModuleType:

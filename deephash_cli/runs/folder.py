@@ -173,14 +173,16 @@ class Run:
         write_sealed(self.path / RECORD, {**record, **changes, FILES: known})
         self._unsealed.clear()
 
-    def end(self, status: str, error: str | None = None) -> None:
+    def end(self, status: str, error: str | None = None, phases: Mapping[str, float] | None = None) -> None:
         """Record how the run ended.
 
         Args:
             status: ``finished``, ``failed`` or ``interrupted``.
             error: Message of the error that ended the run; ``None`` if there was no error.
+            phases: Seconds of each phase since the run was started or resumed; ``None`` if they are not known.
         """
-        self.seal(status=status, ended=_now(), error=error)
+        known = {} if phases is None else {"phases": dict(phases)}
+        self.seal(status=status, ended=_now(), error=error, **known)
 
     def discard(self) -> None:
         """Remove the folder with all its files, if none of them is worth keeping."""

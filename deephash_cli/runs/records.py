@@ -13,8 +13,9 @@ from typing import Any
 
 from deephash_cli.errors import ArtifactError, short
 from deephash_cli.files import open_plain, read_json
+from deephash_cli.phases import NAMES
 from deephash_cli.retrieval import scoring
-from deephash_cli.runs.folder import METRICS, STEPS
+from deephash_cli.runs.folder import METRICS, STEPS, read_record
 from deephash_cli.runs.sealing import require_intact
 from deephash_cli.runs.settings import CONFIG, flatten, read_config
 
@@ -59,6 +60,20 @@ def metrics(folder: Path) -> dict[str, Any]:
         if isinstance(table, dict) and len(table) > _TABLE_LIMIT:
             raise ArtifactError(f"{file}: {short(name)} has {len(table)} entries, more than {_TABLE_LIMIT}")
     return found
+
+
+def phases(folder: Path) -> dict[str, float]:
+    """Return the seconds of each phase of a run since it was started or resumed for the last time.
+
+    They are empty for runs of earlier versions, for a run that has not ended, and if the record was edited.
+
+    Raises:
+        ArtifactError: If the folder is not a run folder, or if the record is damaged.
+    """
+    found = read_record(folder).get("phases")
+    if not isinstance(found, dict) or not all(scoring.is_number(found.get(name)) for name in NAMES):
+        return {}
+    return {name: found[name] for name in NAMES}
 
 
 def settings(folder: Path) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from deephash_cli.data.protocol import Split
 from deephash_cli.data.summary import summary
 from deephash_cli.data.training_part import divide
 from deephash_cli.errors import ConfigError, DataError
+from deephash_cli.phases import phase
 from deephash_cli.training import caution
 from deephash_cli.training.method_facts import UNKNOWN, facts_of
 from deephash_cli.training.targets import as_yaml, build
@@ -33,6 +34,7 @@ _LABELS_FROM = {
 }
 
 
+@phase("data")
 def prepare_data(config: DictConfig, unreadable: _Unreadable = None) -> tuple[RetrievalDataset, Split]:
     """Load the data set of a configuration, check it, and divide it. The last data set and division are kept.
 

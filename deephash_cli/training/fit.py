@@ -42,6 +42,7 @@ from deephash_cli.files import sha256_file, write_json, write_text
 from deephash_cli.hiding import hide
 from deephash_cli.methods.base import Hasher, HashingModule
 from deephash_cli.models import HashingNetwork, readable
+from deephash_cli.phases import phase, seconds
 from deephash_cli.retrieval import scoring, similarity
 from deephash_cli.retrieval.caveats import caveats
 from deephash_cli.retrieval.codes import CodeSet, pack
@@ -149,6 +150,7 @@ def train(config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
         with _dashboard(run.path, identity, job) as dashboard:
             with console.quiet_lightning(), inspection.all_unreadable_named(job.dataset, cache_folder() / runs.SKIPPED):
                 fit(run.path, job, dashboard)
+            held.enter_context(phase("metrics"))
             metrics = scoring.score(run.path / runs.CODES, {})
             for sentence in caveats(metrics):
                 console.warn(sentence)
@@ -271,16 +273,17 @@ def fit(folder: Path, job: Job, dashboard: Logger | None) -> None:
         lower = f"loader.batch_size={config.loader.batch_size}" if is_learned(config) else f"fit_rows={len(fit_rows)}"
         run_trainer(trainer, module, training, validation, start.checkpoint, lower)
 
-        chosen = _chosen(folder, is_validated=validation is not None)
-        checkpoints.load_into(module, chosen, owner)
-        precision = trainer.precision_plugin.forward_context
-        query = source.codes(split.query, precision)
-        database = source.codes(split.database, precision, most_continuous=_MOST_CONTINUOUS)
-        if isinstance(module, HashingModule) and module.transductive:
-            database = _learned(module, database, split.database, train_rows)
-        if trainer.is_global_zero:
-            provenance = _provenance(job, trainer.current_epoch, chosen, keeping.best)
-            _write_codes(folder / runs.CODES, query, database, provenance, source, split)
+        with phase("codes"):
+            chosen = _chosen(folder, is_validated=validation is not None)
+            checkpoints.load_into(module, chosen, owner)
+            precision = trainer.precision_plugin.forward_context
+            query = source.codes(split.query, precision)
+            database = source.codes(split.database, precision, most_continuous=_MOST_CONTINUOUS)
+            if isinstance(module, HashingModule) and module.transductive:
+                database = _learned(module, database, split.database, train_rows)
+            if trainer.is_global_zero:
+                provenance = _provenance(job, trainer.current_epoch, chosen, keeping.best)
+                _write_codes(folder / runs.CODES, query, database, provenance, source, split)
 
 
 def _chosen(folder: Path, is_validated: bool) -> Path:
@@ -495,16 +498,16 @@ def _recorded(run: runs.Run) -> Iterator[None]:
     """Record how a run ended that was recorded as started."""
     try:
         yield
-        run.end("finished")
+        run.end("finished", phases=seconds())
     except Stopped as stopped:
         with _second_to_the_cause():
-            run.end("interrupted")
+            run.end("interrupted", phases=seconds())
         unit = "step" if stopped.saved else "epoch"
         say(f"interrupted: {command(f'resume={run.path}')} continues after the last finished {unit}")
         raise
     except BaseException as error:
         with _second_to_the_cause():
-            run.end("failed", first_line(error))
+            run.end("failed", first_line(error), seconds())
             if not isinstance(error, DeephashError):
                 run.unseal(runs.ERROR)
                 write_text(run.path / runs.ERROR, hide(traceback.format_exc()))

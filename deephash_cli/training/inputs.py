@@ -41,6 +41,7 @@ from deephash_cli.models import (
     warn_if_slower,
 )
 from deephash_cli.npy import ids_at
+from deephash_cli.phases import phase
 from deephash_cli.retrieval.codes import CodeSet, pack, packed_width, rounded
 
 
@@ -333,6 +334,7 @@ class Source:
             inputs[start : start + _BLOCK] = torch.from_numpy(self.inputs.batch(rows[start : start + _BLOCK]))
         return inputs
 
+    @phase("features")
     def _features(self, rows: Int[np.ndarray, "n"]) -> Features:
         self._make_ready()
         data = self.dataset.images.digest()

@@ -23,7 +23,9 @@ from deephash_cli.cores import usable_cores
 from deephash_cli.errors import ConfigError, first_line, hint
 from deephash_cli.failures import explained
 from deephash_cli.methods.base import Hasher
+from deephash_cli.phases import phase
 from deephash_cli.training import checkpoints, saving
+from deephash_cli.training.devices import no_device
 from deephash_cli.training.step_loop import use_step_loop
 from deephash_cli.training.targets import build, target_of
 
@@ -102,6 +104,7 @@ def check_trainer(config: DictConfig) -> None:
     require_cores(trainer, "trainer.devices")
 
 
+@phase("training")
 def run_trainer(
     trainer: Trainer, module: Hasher, training: Any, validation: Any = None, checkpoint: Any = None, lower: str = ""
 ) -> None:
@@ -164,22 +167,6 @@ class _OwnSignals(Callback):
             signal.signal(signal.SIGTERM, self._before)
 
 
-def require_accelerator(accelerator: str, setting: str) -> None:
-    """Refuse a kind of device that this machine does not have. This takes no data and builds no network.
-
-    Args:
-        accelerator: Kind of device as Lightning names it.
-        setting: Setting that gives it.
-
-    Raises:
-        ConfigError: If there is no such device.
-    """
-    found = {"gpu": torch.cuda.is_available() or torch.backends.mps.is_available()}
-    found |= {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not found.get(accelerator, True):
-        raise ConfigError(_no_device(f"{setting}={accelerator}"))
-
-
 def require_cores(trainer: Trainer, setting: str) -> None:
     """Refuse more processes on the CPU than are of use.
 
@@ -206,12 +193,7 @@ def explain_trainer(error: Exception, accelerator: str, devices: str, start: str
     """
     message = str(error)
     if "No supported gpu backend" in message or "can not run on your system" in message:
-        return _no_device(accelerator)
+        return no_device(accelerator)
     if "your machine only has" in message:
         return f"{devices} is more than this machine has, which is {torch.cuda.device_count()}: lower it"
     return f"{start}: {first_line(error)}"
-
-
-def _no_device(asked: str) -> str:
-    group = "trainer" if asked.startswith("trainer.") else "accelerator"
-    return f"{asked} finds no such device on this machine: use {group}=auto, which takes what there is, or {group}=cpu"

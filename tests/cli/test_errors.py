@@ -157,7 +157,7 @@ def test_an_error_in_encoding_is_a_sentence(deephash, hashed, monkeypatch, name)
     error, code, part = ERRORS[name]
     command = ("encode", f"run={hashed.run}", f"input={hashed.photos}", "output=codes", "num_workers=0", "batch_size=9")
     with monkeypatch.context() as patch:
-        patch.setattr(shards._Predicting, "predict_step", raising(error))
+        patch.setattr(shards.Work, "packed", raising(error))
         one_sentence(deephash(*command), code, part, *(["lower batch_size=9"] if name in OF_MEMORY else []))
     assert deephash(*command).code == 0
 

@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
 from deephash_cli import models
 from deephash_cli.data.augment import CropColour, ShiftFlip
 from deephash_cli.errors import ArtifactError, ConfigError
 from deephash_cli.models import HashingNetwork, SmallCNN, small_cnn, timm_backbone, torchvision_backbone
-from deephash_cli.models.network import _normalized
+from deephash_cli.models.network import _channels, _kept_channels
 
 LITE0 = "tf_efficientnet_lite0"
 
@@ -58,9 +59,10 @@ def test_options_keep_the_shape(settings):
 
 
 def test_a_gpu_normalizes_as_the_cpu():
-    """To the bit, without a copy from list to tensor each time."""
-    x, mean, std = images().float() / 255, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
-    assert torch.equal(_normalized(x, mean, std), transforms.normalize(x, mean, std))
+    """With constants that were copied to it once."""
+    for values in ((0.485, 0.456, 0.406), (0.5,)):
+        assert torch.equal(_kept_channels(values, torch.device("cpu")), _channels(values, torch.device("cpu")))
+        assert _kept_channels(values, torch.device("cpu")) is _kept_channels(values, torch.device("cpu"))
 
 
 @pytest.mark.gpu
@@ -120,6 +122,24 @@ def test_squashed_images_keep_their_borders(interpolation):
     assert (x[..., 10:] < 0.001).all()
     cropped = network(crop=0.5, interpolation=interpolation, mean=[0.0] * 3, std=[1.0] * 3).preprocess(wide)
     assert (cropped[..., 0] - cropped[..., -1] > 0.999).all()
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("crop_mode", ["center", "squash", "square"])
+def test_preprocessing_is_that_of_torchvision_to_the_bit(crop_mode, interpolation):
+    mean, std = [0.485, 0.456, 0.0], [0.229, 1.0, 0.225]
+    for size, crop, channels, (height, width) in (
+        (16, 1.0, 3, (16, 16)), (16, 0.875, 1, (28, 28)), (17, 0.875, 3, (57, 31)), (33, 0.4, 3, (5, 40)),
+    ):  # fmt: skip
+        net = network(image_size=size, crop=crop, crop_mode=crop_mode, interpolation=interpolation, mean=mean, std=std)
+        given = images(2, channels, height, width)
+        x, resized = given / 255, net.preprocessing.resized_sides(height, width)
+        if (height, width) != (size, size):
+            for sides in [resized] if interpolation == "bilinear" else [(height, resized[1]), resized]:
+                x = transforms.resize(x, list(sides), InterpolationMode(interpolation), antialias=True)
+                x = x if interpolation == "bilinear" else x.clamp(0, 1)
+        x = transforms.center_crop(x, [size, size]).expand(-1, 3, -1, -1)
+        assert torch.equal(net.preprocess(given), transforms.normalize(x, mean, std))
 
 
 def test_a_setting_that_the_weights_do_not_have_must_be_given():

@@ -24,6 +24,7 @@ same_engine = settings(max_examples=40, deadline=None, suppress_health_check=[He
 
 @pytest.fixture(params=[compiled, vectorized], ids=["compiled", "vectorized"])
 def engine(request, monkeypatch):
+    monkeypatch.setattr(ranking, "_FEW", 0)
     monkeypatch.setattr(ranking, "_kernels", lambda: request.param)
     return request.param
 
@@ -448,6 +449,11 @@ def test_threads_are_those_that_the_environment_allows(monkeypatch):
     for value in ("", "0", "many"):
         monkeypatch.setenv("OMP_NUM_THREADS", value)
         assert 1 <= ranking.usable_threads() <= (os.cpu_count() or 1)
+
+
+def test_a_search_with_few_pairs_needs_no_numba(monkeypatch):
+    monkeypatch.setattr(ranking, "_FEW", 200)
+    assert [ranking._for_search(pairs) for pairs in (0, 200, 201)] == [vectorized, vectorized, compiled]
 
 
 def test_without_numba_numpy_does_it(uninstall, monkeypatch):

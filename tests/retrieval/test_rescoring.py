@@ -12,6 +12,7 @@ from deephash_cli.retrieval.kernels import compiled, vectorized
 
 @pytest.fixture(params=[compiled, vectorized], ids=["compiled", "vectorized"])
 def engine(request, monkeypatch):
+    monkeypatch.setattr(ranking, "_FEW", 0)
     monkeypatch.setattr(ranking, "_kernels", lambda: request.param)
 
 
@@ -58,6 +59,7 @@ def test_engines_agree_to_the_last_digit(monkeypatch, dtype):
     rng = np.random.default_rng(1)
     u, database = rng.normal(size=(9, 70)).astype(dtype), codes(500, 70)
     found = {}
+    monkeypatch.setattr(ranking, "_FEW", 0)
     for kernels in (compiled, vectorized):
         monkeypatch.setattr(ranking, "_kernels", lambda kernels=kernels: kernels)
         found[kernels] = ranking.asymmetric(u, pack(u >= 0), database, 500)

@@ -113,7 +113,8 @@ class SelectAdaptivePool2d(nn.Module):
         return F.adaptive_avg_pool2d(x, 1).flatten(1)
 
     def __repr__(self) -> str:
-        return "SelectAdaptivePool2d(pool_type=avg, flatten=Flatten(start_dim=1, end_dim=-1))"
+        printed = {"pool_type": "avg", "flatten": nn.Flatten(1)}
+        return f"SelectAdaptivePool2d({', '.join(f'{name}={value}' for name, value in printed.items())})"
 
 
 class EfficientNet(nn.Module):

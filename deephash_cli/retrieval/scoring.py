@@ -108,7 +108,7 @@ def evaluate(
     own, labels = self_matches(query, database), (query.labels, database.labels)
     query, database = _related(query, database, similar)
     counts, places = _counts(query, database, labels, own, map_at, threads)
-    statistics = _statistics(database)  # while threads count
+    about_codes = {**_statistics(database), **_sizes(query, database)}  # while threads count
     values = {name: value[places] for name, value in _per_query(counts, ks, map_at, radius, curve).items()}
     if query.u is not None:
         values |= asymmetric.per_query(query, database, own, ks, map_at, threads)
@@ -138,8 +138,7 @@ def evaluate(
         "distances": {side: by_distance[counted].sum(axis=0).tolist() for side, by_distance in distances.items()},
         "per_class": _per_class(values["map"][counted], labels[0][counted]),
         "hardest_queries": _hardest(query, values["map"], relevant),
-        **statistics,
-        **_sizes(query, database),
+        **about_codes,
         "queries_without_relevant": int((relevant == 0).sum()),
         "k_beyond_database": [int(k) for k in ks if k > database.n],
         **found,

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 import textwrap
 import time
 import warnings
@@ -18,6 +19,7 @@ from deephash_cli.hiding import hide
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
+_MOVED_EVERY = 0.05  # seconds between two movements of a bar, which take longer than a short step
 _LINE_SECONDS = 10  # without a terminal, a long task prints its progress this often
 _SHORT_SECONDS = 2  # without a terminal, a task shorter than this prints nothing
 
@@ -125,12 +127,17 @@ def progress(task: str, total: int, quiet: bool = False) -> Iterator[Callable[..
             TextColumn("{task.fields[note]}"),
         )
         with Progress(*columns, console=console) as bars:
-            bar = bars.add_task(task, total=total, note="")
+            bar, moved = bars.add_task(task, total=total, note=""), -math.inf
 
             def move(done: int, note: str | None = None) -> None:
+                nonlocal moved
+                now = time.monotonic()
                 if note is not None:
                     bars.update(bar, note=note)
+                elif done < total and now - moved < _MOVED_EVERY:
+                    return
                 bars.update(bar, completed=done)
+                moved = now
 
             yield move
             move(total)

@@ -1,6 +1,5 @@
 """Feed images, features or vectors to a network in batches, and collect its binary codes."""
 
-import functools
 import hashlib
 import math
 import time
@@ -132,6 +131,7 @@ class Source:
         self.loading = loading
         self.computing = computing
         self._workers = 0 if images.in_memory else worker_count(loading.num_workers)
+        self._moved: tuple[Inputs | None, Tensor | None] = None, None  # inputs, and the same on the GPU
         self.inputs = self.images
         if network.frozen and not isinstance(images, Vectors):  # vectors are features already
             self.inputs = self._features(np.arange(len(dataset)))
@@ -299,13 +299,21 @@ class Source:
             return (self._there[part] for part in torch.from_numpy(rows).to(self.device).split(size))
         return (torch.from_numpy(self.inputs.batch(rows[start : start + size])) for start in range(0, len(rows), size))
 
-    @functools.cached_property
+    @property
     def _there(self) -> Shaped[Tensor, "n ..."] | None:
         """All inputs in the memory of the GPU that computes, if there is a GPU and they are small enough for it."""
+        inputs, there = self._moved
+        if inputs is not self.inputs:  # features take the place of images once they are computed
+            there = self._on_gpu()
+            self._moved = self.inputs, there
+        return there
+
+    def _on_gpu(self) -> Shaped[Tensor, "n ..."] | None:
         if self.device.type != "cuda" or self._workers:
             return None
-        room = torch.cuda.mem_get_info(self.device)[0] * _SHARE_OF_GPU
         whole = np.arange(len(self.dataset))
+        self._moved = None, None  # makes room
+        room = torch.cuda.mem_get_info(self.device)[0] * _SHARE_OF_GPU
         return self._gathered(whole) if self._bytes(whole) <= room else None
 
     def _trained_on(self, rows: Int[np.ndarray, "n"]) -> Rows | Held:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import write_photos
 from pytorch_lightning import Callback
 
 from deephash_cli.data.loaders import DirectLoader, Held
@@ -141,12 +142,21 @@ def test_features_are_held_and_converted_once(deephash, vectors, monkeypatch):
     assert equal(tensors, others)
 
 
-def test_what_is_held_on_a_gpu_gives_the_same_codes(deephash, vectors, monkeypatch):
+PHOTOS = ("dataset=image_folder", "dataset.root=photos", "model=small_cnn", "model.frozen=true", "validation.queries=6")
+
+
+@pytest.mark.parametrize(("data", "times"), [(SETTINGS[:3], 1), (PHOTOS, 2)])  # photos first, then their features
+def test_what_is_held_on_a_gpu_gives_the_same_codes(deephash, vectors, monkeypatch, data, times):
     # The device is the CPU here: what is copied to it, indexed there and fetched in larger parts is the same.
-    assert deephash("train", *SETTINGS, "run_dir=cpu", "loader.eval_batch_size=7").code == 0
-    there = property(lambda self: self._gathered(np.arange(len(self.dataset))))
-    monkeypatch.setattr(Source, "_there", there)
-    assert deephash("train", *SETTINGS, "run_dir=there", "loader.eval_batch_size=7").code == 0
+    write_photos(Path("photos"))
+    settings = (*data, *SETTINGS[3:], "loader.eval_batch_size=7")
+    assert deephash("train", *settings, "run_dir=cpu").code == 0
+    monkeypatch.setenv("DEEPHASH_CACHE_DIR", "another")  # features are computed again
+    held = []
+    on_gpu = lambda source: held.append(source.inputs) or source._gathered(np.arange(len(source.dataset)))  # noqa: E731
+    monkeypatch.setattr(Source, "_on_gpu", on_gpu)
+    assert deephash("train", *settings, "run_dir=there").code == 0
+    assert len(held) == times
     (*found, tensors), (*expected, others) = (recorded(Path(name)) for name in ("there", "cpu"))
     assert found == expected
     assert equal(tensors, others)

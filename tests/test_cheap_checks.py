@@ -79,7 +79,7 @@ print(json.dumps([codes, sorted(sys.modules)]))
 """
 
 
-@pytest.mark.parametrize("model", ["efficientnet_lite0", "small_cnn"])
+@pytest.mark.parametrize("model", ["efficientnet_lite0", pytest.param("small_cnn", marks=pytest.mark.slow)])
 def test_search_encode_and_serve_import_what_they_need_and_no_more(deephash, model):
     write_photos(Path("photos"), each=8)
     data = [

@@ -89,6 +89,6 @@ def test_without_a_gpu_it_says_so(gpu, monkeypatch, capsys):
 
 
 def test_another_interpreter_gets_no_packages():
-    command = ["make", "--dry-run", "gpu", "BIN=/somewhere"]
+    command = ["make", "--no-print-directory", "--dry-run", "gpu", "BIN=/somewhere"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=20, check=True)
     assert result.stdout == "/somewhere/python3 benchmarks/gpu.py\n"

@@ -187,11 +187,9 @@ class HashingModule(Hasher):
         stacked = torch.stack(list(terms.values()))
         total = stacked.sum()
         names, values = (*terms, "loss"), torch.cat([stacked, total[None]]).detach()
-        before, self._last = (
-            self._last,
-            StepLosses(names, values, lambda: f"epoch {self.current_epoch}, batch {batch_idx}"),
-        )
-        (before if u.is_cuda else self._last).require_finite()
+        losses = StepLosses(names, values, lambda: f"epoch {self.current_epoch}, batch {batch_idx}")
+        (self._last if u.is_cuda else losses).require_finite()
+        self._last = losses
         self.loss_sums.add(names, values, len(u))
         if processes.count() == 1:
             return total

@@ -125,7 +125,7 @@ def run_trainer(
     """
     if checkpoint:
         checkpoints.require_fitting(checkpoint, checkpoints.read_checkpoint(checkpoint)["state_dict"], module)
-    with explained(lower), _asked_once(trainer.strategy.root_device):
+    with explained(lower), _without_nvml(trainer.strategy.root_device):
         trainer.fit(module, training, validation, ckpt_path=checkpoint)
 
 
@@ -140,7 +140,7 @@ class _NoProfiler(PassThroughProfiler):
 
 
 @contextlib.contextmanager
-def _asked_once(device: torch.device) -> Iterator[None]:
+def _without_nvml(device: torch.device) -> Iterator[None]:
     """Train on a CPU without looking for NVIDIA's management library in every step.
 
     An optimizer asks in each step whether there is a GPU. Lightning has torch answer that by loading this library,

@@ -51,11 +51,12 @@ def speed(n: int, repeat: int, clustered: bool) -> None:
     import numpy as np
 
     from deephash_cli.retrieval import indexes, ranking
+    from deephash_cli.retrieval.threads import usable_threads
 
     packed, queries = make(n, clustered, 1), make(QUERIES, clustered, 2)
     bare = faiss.IndexBinaryFlat(BITS)
     bare.add(packed)
-    faiss.omp_set_num_threads(ranking.usable_threads())
+    faiss.omp_set_num_threads(usable_threads())
     flat = indexes.build("flat", packed, BITS, {})
     engines: dict[str, Callable[[], Any]] = {
         "faiss.IndexBinaryFlat.search": lambda: bare.search(queries, TOP),

@@ -21,6 +21,7 @@ from deephash_cli.errors import ConfigError
 from deephash_cli.files import is_device, write_json
 from deephash_cli.retrieval import indexes, ranking, rescoring, similarity
 from deephash_cli.retrieval.codes_folder import Database, open_continuous, open_side, read_manifest
+from deephash_cli.retrieval.threads import usable_threads
 from deephash_cli.runs import codes_folder
 from deephash_cli.runs.outputs import settle, unused
 
@@ -86,7 +87,7 @@ def run(config: DictConfig) -> dict[str, Any] | None:
         "database": database.n,
         "queries": len(asked.packed),
         "queries_from": "query side" if asked.own is None else "database, each left out of its own results",
-        "threads": ranking.usable_threads(),
+        "threads": usable_threads(),
         "build_seconds": seconds,
         "bytes": size,
         "sha256": record["sha256"],

@@ -9,10 +9,7 @@ The inner loops are compiled by numba. Without numba, and for searches with few 
 fifteen times slower.
 """
 
-import os
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import ModuleType
 from typing import TypeVar
@@ -20,14 +17,13 @@ from typing import TypeVar
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int64, Integer, UInt8, UInt64
 
-from deephash_cli.cores import usable_cores
 from deephash_cli.retrieval.codes import packed_width
+from deephash_cli.retrieval.threads import in_order, settled
 
 Labels = UInt8[np.ndarray, "_ classes"] | Integer[np.ndarray, " _"]
 T = TypeVar("T")
 
 _TOGETHER = 256  # queries in one part, which is what a thread works on at a time: their metrics stay in its cache
-_AHEAD = 4  # parts per thread that may be computed before the caller takes them
 _ROWS = 2**16  # rows converted at a time
 _FEW = 2**18  # pairs that NumPy compares in milliseconds, where importing numba and its compiled code takes much longer
 _LARGEST = float(np.finfo(np.float16).max)
@@ -343,13 +339,6 @@ def grouped(
     return _in_parts(part, len(exclude), threads, most=max(1, pairs // max(1, n)))
 
 
-def usable_threads() -> int:
-    """Number of threads to use: OMP_NUM_THREADS, or the number of cores that this process may use."""
-    if (limit := os.environ.get("OMP_NUM_THREADS", "")).isdecimal() and int(limit) > 0:
-        return int(limit)
-    return usable_cores()
-
-
 def check_side(side: str, packed: UInt8[np.ndarray, "n bytes"], bits: int) -> None:
     """Check the width of packed codes, and that their padding bits, which would add distance, are zero.
 
@@ -408,34 +397,12 @@ def _kernels() -> ModuleType:
 
 
 def _in_parts(work: Callable[[slice], T], queries: int, threads: int | None, most: int | None = None) -> Iterator[T]:
-    """Yield results for some queries at a time, in order. Only a few parts are computed ahead, which bounds memory."""
-    threads = usable_threads() if threads is None else threads
-    if threads < 1:
-        raise ValueError(f"threads must be at least 1, got {threads}")
+    """Yield results for some queries at a time, in order."""
+    threads = settled(threads)
     # At least two parts per thread: the caller processes the first while the second is computed.
     size = max(1, min(most or _TOGETHER, -(-queries // (2 * threads)) if threads > 1 else queries))
     slices = [slice(start, min(start + size, queries)) for start in range(0, queries, size)]
-    if threads == 1 or len(slices) < 2:
-        return map(work, slices)
-    return _ahead(work, slices, threads)
-
-
-def _ahead(work: Callable[[slice], T], slices: Sequence[slice], threads: int) -> Iterator[T]:
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="ranking")
-    # Work starts now, before the caller asks for the first result.
-    running = deque(pool.submit(work, queries) for queries in slices[: _AHEAD * threads])
-
-    def results() -> Iterator[T]:
-        try:
-            for queries in slices[_AHEAD * threads :]:
-                yield running.popleft().result()
-                running.append(pool.submit(work, queries))
-            while running:
-                yield running.popleft().result()
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-    return results()
+    return in_order(work, slices, threads if len(slices) > 1 else 1)
 
 
 def _check_codes(query_packed: np.ndarray, database_packed: np.ndarray, bits: int) -> None:

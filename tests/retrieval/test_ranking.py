@@ -443,14 +443,6 @@ def test_an_error_in_a_thread_reaches_the_caller(monkeypatch):
         list(ranking.count(*Problem(0, q=100).arguments, threads=3))
 
 
-def test_threads_are_those_that_the_environment_allows(monkeypatch):
-    monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    assert ranking.usable_threads() == 3
-    for value in ("", "0", "many"):
-        monkeypatch.setenv("OMP_NUM_THREADS", value)
-        assert 1 <= ranking.usable_threads() <= (os.cpu_count() or 1)
-
-
 def test_a_search_with_few_pairs_needs_no_numba(monkeypatch):
     monkeypatch.setattr(ranking, "_FEW", 200)
     assert [ranking._for_search(pairs) for pairs in (0, 200, 201)] == [vectorized, vectorized, compiled]

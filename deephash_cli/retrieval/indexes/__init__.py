@@ -24,6 +24,7 @@ from deephash_cli.files import atomic_write, read_sealed, sha256_file, write_byt
 from deephash_cli.retrieval import ranking
 from deephash_cli.retrieval.codes import packed_width
 from deephash_cli.retrieval.codes_folder import Database
+from deephash_cli.retrieval.threads import usable_threads
 
 FORMAT = 1
 KINDS = ("exact", *modules("retrieval/indexes"))
@@ -404,5 +405,5 @@ def _load_faiss() -> ModuleType:
         import faiss
     except ImportError as error:
         raise ConfigError("an index other than exact needs faiss: pip install 'deephash[faiss]'") from error
-    faiss.omp_set_num_threads(ranking.usable_threads())
+    faiss.omp_set_num_threads(usable_threads())
     return faiss

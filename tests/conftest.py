@@ -123,7 +123,7 @@ def uninstall(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
 
         def without(name, *arguments, **options):
             if name.split(".")[0] == package:
-                raise ImportError(f"No module named {package!r}")
+                raise ModuleNotFoundError(f"No module named {package!r}", name=package)
             return original(name, *arguments, **options)
 
         monkeypatch.setattr(builtins, "__import__", without)

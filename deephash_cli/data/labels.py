@@ -6,6 +6,7 @@ Each reading is decided for the whole column, never for a single cell. What has 
 import ast
 import re
 from collections.abc import Sequence
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -154,8 +155,8 @@ def _multi_hot(rows: Sequence[Sequence[int]], classes: int, place: str) -> UInt8
             "classes; give the labels that images have in common"
         )
     labels = np.zeros((len(rows), classes), dtype=np.uint8)
-    for number, row in enumerate(rows):
-        labels[number, row] = 1
+    columns = np.fromiter(chain.from_iterable(rows), np.int64)
+    labels[np.repeat(np.arange(len(rows)), [len(row) for row in rows]), columns] = 1
     return labels
 
 

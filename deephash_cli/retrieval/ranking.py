@@ -11,12 +11,15 @@ fifteen times slower.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from types import ModuleType
 from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int64, Integer, UInt8, UInt64
 
+from deephash_cli.console import warn
+from deephash_cli.errors import first_line
 from deephash_cli.retrieval.codes import packed_width
 from deephash_cli.retrieval.threads import in_order, settled
 
@@ -386,12 +389,15 @@ def _for_search(pairs: int) -> ModuleType:
     return vectorized
 
 
+@cache
 def _kernels() -> ModuleType:
     try:
         from deephash_cli.retrieval.kernels import compiled
-    except ImportError:
+    except ImportError as error:
         from deephash_cli.retrieval.kernels import vectorized
 
+        if not (isinstance(error, ModuleNotFoundError) and error.name == "numba"):  # it is installed, but broken
+            warn(f"numba cannot be imported, so counting takes about fifteen times as long: {first_line(error)}")
         return vectorized
     return compiled
 

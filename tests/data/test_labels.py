@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from deephash_cli.data import labels as labels_module
 from deephash_cli.data.identity import alike, canonical
 from deephash_cli.data.labels import from_cells, from_columns
 from deephash_cli.errors import DataError
@@ -79,9 +80,10 @@ def test_cells_with_two_meanings(texts, sentence):
     assert "\n" not in str(caught.value)
 
 
-def test_too_many_classes():
-    with pytest.raises(DataError, match="60000 different labels for 60000 images, too many to be classes"):
-        cells(*(f"a caption {number}" for number in range(60_000)))
+def test_too_many_classes(monkeypatch):
+    monkeypatch.setattr(labels_module, "LIMIT", 600 * 600 - 1)
+    with pytest.raises(DataError, match="600 different labels for 600 images, too many to be classes"):
+        cells(*(f"a caption {number}" for number in range(600)))
 
 
 @pytest.mark.parametrize(

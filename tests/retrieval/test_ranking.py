@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import tracemalloc
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -448,11 +449,29 @@ def test_a_search_with_few_pairs_needs_no_numba(monkeypatch):
     assert [ranking._for_search(pairs) for pairs in (0, 200, 201)] == [vectorized, vectorized, compiled]
 
 
-def test_without_numba_numpy_does_it(uninstall, monkeypatch):
-    uninstall("numba")
+@pytest.fixture
+def anew(monkeypatch):
+    """The compiled loops are imported anew."""
     monkeypatch.delitem(sys.modules, "deephash_cli.retrieval.kernels.compiled")
     monkeypatch.delattr("deephash_cli.retrieval.kernels.compiled")
+    ranking._kernels.cache_clear()
+    yield
+    ranking._kernels.cache_clear()
+
+
+def test_without_numba_numpy_does_it(uninstall, anew, capsys):
+    uninstall("numba")
     assert ranking._kernels() is vectorized
+    assert capsys.readouterr().err == ""
+
+
+def test_a_broken_numba_is_said_once(anew, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "numba", ModuleType("numba"))  # it has no njit
+    assert [ranking._kernels(), ranking._kernels()] == [vectorized, vectorized]
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(
+        "warning: numba cannot be imported, so counting takes about fifteen times as long: cannot im"
+    )
 
 
 def test_nowhere_to_keep_compiled_code(tmp_path):

@@ -1,0 +1,77 @@
+"""Write results.csv and print this experiment's tables: python table.py <runs by default> <tuned runs>."""
+
+import csv
+import json
+import statistics
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+from hydra.utils import get_class
+
+HERE = Path(__file__).parent
+METRICS = ("map", "map_at_1000", "map_best", "map_worst", "unique_code_ratio")
+SETTINGS = ("default", "tuned")
+
+
+def read(roots: list[Path]) -> list[dict]:
+    """One line for each run; all must be on one split."""
+    lines, splits = [], set()
+    for settings, root in zip(SETTINGS, roots, strict=True):
+        for file in sorted(root.glob("*/metrics.json")):
+            metrics = json.loads(file.read_text())
+            splits.add(metrics["split"]["sha256"])
+            lines.append({
+                **{name: metrics[name] for name in ("method", "bits", "seed")},
+                "settings": settings,
+                "learns_from": get_class(metrics["module"]["_target_"]).supervision,
+                "transductive": metrics.get("transductive", False),
+                **{name: metrics[name] for name in METRICS},
+            })  # fmt: skip
+    if len(splits) != 1:
+        sys.exit(f"all runs must be on one split, got {len(splits)}")
+    return sorted(lines, key=lambda line: (line["method"], *(line[name] for name in ("settings", "bits", "seed"))))
+
+
+def show(values: list[float]) -> str:
+    """As the field writes it: .123, or .123 ± .004 over several seeds."""
+    texts = [f"{statistics.mean(values):.3f}", *([f"{statistics.stdev(values):.3f}"] if len(values) > 1 else [])]
+    return " ± ".join(text.replace("0.", ".", 1) for text in texts)
+
+
+def table(lines: list[dict], metric: str) -> None:
+    """Print a row for each method, in the order of its mean over all lengths."""
+    cells: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for line in lines:
+        mark = {"tuned": "*"}.get(line["settings"], "") + ("‡" if line["transductive"] else "")
+        cells[line["method"] + mark][line["bits"]].append(line[metric])
+    lengths = sorted({line["bits"] for line in lines})
+    from_what = {line["method"]: line["learns_from"] for line in lines}
+    print(f"| method | learns from | {' | '.join(f'{k} bits' for k in lengths)} | seeds |")
+    print(f"| --- | --- |{' --- |' * (len(lengths) + 1)}")
+    for method in sorted(cells, key=lambda name: statistics.mean(map(statistics.mean, cells[name].values()))):
+        counts = sorted({len(values) for values in cells[method].values()})
+        shown = " | ".join(show(cells[method][k]) for k in lengths)
+        print(f"| {method} | {from_what[method.rstrip('*‡')]} | {shown} | {' or '.join(map(str, counts))} |")
+
+
+def main(roots: list[Path]) -> None:
+    """Write all runs, and print the tables."""
+    lines = read(roots)
+    with (HERE / "results.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(lines[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(lines)
+    default = [line for line in lines if line["settings"] == "default"]
+    tuned = {line["method"] for line in lines if line["settings"] == "tuned"}
+    best = [line for line in lines if line["settings"] == "tuned" or line["method"] not in tuned]
+    print("Settings chosen on validation queries, `map`:\n")
+    table(best, "map")
+    print("\nDefault settings of the methods marked with *, `map`:\n")
+    table([line for line in default if line["method"] in tuned], "map")
+    print("\nMethods without labels, `map_at_1000`:\n")
+    table([line for line in best if line["learns_from"] == "none"], "map_at_1000")
+
+
+if __name__ == "__main__":
+    main([Path(argument) for argument in sys.argv[1:]])

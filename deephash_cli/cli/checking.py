@@ -4,6 +4,7 @@ Hydra suggests no close matches, accepts any type, and offers to add a misspelt 
 one sentence.
 """
 
+import math
 import re
 import shlex
 from collections.abc import Sequence
@@ -150,6 +151,7 @@ def _composed(verb: str, variant: Sequence[str], chosen: Sequence[str], fixed: S
     config = _without_hydra(composed)
     OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     _check_values(config, defaults, variant)
+    _require_finite(config, variant)
     if verb == "train":
         refuse_nested(config)
         Changes.of(config.dataset)  # refuses values of other kinds
@@ -326,6 +328,17 @@ def _check_values(config: Any, defaults: Any, overrides: Sequence[str]) -> None:
                 f"{key} must be a list of whole numbers, at least {lowest}, such as {command(f'{key}=[1,10]')}, "
                 f"got {short(str(value))}"
             )
+
+
+def _require_finite(config: Any, overrides: Sequence[str]) -> None:
+    """Refuse a typed infinity or NaN: with one of them a weight or a margin can make codes that nobody asked for."""
+    from omegaconf import OmegaConf
+
+    for override in overrides:
+        key = override.split("=", 1)[0].lstrip("+~")
+        value = OmegaConf.select(config, key, throw_on_missing=False)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{key} must be a finite number, got {value}")
 
 
 def _ranges(config: Any) -> dict[str, tuple[float, float | None]]:

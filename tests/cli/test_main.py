@@ -329,6 +329,12 @@ REFUSED = {
     "a flag that is a number": (["model.frozen=3"], "model.frozen must be true or false (such as True), got 3"),
     "a rate below zero": (["optimizer.lr=-1"], "optimizer.lr must be a number, at least 0, got -1"),
     "a rate that is none": (["optimizer.lr=nan"], "optimizer.lr must be a number, at least 0, got nan"),
+    "a weight that is none": (["method=lfh", "module.beta=nan"], "module.beta must be a finite number, got nan"),
+    "an infinite weight": (
+        ["loss.quantization_weight=inf"],
+        "loss.quantization_weight must be a finite number, got inf",
+    ),
+    "a number too large": (["method=sdh", "module.sigma=1e400"], "module.sigma must be a finite number, got inf"),
     "a rate that is text": (["optimizer.lr=fast"], "optimizer.lr must be a number (such as 0.001), got 'fast'"),
     "batches of one": (["loader.batch_size=1"], "loader.batch_size must be a whole number, at least 2, got 1"),
     "workers: text": (["loader.num_workers=many"], "num_workers must be auto or a whole number, at least 0, got many"),

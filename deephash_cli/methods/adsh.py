@@ -38,6 +38,7 @@ from torch import Tensor, nn
 
 from deephash_cli.data.loaders import Batch
 from deephash_cli.methods.base import HashingModule
+from deephash_cli.methods.parts.limits import at_least
 from deephash_cli.methods.parts.losses import signs, similar
 
 _BLOCK = 8192  # database items whose similarity to Omega is computed at a time
@@ -48,10 +49,14 @@ class ADSHLoss(nn.Module):
 
     Args:
         quantization_weight: Weight ``gamma / (N K)`` of the mean over images and bits.
+
+    Raises:
+        ValueError: If a setting is out of its range.
     """
 
     def __init__(self, quantization_weight: float):
         super().__init__()
+        at_least(0, quantization_weight=quantization_weight)
         self.quantization_weight = quantization_weight
 
     def forward(
@@ -94,9 +99,7 @@ class ADSH(HashingModule):
 
     def __init__(self, sample: int, epochs_per_round: int, dissimilar: str, **settings):
         super().__init__(**settings)
-        for name, count in (("sample", sample), ("epochs_per_round", epochs_per_round)):
-            if count < 1:
-                raise ValueError(f"{name} must be at least 1, got {count}")
+        at_least(1, sample=sample, epochs_per_round=epochs_per_round)
         if dissimilar not in ("balanced", "minus_one"):
             raise ValueError(f"dissimilar must be balanced or minus_one, got {dissimilar!r}")
         n, bits = len(self.train_labels), self.network.bits

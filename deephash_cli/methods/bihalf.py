@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from deephash_cli.data.loaders import Batch
 from deephash_cli.methods.base import HashingModule
 from deephash_cli.methods.parts.cosines import cosine_error
+from deephash_cli.methods.parts.limits import at_least
 from deephash_cli.methods.parts.losses import signs
 from deephash_cli.methods.parts.straight_through import straight_through
 
@@ -43,10 +44,14 @@ class BiHalfLoss(nn.Module):
 
     Args:
         transport_weight: Weight gamma of the distance.
+
+    Raises:
+        ValueError: If a setting is out of its range.
     """
 
     def __init__(self, transport_weight: float):
         super().__init__()
+        at_least(0, transport_weight=transport_weight)
         self.transport_weight = transport_weight
 
     def forward(self, u: Float[Tensor, "n bits"], features: Float[Tensor, "n d"]) -> dict[str, Tensor]:

@@ -31,6 +31,7 @@ from torch.nn.functional import logsigmoid, normalize
 
 from deephash_cli.data.loaders import Batch
 from deephash_cli.methods.base import HashingModule
+from deephash_cli.methods.parts.limits import above_zero, at_least
 from deephash_cli.methods.parts.straight_through import straight_through
 
 
@@ -42,13 +43,13 @@ class CIBHashLoss(nn.Module):
         kl_weight: Weight beta of the divergence.
 
     Raises:
-        ValueError: If ``temperature`` is 0 or negative.
+        ValueError: If a setting is out of its range.
     """
 
     def __init__(self, temperature: float, kl_weight: float):
         super().__init__()
-        if temperature <= 0:
-            raise ValueError(f"temperature must be above 0, got {temperature}")
+        above_zero(temperature=temperature)
+        at_least(0, kl_weight=kl_weight)
         self.temperature = temperature
         self.kl_weight = kl_weight
 

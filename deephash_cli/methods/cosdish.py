@@ -28,6 +28,7 @@ from torch import nn
 from deephash_cli.console import progress
 from deephash_cli.methods.base import ShallowHasher
 from deephash_cli.methods.parts.hash_layers import RBF, Projection, gaussian_gamma, ridge, signs, squared_distances
+from deephash_cli.methods.parts.limits import above_zero, at_least
 
 _UNDECIDED = 1e-5  # a vote below this leaves the bit as it is; as published
 _PRECISION = 1e-9  # share of the largest coefficient; a flip that gains less is not made
@@ -69,14 +70,9 @@ class COSDISH(ShallowHasher):
         if encoder not in ("linear", "kernel"):
             raise ValueError(f"encoder must be linear or kernel, got {encoder!r}")
         self.columns = self.bits if columns is None else columns
-        for name, value in (("columns", self.columns), ("samples", samples), ("rounds", rounds), ("anchors", anchors)):
-            if value < 1:
-                raise ValueError(f"{name} must be 1 or more, got {value}")
-        if restarts < 0:
-            raise ValueError(f"restarts must be 0 or more, got {restarts}")
-        for name, value in (("ridge_weight", ridge_weight), ("sigma", sigma)):
-            if value <= 0:
-                raise ValueError(f"{name} must be above 0, got {value}")
+        at_least(1, columns=self.columns, samples=samples, rounds=rounds, anchors=anchors)
+        at_least(0, restarts=restarts)
+        above_zero(ridge_weight=ridge_weight, sigma=sigma)
         self.samples = samples
         self.rounds = rounds
         self.restarts = restarts

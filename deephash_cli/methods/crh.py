@@ -40,6 +40,7 @@ from torch import Tensor, nn
 from deephash_cli.data.loaders import Batch
 from deephash_cli.methods.base import HashingModule
 from deephash_cli.methods.parts import codebooks
+from deephash_cli.methods.parts.limits import above_zero, at_least
 from deephash_cli.methods.parts.losses import margin_softmax, signs
 
 
@@ -52,13 +53,13 @@ class CRHLoss(nn.Module):
         quantization_weight: Weight lambda of the quantization error.
 
     Raises:
-        ValueError: If ``scale`` is 0 or negative.
+        ValueError: If a setting is out of its range.
     """
 
     def __init__(self, scale: float, margin: float, quantization_weight: float):
         super().__init__()
-        if scale <= 0:
-            raise ValueError(f"scale must be above 0, got {scale}")
+        above_zero(scale=scale)
+        at_least(0, margin=margin, quantization_weight=quantization_weight)
         self.scale = scale
         self.margin = margin
         self.quantization_weight = quantization_weight
@@ -99,10 +100,8 @@ class CRH(HashingModule):
 
     def __init__(self, every_epoch_until: int, then_every: int, **settings):
         super().__init__(**settings)
-        if every_epoch_until < 0:
-            raise ValueError(f"every_epoch_until must be 0 or more, got {every_epoch_until}")
-        if then_every < 1:
-            raise ValueError(f"then_every must be at least 1, got {then_every}")
+        at_least(0, every_epoch_until=every_epoch_until)
+        at_least(1, then_every=then_every)
         self.every_epoch_until = every_epoch_until
         self.then_every = then_every
         bits, classes = self.network.bits, self.train_labels.shape[1]

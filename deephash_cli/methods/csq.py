@@ -31,6 +31,7 @@ from torch.nn.functional import softplus
 from deephash_cli.data.loaders import Batch
 from deephash_cli.methods.base import HashingModule
 from deephash_cli.methods.parts import codebooks
+from deephash_cli.methods.parts.limits import at_least
 from deephash_cli.methods.parts.losses import signs
 
 
@@ -39,10 +40,14 @@ class CSQLoss(nn.Module):
 
     Args:
         quantization_weight: Weight lambda of the quantization error.
+
+    Raises:
+        ValueError: If a setting is out of its range.
     """
 
     def __init__(self, quantization_weight: float):
         super().__init__()
+        at_least(0, quantization_weight=quantization_weight)
         self.quantization_weight = quantization_weight
 
     def forward(self, u: Float[Tensor, "n bits"], centres: Float[Tensor, "n bits"]) -> dict[str, Tensor]:

@@ -37,6 +37,7 @@ from torch.nn.functional import normalize
 
 from deephash_cli.data.loaders import Batch
 from deephash_cli.methods.base import HashingModule
+from deephash_cli.methods.parts.limits import above_zero, at_least
 from deephash_cli.methods.parts.losses import balanced_mean, signs, similar
 
 _SHORTEST = 1e-3  # shorter vectors are divided by this instead of their length: a direction at 0 has an infinite slope
@@ -57,9 +58,8 @@ class DCHLoss(nn.Module):
 
     def __init__(self, gamma: float, quantization_weight: float, floor: float):
         super().__init__()
-        for name, value in (("gamma", gamma), ("floor", floor)):
-            if not value > 0:
-                raise ValueError(f"{name} must be above 0, got {value}")
+        above_zero(gamma=gamma, floor=floor)
+        at_least(0, quantization_weight=quantization_weight)
         self.gamma = gamma
         self.quantization_weight = quantization_weight
         self.floor = floor

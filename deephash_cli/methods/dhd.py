@@ -32,6 +32,7 @@ from torch.nn.functional import cosine_similarity, normalize
 
 from deephash_cli.data.loaders import Batch
 from deephash_cli.methods.base import HashingModule
+from deephash_cli.methods.parts.limits import above_zero, at_least
 from deephash_cli.methods.parts.losses import class_entropy
 
 
@@ -45,14 +46,13 @@ class DHDLoss(nn.Module):
         sigma: Standard deviation of the two Gaussians, above 0.
 
     Raises:
-        ValueError: If ``temperature`` or ``sigma`` is 0 or negative.
+        ValueError: If a setting is out of its range.
     """
 
     def __init__(self, temperature: float, distillation_weight: float, quantization_weight: float, sigma: float):
         super().__init__()
-        for name, value in (("temperature", temperature), ("sigma", sigma)):
-            if value <= 0:
-                raise ValueError(f"{name} must be above 0, got {value}")
+        above_zero(temperature=temperature, sigma=sigma)
+        at_least(0, distillation_weight=distillation_weight, quantization_weight=quantization_weight)
         self.temperature = temperature
         self.distillation_weight = distillation_weight
         self.quantization_weight = quantization_weight

@@ -30,6 +30,7 @@ from torch.nn.functional import softplus
 
 from deephash_cli.data.loaders import Batch
 from deephash_cli.methods.base import HashingModule
+from deephash_cli.methods.parts.limits import above_zero, at_least
 from deephash_cli.methods.parts.losses import balanced_mean, signs, similar
 
 
@@ -42,10 +43,16 @@ class DHNLoss(nn.Module):
         quantization_weight: Weight lambda of the mean over images and bits.
         balanced: Whether similar and dissimilar pairs have the same weight in all, which the paper does not do; runs of
             earlier versions did not.
+
+    Raises:
+        ValueError: If a setting is out of its range.
     """
 
     def __init__(self, theta_scale: float | None, quantization_weight: float, balanced: bool = False):
         super().__init__()
+        if theta_scale is not None:
+            above_zero(theta_scale=theta_scale)
+        at_least(0, quantization_weight=quantization_weight)
         self.balanced = balanced
         self.theta_scale = theta_scale
         self.quantization_weight = quantization_weight

@@ -30,6 +30,7 @@ from deephash_cli.console import warn
 from deephash_cli.data.loaders import Batch
 from deephash_cli.methods.base import HashingModule
 from deephash_cli.methods.parts.codebooks import code_of_labels, codebook, smallest_distance
+from deephash_cli.methods.parts.limits import above_zero
 
 
 class DPNLoss(nn.Module):
@@ -44,8 +45,7 @@ class DPNLoss(nn.Module):
 
     def __init__(self, margin: float):
         super().__init__()
-        if not margin > 0:
-            raise ValueError(f"margin must be above 0, got {margin}")
+        above_zero(margin=margin)
         self.margin = margin
 
     def forward(self, u: Float[Tensor, "n bits"], targets: Float[Tensor, "n bits"]) -> dict[str, Tensor]:

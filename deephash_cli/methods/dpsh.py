@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from deephash_cli.data.loaders import Batch
 from deephash_cli.methods.base import BufferedModule
+from deephash_cli.methods.parts.limits import at_least
 from deephash_cli.methods.parts.losses import pair_likelihood, signs, similar
 
 
@@ -43,6 +44,7 @@ class DPSHLoss(nn.Module):
 
     def __init__(self, quantization_weight: float, eta_convention: Literal["paper", "mean"], balanced: bool = False):
         super().__init__()
+        at_least(0, quantization_weight=quantization_weight)
         if eta_convention not in ("paper", "mean"):
             raise ValueError(f"eta_convention must be paper or mean, got {eta_convention!r}")
         self.quantization_weight = quantization_weight

@@ -40,6 +40,7 @@ from torch import Tensor, nn
 from deephash_cli.data.loaders import Batch
 from deephash_cli.methods.base import BufferedModule
 from deephash_cli.methods.parts.discrete import cyclic_coordinate_descent
+from deephash_cli.methods.parts.limits import above_zero, at_least
 from deephash_cli.methods.parts.losses import pair_likelihood, signs, similar
 
 
@@ -50,10 +51,14 @@ class DSDHLoss(nn.Module):
         quantization_weight: Weight ``eta / (2 N)`` of the mean over images of squared distances.
         balanced: Whether similar and dissimilar pairs have the same weight in all, which the paper does not do; runs of
             earlier versions did not.
+
+    Raises:
+        ValueError: If a setting is out of its range.
     """
 
     def __init__(self, quantization_weight: float, balanced: bool = False):
         super().__init__()
+        at_least(0, quantization_weight=quantization_weight)
         self.balanced = balanced
         self.quantization_weight = quantization_weight
 
@@ -96,13 +101,9 @@ class DSDH(BufferedModule):
 
     def __init__(self, output_weight: float, ridge_weight: float, rounds: int, sweeps: int, **settings):
         super().__init__(**settings)
-        if output_weight < 0:
-            raise ValueError(f"output_weight must be 0 or more, got {output_weight}")
-        if ridge_weight <= 0:  # B'B has no inverse if two bits are the same
-            raise ValueError(f"ridge_weight must be above 0, got {ridge_weight}")
-        for name, count in (("rounds", rounds), ("sweeps", sweeps)):
-            if count < 1:
-                raise ValueError(f"{name} must be at least 1, got {count}")
+        at_least(0, output_weight=output_weight)
+        above_zero(ridge_weight=ridge_weight)  # B'B has no inverse if two bits are the same
+        at_least(1, rounds=rounds, sweeps=sweeps)
         self.output_weight = output_weight
         self.ridge_weight = ridge_weight
         self.rounds = rounds

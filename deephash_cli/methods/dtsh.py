@@ -30,6 +30,7 @@ from torch.nn.functional import softplus
 
 from deephash_cli.data.loaders import Batch
 from deephash_cli.methods.base import BufferedModule
+from deephash_cli.methods.parts.limits import at_least
 from deephash_cli.methods.parts.losses import signs, similar
 
 
@@ -39,10 +40,14 @@ class DTSHLoss(nn.Module):
     Args:
         margin: Margin alpha, as a share of the code length.
         quantization_weight: Weight lambda, against the mean over a query's triplets.
+
+    Raises:
+        ValueError: If a setting is out of its range.
     """
 
     def __init__(self, margin: float, quantization_weight: float):
         super().__init__()
+        at_least(0, margin=margin, quantization_weight=quantization_weight)
         self.margin = margin
         self.quantization_weight = quantization_weight
 
@@ -87,9 +92,7 @@ class DTSH(BufferedModule):
 
     def __init__(self, positives: int, negatives: int, **settings):
         super().__init__(**settings)
-        for name, count in (("positives", positives), ("negatives", negatives)):
-            if count < 1:
-                raise ValueError(f"{name} must be at least 1, got {count}")
+        at_least(1, positives=positives, negatives=negatives)
         self.positives = positives
         self.negatives = negatives
 

@@ -37,6 +37,7 @@ from torch import Tensor, nn
 from deephash_cli.console import progress
 from deephash_cli.methods.base import ShallowHasher
 from deephash_cli.methods.parts.hash_layers import signs
+from deephash_cli.methods.parts.limits import above_zero, at_least
 
 _LARGEST = 1 << 20  # size limit of an intermediate result of the trees
 
@@ -76,12 +77,8 @@ class FastHash(ShallowHasher):
         super().__init__(**settings)
         if pair_loss not in ("hinge", "ksh"):
             raise ValueError(f"pair_loss must be hinge or ksh, got {pair_loss!r}")
-        counts = {"passes": passes, "block": block, "trees": trees, "depth": depth, "candidates": candidates}
-        for name, value in counts.items():
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        if not learning_rate > 0:
-            raise ValueError(f"learning_rate must be greater than 0, got {learning_rate}")
+        at_least(1, passes=passes, block=block, trees=trees, depth=depth, candidates=candidates)
+        above_zero(learning_rate=learning_rate)
         if not 0 < subsample <= 1:
             raise ValueError(f"subsample must be greater than 0 and at most 1, got {subsample}")
         self.pair_loss: Literal["hinge", "ksh"] = pair_loss

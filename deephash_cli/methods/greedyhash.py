@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from deephash_cli.data.loaders import Batch
 from deephash_cli.methods.base import HashingModule
+from deephash_cli.methods.parts.limits import at_least
 from deephash_cli.methods.parts.losses import class_entropy, cubic_quantization
 from deephash_cli.methods.parts.straight_through import straight_through
 
@@ -36,10 +37,14 @@ class GreedyHashLoss(nn.Module):
 
     Args:
         quantization_weight: Weight alpha of the penalty.
+
+    Raises:
+        ValueError: If a setting is out of its range.
     """
 
     def __init__(self, quantization_weight: float):
         super().__init__()
+        at_least(0, quantization_weight=quantization_weight)
         self.quantization_weight = quantization_weight
 
     def forward(

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from deephash_cli.data.loaders import Batch
 from deephash_cli.methods.base import HashingModule
 from deephash_cli.methods.parts.cosines import cosine_error
+from deephash_cli.methods.parts.limits import at_least
 from deephash_cli.methods.parts.losses import cubic_quantization
 from deephash_cli.methods.parts.straight_through import straight_through
 
@@ -32,10 +33,14 @@ class GreedyHashUnsupervisedLoss(nn.Module):
 
     Args:
         quantization_weight: Weight alpha of the penalty.
+
+    Raises:
+        ValueError: If a setting is out of its range.
     """
 
     def __init__(self, quantization_weight: float):
         super().__init__()
+        at_least(0, quantization_weight=quantization_weight)
         self.quantization_weight = quantization_weight
 
     def forward(self, u: Float[Tensor, "n bits"], features: Float[Tensor, "n d"]) -> dict[str, Tensor]:

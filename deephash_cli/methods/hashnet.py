@@ -39,6 +39,7 @@ from torch.nn.functional import softplus
 
 from deephash_cli.data.loaders import Batch
 from deephash_cli.methods.base import HashingModule
+from deephash_cli.methods.parts.limits import above_zero, at_least
 from deephash_cli.methods.parts.losses import balanced_mean, similar
 
 
@@ -54,8 +55,7 @@ class HashNetLoss(nn.Module):
 
     def __init__(self, alpha: float):
         super().__init__()
-        if not alpha > 0:
-            raise ValueError(f"alpha must be above 0, got {alpha}")
+        above_zero(alpha=alpha)
         self.alpha = alpha
 
     def forward(self, z: Float[Tensor, "n bits"], labels: Float[Tensor, "n classes"]) -> dict[str, Tensor]:
@@ -87,9 +87,7 @@ class HashNet(HashingModule):
 
     def __init__(self, growth: float, power: float, **settings):
         super().__init__(**settings)
-        for name, value in (("growth", growth), ("power", power)):
-            if not value >= 0:
-                raise ValueError(f"{name} must be 0 or more, got {value}")
+        at_least(0, growth=growth, power=power)
         self.growth = growth
         self.power = power
 

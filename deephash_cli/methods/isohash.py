@@ -23,6 +23,7 @@ from jaxtyping import Float, UInt8
 
 from deephash_cli.methods.base import ShallowHasher
 from deephash_cli.methods.parts.hash_layers import Projection, principal_directions, random_rotation, require_directions
+from deephash_cli.methods.parts.limits import at_least
 
 
 class IsoHash(ShallowHasher):
@@ -31,6 +32,9 @@ class IsoHash(ShallowHasher):
     Args:
         iterations: Number of iterations of lift and projection.
         **settings: Arguments of ``ShallowHasher``.
+
+    Raises:
+        ValueError: If a setting is out of its range.
     """
 
     supervision = "none"
@@ -38,6 +42,7 @@ class IsoHash(ShallowHasher):
     def __init__(self, iterations: int, **settings):
         super().__init__(**settings)
         require_directions(self.bits, len(self.train_labels), self.width, "IsoHash")
+        at_least(0, iterations=iterations)
         self.iterations = iterations
         self.network.hash_layer = Projection(self.width, self.bits)
 

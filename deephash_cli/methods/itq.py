@@ -24,6 +24,7 @@ from deephash_cli.methods.parts.hash_layers import (
     require_directions,
     signs,
 )
+from deephash_cli.methods.parts.limits import at_least
 
 
 class ITQ(ShallowHasher):
@@ -32,6 +33,9 @@ class ITQ(ShallowHasher):
     Args:
         iterations: Number of times that both steps are taken.
         **settings: Arguments of ``ShallowHasher``.
+
+    Raises:
+        ValueError: If a setting is out of its range.
     """
 
     supervision = "none"
@@ -39,6 +43,7 @@ class ITQ(ShallowHasher):
     def __init__(self, iterations: int, **settings):
         super().__init__(**settings)
         require_directions(self.bits, len(self.train_labels), self.width, "ITQ")
+        at_least(0, iterations=iterations)
         self.iterations = iterations
         self.network.hash_layer = Projection(self.width, self.bits)
 

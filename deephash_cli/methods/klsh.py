@@ -30,6 +30,7 @@ from torch import nn
 from deephash_cli.errors import ConfigError
 from deephash_cli.methods.base import ShallowHasher
 from deephash_cli.methods.parts.hash_layers import RBF, Projection, inverse_root, squared_distances
+from deephash_cli.methods.parts.limits import above_zero, at_least
 
 _SMALLEST = 1e-8  # smallest eigenvalue that is used, as a share of the largest
 
@@ -51,11 +52,9 @@ class KLSH(ShallowHasher):
 
     def __init__(self, anchors: int, subset: int, kernel_width: float, **settings):
         super().__init__(**settings)
-        if anchors < 2 or subset < 1 or kernel_width <= 0:
-            raise ValueError(
-                "KLSH needs module.anchors of 2 or more, module.subset of 1 or more and module.kernel_width above 0, "
-                f"got {anchors}, {subset} and {kernel_width}"
-            )
+        at_least(2, anchors=anchors)
+        at_least(1, subset=subset)
+        above_zero(kernel_width=kernel_width)
         self.anchors = min(anchors, len(self.train_labels))
         self.subset = max(1, min(subset, self.anchors // 4))
         self.kernel_width = kernel_width

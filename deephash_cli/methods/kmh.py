@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from deephash_cli.console import progress
 from deephash_cli.methods.base import ShallowHasher
 from deephash_cli.methods.parts.hash_layers import Projection, principal_directions, squared_distances
+from deephash_cli.methods.parts.limits import at_least
 
 _FLAT = 1e-3  # gradient, in units of s, below which a centre counts as being at a minimum
 _ENOUGH = 1e-4  # smallest fall that continues the iterations, as a share of the objective
@@ -101,12 +102,9 @@ class KMH(ShallowHasher):
     ):
         super().__init__(**settings)
         if not 1 <= subspace_bits <= 8:
-            raise ValueError(f"module.subspace_bits must be between 1 and 8, got {subspace_bits}")
-        if directions_per_bit < 1 or affinity_weight < 0 or iterations < 1:
-            raise ValueError(
-                "KMH needs module.directions_per_bit and module.iterations of 1 or more and module.affinity_weight of "
-                f"0 or more, got {directions_per_bit}, {iterations} and {affinity_weight}"
-            )
+            raise ValueError(f"subspace_bits must be between 1 and 8, got {subspace_bits}")
+        at_least(1, directions_per_bit=directions_per_bit, iterations=iterations)
+        at_least(0, affinity_weight=affinity_weight)
         self.affinity_weight = affinity_weight
         self.iterations = iterations
         available = min(self.width, len(self.train_labels) - 1)

@@ -37,6 +37,7 @@ from torch import nn
 from deephash_cli.console import progress
 from deephash_cli.methods.base import ShallowHasher
 from deephash_cli.methods.parts.hash_layers import RBF, Projection, signs, squared_distances
+from deephash_cli.methods.parts.limits import above_zero, at_least
 
 _RIDGE = 1e-8
 _LEAST = 1e-30  # keeps the matrix invertible if all kernel values are the same
@@ -62,13 +63,10 @@ class KSH(ShallowHasher):
 
     def __init__(self, anchors: int, sigma: float, labeled: int, iterations: int, tolerance: float, **settings):
         super().__init__(**settings)
-        for name, value, least in (("anchors", anchors, 1), ("labeled", labeled, 2), ("iterations", iterations, 0)):
-            if value < least:
-                raise ValueError(f"{name} must be at least {least}, got {value}")
-        if not sigma > 0:
-            raise ValueError(f"sigma must be greater than 0, got {sigma}")
-        if not tolerance >= 0:
-            raise ValueError(f"tolerance must be at least 0, got {tolerance}")
+        at_least(1, anchors=anchors)
+        at_least(2, labeled=labeled)
+        at_least(0, iterations=iterations, tolerance=tolerance)
+        above_zero(sigma=sigma)
         self.sigma = sigma
         self.labeled = labeled
         self.iterations = iterations

@@ -25,6 +25,7 @@ from scipy.special import expit
 from deephash_cli.console import progress
 from deephash_cli.methods.base import ShallowHasher
 from deephash_cli.methods.parts.hash_layers import Projection, ridge
+from deephash_cli.methods.parts.limits import above_zero, at_least
 
 
 class LFH(ShallowHasher):
@@ -46,12 +47,8 @@ class LFH(ShallowHasher):
 
     def __init__(self, beta: float, columns: int, iterations: int, ridge_weight: float, **settings):
         super().__init__(**settings)
-        for name, value in (("columns", columns), ("iterations", iterations)):
-            if value < 1:
-                raise ValueError(f"{name} must be 1 or more, got {value}")
-        for name, value in (("beta", beta), ("ridge_weight", ridge_weight)):
-            if value <= 0:
-                raise ValueError(f"{name} must be above 0, got {value}")
+        at_least(1, columns=columns, iterations=iterations)
+        above_zero(beta=beta, ridge_weight=ridge_weight)
         self.beta = beta
         self.columns = columns
         self.iterations = iterations

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from deephash_cli.data.loaders import Batch
 from deephash_cli.methods.base import BufferedModule
+from deephash_cli.methods.parts.limits import at_least
 from deephash_cli.methods.parts.losses import pair_likelihood, similar
 
 
@@ -37,8 +38,7 @@ class LFHDeepLoss(nn.Module):
     def __init__(self, prior_weight: float, balanced: bool = False):
         super().__init__()
         self.balanced = balanced
-        if prior_weight < 0:
-            raise ValueError(f"prior_weight must be 0 or more, got {prior_weight}")
+        at_least(0, prior_weight=prior_weight)
         self.prior_weight = prior_weight
 
     def forward(

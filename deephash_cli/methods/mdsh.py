@@ -38,6 +38,7 @@ from torch.nn.functional import normalize, softplus
 from deephash_cli.data.loaders import Batch
 from deephash_cli.methods.base import HashingModule
 from deephash_cli.methods.parts import codebooks
+from deephash_cli.methods.parts.limits import at_least
 from deephash_cli.methods.parts.losses import signs, similar
 
 
@@ -47,10 +48,14 @@ class MDSHLoss(nn.Module):
     Args:
         pair_weight: Weight beta of the positive pairs.
         quantization_weight: Weight lambda of the quantization error.
+
+    Raises:
+        ValueError: If a setting is out of its range.
     """
 
     def __init__(self, pair_weight: float, quantization_weight: float):
         super().__init__()
+        at_least(0, pair_weight=pair_weight, quantization_weight=quantization_weight)
         self.pair_weight = pair_weight
         self.quantization_weight = quantization_weight
 
@@ -103,10 +108,8 @@ class MDSH(HashingModule):
 
     def __init__(self, pairs_from_epoch: int, queue: int, **settings):
         super().__init__(**settings)
-        if pairs_from_epoch < 0:
-            raise ValueError(f"pairs_from_epoch must be 0 or more, got {pairs_from_epoch}")
-        if queue < 1:
-            raise ValueError(f"queue must be at least 1, got {queue}")
+        at_least(0, pairs_from_epoch=pairs_from_epoch)
+        at_least(1, queue=queue)
         self.pairs_from_epoch = pairs_from_epoch
         bits, classes = self.network.bits, self.train_labels.shape[1]
         self.register_buffer("centres", codebooks.separated(classes, bits, self.seed))

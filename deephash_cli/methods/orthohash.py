@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from deephash_cli.data.loaders import Batch
 from deephash_cli.methods.base import HashingModule
 from deephash_cli.methods.parts import codebooks
+from deephash_cli.methods.parts.limits import above_zero, at_least
 from deephash_cli.methods.parts.losses import margin_softmax
 
 
@@ -37,13 +38,13 @@ class OrthoHashLoss(nn.Module):
         margin: Margin m, subtracted from the cosines of an image's own classes.
 
     Raises:
-        ValueError: If ``scale`` is 0 or negative.
+        ValueError: If a setting is out of its range.
     """
 
     def __init__(self, scale: float, margin: float):
         super().__init__()
-        if scale <= 0:
-            raise ValueError(f"scale must be above 0, got {scale}")
+        above_zero(scale=scale)
+        at_least(0, margin=margin)
         self.scale = scale
         self.margin = margin
 

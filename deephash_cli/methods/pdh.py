@@ -47,6 +47,7 @@ from deephash_cli.methods.parts.hash_layers import (
     random_rotation,
     signs,
 )
+from deephash_cli.methods.parts.limits import above_zero, at_least
 
 _SMALL = 1e-6  # smallest eigenvalue that is divided by, as a share of the largest
 _TOLERANCE = 0.01  # tolerance of the SVMs: coarse, because the next iteration has other targets
@@ -74,12 +75,9 @@ class PDH(ShallowHasher):
     ):
         super().__init__(**settings)
         if second_view not in ("halves", "noise"):
-            raise ValueError(f"module.second_view must be halves or noise, got {second_view!r}")
-        if components < 1 or rounds < 1 or margin_weight <= 0:
-            raise ValueError(
-                "PDH needs module.components and module.rounds of 1 or more and module.margin_weight above 0, "
-                f"got {components}, {rounds} and {margin_weight}"
-            )
+            raise ValueError(f"second_view must be halves or noise, got {second_view!r}")
+        at_least(1, components=components, rounds=rounds)
+        above_zero(margin_weight=margin_weight)
         self.second_view = second_view
         self.components = components
         self.rounds = rounds

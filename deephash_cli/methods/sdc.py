@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from deephash_cli.data.loaders import Batch
 from deephash_cli.methods.base import HashingModule
 from deephash_cli.methods.parts.cosines import pair_cosines
+from deephash_cli.methods.parts.limits import above_zero, at_least
 from deephash_cli.methods.parts.losses import signs
 
 
@@ -52,8 +53,8 @@ class SDCLoss(nn.Module):
 
     def __init__(self, alpha: float, beta: float, lowest: float, quantization_weight: float):
         super().__init__()
-        if min(alpha, beta) <= 0:
-            raise ValueError(f"alpha and beta must be above 0, got {alpha} and {beta}")
+        above_zero(alpha=alpha, beta=beta)
+        at_least(0, quantization_weight=quantization_weight)
         if not -1 <= lowest <= 1:
             raise ValueError(f"lowest must be in [-1, 1], got {lowest}")
         self.alpha = alpha

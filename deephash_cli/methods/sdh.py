@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from deephash_cli.methods.base import ShallowHasher
 from deephash_cli.methods.parts.discrete import cyclic_coordinate_descent
 from deephash_cli.methods.parts.hash_layers import RBF, gaussian_gamma, ridge, squared_distances
+from deephash_cli.methods.parts.limits import above_zero, at_least
 
 
 class KernelClassifier(nn.Module):
@@ -78,14 +79,9 @@ class SDH(ShallowHasher):
         **settings,
     ):
         super().__init__(**settings)
-        for name, value in (("anchors", anchors), ("iterations", iterations), ("sweeps", sweeps)):
-            if value < 1:
-                raise ValueError(f"{name} must be 1 or more, got {value}")
-        for name, value in (("sigma", sigma), ("classifier_ridge", classifier_ridge), ("kernel_ridge", kernel_ridge)):
-            if value <= 0:
-                raise ValueError(f"{name} must be above 0, got {value}")
-        if embedding_weight < 0:
-            raise ValueError(f"embedding_weight must be 0 or more, got {embedding_weight}")
+        at_least(1, anchors=anchors, iterations=iterations, sweeps=sweeps)
+        above_zero(sigma=sigma, classifier_ridge=classifier_ridge, kernel_ridge=kernel_ridge)
+        at_least(0, embedding_weight=embedding_weight)
         self.sigma = sigma
         self.classifier_ridge = classifier_ridge
         self.embedding_weight = embedding_weight

@@ -225,7 +225,7 @@ def test_codes_of_clustered_data_find_their_cluster():
 
 @pytest.mark.parametrize(
     ("setting", "message"),
-    [({"every_epoch_until": -1}, "must be 0 or more, got -1"), ({"then_every": 0}, "must be at least 1, got 0")],
+    [({"every_epoch_until": -1}, "must be at least 0, got -1"), ({"then_every": 0}, "must be at least 1, got 0")],
 )
 def test_a_setting_out_of_its_range_is_refused(setting, message):
     with pytest.raises(ValueError, match=message):

@@ -260,7 +260,7 @@ def test_the_random_codes_depend_on_the_seed_alone():
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"output_weight": -1.0}, "output_weight must be 0 or more"),
+        ({"output_weight": -1.0}, "output_weight must be at least 0"),
         ({"ridge_weight": 0.0}, "ridge_weight must be above 0"),
         ({"rounds": 0}, "rounds must be at least 1"),
         ({"sweeps": 0}, "sweeps must be at least 1"),

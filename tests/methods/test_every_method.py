@@ -21,6 +21,7 @@ from deephash_cli.cli import main as cli
 from deephash_cli.data.image_folder import image_folder
 from deephash_cli.data.loaders import Batch
 from deephash_cli.data.protocol import load_split
+from deephash_cli.errors import ConfigError
 from deephash_cli.files import read_json
 from deephash_cli.methods.base import HashingModule
 from deephash_cli.retrieval.codes_folder import load_codes, open_side
@@ -100,6 +101,21 @@ def test_it_composes_and_builds(method):
     assert config.module._target_.startswith(f"deephash_cli.methods.{method}.")
     module = module_of(config, torch.eye(3)[torch.arange(30) % 3])
     assert type(module) is class_of(method)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_number_without_meaning_is_refused(method):
+    """Weights, widths and numbers of rounds are not negative; the least cosine of a target is at least -1."""
+    config = compose(method)
+    labels = torch.eye(3)[torch.arange(30) % 3]
+    network = build(config.model.network, bits=config.bits)
+    for place in ("loss", "module"):
+        for name, value in (config[place] or {}).items():
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                continue
+            changed = OmegaConf.merge(config, {place: {name: -2}})
+            with pytest.raises(ConfigError, match=f"{name}.* must .*, got -2"):
+                build(changed.loss) if place == "loss" else build_module(changed, network, labels)
 
 
 @pytest.mark.parametrize("method", METHODS)

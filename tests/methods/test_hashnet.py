@@ -126,7 +126,7 @@ def test_the_module_relaxes_with_tanh_of_beta_u(labels):
 
 @pytest.mark.parametrize("setting", [{"growth": -1.0}, {"power": -1.0}])
 def test_a_beta_that_falls_is_refused(setting):
-    with pytest.raises(ValueError, match=r"must be 0 or more, got -1\.0"):
+    with pytest.raises(ValueError, match=r"must be at least 0, got -1\.0"):
         module(SINGLE, **setting)
 
 

@@ -156,7 +156,7 @@ def test_more_bits_than_directions_are_refused():
 )
 def test_settings_out_of_range_are_refused(setting):
     x, labels = clusters(10, 5, 2)
-    with pytest.raises(ValueError, match=f"module.{next(iter(setting))}"):
+    with pytest.raises(ValueError, match=f"^{next(iter(setting))} must be"):
         fitted(KMH, x, labels, 4, **{**SETTINGS, **setting})
 
 

@@ -86,7 +86,7 @@ def test_degenerate_batches_have_a_finite_value_and_gradient(pairs, scale):
 
 
 def test_a_negative_weight_is_refused():
-    with pytest.raises(ValueError, match="prior_weight must be 0 or more, got -1"):
+    with pytest.raises(ValueError, match="prior_weight must be at least 0, got -1"):
         LFHDeepLoss(-1.0)
 
 

@@ -179,7 +179,7 @@ def test_codes_of_clustered_data_find_their_cluster():
 
 @pytest.mark.parametrize(
     ("setting", "message"),
-    [({"queue": 0}, "queue must be at least 1, got 0"), ({"pairs_from_epoch": -1}, "must be 0 or more, got -1")],
+    [({"queue": 0}, "queue must be at least 1, got 0"), ({"pairs_from_epoch": -1}, "must be at least 0, got -1")],
 )
 def test_a_setting_out_of_its_range_is_refused(setting, message):
     with pytest.raises(ValueError, match=message):

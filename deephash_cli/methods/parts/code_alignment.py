@@ -5,6 +5,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, normalize
 
+from deephash_cli.methods.parts.limits import above_zero, at_least
+
 
 class CodeAlignmentLoss(nn.Module):
     """Cross-entropy between the bits of partners, and the coding rate, which is maximised.
@@ -14,13 +16,13 @@ class CodeAlignmentLoss(nn.Module):
         epsilon: Distortion epsilon of the coding rate, above 0.
 
     Raises:
-        ValueError: If ``epsilon`` is 0 or negative.
+        ValueError: If ``epsilon`` is not above 0, or ``rate_weight`` is negative.
     """
 
     def __init__(self, rate_weight: float, epsilon: float):
         super().__init__()
-        if epsilon <= 0:
-            raise ValueError(f"epsilon must be above 0, got {epsilon}")
+        at_least(0, rate_weight=rate_weight)
+        above_zero(epsilon=epsilon)
         self.rate_weight = rate_weight
         self.epsilon = epsilon
 

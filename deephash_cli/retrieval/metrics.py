@@ -18,8 +18,6 @@ from typing import Any, Literal, TypeVar, get_args
 import numpy as np
 from jaxtyping import Bool, Float64, Int64, Integer, UInt8, UInt64
 
-from deephash_cli.retrieval.threads import in_order, settled
-
 Denominator = Literal["hits", "min", "relevant"]
 K = TypeVar("K")
 
@@ -420,7 +418,7 @@ def wap_at(h: Histograms, r: int) -> Float64[np.ndarray, " q"]:
 
 
 def bootstrap_interval(
-    values: Float64[np.ndarray, "q *columns"], level: float, resamples: int, seed: int, threads: int | None = None
+    values: Float64[np.ndarray, "q *columns"], level: float, resamples: int, seed: int
 ) -> tuple[Float64[np.ndarray, "*columns"], Float64[np.ndarray, "*columns"]]:
     """Percentile bootstrap interval of the mean over queries: the range of means that other samples would give.
 
@@ -432,7 +430,6 @@ def bootstrap_interval(
         level: Share of the resampled means that lie in the interval, such as 0.95.
         resamples: Number of resamples. Each has as many queries as ``values``, drawn with replacement.
         seed: Random seed for drawing the resamples.
-        threads: Number of threads, which share the resamples; None: `threads.usable_threads`.
 
     Returns:
         The lower and the upper bounds, each in the shape of one query's values.
@@ -452,18 +449,17 @@ def bootstrap_interval(
         )
     q = len(values)
     columns = np.ascontiguousarray(values.reshape(q, -1).T)
+    means = np.empty((len(columns), resamples))
     source = np.random.PCG64(seed)
     words = (q + 1) // 2  # 64-bit words per resample: each gives two draws
     at_once = max(1, _DRAWS // q)
-
-    def means_of(raw: UInt64[np.ndarray, "some words"]) -> Float64[np.ndarray, "columns some"]:
+    for start in range(0, resamples, at_once):
+        block = slice(start, min(start + at_once, resamples))
+        raw = source.random_raw((block.stop - start) * words).reshape(-1, words)
         halves = raw.astype("<u8", copy=False).view("<u4")[:, :q].astype(np.uint64)
         drawn = (halves * np.uint64(q) >> np.uint64(32)).view(np.int64)
-        return np.stack([np.take(column, drawn).mean(axis=1) for column in columns])
-
-    counts = [min(at_once, resamples - start) for start in range(0, resamples, at_once)]
-    draws = (source.random_raw(n * words).reshape(n, words) for n in counts)
-    means = np.concatenate(list(in_order(means_of, draws, settled(threads))), axis=1)
+        for column, row in zip(columns, means, strict=True):
+            np.mean(np.take(column, drawn), axis=1, out=row[block])
     bounds = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=1)
     low, high = (side.reshape(values.shape[1:]) for side in bounds)
     return low, high

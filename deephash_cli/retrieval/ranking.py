@@ -405,8 +405,8 @@ def _kernels() -> ModuleType:
 def _in_parts(work: Callable[[slice], T], queries: int, threads: int | None, most: int | None = None) -> Iterator[T]:
     """Yield results for some queries at a time, in order."""
     threads = settled(threads)
-    # At least two parts per thread: the caller processes the first while the second is computed.
-    size = max(1, min(most or _TOGETHER, -(-queries // (2 * threads)) if threads > 1 else queries))
+    # Several parts per thread: the caller processes the first ones meanwhile, and waits for little at the end.
+    size = max(1, min(most or _TOGETHER, -(-queries // (4 * threads)) if threads > 1 else queries))
     slices = [slice(start, min(start + size, queries)) for start in range(0, queries, size)]
     return in_order(work, slices, threads if len(slices) > 1 else 1)
 

@@ -13,7 +13,6 @@ from deephash_cli.errors import ArtifactError, ConfigError, DataError
 from deephash_cli.retrieval import asymmetric, ceiling, metrics, ranking, scoring, seen_classes, similarity
 from deephash_cli.retrieval.codes import RANK_LIMIT, CodeSet, prefix, require_comparable
 from deephash_cli.retrieval.codes_folder import MANIFEST, load_codes, require_entries
-from deephash_cli.retrieval.threads import in_order, settled
 
 # Treatments of a query without a relevant item in the database.
 ZERO_HITS = {
@@ -110,7 +109,7 @@ def evaluate(
     query, database = _related(query, database, similar)
     counts, places = _counts(query, database, labels, own, map_at, threads)
     about_codes = {**_statistics(database), **_sizes(query, database)}  # while threads count
-    values = {name: value[places] for name, value in _per_query(counts, ks, map_at, radius, curve, threads).items()}
+    values = {name: value[places] for name, value in _per_query(counts, ks, map_at, radius, curve).items()}
     if query.u is not None:
         values |= asymmetric.per_query(query, database, own, ks, map_at, threads)
     relevant, distances = values.pop("relevant"), {side: values.pop(f"{side}_by_distance") for side in SIDES}
@@ -132,7 +131,7 @@ def evaluate(
         found["ceiling"] = ceiling.measure(query, database, rows, own[rows], values["map"][rows], features, threads)
     return {
         **{name: float(means[name]) for name in sorted(single, key=_place)},
-        "confidence": _confidence({name: values[name][counted] for name in maps}, threads),
+        "confidence": _confidence({name: values[name][counted] for name in maps}),
         **{name: by_k(name) for name in BY_K if name in means},
         "pr_by_radius": {"radius": list(range(query.bits + 1)), **_curve(means, "by_radius")},
         "pr_by_rank": {"rank": curve, **_curve(means, "by_rank")},
@@ -177,11 +176,9 @@ def _curve(means: Mapping[str, Any], along: str) -> dict[str, list[float]]:
     return {name: means[f"{name}_{along}"].tolist() for name in ("precision", "recall")}
 
 
-def _confidence(values: Mapping[str, Float64[np.ndarray, " q"]], threads: int | None) -> dict[str, Any]:
+def _confidence(values: Mapping[str, Float64[np.ndarray, " q"]]) -> dict[str, Any]:
     """Return the interval of the mean of each metric, from its values for the queries."""
-    low, high = metrics.bootstrap_interval(
-        np.stack([*values.values()], axis=1), LEVEL, RESAMPLES, seed=0, threads=threads
-    )
+    low, high = metrics.bootstrap_interval(np.stack([*values.values()], axis=1), LEVEL, RESAMPLES, seed=0)
     intervals = {name: [float(low[i]), float(high[i])] for i, name in enumerate(values)}
     return {"level": LEVEL, "resamples": RESAMPLES, **intervals}
 
@@ -375,19 +372,10 @@ def _counts(
 
 
 def _per_query(
-    counts: Iterable[ranking.Counts],
-    ks: Sequence[int],
-    map_at: Sequence[int],
-    radius: int,
-    curve: Sequence[int],
-    threads: int | None,
+    counts: Iterable[ranking.Counts], ks: Sequence[int], map_at: Sequence[int], radius: int, curve: Sequence[int]
 ) -> dict[str, np.ndarray]:
     """Every metric for every query, as arrays (q,), (q, cut-offs) or (q, distances)."""
-
-    def measure(part: ranking.Counts) -> dict[str, np.ndarray]:
-        return _of_counts(part, ks, map_at, radius, curve)
-
-    parts = list(in_order(measure, ranking.joined(counts), settled(threads)))
+    parts = [_of_counts(part, ks, map_at, radius, curve) for part in ranking.joined(counts)]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 

@@ -77,7 +77,9 @@ def test_degenerate_batches_have_a_finite_value_and_gradient(features, scale, n)
     assert torch.isfinite(u.grad).all()
 
 
-@pytest.mark.parametrize(("settings", "named"), [((0.0, 5.0, -1.0), "alpha must be above 0"), ((5.0, 5.0, -2.0), "lowest")])
+@pytest.mark.parametrize(
+    ("settings", "named"), [((0.0, 5.0, -1.0), "alpha must be above 0"), ((5.0, 5.0, -2.0), "lowest")]
+)
 def test_settings_out_of_their_range_are_refused(settings, named):
     with pytest.raises(ValueError, match=named):
         SDCLoss(*settings, 1.0)

@@ -141,10 +141,13 @@ def _composed(verb: str, variant: Sequence[str], chosen: Sequence[str], fixed: S
     from hydra import compose
     from omegaconf import OmegaConf
 
-    defaults = _of_choices(verb, chosen)
+    overrides = [*fixed, *variant]
+    composed = compose(verb, overrides=overrides, return_hydra_config=True) if overrides == chosen else None
+    defaults = _of_choices(verb, chosen) if composed is None else _without_hydra(composed)
     if verb == "train":
         refuse_unused(defaults, variant, _own_choices(defaults, fixed, variant))
-    composed = compose(verb, overrides=[*fixed, *variant], return_hydra_config=True)
+    if composed is None:
+        composed = compose(verb, overrides=overrides, return_hydra_config=True)
     refuse_decided(verb, composed.hydra)
     if verb == "train":
         refuse_searched(defaults, composed.hydra.sweeper)

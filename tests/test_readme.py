@@ -88,6 +88,14 @@ def test_every_command_is_understood(words):
     checking.check(verb, settings, None, multirun="-m" in flags)
 
 
+@pytest.mark.parametrize(
+    "recipe", sampled(sorted((ROOT / "experiments").glob("*/*/experiment/*.yaml")), 3), ids=lambda recipe: recipe.stem
+)
+def test_recipes_of_experiments_are_understood(recipe):
+    folder = str(recipe.parent.parent)
+    assert checking.check("train", [f"experiment={recipe.stem}"], folder, multirun=False).method == recipe.stem
+
+
 def test_every_make_target_exists():
     targets = re.findall(r"^([a-z]+):.*##", (ROOT / "Makefile").read_text(), re.M)
     for page in PAGES:

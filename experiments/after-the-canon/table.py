@@ -1,6 +1,5 @@
 """Write results.csv and print this experiment's tables: python table.py <runs by default> [<tuned runs>]."""
 
-import csv
 import json
 import statistics
 import sys
@@ -8,6 +7,9 @@ from collections import defaultdict
 from pathlib import Path
 
 from hydra.utils import get_class
+
+sys.path.append(str(Path(__file__).parents[1]))
+from tables import show, write_csv
 
 HERE = Path(__file__).parent
 METRICS = ("map", "map_at_1000", "map_best", "map_worst", "unique_code_ratio")
@@ -33,12 +35,6 @@ def read(roots: list[Path]) -> list[dict]:
     return sorted(lines, key=lambda line: (line["method"], *(line[name] for name in ("settings", "bits", "seed"))))
 
 
-def show(values: list[float]) -> str:
-    """As the field writes it: .123, or .123 ± .004 over several seeds."""
-    texts = [f"{statistics.mean(values):.3f}", *([f"{statistics.stdev(values):.3f}"] if len(values) > 1 else [])]
-    return " ± ".join(text.replace("0.", ".", 1) for text in texts)
-
-
 def table(lines: list[dict], metric: str) -> None:
     """Print a row for each method, in the order of its mean over all lengths."""
     cells: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
@@ -58,10 +54,7 @@ def table(lines: list[dict], metric: str) -> None:
 def main(roots: list[Path]) -> None:
     """Write all runs, and print the tables."""
     lines = read(roots)
-    with (HERE / "results.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(lines[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(lines)
+    write_csv(HERE / "results.csv", lines)
     default = [line for line in lines if line["settings"] == "default"]
     tuned = {line["method"] for line in lines if line["settings"] == "tuned"}
     best = [line for line in lines if line["settings"] == "tuned" or line["method"] not in tuned]

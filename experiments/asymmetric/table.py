@@ -1,11 +1,13 @@
 """Print this experiment's tables from run folders: python table.py <folder of runs>..."""
 
 import json
-import statistics
 import sys
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
+
+sys.path.append(str(Path(__file__).parents[1]))
+from tables import show
 
 METHODS = ("dpsh", "dsdh", "itq", "lsh")
 COLUMNS = {
@@ -16,12 +18,6 @@ COLUMNS = {
     "map_best": lambda metrics: metrics["map_best"],
     "map_worst": lambda metrics: metrics["map_worst"],
 }
-
-
-def show(values: list[float]) -> str:
-    """As the field writes it: .123, or .123 ± .004 over several seeds."""
-    texts = [f"{statistics.mean(values):.3f}", *([f"{statistics.stdev(values):.3f}"] if len(values) > 1 else [])]
-    return " ± ".join(text.replace("0.", ".", 1) for text in texts)
 
 
 def main(roots: list[Path]) -> None:

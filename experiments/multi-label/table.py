@@ -1,11 +1,13 @@
 """Print this experiment's table from run folders: python table.py <folder of runs>..."""
 
 import json
-import statistics
 import sys
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
+
+sys.path.append(str(Path(__file__).parents[1]))
+from tables import show
 
 METHODS = ("dpsh", "hashnet", "csq", "orthohash", "itq")
 COLUMNS = {
@@ -15,12 +17,6 @@ COLUMNS = {
     "WAP": lambda metrics: metrics["wap"],
     "WAP@5000": lambda metrics: metrics["wap_at_5000"],
 }
-
-
-def show(values: list[float]) -> str:
-    """As the field writes it: .123, or .123 ± .004 over several seeds; 1.234 where it is above one."""
-    texts = [f"{statistics.mean(values):.3f}", *([f"{statistics.stdev(values):.3f}"] if len(values) > 1 else [])]
-    return " ± ".join(text.removeprefix("0") for text in texts)
 
 
 def main(roots: list[Path]) -> None:

@@ -6,15 +6,10 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
+sys.path.append(str(Path(__file__).parents[1]))
+from tables import show
+
 LENGTHS = (16, 32, 64)
-
-
-def show(values: list[float]) -> str:
-    """Mean and standard deviation, as the field writes them: .123 ± .004."""
-    if not values:
-        return ""
-    numbers = [statistics.mean(values), *([statistics.stdev(values)] if len(values) > 1 else [])]
-    return " ± ".join(f"{number:.3f}".removeprefix("0") for number in numbers)
 
 
 def seconds(run: Path) -> float:

@@ -1,11 +1,13 @@
 """Write results.csv and print this experiment's tables from run folders: python table.py <folder of runs>..."""
 
-import csv
 import json
 import statistics
 import sys
 from collections import defaultdict
 from pathlib import Path
+
+sys.path.append(str(Path(__file__).parents[1]))
+from tables import show, write_csv
 
 PROTOCOLS = ("seen@seen", "seen@all", "unseen@unseen", "unseen@all")
 # Those that ran on all data sets, in the order of the tables; the others ran on CIFAR-10.
@@ -38,14 +40,8 @@ def order_of(method: str) -> tuple[int, str]:
     return (METHODS.index(method), "") if method in METHODS else (len(METHODS), method)
 
 
-def show(values: list[float]) -> str:
-    """As the field writes it: .123, or .123 ± .004 over several seeds."""
-    texts = [f"{statistics.mean(values):.3f}", *([f"{statistics.stdev(values):.3f}"] if len(values) > 1 else [])]
-    return " ± ".join(text.replace("0.", ".", 1) for text in texts)
-
-
 def every_method(lines: list[dict]) -> None:
-    """Print one row for each method, best mean of unseen@unseen first, with its rank by seen@seen."""
+    """Print one row for each method, best mean of unseen@unseen first, with its rank by each protocol."""
     lengths = sorted({line["bits"] for line in lines})
     cells = defaultdict(list)
     for line in lines:
@@ -69,10 +65,7 @@ def every_method(lines: list[dict]) -> None:
 def main(roots: list[Path]) -> None:
     """Print for each data set the unseen classes, a table of all runs, and the order of the methods."""
     lines = read(roots)
-    with (HERE / "results.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(lines[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(lines)
+    write_csv(HERE / "results.csv", lines)
     for dataset in dict.fromkeys(line["dataset"] for line in lines):
         everything = [line for line in lines if line["dataset"] == dataset]
         here = [line for line in everything if line["method"] in METHODS]

@@ -450,8 +450,8 @@ def test_a_search_with_few_pairs_needs_no_numba(monkeypatch):
 
 
 @pytest.fixture
-def anew(monkeypatch):
-    """The compiled loops are imported anew."""
+def imported_again(monkeypatch):
+    """A test that imports the compiled loops for the first time."""
     monkeypatch.delitem(sys.modules, "deephash_cli.retrieval.kernels.compiled")
     monkeypatch.delattr("deephash_cli.retrieval.kernels.compiled")
     ranking._kernels.cache_clear()
@@ -459,13 +459,13 @@ def anew(monkeypatch):
     ranking._kernels.cache_clear()
 
 
-def test_without_numba_numpy_does_it(uninstall, anew, capsys):
+def test_without_numba_numpy_does_it(uninstall, imported_again, capsys):
     uninstall("numba")
     assert ranking._kernels() is vectorized
     assert capsys.readouterr().err == ""
 
 
-def test_a_broken_numba_is_said_once(anew, monkeypatch, capsys):
+def test_a_broken_numba_is_said_once(imported_again, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "numba", ModuleType("numba"))  # it has no njit
     assert [ranking._kernels(), ranking._kernels()] == [vectorized, vectorized]
     (line,) = capsys.readouterr().err.splitlines()

@@ -83,11 +83,10 @@ def _opened(archive: Path) -> Iterator[Iterator[_Member | str]]:
             with zipfile.ZipFile(file) as content:
                 yield _zip_members(content)
         else:
-            with (
-                gzip.GzipFile(fileobj=file) if head == _GZIP else file as plain,
-                tarfile.open(fileobj=_Limited(plain), mode="r:") as content,  # type: ignore[arg-type]
-            ):
-                yield _tar_members(content)
+            with gzip.GzipFile(fileobj=file) if head == _GZIP else file as plain:
+                limited = _Limited(plain)
+                with tarfile.open(fileobj=limited, mode="r:") as content:  # type: ignore[arg-type]
+                    yield _tar_members(content, limited)
 
 
 class _Limited:
@@ -95,6 +94,7 @@ class _Limited:
 
     def __init__(self, file: io.BufferedIOBase) -> None:
         self.seek, self.tell = file.seek, file.tell
+        self.last = b""
         self._read = file.read
 
     def read(self, size: int = -1) -> bytes:
@@ -105,16 +105,42 @@ class _Limited:
         """
         if not 0 <= size <= _LARGEST_HEADER:
             raise ValueError(f"it has a header of {size} bytes")
-        return self._read(size)
+        self.last = self._read(size)
+        return self.last
 
 
-def _tar_members(content: tarfile.TarFile) -> Iterator[_Member | str]:
+def fault_at_end(last: bytes, read: Callable[[int], bytes], offset: int) -> str:
+    """Say what is wrong with the end of a tar archive, which has a block of zeros and then nothing but zeros.
+
+    The library takes a damaged header and the end of the file for the end of the archive, so members would be lost.
+
+    Args:
+        last: What was read where the next header would be, at most a block.
+        read: Reads on from where ``last`` ends, up to so many bytes.
+        offset: Where ``last`` begins, in bytes.
+
+    Returns:
+        What is wrong, or "" if nothing is.
+    """
+    if last.strip(b"\0"):
+        return f"it is damaged at byte {offset}"
+    if len(last) < tarfile.BLOCKSIZE:
+        return f"it ends too early, at byte {offset + len(last)}"
+    while block := read(_BLOCK):
+        if block.strip(b"\0"):
+            return f"it goes on after its end at byte {offset}, as if archives were put one after another"
+    return ""
+
+
+def _tar_members(content: tarfile.TarFile, file: _Limited) -> Iterator[_Member | str]:
     for member in content:
         if member.isreg():
             # The default argument holds the member of this turn of the loop.
             yield _Member(member.name, member.size, lambda member=member: content.extractfile(member))  # type: ignore[misc]
         elif not member.isdir():
             yield member.name
+    if fault := fault_at_end(file.last, file.read, content.offset):
+        raise tarfile.ReadError(fault)
 
 
 def _zip_members(content: zipfile.ZipFile) -> Iterator[_Member | str]:

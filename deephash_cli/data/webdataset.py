@@ -18,6 +18,7 @@ from jaxtyping import Int, Int64
 
 from deephash_cli.cache import cache_folder
 from deephash_cli.data import labels as reading
+from deephash_cli.data.archives import fault_at_end
 from deephash_cli.data.dataset import ImageFiles, RetrievalDataset
 from deephash_cli.data.decoding import Member, endings, unreadable, why
 from deephash_cli.data.preprocessing import Preprocessing
@@ -31,8 +32,6 @@ _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _SHARDS = 100_000  # more of them are a typing error
 _LARGEST_IMAGE = 2**28  # bytes of an image's file
 _LARGEST_LABEL = 2**20
-_READ = 1 << 20  # bytes that are read at a time
-_BLOCK = 512  # bytes of a header; a block of zeros ends an archive
 
 
 class ImageShards(ImageFiles):
@@ -201,17 +200,9 @@ def _look_through(archive: Path, size: int, labels: str) -> _Content:
             for member in tar:
                 if not member.isdir():
                     _add(samples, archive, size, tar, member, labels)
-            file.seek(tar.offset)  # tarfile takes a damaged header for the end
-            if file.read(_BLOCK).strip(b"\0"):
-                raise DataError(f"shard {archive} is damaged at byte {tar.offset}; download or write it again")
-            if file.tell() < tar.offset + _BLOCK:
-                raise DataError(f"shard {archive} ends too early, at byte {size}; download or write it again")
-            while block := file.read(_READ):
-                if block.strip(b"\0"):
-                    raise DataError(
-                        f"shard {archive} goes on after its end at byte {tar.offset}, as if archives were put one "
-                        "after another; write it again as one archive, or give each by itself"
-                    )
+            file.seek(tar.offset)
+            if fault := fault_at_end(file.read(tarfile.BLOCKSIZE), file.read, tar.offset):
+                raise DataError(f"shard {archive} cannot be used: {fault}; download or write it again")
     except (tarfile.TarError, EOFError, OSError, ValueError, OverflowError) as error:
         raise DataError(
             f"shard {archive} cannot be read as a tar archive that is not compressed: {error or 'it ends too early'}; "

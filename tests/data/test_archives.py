@@ -120,6 +120,26 @@ def test_archives_that_are_too_large_or_damaged(tmp_path, kind):
     assert not (tmp_path / "out").exists()
 
 
+DAMAGED_ENDS = {
+    "damaged header": (lambda tar: tar[:1024] + b"?" + tar[1025:], "it is damaged at byte 1024"),
+    "cut in a header": (lambda tar: tar[:1124], "it is damaged at byte 1024"),
+    "cut after a member": (lambda tar: tar[:2048], "it ends too early, at byte 2048"),
+    "two archives": (lambda tar: tar + tar, "it goes on after its end at byte 2048"),
+}
+
+
+@pytest.mark.parametrize("compress", [bytes, gzip.compress], ids=["plain", "gzip"])
+@pytest.mark.parametrize("kind", DAMAGED_ENDS)
+def test_a_tar_archive_is_read_to_its_end(tmp_path, kind, compress):
+    """Python takes a damaged header for the end: the members after it would be missing."""
+    change, message = DAMAGED_ENDS[kind]
+    path = tar_of(tmp_path / "a.tar", ("one", {}), ("two", {}), mode="w")
+    path.write_bytes(compress(change(path.read_bytes())))
+    with pytest.raises(DataError, match=rf"could not be unpacked \({message}.*; delete it and download it again"):
+        extract(path, tmp_path / "out", 10, 100)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_damaged_member_leaves_nothing_behind(tmp_path):
     path = zip_of(tmp_path / "a.zip", ("top/one", {}))
     content = path.read_bytes()

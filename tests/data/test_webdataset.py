@@ -212,7 +212,9 @@ def test_a_damaged_header_is_not_the_end(tmp_path):
     content = bytearray((tmp_path / "a.tar").read_bytes())
     content[1024 + 150] ^= 1  # in the checksum of the second header
     (tmp_path / "a.tar").write_bytes(content)
-    with pytest.raises(DataError, match=r"a\.tar is damaged at byte 1024; download or write it again"):
+    with pytest.raises(
+        DataError, match=r"a\.tar cannot be used: it is damaged at byte 1024; download or write it again"
+    ):
         webdataset(str(tmp_path), "a.tar", "none")
 
 
@@ -221,9 +223,7 @@ def test_archives_that_were_put_one_after_another(tmp_path):
     write(tmp_path / "a.tar", {"0.jpg": b"1"})
     write(tmp_path / "b.tar", {"1.jpg": b"2"})
     (tmp_path / "a.tar").write_bytes((tmp_path / "a.tar").read_bytes() + (tmp_path / "b.tar").read_bytes())
-    with pytest.raises(
-        DataError, match=r"a\.tar goes on after its end at byte 1024, as if archives were put one after"
-    ):
+    with pytest.raises(DataError, match=r"it goes on after its end at byte 1024, as if archives were put one after"):
         webdataset(str(tmp_path), "a.tar", "none")
 
 

@@ -45,7 +45,10 @@ def build(node: Any, **arguments: Any) -> Any:
         if cause is error:  # Hydra itself refuses the target
             raise ConfigError(" ".join(str(error).split())) from error
         if isinstance(cause, ValueError | TypeError | ImportError | AttributeError | OmegaConfBaseException):
-            raise ConfigError(f"{node.get('_target_', 'the configuration')}: {first_line(cause)}") from error
+            place, target = node._get_full_key(None), node.get("_target_", "the configuration")
+            if isinstance(cause, ImportError | AttributeError):
+                place = f"{place}._target_={target}" if place else target
+            raise ConfigError(f"{place or target}: {first_line(cause)}") from error
         raise
 
 

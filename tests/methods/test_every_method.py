@@ -114,7 +114,7 @@ def test_a_number_without_meaning_is_refused(method):
             if isinstance(value, bool) or not isinstance(value, int | float):
                 continue
             changed = OmegaConf.merge(config, {place: {name: -2}})
-            with pytest.raises(ConfigError, match=f"{name}.* must .*, got -2"):
+            with pytest.raises(ConfigError, match=f"^{place}: {name}.* must .*, got -2"):
                 build(changed.loss) if place == "loss" else build_module(changed, network, labels)
 
 

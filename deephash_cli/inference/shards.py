@@ -40,7 +40,7 @@ from deephash_cli.files import (
 )
 from deephash_cli.inference.encoder import load_encoder, prepare
 from deephash_cli.models import packed_codes
-from deephash_cli.retrieval import codes, codes_folder
+from deephash_cli.retrieval import codes, codes_folder, similarity
 from deephash_cli.retrieval.codes import CodeSet
 from deephash_cli.retrieval.codes_folder import PLAN, SHARDS, SKIPPED
 from deephash_cli.retrieval.scoring import CLASSES
@@ -354,7 +354,13 @@ class Work:
         codes_folder.join_databases(
             self.folder,
             places,
-            {"provenance": origin, "run_folder": self.task.run, "source": self._source(), "skipped": skipped},
+            {
+                "provenance": origin,
+                "evaluation": {"similar": similarity.setting(self.encoder.settings["metrics"])},
+                "run_folder": self.task.run,
+                "source": self._source(),
+                "skipped": skipped,
+            },
             [SKIPPED],
         )
 

@@ -23,6 +23,7 @@ from PIL import Image
 from deephash_cli import runs
 from deephash_cli.data.decoding import MAX_PIXELS
 from deephash_cli.files import read_json, sha256_file
+from deephash_cli.retrieval import similarity
 from deephash_cli.retrieval.codes import CodeSet
 from deephash_cli.retrieval.codes_folder import join_databases, open_side, save_database
 
@@ -103,6 +104,16 @@ def test_the_codes_of_a_run_with_features_in_bf16_come_out_again(deephash, tmp_p
     expected = codes_of_run(tmp_path / "bf16")
     assert codes_in(Path("codes")) == expected
     assert codes_of_run(tmp_path / "fp32") != expected
+
+
+def test_what_makes_images_similar_is_that_of_the_run(deephash, tmp_path):
+    """`search` and `index` mark and count relevant images by it."""
+    data = ("dataset=image_folder", f"dataset.root={write_photos(tmp_path / 'photos')}")
+    assert (
+        deephash("train", "method=lsh", *QUICK, *data, "metrics.similar=all", f"run_dir={tmp_path / 'run'}").code == 0
+    )
+    assert deephash("encode", f"run={tmp_path / 'run'}", *FAST, *data, "output=codes").code == 0
+    assert similarity.of_manifest(open_side(Path("codes")).manifest) == "all"
 
 
 def test_a_second_time_nothing_is_made(encode, hashed):

@@ -99,6 +99,14 @@ def make(deephash):
     return run
 
 
+def test_a_data_set_with_many_classes_has_a_table_of_classes(make):
+    """NUS-WIDE has 21 classes, MS-COCO 80."""
+    write_run("runs/a", metrics={"per_class": {"map": [n / 80 for n in range(80)], "queries": [5] * 80}})
+    _, _, page = make("runs")
+    (names, values) = page.table("mAP of each class")
+    assert (len(names), names[2:4], values[2:4]) == (82, ["class 79 (5)", "class 78 (5)"], ["0.9875", "0.9750"])
+
+
 def data_of(text):
     (found,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', text, re.S)
     return json.loads(found)

@@ -24,7 +24,7 @@ CHARTS = {
     "ones": "share of ones of each bit (bit_balance.ones)",
     "distances": "distances of pairs (distances)",
 }  # data that older runs may lack
-CLASSES = 100  # largest number of classes drawn
+CLASSES = 100  # largest number of classes in a chart or table; a run with more is not in the table of classes
 SEEDS = 3  # largest number of training curves drawn for a row and code length
 POINTS = 60  # largest number of points of a training curve; longer curves are thinned
 KEPT = 20_000  # largest number of points of a training curve that are held while its file is read

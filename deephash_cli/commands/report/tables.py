@@ -18,7 +18,6 @@ from deephash_cli.runs import results
 from deephash_cli.runs.results import Cell, Result, Row, Section
 
 _SHOWN_AT = (1, 10, 100, 1000)  # cut-offs k with a column of precision
-_CLASSES = 20  # a run with more classes is not in the table of classes
 FEW = 0.01  # share of the possible codes; with fewer different ones, codes may have collapsed
 _REAL_VALUED = {
     "asymmetric": "map_asymmetric",
@@ -186,7 +185,7 @@ def _lines(section: Section) -> Iterator[tuple[Row, int, Sequence[Result]]]:
 def of_classes(section: Section) -> Table:
     """Return the table of the mean AP of each class, the highest first; runs with many classes are omitted."""
     found = [(row, bits, curves.classes(members) or []) for row, bits, members in _lines(section)]
-    width = max((len(values) for *_, values in found if len(values) <= _CLASSES), default=0)
+    width = max((len(values) for *_, values in found if len(values) <= curves.CLASSES), default=0)
     lines = [
         (row, bits, [Cell.of([] if value is None else [value]) for value in [*values, *[None] * (width - len(values))]])
         for row, bits, values in found

@@ -51,6 +51,14 @@ def table(lines: list[dict], metric: str) -> None:
         print(f"| {method} | {from_what[method.rstrip('*‡')]} | {shown} | {' or '.join(map(str, counts))} |")
 
 
+def print_tables(title: str, lines: list[dict]) -> None:
+    """Print a table of all methods, and one of those without labels."""
+    print(f"{title}, `map`:\n")
+    table(lines, "map")
+    print("\nMethods without labels, `map_at_1000`:\n")
+    table([line for line in lines if line["learns_from"] == "none"], "map_at_1000")
+
+
 def main(roots: list[Path]) -> None:
     """Write all runs, and print the tables."""
     lines = read(roots)
@@ -58,13 +66,9 @@ def main(roots: list[Path]) -> None:
     default = [line for line in lines if line["settings"] == "default"]
     tuned = {line["method"] for line in lines if line["settings"] == "tuned"}
     best = [line for line in lines if line["settings"] == "tuned" or line["method"] not in tuned]
-    print("Default settings, `map`:\n")
-    table(default, "map")
+    print_tables("Default settings", default)
     if tuned:
-        print("\nSettings chosen on validation queries (*), or the defaults if these were the best, `map`:\n")
-        table(best, "map")
-    print("\nMethods without labels, `map_at_1000`:\n")
-    table([line for line in best if line["learns_from"] == "none"], "map_at_1000")
+        print_tables("\nSettings chosen on validation queries (*), or the defaults if these were the best", best)
 
 
 if __name__ == "__main__":

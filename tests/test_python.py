@@ -45,7 +45,6 @@ def test_images_are_encoded_as_the_run_encoded_them(deephash, hashed, capsys):
     assert (made.packed[order] == names["packed"]).mean() > 0.99  # values next to zero round by the batch
 
 
-@pytest.mark.slow
 def test_a_plain_trainer_learns(photos, capsys):
     settings = ", ".join(map(repr, photos))
     names = run(

@@ -60,11 +60,15 @@ VERB_OF = {
     **dict.fromkeys(("database", "query_labels", "database_labels"), "eval"),
     "check_output": "index",
     "table": "export",
+    **dict.fromkeys(("lists", "sha256"), "data split fashion_mini"),
+    "against": "data audit fashion_mini",
+    "model.timm_name": "train model=timm",
 }
 DATASET_OF = {
     "dataset.root": "image_folder", "dataset.file": "csv", "dataset.train": "image_list",
     "dataset.query": "image_list", "dataset.database": "image_list", "dataset.vectors": "vectors",
     "dataset.labels": "vectors", "dataset.ids": "vectors", "dataset.split_file": "csv", "dataset.shards": "webdataset",
+    "dataset.lists": "coco", "dataset.classes": "imagenet100",
 }  # fmt: skip
 
 
@@ -237,7 +241,7 @@ def test_any_name_of_a_file_works_for_every_key(deephash, key, name):
         pytest.skip("names no file that may be missing")
     verb = VERB_OF.get(key, "train")
     dataset = [f"dataset={DATASET_OF[key]}"] if key in DATASET_OF else []
-    result = deephash(verb, *dataset, f"{key}={name}", "--cfg", "job")
+    result = deephash(*verb.split(), *dataset, f"{key}={name}", "--cfg", "job")
     assert result.code == 0, result
     assert is_same_file(name, setting(yaml.safe_load(result.out), key))
 

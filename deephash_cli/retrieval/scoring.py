@@ -54,6 +54,7 @@ LEVEL = 0.95
 RESAMPLES = 1000
 _HUGE = 1e300  # JSON can hold whole numbers that are larger than any float
 HARDEST = 10
+_NAMES = 2**14  # names that are compared at a time
 CLASSES = 1000  # largest number of classes for which there is a table by class
 
 SETTINGS = ("ks", "map_at", "radius", "zero_hits", "similar")  # settings of an evaluation
@@ -312,11 +313,13 @@ def self_matches(query: CodeSet, database: CodeSet) -> Int64[np.ndarray, " q"]:
     found = np.full(query.n, -1)
     if query.ids is not None and database.ids is not None:
         rows = {name: row for row, name in enumerate(query.ids)}
-        if rows.keys().isdisjoint(database.ids):  # several times faster than the loop, and usual
-            return found
-        for position, name in enumerate(database.ids):
-            if (row := rows.get(name)) is not None:
-                found[row] = position
+        for start in range(0, len(database.ids), _NAMES):
+            names = database.ids[start : start + _NAMES]
+            if rows.keys().isdisjoint(names):  # several times faster than the loop, and usual
+                continue
+            for position, name in enumerate(names, start):
+                if (row := rows.get(name)) is not None:
+                    found[row] = position
     return found
 
 

@@ -90,7 +90,11 @@ def _opened(archive: Path) -> Iterator[Iterator[_Member | str]]:
 
 
 class _Limited:
-    """A file that is never read in large pieces, because a tar archive may claim to have a header of any size."""
+    """A file that is never read in large pieces, because a tar archive may claim to have a header of any size.
+
+    Attributes:
+        last: What was read last.
+    """
 
     def __init__(self, file: io.BufferedIOBase) -> None:
         self.seek, self.tell = file.seek, file.tell

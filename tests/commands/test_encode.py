@@ -109,10 +109,8 @@ def test_the_codes_of_a_run_with_features_in_bf16_come_out_again(deephash, tmp_p
 def test_what_makes_images_similar_is_that_of_the_run(deephash, tmp_path):
     """`search` and `index` mark and count relevant images by it."""
     data = ("dataset=image_folder", f"dataset.root={write_photos(tmp_path / 'photos')}")
-    assert (
-        deephash("train", "method=lsh", *QUICK, *data, "metrics.similar=all", f"run_dir={tmp_path / 'run'}").code == 0
-    )
-    assert deephash("encode", f"run={tmp_path / 'run'}", *FAST, *data, "output=codes").code == 0
+    assert deephash("train", "method=lsh", *QUICK, *data, "metrics.similar=all", "run_dir=run").code == 0
+    assert deephash("encode", "run=run", *FAST, *data, "output=codes").code == 0
     assert similarity.of_manifest(open_side(Path("codes")).manifest) == "all"
 
 

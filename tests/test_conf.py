@@ -12,7 +12,11 @@ from deephash_cli.cli import arguments, checking, limits, verbs
 from deephash_cli.runs import flatten
 
 GROUPS = choices.group_names()
-CHOICES = [(group, choice) for group in GROUPS for choice in choices.choices(group)]
+LOSSES = set(choices.choices("loss")) - {"none"}
+# A loss is composed with the method of its name.
+CHOICES = [
+    (group, choice) for group in GROUPS for choice in choices.choices(group) if choice not in LOSSES or group != "loss"
+]
 FILES = sorted(choices.CONF_DIR.rglob("*.yaml"))
 
 
@@ -23,8 +27,8 @@ def compose(*overrides: str) -> DictConfig:
 
 def chosen(group: str, choice: str) -> DictConfig:
     """Compose a choice with a method and a model that use it; anything else is refused."""
-    if group == "loss" or choice == "none":
-        users = {"loss": [f"method={'itq' if choice == 'none' else choice}"], "optimizer": ["method=itq"]}
+    if choice == "none":
+        users = {"loss": ["method=itq"], "optimizer": ["method=itq"]}
     else:
         users = {"augment": ["model.frozen=false"]}
     users["scheduler"] = users.get("optimizer", [])
@@ -38,6 +42,10 @@ def test_every_choice_composes(group, choice):
     assert container["bits"] == (int(choice) if group == "bits" else 48)
     if group == "method":
         assert config.method == choice
+        loss = container["loss"]
+        assert (loss is not None) == (choice in LOSSES)
+        if loss is not None:
+            assert loss == OmegaConf.load(choices.CONF_DIR / "loss" / f"{choice}.yaml")
     if group == "dataset":
         assert config.dataset.name == choice
     if group not in ("bits", "experiment"):
@@ -129,7 +137,9 @@ def require_targets(config: DictConfig) -> None:
 def test_every_range_belongs_to_a_setting():
     """A range for a key that was renamed would guard nothing."""
     absent = object()
-    configs = [chosen(group, choice) for group, choice in CHOICES if group in ("dataset", "loss", "optimizer", "model")]
+    configs = [
+        chosen(group, choice) for group, choice in CHOICES if group in ("dataset", "method", "optimizer", "model")
+    ]
     configs += [checking.check(verb, [], None, multirun=False) for verb in verbs.names() if verbs.is_composed(verb)]
     for key in [*limits.RANGES, *limits.LISTS, *limits.TEXTS, *limits.WORDS]:
         assert any(OmegaConf.select(config, key, default=absent) is not absent for config in configs), key

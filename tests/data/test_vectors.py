@@ -368,7 +368,7 @@ def test_a_run_without_labels_reports_what_needs_none(deephash):
     assert Path("again.json").read_bytes() == Path("run", runs.METRICS).read_bytes()
 
 
-@pytest.mark.parametrize("method", sampled(METHODS, 3))
+@pytest.mark.parametrize("method", sampled(METHODS, 6))
 def test_a_method_that_learns_from_labels_is_refused_without_any(deephash, method):
     result = deephash("train", *DATASET, f"method={method}", *SHORT)
     if result.code != 0:

@@ -93,7 +93,7 @@ class _Limited:
     """A file that is never read in large pieces, because a tar archive may claim to have a header of any size.
 
     Attributes:
-        last: What was read last.
+        last: What was read last; to read it once more, a compressed file would be unpacked again from its start.
     """
 
     def __init__(self, file: io.BufferedIOBase) -> None:
